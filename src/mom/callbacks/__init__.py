@@ -1,0 +1,17 @@
+"""Lightning callbacks: routing statistics, throughput, checkpoints, progress."""
+
+from mom.callbacks.effective_depth import EffectiveDepth
+from mom.callbacks.final_validation import FinalValidation
+from mom.callbacks.last_checkpoint import LastCheckpoint
+from mom.callbacks.progress import StepProgressBar
+from mom.callbacks.routing_statistics import RoutingStatistics
+from mom.callbacks.throughput import ThroughputMonitor
+
+__all__ = [
+    "EffectiveDepth",
+    "FinalValidation",
+    "LastCheckpoint",
+    "RoutingStatistics",
+    "StepProgressBar",
+    "ThroughputMonitor",
+]

@@ -1,0 +1,108 @@
+"""One line that says how training goes."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SHOWN = (
+    ("train/loss", "loss {:.3f}"),
+    ("val/loss", "val {:.3f}"),
+    ("depth/effective", "depth {:.2f}"),
+    ("throughput/tokens_per_second", "{:,.0f} tok/s"),
+)
+
+
+class StepProgressBar(ProgressBar):
+    """A progress bar over optimiser steps, not epochs: loss, validation loss, effective depth, tokens per second.
+
+    One line that is drawn over in a terminal. Where the output goes to a file, a line after each validation.
+    The numbers are those last logged (``trainer.log_every_n_steps``), so the bar costs no device transfer of its
+    own.
+
+    Args:
+        name: what is being trained, in front of the line.
+    """
+
+    def __init__(self, name: str = "train") -> None:
+        super().__init__()
+        self._name = name
+        self._enabled = True
+        self._progress: Progress | None = None
+
+    def disable(self) -> None:
+        """Show nothing (Lightning asks for it on all ranks but the first)."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show the bar."""
+        self._enabled = True
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the empty bar."""
+        if not self._enabled:
+            return
+        console = Console(file=sys.stdout)
+        if not console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        total = trainer.max_steps if trainer.max_steps > 0 else None
+        self._task = self._progress.add_task(self._name, total=total, completed=trainer.global_step, numbers="")
+        self._progress.start()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Move on to the optimiser step just taken."""
+        if self._progress is None:
+            return
+        fields = {}
+        if trainer.global_step % trainer.log_every_n_steps == 1 % trainer.log_every_n_steps:
+            fields["numbers"] = self._numbers(trainer)  # what the step before logged
+        self._progress.update(self._task, completed=trainer.global_step, **fields)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the new validation loss."""
+        if trainer.sanity_checking or not self._enabled:
+            return
+        if self._progress is not None:
+            self._progress.update(self._task, numbers=self._numbers(trainer))
+        elif trainer.state.fn == "fit":
+            print(f"{self._name}  {trainer.global_step}/{trainer.max_steps}  {self._numbers(trainer)}", flush=True)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the finished line standing."""
+        self._stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the terminal back."""
+        self._stop()
+
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(*args, sep=sep)
+        else:
+            print(*args, sep=sep, **kwargs)
+
+    def _stop(self) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    @staticmethod
+    def _numbers(trainer: Trainer) -> str:
+        known = trainer.callback_metrics
+        return "  ".join(text.format(float(known[name])) for name, text in SHOWN if name in known)

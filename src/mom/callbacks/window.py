@@ -1,0 +1,94 @@
+"""The frame that statistics callbacks share: when to measure, how to add up, where to log."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mom.callbacks.statistics import Sums, Totals, add, collect
+
+
+class WindowedStatistics(Callback):
+    """Statistics of routing records over one logged optimiser step and over each validation.
+
+    A training window is one optimiser step, all its micro-batches together; only steps that Lightning logs
+    (``trainer.log_every_n_steps``) are measured. A validation window is the whole validation; its metrics stand
+    under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per window.
+
+    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold ``routing``
+    (detached records) and ``attention_mask`` ([B, T]).
+    """
+
+    def __init__(self) -> None:
+        self._training: Sums | None = None
+        self._validation: Sums | None = None
+        self._measuring = False
+
+    @abstractmethod
+    def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
+        """Sums of one forward pass; no reading back to the host. Empty: nothing to say about this model."""
+
+    @abstractmethod
+    def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
+        """Metrics with their full names, from sums over the window and all ranks."""
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Decide whether the optimiser step that this micro-batch belongs to is one that logs."""
+        # global_step still counts the steps before this one; it grows with the window's last micro-batch.
+        self._step_before = trainer.global_step
+        self._measuring = logs_next_step(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        """Add this micro-batch; after the window's last one, log."""
+        if not self._measuring:
+            return
+        self._training = self._added(self._training, pl_module, outputs)
+        if trainer.global_step > self._step_before:
+            self._log(trainer, pl_module, self._training, prefix="", on_step=True)
+            self._training = None
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the validation's window."""
+        self._validation = None
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
+    ) -> None:
+        """Add this batch."""
+        self._validation = self._added(self._validation, pl_module, outputs)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the average over the validation."""
+        self._log(trainer, pl_module, self._validation, prefix="val/", on_step=False)
+        self._validation = None
+
+    def _added(self, sums: Sums | None, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums | None:
+        with torch.no_grad():
+            measured = self.measure(pl_module, outputs)
+        return add(sums, measured) if measured else sums
+
+    def _log(
+        self, trainer: Trainer, pl_module: LightningModule, sums: Sums | None, *, prefix: str, on_step: bool
+    ) -> None:
+        if sums is None:
+            return
+        strategy = trainer.strategy
+        reduce = (lambda tensor: strategy.reduce(tensor, reduce_op="sum")) if trainer.world_size > 1 else None
+        metrics = self.metrics(pl_module, collect(sums, reduce))
+        pl_module.log_dict(
+            {prefix + name: value for name, value in metrics.items()},
+            on_step=on_step,
+            on_epoch=not on_step,
+            batch_size=1,
+        )
+
+
+def logs_next_step(trainer: Trainer) -> bool:
+    """Whether Lightning writes the metrics of the optimiser step under way (every ``log_every_n_steps``)."""
+    return bool(trainer.log_every_n_steps) and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
