@@ -1,0 +1,132 @@
+"""Tokens on disk: one flat array of ids, memory-mapped, and what is known about it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGEST_UINT16_VOCABULARY = 65_535
+
+
+def token_dtype(vocab_size: int) -> np.dtype:
+    """The type of a token on disk: 2 bytes, or 4 for vocabularies above 65,535."""
+    return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16_VOCABULARY else np.uint32)
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """A file of token ids in the machine's byte order, documents one after the other.
+
+    Opening it reads nothing; the operating system pages in what is used. Pickled it carries its path, not
+    its tokens.
+
+    Args:
+        path: where it is.
+        dtype: ``uint16`` or ``uint32``.
+        count: tokens in it, each document's end-of-text token among them.
+        num_bytes: UTF-8 bytes of the text they stand for; the end-of-text tokens stand for none.
+        num_documents: documents in it.
+        fingerprint: of the corpus, see :meth:`mom.data.corpora.Corpus.fingerprint`.
+    """
+
+    path: Path
+    dtype: str
+    count: int
+    num_bytes: int
+    num_documents: int
+    fingerprint: str
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """All tokens, [count], read-only.
+
+        Raises:
+            ValueError: the file is not as long as it should be.
+        """
+        if not self.is_whole():
+            raise ValueError(f"{self.path} does not hold {self.count} tokens of type {self.dtype}")
+        if self.count == 0:  # nothing that could be mapped
+            return np.empty(0, dtype=self.dtype)
+        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "tokens"}
+
+    def is_whole(self) -> bool:
+        """Whether the file is there and exactly as long as it should be."""
+        try:
+            return self.path.stat().st_size == self.count * np.dtype(self.dtype).itemsize
+        except OSError:
+            return False
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token, end-of-text tokens counted as tokens of no bytes."""
+        return self.num_bytes / self.count if self.count else math.nan
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Turn a cross-entropy into bits per UTF-8 byte of text, which no choice of tokenizer changes the unit of.
+
+    The end of a document is paid for (its token is predicted like any other) and adds no byte, so that a
+    corpus of short documents costs a little more per byte than its texts alone.
+
+    Args:
+        loss: mean cross-entropy in nats per token.
+        bytes_per_token: as in :attr:`TokenFile.bytes_per_token`.
+    """
+    return loss / math.log(2) / bytes_per_token
+
+
+class TokenWriter:
+    """Writes a :class:`TokenFile`, document by document. Closing it makes sure that the disk has it.
+
+    Args:
+        path: the file to create.
+        dtype: of a token.
+        end_of_text: the id that follows every document.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, end_of_text: int) -> None:
+        self.path = path
+        self.dtype = dtype
+        self.end_of_text = end_of_text
+        self.count = 0
+        self.num_bytes = 0
+        self.num_documents = 0
+        self._stream = path.open("xb")
+
+    def write(self, documents: Iterable[tuple[list[int], int]]) -> None:
+        """Append documents, each given as its ids and the UTF-8 bytes of its text."""
+        ids: list[int] = []
+        for document, num_bytes in documents:
+            ids += document
+            ids.append(self.end_of_text)
+            self.num_bytes += num_bytes
+            self.num_documents += 1
+        self._stream.write(np.array(ids, dtype=self.dtype).tobytes())
+        self.count += len(ids)
+
+    def close(self) -> None:
+        """Flush to the disk and close; harmless when closed already."""
+        if self._stream.closed:
+            return
+        try:
+            self._stream.flush()
+            os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
+
+    def finished(self, fingerprint: str) -> TokenFile:
+        """Close, and describe what was written."""
+        self.close()
+        return TokenFile(
+            self.path, str(self.dtype), self.count, self.num_bytes, self.num_documents, fingerprint
+        )
