@@ -1,0 +1,23 @@
+"""The typed configuration: one frozen dataclass for each Hydra group, and :func:`bind`, which makes them.
+
+Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.check_buildable` is called.
+"""
+
+from __future__ import annotations
+
+from mom.config.nodes import NodeConfig
+from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
+from mom.config.sections import DataConfig, OptimizerConfig, Section, TaskConfig, TrainerConfig
+
+__all__ = [
+    "MODEL_FIELDS",
+    "ROUTER_FIELDS",
+    "DataConfig",
+    "NodeConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "Section",
+    "TaskConfig",
+    "TrainerConfig",
+    "bind",
+]

@@ -1,0 +1,189 @@
+"""The folder of a run: its name, what the command line writes into it, and writes that are whole or not there."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from mom.errors import RequestError
+
+RUN_DIR_VARIABLE = "MOM_RUN_DIR"
+"""Environment variable by which the process that was launched tells its child ranks where the run is."""
+
+State = Literal["running", "succeeded", "failed", "interrupted"]
+
+_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_OWN_FILES = {"config.yaml", "status.json"}
+
+
+def process_rank() -> int:
+    """Rank of this process as its launcher told it; 0 where there is one process."""
+    return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+
+def new_run_dir(task: str) -> str:
+    """A name no other launch takes: ``outputs/<task>/<date>_<time>-<4 hex digits>``."""
+    moment = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    return str(Path("outputs") / task / f"{moment}-{secrets.token_hex(2)}")
+
+
+def choose_run_dir(task: str, given: str | None) -> str:
+    """The folder of this run: the one given, the launching process's, or a new name.
+
+    Raises:
+        RequestError: if several processes were started from outside and none can know the others' name.
+    """
+    if given == "":
+        raise RequestError("run_dir", "''", "the name of a folder, or null for a new one")
+    if given is not None:
+        return given
+    inherited = os.environ.get(RUN_DIR_VARIABLE)
+    if inherited:
+        return inherited
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise RequestError(
+            "run_dir", "null", "one folder for all the processes that were started (run_dir=…)"
+        )
+    return new_run_dir(task)
+
+
+def write_json_atomic(path: str | Path, obj: Any) -> None:
+    """Write JSON so that a reader finds the old file or the new one, never a part.
+
+    Args:
+        path: the file; its folder must exist.
+        obj: plain data. NaN and infinity become null, which every JSON reader accepts.
+
+    Raises:
+        OSError: if it cannot be written; the old file is untouched.
+    """
+    _write_atomic(Path(path), json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n")
+
+
+class RunDirectory:
+    """A run's folder and the files the command line keeps in it.
+
+    ``config.yaml`` (resolved), ``status.json`` (``running``, ``succeeded``, ``failed`` or ``interrupted``, with the
+    error) and ``summary.json`` (flat, final numbers). Only the first process writes; on the other ranks every
+    method is silent, so that callers need not ask.
+
+    Args:
+        path: the folder; made with its parents if it is not there.
+
+    Raises:
+        RequestError: ``run_dir``, if it cannot be made or written, with the reason.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.writes = process_rank() == 0
+        self._made = _missing_parents(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if self.writes:
+                with tempfile.TemporaryFile(dir=self.path) as probe:
+                    probe.write(b"\0")
+        except OSError as reason:
+            self.remove_if_unused()
+            raise self._refusal(reason) from reason
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write ``config.yaml``, plain data in the order given."""
+        text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        self._write("config.yaml", text)
+
+    def write_summary(self, summary: Mapping[str, Any]) -> None:
+        """Write ``summary.json``: flat names to final numbers (or short texts)."""
+        if self.writes:
+            try:
+                write_json_atomic(self.path / "summary.json", dict(summary))
+            except OSError as reason:
+                raise self._refusal(reason) from reason
+
+    def status(self, state: State, error: BaseException | str | None = None) -> None:
+        """Write ``status.json``: the state and, if there is one, the error's type and message."""
+        record: dict[str, Any] = {"state": state, "error": None}
+        if isinstance(error, BaseException):
+            record["error"] = {"type": type(error).__name__, "message": str(error)}
+        elif error is not None:
+            record["error"] = {"type": "", "message": error}
+        record["time"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self._write("status.json", json.dumps(record, indent=2) + "\n")
+
+    def remove_if_unused(self) -> bool:
+        """Undo the making of a folder in which nothing happened; what was there before is left alone.
+
+        Returns:
+            Whether the folder was removed. One that holds any result, even a partial one, is kept.
+        """
+        if not self._made or not self.writes:
+            return False
+        held = [one for one in self.path.rglob("*") if not one.is_dir()] if self.path.exists() else []
+        if any(one.parent != self.path or one.name not in _OWN_FILES for one in held):
+            return False
+        shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self._made[1:]:
+            try:
+                parent.rmdir()
+            except OSError:  # another run has moved in meanwhile
+                break
+        return True
+
+    def _write(self, name: str, text: str) -> None:
+        if not self.writes:
+            return
+        try:
+            _write_atomic(self.path / name, text)
+        except OSError as reason:
+            raise self._refusal(reason) from reason
+
+    def _refusal(self, reason: OSError) -> RequestError:
+        why = reason.strerror or str(reason)
+        return RequestError("run_dir", self.path, f"a folder that can be written: {why}")
+
+
+def _missing_parents(path: Path) -> list[Path]:
+    """The folder and those of its parents that do not exist yet, innermost first."""
+    return [one for one in (path, *path.parents) if not one.exists()]
+
+
+def _write_atomic(path: Path, text: str) -> None:
+    """Write beside the file, flush to the disk, rename over it."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes files private; give this one the permissions any other file would have.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _finite(obj: Any) -> Any:
+    """Plain data with NaN and infinity replaced by None."""
+    if isinstance(obj, float):
+        return obj if abs(obj) < float("inf") else None
+    if isinstance(obj, Mapping):
+        return {str(key): _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    return obj
