@@ -1,0 +1,8 @@
+"""Other people's models into ours: Hugging Face GPT-2, the authors' checkpoints, and plain into MoM."""
+
+from mom.interop.authors import load_authors_checkpoint
+from mom.interop.gpt2 import from_gpt2
+from mom.interop.loading import load_model
+from mom.interop.upcycling import UpcyclingPlan, plain_config, upcycle
+
+__all__ = ["UpcyclingPlan", "from_gpt2", "load_authors_checkpoint", "load_model", "plain_config", "upcycle"]

@@ -1,0 +1,22 @@
+"""The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly and heads."""
+
+from mom.model.configuration import MoMConfig
+from mom.model.modeling import (
+    MoMCausalLMOutput,
+    MoMForCausalLM,
+    MoMForSequenceClassification,
+    MoMModel,
+    MoMModelOutput,
+)
+from mom.model.routing import RoundRouting, Routing
+
+__all__ = [
+    "MoMCausalLMOutput",
+    "MoMConfig",
+    "MoMForCausalLM",
+    "MoMForSequenceClassification",
+    "MoMModel",
+    "MoMModelOutput",
+    "RoundRouting",
+    "Routing",
+]

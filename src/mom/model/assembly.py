@@ -1,0 +1,128 @@
+"""The assembly: rounds in which every token chooses modules and runs them (paper, section 3; DESIGN §1).
+
+One stage holds one pool of attention modules, one pool of feed-forward modules, and a router for each. For H
+rounds, token by token, the routers choose; what they choose is the layer that the token passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mom.model.attention import AttentionContext
+from mom.model.blocks import Block
+from mom.model.configuration import MoMConfig
+from mom.model.pools import AttentionPool, FFNPool, Folded
+from mom.model.routers import build_router
+from mom.model.routing import RoundRouting
+from mom.model.schedules import PoolLayout
+
+
+class RoundState(NamedTuple):
+    """What passes from round to round of a stage.
+
+    Attributes:
+        x: residual stream, [B, T, D].
+        attention: the attention router's state, [B, T, router_dim], or ``None``.
+        ffn: the feed-forward router's state, likewise.
+    """
+
+    x: Tensor
+    attention: Tensor | None
+    ffn: Tensor | None
+
+
+class RoutedAttention(nn.Module):
+    """The attention pool of a stage and its router."""
+
+    def __init__(self, config: MoMConfig, stage_index: int) -> None:
+        super().__init__()
+        self.router = build_router(config, PoolLayout.attention(config), salt=2 * stage_index)
+        self.pool = AttentionPool(config)
+
+
+class RoutedFFN(nn.Module):
+    """The feed-forward pool of a stage and its router."""
+
+    def __init__(self, config: MoMConfig, stage_index: int) -> None:
+        super().__init__()
+        self.router = build_router(config, PoolLayout.ffn(config), salt=2 * stage_index + 1)
+        self.pool = FFNPool(config)
+
+
+class Stage(nn.Module):
+    """H rounds of assembly over this stage's own pools, then one plain anchor block if the model has anchors.
+
+    Args:
+        config: the model's configuration.
+        stage_index: the stage's place.
+    """
+
+    def __init__(self, config: MoMConfig, stage_index: int) -> None:
+        super().__init__()
+        self.num_rounds = config.num_rounds
+        self.attention = RoutedAttention(config, stage_index)
+        self.ffn = RoutedFFN(config, stage_index)
+        self.dropout = nn.Dropout(config.dropout)
+        self.anchor = Block(config) if config.anchors else None
+
+    def forward(
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        first_layer: int,
+        token_ids: Tensor | None,
+        run: Callable,
+    ) -> tuple[Tensor, list[RoundRouting], list[Tensor]]:
+        """Assemble and pass the anchor.
+
+        Args:
+            x: residual stream, [B, T, D].
+            context: what every attention of this forward shares.
+            first_layer: cache layer of the first round; round h uses ``first_layer + h``, the anchor the next.
+            token_ids: [B, T], for the router that needs them.
+            run: ``run(function, *arguments)``; activation checkpointing enters here, once per round.
+
+        Returns:
+            The residual stream, the routing of each round, and the residual stream after each round and anchor.
+        """
+        folded = self.attention.pool.fold(), self.ffn.pool.fold()
+        state = RoundState(x, None, None)
+        routing, passed = [], []
+        for round_index in range(self.num_rounds):
+            one_round = partial(self.assemble, round_index, context, first_layer + round_index, token_ids)
+            state, decided = run(one_round, state, *folded)
+            routing.append(decided)
+            passed.append(state.x)
+        x = state.x
+        if self.anchor is not None:
+            x = run(self.anchor, x, context, first_layer + self.num_rounds)
+            passed.append(x)
+        return x, routing, passed
+
+    def assemble(
+        self,
+        round_index: int,
+        context: AttentionContext,
+        layer_index: int,
+        token_ids: Tensor | None,
+        state: RoundState,
+        folded_attention: Folded,
+        folded_ffn: Folded,
+    ) -> tuple[RoundState, RoundRouting]:
+        """One round: the attention router chooses and its modules run, then the same for the feed-forward."""
+        x = state.x  # (B, T, D); the routers read it un-normalised
+
+        attention, attention_state = self.attention.router(x, state.attention, round_index, token_ids)
+        attend = partial(context.attend, layer_index=layer_index)
+        x = x + self.dropout(
+            self.attention.pool(x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active))
+        )
+
+        ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids)
+        x = x + self.dropout(self.ffn.pool(x, ffn, folded_ffn))
+
+        return RoundState(x, attention_state, ffn_state), RoundRouting(attention, ffn)

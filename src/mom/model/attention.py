@@ -1,0 +1,105 @@
+"""Causal multi-head attention over q, k and v that are already projected, with padding, cache and skipped keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_causal_mask
+
+
+@dataclass(frozen=True)
+class AttentionContext:
+    """What every attention of one forward shares.
+
+    Attributes:
+        num_heads: attention heads.
+        mask: who may attend to whom, boolean [B, 1, T_query, T_key]; ``None`` means causal and nothing else.
+        own_key: position of each query's own key, boolean [T_query, T_key]; needed with ``mask_skipped``.
+        mask_skipped: ``skipped_kv: mask``; tokens that took no attention module are seen by nobody else.
+        cache: keys and values of earlier tokens; each executed attention has a layer index of its own.
+    """
+
+    num_heads: int
+    mask: Tensor | None
+    own_key: Tensor | None
+    mask_skipped: bool
+    cache: Cache | None
+
+    @classmethod
+    def build(
+        cls,
+        config: PreTrainedConfig,
+        x: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+        position_ids: Tensor,
+        *,
+        mask_skipped: bool,
+    ) -> AttentionContext:
+        """Make the mask once for all layers.
+
+        Args:
+            config: the model's configuration.
+            x: embedded tokens, [B, T, D].
+            attention_mask: 1 for real tokens, 0 for padding, [B, T_key]; or ``None``.
+            cache: see the attribute.
+            position_ids: [B, T] or [1, T].
+            mask_skipped: see the attribute.
+        """
+        mask = create_causal_mask(
+            config=config,
+            inputs_embeds=x,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+            position_ids=position_ids if attention_mask is not None else None,
+            allow_is_causal_skip=not mask_skipped,
+        )
+        own_key = None
+        if mask is not None:
+            length, num_keys = x.shape[1], mask.shape[-1]
+            past = cache.get_seq_length() if cache is not None else 0
+            query = torch.arange(length, device=x.device) + past
+            own_key = query[:, None] == torch.arange(num_keys, device=x.device)  # (T_query, T_key)
+            # A padded query sees nothing; its own key keeps its softmax finite. Nobody sees its output.
+            mask = mask | own_key
+        return cls(config.num_heads, mask, own_key, mask_skipped, cache)
+
+    def attend(self, qkv: Tensor, layer_index: int, active: Tensor | None = None) -> Tensor:
+        """Causal multi-head attention.
+
+        Args:
+            qkv: [B, T, 3D].
+            layer_index: which executed attention this is; the cache's layer.
+            active: tokens that have a key and value of their own, boolean [B, T]; ``None`` means all.
+
+        Returns:
+            [B, T, D].
+        """
+        batch, length, width = qkv.shape
+        heads = qkv.view(batch, length, 3, self.num_heads, -1)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
+        if self.cache is not None:
+            key, value = self.cache.update(key, value, layer_index)
+        mask = self.mask
+        if self.mask_skipped and active is not None:
+            assert mask is not None and self.own_key is not None
+            mask = mask & (self._seen(active, key)[:, None, None, :] | self.own_key)
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None and length > 1
+        )
+        return out.transpose(1, 2).reshape(batch, length, width // 3)  # (B, T, D)
+
+    def _seen(self, active: Tensor, key: Tensor) -> Tensor:
+        """Keys that others may attend to, boolean [B, T_key].
+
+        The cache keeps keys only. A token that took no module has a key of exactly 0, which no module's
+        projection gives, so cached keys tell by themselves; beam search reorders them with the rest.
+        """
+        if self.cache is None:
+            return active
+        return (key != 0).any(dim=-1).any(dim=1)

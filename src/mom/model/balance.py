@@ -1,0 +1,82 @@
+"""Auxiliary losses on routing: the balance loss of Switch Transformers and the router z-loss of ST-MoE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mom.model.routing import RoundRouting, Routing
+
+
+def balance_loss(
+    routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None, *, include_skip: bool = True
+) -> Tensor:
+    """Sum over pools of ``N' · Σ_i f_i P_i`` (Fedus et al. 2021, eq. 4–6, with K choices).
+
+    A pool's rounds count together. ``f_i`` is the share of all K choices that went to i and ``P_i`` the mean
+    probability of i, both over real tokens. The least value, at perfect balance, is 1 for each pool.
+
+    Args:
+        routing: every round of every stage, stages in order.
+        num_rounds: rounds in a stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+        include_skip: SKIP is one of the N' = N+1 choices; otherwise shares are taken among modules only.
+
+    Returns:
+        A scalar; 0 for a model without routing. The gradient flows through ``P``.
+    """
+    if not routing:
+        return torch.zeros(())
+    pools = [
+        [getattr(decided, name) for decided in routing[start : start + num_rounds]]
+        for start in range(0, len(routing), num_rounds)
+        for name in ("attention", "ffn")
+    ]
+    return torch.stack([_pool_balance(pool, mask, include_skip) for pool in pools]).sum()
+
+
+def _pool_balance(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> Tensor:
+    num_slots = rounds[0].scores.shape[-1]
+    probabilities = torch.stack([_probabilities(decided, num_slots) for decided in rounds])  # (H, B, T, N+1)
+    selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
+    chosen = torch.nn.functional.one_hot(selected, num_slots).sum(dim=-2).to(probabilities.dtype)  # (H, B, T, N+1)
+    if mask is not None:
+        real = mask.to(probabilities.dtype)[None, :, :, None]
+        probabilities, chosen = probabilities * real, chosen * real
+    if not include_skip:
+        probabilities, chosen = probabilities[..., :-1], chosen[..., :-1]
+    total_probability = probabilities.sum(dim=(0, 1, 2))  # (N',)
+    total_chosen = chosen.sum(dim=(0, 1, 2))
+    tiny = torch.finfo(probabilities.dtype).tiny
+    shares = total_chosen / total_chosen.sum().clamp_min(tiny)
+    means = total_probability / total_probability.sum().clamp_min(tiny)
+    return shares.shape[0] * (shares * means).sum()
+
+
+def _probabilities(routing: Routing, num_slots: int) -> Tensor:
+    """The softmax, SKIP slots folded into one; a router's raw scores are not probabilities."""
+    probabilities = routing.logits.softmax(dim=-1)
+    skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
+    return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
+
+
+def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
+    """Mean over rounds, routers and real tokens of ``logsumexp(logits)²`` (Zoph et al. 2022, eq. 5).
+
+    Args:
+        routing: every round of every stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+
+    Returns:
+        A scalar; 0 for a model without routing.
+    """
+    if not routing:
+        return torch.zeros(())
+    logits = [decision.logits for decided in routing for decision in (decided.attention, decided.ffn)]
+    squares = torch.stack([part.logsumexp(dim=-1).square() for part in logits])  # (2 · rounds, B, T)
+    if mask is None:
+        return squares.mean()
+    real = mask.to(squares.dtype)
+    return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)

@@ -1,0 +1,213 @@
+"""The configuration of a Mixture-of-Modules language model, checked when it is made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.configuration_utils import PreTrainedConfig
+
+ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
+SCHEDULES = ("all", "layerwise", "grouped")
+ROUTER_PRIORS = ("none", "ordered", "looped")
+SCORE_FUNCTIONS = ("softmax", "identity")
+
+
+class MoMConfig(PreTrainedConfig):
+    """What a Mixture-of-Modules model is made of (Gong et al. 2024, arXiv 2407.06677).
+
+    The order of computation is: embeddings, ``num_bottom_blocks`` plain GPT-2 blocks, then for each of
+    ``num_stages`` stages ``num_rounds`` rounds of assembly over that stage's own pools followed by one plain
+    anchor block if ``anchors``, then ``num_top_blocks`` plain blocks, the final LayerNorm and the tied head.
+    A plain GPT-2 has ``num_stages=0`` and all its layers as bottom blocks.
+
+    Args:
+        vocab_size: tokens in the vocabulary.
+        max_positions: learned positions, the longest sequence.
+        d_model: width D of the residual stream.
+        num_heads: attention heads; must divide ``d_model``.
+        d_ffn: hidden width of a feed-forward module; ``None`` means ``4 * d_model``.
+        num_bottom_blocks: plain blocks before the stages.
+        num_top_blocks: plain blocks after the stages.
+        num_stages: stages, each with its own pools and routers.
+        anchors: whether one plain block follows each stage.
+        num_attention_modules: attention modules N_A in a stage's pool.
+        num_ffn_modules: feed-forward modules N_F in a stage's pool.
+        num_rounds: rounds of assembly H in a stage.
+        top_k: choices K per step, SKIP included, or ``"all"`` for every choice of the pool: the authors'
+            all-paths mode, where every module runs for every token.
+        schedule: which modules a round may choose (:mod:`mom.model.schedules`): ``all`` of them, ``layerwise``
+            (round h only module h mod N) or ``grouped`` (the pool split evenly over the rounds, in order).
+        skip: whether SKIP may be chosen.
+        ffn_schedule: ``schedule`` of the feed-forward pool; ``None`` means the same as the attention pool's.
+        ffn_skip: ``skip`` of the feed-forward pool; ``None`` means the same as the attention pool's.
+        router: ``gru`` (the paper's), ``mlp``, ``linear``, ``sequential`` (round h takes module h mod N) or
+            ``random`` (a fixed choice per token id and round); :mod:`mom.model.routers`.
+        router_dim: state size of ``gru`` and hidden size of ``mlp``.
+        temperature: divides the router's logits before the softmax.
+        score_function: ``softmax``, or ``identity`` where the raw router outputs are the scores.
+        normalize_weights: renormalise the K chosen scores to sum to 1; ``"auto"`` does so only for K > 1, since
+            at K = 1 every weight would be exactly 1 and the router would get no gradient from the loss.
+        straight_through: use sign(weight) going forward and pass the gradient, clamped to [-1, 1], to the
+            weight (``use_ste`` of the authors' code).
+        num_skip_slots: router outputs that mean SKIP. The authors' routers have ``max(N_A, N_F) + 1`` outputs in
+            both pools; the ones a pool has no module for are SKIP. Kept for their checkpoints.
+        ffn_skip_slots: the same for the feed-forward pool; ``None`` means the same as the attention pool's.
+        router_prior: a learned bias per round on the router's logits: ``none``, ``ordered`` (round h prefers
+            module h, SKIP second; rounds after the last module prefer SKIP) or ``looped`` (the same, and the
+            rounds after the last module walk the pool again in order, behind SKIP).
+        router_prior_strength: distance between neighbours in that preference, in units of the temperature.
+        weight_qkv: weight q, k and v of the chosen modules too, not only their outputs.
+        skipped_kv: what others see of a token that took no attention module in a round: ``zero`` (key and value
+            0, still attended to, as in the authors' code) or ``mask`` (nobody else attends to it).
+        skip_rule: ``share`` (SKIP takes its share of the weight, the other choices still run) or ``first`` (a
+            token leaves the step when SKIP ranks first).
+        dropout: on the embeddings and on each step's output.
+        balance_coefficient: weight of the balance loss.
+        balance_skip: count SKIP among the choices that are to be balanced.
+        z_loss_coefficient: weight of the router z-loss.
+        initializer_range: standard deviation of initial weights; projections into the residual stream are
+            divided by ``sqrt(2 * graph_depth)``.
+        layer_norm_epsilon: epsilon of every LayerNorm.
+
+    Raises:
+        ValueError: ``"<field>: <given>; <allowed>"``, for the first field that cannot be.
+    """
+
+    model_type = "mom"
+    keys_to_ignore_at_inference = ["past_key_values", "routing"]
+    attribute_map = {
+        "hidden_size": "d_model",
+        "max_position_embeddings": "max_positions",
+        "num_attention_heads": "num_heads",
+    }
+
+    vocab_size: int = 50257
+    max_positions: int = 1024
+    d_model: int = 768
+    num_heads: int = 12
+    d_ffn: int | None = None
+    num_bottom_blocks: int = 2
+    num_top_blocks: int = 1
+    num_stages: int = 1
+    anchors: bool = True
+    num_attention_modules: int = 4
+    num_ffn_modules: int = 4
+    num_rounds: int = 8
+    top_k: int | str = 2
+    schedule: str = "all"
+    skip: bool = True
+    ffn_schedule: str | None = None
+    ffn_skip: bool | None = None
+    router: str = "gru"
+    router_dim: int = 256
+    temperature: float = 1.0
+    score_function: str = "softmax"
+    normalize_weights: bool | str = "auto"
+    straight_through: bool = False
+    num_skip_slots: int = 1
+    ffn_skip_slots: int | None = None
+    router_prior: str = "none"
+    router_prior_strength: float = 5.0
+    weight_qkv: bool = False
+    skipped_kv: str = "zero"
+    skip_rule: str = "share"
+    dropout: float = 0.0
+    balance_coefficient: float = 0.01
+    balance_skip: bool = True
+    z_loss_coefficient: float = 0.0
+    initializer_range: float = 0.02
+    layer_norm_epsilon: float = 1e-5
+    use_cache: bool = True
+    tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        # Written into config.json for the ecosystem; here it follows from the other fields.
+        kwargs.pop("num_hidden_layers", None)
+        super().__post_init__(**kwargs)
+        self._check()
+        self.num_hidden_layers = self.graph_depth
+
+    @property
+    def graph_depth(self) -> int:
+        """Blocks a token passes: bottom + top + anchors + stages x rounds. Also the layers of a KV cache."""
+        per_stage = self.num_rounds + int(self.anchors)
+        return self.num_bottom_blocks + self.num_top_blocks + self.num_stages * per_stage
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden width of a feed-forward module."""
+        return 4 * self.d_model if self.d_ffn is None else self.d_ffn
+
+    def _check(self) -> None:
+        """Refuse the first field that cannot be; the order is that of the fields."""
+        self._check_ranges()
+        self._check_choices()
+        if self.d_model % self.num_heads:
+            raise ValueError(f"d_model: {self.d_model}; a multiple of num_heads ({self.num_heads})")
+        if self.num_stages:
+            self._check_routing()
+
+    def _check_ranges(self) -> None:
+        least = dict.fromkeys(
+            ("vocab_size", "max_positions", "d_model", "num_heads", "num_attention_modules", "num_ffn_modules")
+            + ("num_rounds", "router_dim", "num_skip_slots"),
+            1,
+        )
+        least |= dict.fromkeys(("num_bottom_blocks", "num_top_blocks", "num_stages"), 0)
+        least |= {name: 1 for name in ("d_ffn", "ffn_skip_slots") if getattr(self, name) is not None}
+        for name, lowest in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+                raise ValueError(f"{name}: {value!r}; an integer of at least {lowest}")
+        for name in ("anchors", "skip", "weight_qkv", "straight_through", "balance_skip"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}: {getattr(self, name)!r}; true or false")
+        if self.ffn_skip is not None and not isinstance(self.ffn_skip, bool):
+            raise ValueError(f"ffn_skip: {self.ffn_skip!r}; true, false or null")
+        for name, allowed, fits in (
+            ("temperature", "a number above 0", lambda value: value > 0),
+            ("dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
+            ("router_prior_strength", "a number of at least 0", lambda value: value >= 0),
+            ("balance_coefficient", "a number of at least 0", lambda value: value >= 0),
+            ("z_loss_coefficient", "a number of at least 0", lambda value: value >= 0),
+            ("initializer_range", "a number above 0", lambda value: value > 0),
+            ("layer_norm_epsilon", "a number above 0", lambda value: value > 0),
+        ):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+                raise ValueError(f"{name}: {value!r}; {allowed}")
+
+    def _check_choices(self) -> None:
+        for name, allowed in (
+            ("schedule", SCHEDULES),
+            ("ffn_schedule", (*SCHEDULES, None)),
+            ("router", ROUTERS),
+            ("score_function", SCORE_FUNCTIONS),
+            ("normalize_weights", ("auto", True, False)),
+            ("router_prior", ROUTER_PRIORS),
+            ("skipped_kv", ("zero", "mask")),
+            ("skip_rule", ("share", "first")),
+        ):
+            value = getattr(self, name)
+            if value not in allowed or (isinstance(value, int) and not isinstance(value, bool)):
+                words = ", ".join("null" if one is None else str(one).lower() for one in allowed)
+                raise ValueError(f"{name}: {value!r}; one of {words}")
+
+    def _check_routing(self) -> None:
+        from mom.model.schedules import PoolLayout  # here, since a layout is built from a configuration
+
+        if isinstance(self.top_k, bool) or not (isinstance(self.top_k, int) or self.top_k == "all"):
+            raise ValueError(f"top_k: {self.top_k!r}; an integer of at least 1, or all")
+        for layout in (PoolLayout.attention(self), PoolLayout.ffn(self)):
+            most = layout.most_choices(self.router)
+            if isinstance(self.top_k, int) and not 1 <= self.top_k <= most:
+                raise ValueError(
+                    f"top_k: {self.top_k}; an integer from 1 to {most}, the choices that every round of the "
+                    f"{layout.name} pool has ({layout.num_modules} modules, schedule {layout.schedule}, "
+                    f"{'with' if layout.skip else 'without'} SKIP), or all"
+                )
+        if self.router_prior != "none" and self.router not in ("gru", "mlp", "linear"):
+            raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")

@@ -1,0 +1,256 @@
+"""Dispatch: one grouped linear map, with gather and weighted scatter, that all routed computation goes through.
+
+For every row m of a dispatch, with g(m) the group it belongs to::
+
+    out[target[m]] += weight[m] * (x[source[m]] @ W[g(m)] + b[g(m)])
+
+Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
+nothing is sent to the host on a GPU. Rows after the last end (SKIP) take no part. The map is a custom operator,
+so `torch.compile` sees one node with static shapes. On the CPU it is a loop over groups (each group's rows are
+gathered, multiplied and scattered while they are in cache); elsewhere it is `torch.nn.functional.grouped_mm`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Dispatch(NamedTuple):
+    """Rows of computation sorted by group.
+
+    Attributes:
+        token: the token of each row, int64 [M]; M = tokens x K.
+        ends: where each group's rows end, int32 [G]; rows from ``ends[-1]`` on are SKIP.
+        place: each row's position in the flattened [tokens, K] choices, int64 [M].
+        row: the inverse of ``place``: the row of each (token, choice), int64 [tokens, K].
+    """
+
+    token: Tensor
+    ends: Tensor
+    place: Tensor
+    row: Tensor
+
+
+def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
+    """Sort every (token, choice) by its group.
+
+    Args:
+        groups: group of each choice, integer [tokens, K]; ``num_groups`` or more is SKIP and sorts last.
+        num_groups: groups G.
+    """
+    flat = groups.flatten()  # (M,)
+    ordered, place = flat.sort(stable=True)
+    bounds = torch.arange(num_groups, device=flat.device, dtype=ordered.dtype)
+    ends = torch.searchsorted(ordered, bounds, right=True).to(torch.int32)  # (G,)
+    row = torch.empty_like(place).scatter_(0, place, torch.arange(place.numel(), device=place.device))
+    return Dispatch(place // groups.shape[-1], ends, place, row.view_as(groups))
+
+
+def grouped_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dispatch: Dispatch,
+    *,
+    gather: bool,
+    scatter: bool,
+    row_weight: Tensor | None = None,
+) -> Tensor:
+    """The grouped linear map of this module's head comment.
+
+    Args:
+        x: [tokens, D_in] if ``gather``, else rows in dispatch order [M, D_in].
+        weight: [G, D_in, D_out].
+        bias: [G, D_out].
+        dispatch: rows sorted by group.
+        gather: take row m from ``x[dispatch.token[m]]``.
+        scatter: add row m to ``out[dispatch.token[m]]``; tokens without a row get 0.
+        row_weight: [M] in dispatch order; ``None`` means 1.
+
+    Returns:
+        [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
+    """
+    return _grouped_linear(x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter)
+
+
+@torch.library.custom_op("mom::grouped_linear", mutates_args=())
+def _grouped_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_weight: Tensor | None,
+    token: Tensor,
+    ends: Tensor,
+    row: Tensor,
+    gather: bool,
+    scatter: bool,
+) -> Tensor:
+    rows = x.index_select(0, token) if gather else x  # (M, D_in)
+    y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialised
+    group = _group_of_row(ends, token.numel())
+    y = y + bias.index_select(0, group.clamp(max=bias.shape[0] - 1))
+    if row_weight is not None:
+        y = y * row_weight.to(y.dtype)[:, None]
+    y = torch.where((group < bias.shape[0])[:, None], y, 0)
+    return _sum_choices(y, row) if scatter else y
+
+
+@_grouped_linear.register_kernel("cpu")
+def _grouped_linear_cpu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_weight: Tensor | None,
+    token: Tensor,
+    ends: Tensor,
+    row: Tensor,
+    gather: bool,
+    scatter: bool,
+) -> Tensor:
+    y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
+    for group, rows in _groups(ends):
+        x_group = x.index_select(0, token[rows]) if gather else x[rows]
+        torch.addmm(bias[group], x_group, weight[group], out=y[rows])
+        if row_weight is not None:
+            y[rows] *= row_weight[rows, None].to(y.dtype)
+    y[int(ends[-1]) :] = 0
+    return _sum_choices(y, row) if scatter else y
+
+
+@_grouped_linear.register_fake
+def _grouped_linear_fake(x, weight, bias, row_weight, token, ends, row, gather, scatter):
+    return x.new_empty(row.shape[0] if scatter else token.shape[0], weight.shape[-1])
+
+
+@torch.library.custom_op("mom::grouped_linear_backward", mutates_args=())
+def _grouped_linear_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_weight: Tensor | None,
+    token: Tensor,
+    ends: Tensor,
+    row: Tensor,
+    gather: bool,
+    scatter: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x, weight, bias and row_weight (empty when there is none)."""
+    num_groups = weight.shape[0]
+    group = _group_of_row(ends, token.numel())
+    taken = (group < num_groups)[:, None]  # (M, 1)
+    # A SKIP row's gradient must be exactly 0 in every product below, whatever its memory holds.
+    grad_rows = torch.where(taken, grad.index_select(0, token) if scatter else grad, 0)  # (M, D_out)
+    rows = x.index_select(0, token) if gather else x  # (M, D_in)
+    grad_x_rows = F.grouped_mm(grad_rows, weight.transpose(1, 2), offs=ends)
+    grad_x_rows = torch.where(taken, grad_x_rows, 0)  # (M, D_in)
+    grad_row_weight = x.new_empty(0)
+    if row_weight is not None:
+        bias_rows = bias.index_select(0, group.clamp(max=num_groups - 1))
+        grad_row_weight = (rows * grad_x_rows).sum(-1) + (bias_rows * grad_rows).sum(-1)  # (M,)
+        grad_row_weight = grad_row_weight.to(row_weight.dtype)
+        scale = row_weight.to(x.dtype)[:, None]
+        grad_rows, grad_x_rows = grad_rows * scale, grad_x_rows * scale
+    grad_weight = F.grouped_mm(rows.t(), grad_rows, offs=ends)  # (G, D_in, D_out)
+    member = F.one_hot(group, num_groups + 1)[:, :num_groups].to(grad_rows.dtype)  # (M, G)
+    grad_bias = member.t() @ grad_rows  # (G, D_out)
+    grad_x = _sum_choices(grad_x_rows, row) if gather else grad_x_rows
+    return grad_x, grad_weight, grad_bias, grad_row_weight
+
+
+@_grouped_linear_backward.register_kernel("cpu")
+def _grouped_linear_backward_cpu(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_weight: Tensor | None,
+    token: Tensor,
+    ends: Tensor,
+    row: Tensor,
+    gather: bool,
+    scatter: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
+    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    grad_row_weight = x.new_empty(0) if row_weight is None else torch.zeros_like(row_weight)
+    for group, rows in _groups(ends):
+        x_group = x.index_select(0, token[rows]) if gather else x[rows]
+        grad_group = grad.index_select(0, token[rows]) if scatter else grad[rows]
+        torch.mm(grad_group, weight[group].t(), out=grad_x_rows[rows])
+        if row_weight is not None:
+            grad_row_weight[rows] = (x_group * grad_x_rows[rows]).sum(-1).to(row_weight.dtype)
+            grad_row_weight[rows] += (grad_group @ bias[group]).to(row_weight.dtype)
+            scale = row_weight[rows, None].to(x.dtype)
+            grad_x_rows[rows] *= scale
+            grad_group = grad_group * scale
+        torch.mm(x_group.t(), grad_group, out=grad_weight[group])
+        torch.sum(grad_group, 0, out=grad_bias[group])
+    grad_x_rows[int(ends[-1]) :] = 0
+    return (
+        _sum_choices(grad_x_rows, row) if gather else grad_x_rows,
+        grad_weight,
+        grad_bias,
+        grad_row_weight,
+    )
+
+
+@_grouped_linear_backward.register_fake
+def _grouped_linear_backward_fake(grad, x, weight, bias, row_weight, token, ends, row, gather, scatter):
+    return (
+        torch.empty_like(x),
+        torch.empty_like(weight),
+        torch.empty_like(bias),
+        x.new_empty(0) if row_weight is None else torch.empty_like(row_weight),
+    )
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    *tensors, ctx.gather, ctx.scatter = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, grad: Tensor):
+    row_weight = ctx.saved_tensors[3]
+    grads = _grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors, ctx.gather, ctx.scatter)
+    grad_x, grad_weight, grad_bias, grad_row_weight = grads
+    return (
+        grad_x,
+        grad_weight,
+        grad_bias,
+        None if row_weight is None else grad_row_weight,
+        *(None,) * 5,
+    )
+
+
+_grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _groups(ends: Tensor) -> list[tuple[int, slice]]:
+    """Each group that has rows, and which; host code, for the CPU only."""
+    stops = ends.tolist()
+    return [
+        (group, slice(start, stop))
+        for group, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))
+        if stop > start
+    ]
+
+
+def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:
+    """Group of each row, G for SKIP, int64 [M]."""
+    return torch.searchsorted(ends, torch.arange(num_rows, device=ends.device, dtype=ends.dtype), right=True)
+
+
+def _sum_choices(y: Tensor, row: Tensor) -> Tensor:
+    """Sum the K rows of each token, [M, D] → [tokens, D]; a gather, so the order of summation is fixed."""
+    num_tokens, num_choices = row.shape
+    if num_choices == 1:
+        return y.index_select(0, row[:, 0])
+    if y.device.type == "cpu":
+        bags = torch.arange(0, row.numel(), num_choices)
+        return torch.embedding_bag(y, row.flatten(), bags, mode=0)[0]  # mode 0 sums
+    return y.index_select(0, row.flatten()).view(num_tokens, num_choices, -1).sum(1)

@@ -1,0 +1,424 @@
+"""The Mixture-of-Modules transformer and its two heads, as Hugging Face models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import initialization as init
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.generation.configuration_utils import GenerationConfig
+from transformers.generation.utils import GenerationMixin
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from mom.model.assembly import Stage
+from mom.model.attention import AttentionContext
+from mom.model.balance import balance_loss, z_loss
+from mom.model.blocks import Block
+from mom.model.configuration import MoMConfig
+from mom.model.pools import Pool
+from mom.model.routers import Router
+from mom.model.routing import RoundRouting
+
+
+@dataclass
+class MoMModelOutput(ModelOutput):
+    """Output of the body.
+
+    Attributes:
+        last_hidden_state: after the final LayerNorm, [B, T, D].
+        past_key_values: the cache, one layer per executed attention.
+        hidden_states: the residual stream after the embeddings and after every block and round.
+        routing: one :class:`RoundRouting` per round, stages in order; empty for a plain model.
+    """
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    routing: tuple[RoundRouting, ...] | None = None
+
+
+@dataclass
+class MoMCausalLMOutput(ModelOutput):
+    """Output of the language model.
+
+    Attributes:
+        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``.
+        lm_loss: mean cross-entropy of the next token, in nats.
+        balance_loss: summed over pools, before its coefficient.
+        z_loss: router z-loss, before its coefficient.
+        logits: [B, T, V].
+        past_key_values: the cache, one layer per executed attention.
+        hidden_states: see :class:`MoMModelOutput`.
+        routing: see :class:`MoMModelOutput`.
+    """
+
+    loss: Tensor | None = None
+    lm_loss: Tensor | None = None
+    balance_loss: Tensor | None = None
+    z_loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    routing: tuple[RoundRouting, ...] | None = None
+
+
+@dataclass
+class MoMSequenceClassifierOutput(ModelOutput):
+    """Output of the classifier: ``loss`` and its parts as above, ``logits`` [B, num_labels], ``routing``."""
+
+    loss: Tensor | None = None
+    task_loss: Tensor | None = None
+    balance_loss: Tensor | None = None
+    z_loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    routing: tuple[RoundRouting, ...] | None = None
+
+
+class MoMPreTrainedModel(PreTrainedModel):
+    """Initialisation and the ecosystem's contract, shared by body and heads."""
+
+    config_class = MoMConfig
+    config: MoMConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Block", "Stage"]  # noqa: RUF012 (transformers reads a list)
+    _supports_sdpa = True
+    _skip_keys_device_placement = "past_key_values"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's initialisation; projections into the residual stream shrink with the depth of the graph."""
+        std = self.config.initializer_range
+        if isinstance(module, Pool):
+            module.reset_parameters(init.normal_, init.constant_)
+        elif isinstance(module, Router):
+            module.reset_tables(init.copy_)
+        elif isinstance(module, nn.GRUCell):
+            for weight in (module.weight_ih, module.weight_hh):
+                init.normal_(weight, mean=0.0, std=std)
+            for bias in (module.bias_ih, module.bias_hh):
+                init.zeros_(bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Block):
+            for projection in (module.attention.out, module.ffn.proj):
+                init.normal_(projection.weight, mean=0.0, std=std / math.sqrt(2 * self.config.graph_depth))
+
+
+class MoMEmbedding(nn.Module):
+    """Token plus learned position embedding."""
+
+    def __init__(self, config: MoMConfig) -> None:
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.d_model)
+        self.position = nn.Embedding(config.max_positions, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, embedded: Tensor, position_ids: Tensor) -> Tensor:
+        """[B, T, D] token embeddings and [B, T] positions → [B, T, D]."""
+        return self.dropout(embedded + self.position(position_ids))
+
+
+class MoMModel(MoMPreTrainedModel):
+    """Embeddings, bottom blocks, stages of assembly with their anchors, top blocks, final LayerNorm."""
+
+    def __init__(self, config: MoMConfig) -> None:
+        super().__init__(config)
+        self.embedding = MoMEmbedding(config)
+        self.bottom = nn.ModuleList(Block(config) for _ in range(config.num_bottom_blocks))
+        self.stages = nn.ModuleList(Stage(config, index) for index in range(config.num_stages))
+        self.top = nn.ModuleList(Block(config) for _ in range(config.num_top_blocks))
+        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embedding.token
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embedding.token = value
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_routing: bool = False,
+        **kwargs: Any,
+    ) -> MoMModelOutput:
+        """Run the body.
+
+        Args:
+            input_ids: [B, T].
+            attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]).
+            position_ids: [B, T]; ``None`` counts the real tokens, so padding on either side changes nothing.
+            past_key_values: keys and values of earlier tokens.
+            inputs_embeds: token embeddings instead of ids, [B, T, D].
+            use_cache: return a cache.
+            output_hidden_states: return the residual stream after every block and round.
+            output_routing: return the routing records.
+
+        Raises:
+            ValueError: neither or both of ids and embeddings given, or more tokens than ``max_positions``.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("input_ids: neither or both of input_ids and inputs_embeds; exactly one")
+        embedded = self.embedding.token(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
+        if use_cache and past_key_values is None and not self.training:
+            past_key_values = DynamicCache(config=self.config)
+        position_ids = self._positions(embedded, attention_mask, position_ids, past_key_values)
+        x = self.embedding(embedded, position_ids)
+        context = AttentionContext.build(
+            self.config,
+            embedded,
+            attention_mask,
+            past_key_values,
+            position_ids,
+            mask_skipped=self.config.skipped_kv == "mask" and self.config.num_stages > 0,
+        )
+        run = _checkpointed if self.gradient_checkpointing and self.training else _run
+        passed, routing = [x], []
+        layer = 0
+        for block in self.bottom:
+            x = run(block, x, context, layer)
+            passed.append(x)
+            layer += 1
+        for stage in self.stages:
+            x, decided, inside = stage(x, context, layer, input_ids, run)
+            routing += decided
+            passed += inside
+            layer += len(inside)
+        for block in self.top:
+            x = run(block, x, context, layer)
+            passed.append(x)
+            layer += 1
+        return MoMModelOutput(
+            last_hidden_state=self.norm(x),
+            past_key_values=past_key_values if use_cache else None,
+            hidden_states=tuple(passed) if output_hidden_states else None,
+            routing=tuple(routing) if output_routing else None,
+        )
+
+    def _positions(
+        self, embedded: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+    ) -> Tensor:
+        """Positions of the T tokens, [B, T] or [1, T]."""
+        length = embedded.shape[1]
+        past = cache.get_seq_length() if cache is not None else 0
+        if attention_mask is None and position_ids is None and past + length > self.config.max_positions:
+            raise ValueError(
+                f"input_ids: {past + length} tokens; at most max_positions ({self.config.max_positions})"
+            )
+        if position_ids is not None:
+            return position_ids
+        if attention_mask is not None and attention_mask.dim() == 2:
+            counted = (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+            return counted[:, -length:]
+        return torch.arange(past, past + length, device=embedded.device)[None]
+
+
+def _run(function: Callable, *arguments: Any) -> Any:
+    return function(*arguments)
+
+
+def _checkpointed(function: Callable, *arguments: Any) -> Any:
+    """Keep only the inputs and compute again in the backward pass; what was returned first (routing) stays."""
+    return checkpoint(function, *arguments, use_reentrant=False)
+
+
+class MoMGenerationConfig(GenerationConfig):
+    """Generation settings that never come from the model's configuration but for its special tokens.
+
+    ``temperature`` and ``top_k`` are the router's there; sampling must not take them for its own.
+    """
+
+    @classmethod
+    def from_model_config(cls, model_config: Any) -> GenerationConfig:
+        """Only the special tokens, from a configuration or its dictionary."""
+        config = model_config if isinstance(model_config, dict) else model_config.to_dict()
+        return cls(**{name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
+
+
+class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
+    """The language model: the body and a head tied to the token embedding."""
+
+    generation_config_class = MoMGenerationConfig
+    _tied_weights_keys = {"lm_head.weight": "model.embedding.token.weight"}  # noqa: RUF012 (transformers reads a dict)
+
+    def __init__(self, config: MoMConfig) -> None:
+        super().__init__(config)
+        self.model = MoMModel(config)
+        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_routing: bool = False,
+        output_logits: bool = True,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> MoMCausalLMOutput:
+        """Predict the next token; the arguments of :meth:`MoMModel.forward` and:
+
+        Args:
+            labels: what each position should be, [B, T]; shifted here, so ``labels=input_ids`` trains a language
+                model. -100 is not counted.
+            output_logits: return logits. With labels and without logits, the loss is computed in chunks and the
+                [B, T, V] logits never stand in memory whole.
+            logits_to_keep: logits of only that many last positions (0 is all), or of the given positions.
+        """
+        if use_cache is None:
+            use_cache = self.config.use_cache and labels is None and not self.training
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_routing=True,
+        )
+        hidden = output.last_hidden_state  # (B, T, D)
+        logits = None
+        if output_logits:
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
+            if isinstance(logits_to_keep, Tensor):
+                kept = logits_to_keep
+            logits = self.lm_head(hidden[:, kept])  # (B, T kept, V)
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            losses["lm_loss"] = self._next_token_loss(hidden, labels)
+            losses |= routing_losses(self.config, output.routing, attention_mask, losses["lm_loss"])
+        return MoMCausalLMOutput(
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            routing=output.routing if output_routing else None,
+            **losses,
+        )
+
+    def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross-entropy of each next token that counts, in nats; a scalar."""
+        logits = self.lm_head(hidden[:, :-1]).float().flatten(0, 1)  # (B · (T-1), V)
+        return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def routing_losses(
+    config: MoMConfig, routing: tuple[RoundRouting, ...], attention_mask: Tensor | None, task_loss: Tensor
+) -> dict[str, Tensor]:
+    """The auxiliary losses and the total.
+
+    Args:
+        config: the model's configuration.
+        routing: every round.
+        attention_mask: real tokens, [B, T].
+        task_loss: the loss of the task, a scalar.
+
+    Returns:
+        ``balance_loss``, ``z_loss`` and ``loss``, scalars.
+    """
+    balance = balance_loss(routing, config.num_rounds, attention_mask, include_skip=config.balance_skip)
+    balance = balance.to(task_loss.device)
+    router_z = z_loss(routing, attention_mask).to(task_loss.device)
+    total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
+    return {"balance_loss": balance, "z_loss": router_z, "loss": total}
+
+
+class MoMForSequenceClassification(MoMPreTrainedModel):
+    """A classifier, or a regressor with one label: a linear layer on the last token that is not padding."""
+
+    def __init__(self, config: MoMConfig) -> None:
+        super().__init__(config)
+        self.model = MoMModel(config)
+        self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_routing: bool = False,
+        **kwargs: Any,
+    ) -> MoMSequenceClassifierOutput:
+        """Score each sequence; the arguments of :meth:`MoMModel.forward` and:
+
+        Args:
+            labels: class of each sequence, int64 [B]; or its value, float [B], with one label.
+
+        Raises:
+            ValueError: several sequences, no attention mask, and no ``pad_token_id`` to find their ends by.
+        """
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_routing=True,
+        )
+        hidden = output.last_hidden_state  # (B, T, D)
+        last = self._last_token(hidden, input_ids, attention_mask)
+        rows = torch.arange(hidden.shape[0], device=hidden.device)
+        logits = self.score(hidden[rows, last])  # (B, num_labels)
+        losses: dict[str, Tensor] = {}
+        if labels is not None:
+            if self.config.num_labels == 1:
+                losses["task_loss"] = F.mse_loss(logits.float().squeeze(-1), labels.float())
+            else:
+                losses["task_loss"] = F.cross_entropy(logits.float(), labels)
+            losses |= routing_losses(self.config, output.routing, attention_mask, losses["task_loss"])
+        return MoMSequenceClassifierOutput(
+            logits=logits,
+            hidden_states=output.hidden_states,
+            routing=output.routing if output_routing else None,
+            **losses,
+        )
+
+    def _last_token(self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
+        """Index of each row's last real token, int64 [B]."""
+        batch, length = hidden.shape[:2]
+        if attention_mask is None:
+            pad = self.config.pad_token_id
+            if input_ids is None or pad is None:
+                if batch > 1:
+                    raise ValueError(
+                        "attention_mask: none; one, or a pad_token_id in the config, for several sequences"
+                    )
+                return torch.full((batch,), length - 1, device=hidden.device)
+            attention_mask = input_ids != pad
+        positions = torch.arange(length, device=hidden.device)
+        return (attention_mask.long() * positions).argmax(dim=-1)

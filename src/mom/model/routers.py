@@ -1,0 +1,229 @@
+"""The routers: each round, from a token's residual stream (and its own state) to a choice of modules.
+
+One router serves all rounds of a stage for one pool. Its state belongs to a token and starts at zero in each
+stage, so nothing of it passes between tokens and cached decoding needs no more than keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mom.model.configuration import MoMConfig
+from mom.model.routing import Routing, choose
+from mom.model.schedules import PoolLayout
+
+
+class Router(nn.Module):
+    """What all routers share: reachability, temperature, the prior, and the choice itself.
+
+    Args:
+        config: the model's configuration.
+        layout: the pool this router chooses from.
+        salt: a number that differs between the pools of a model (the random router's choices depend on it).
+    """
+
+    VECTORS: ClassVar[frozenset[str]] = frozenset({"prior"})
+
+    reachable: Tensor
+    prior: nn.Parameter | None
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layout = layout
+        self.salt = salt
+        self.top_k = layout.num_selected(config.top_k)
+        normalize = config.normalize_weights
+        self.normalize = self.top_k > 1 if normalize == "auto" else bool(normalize)
+        self.register_buffer("reachable", layout.reachable(), persistent=False)
+        self.all_reachable = bool(layout.reachable().all())
+        if config.router_prior == "none":
+            self.register_parameter("prior", None)
+        else:
+            self.prior = nn.Parameter(self._initial_prior())
+
+    def _initial_prior(self) -> Tensor:
+        """[H, slots], in logits: the preference in units of the temperature times the temperature."""
+        table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
+        return table * self.config.temperature
+
+    def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
+        """Write the tables again that no checkpoint holds or that start from more than noise.
+
+        Args:
+            copy: ``copy(destination, source)``, the initialiser's way to overwrite a tensor.
+        """
+        copy(self.reachable, self.layout.reachable())
+        if self.prior is not None:
+            copy(self.prior, self._initial_prior())
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Router outputs of one round.
+
+        Args:
+            x: un-normalised residual stream, [B, T, D].
+            state: this router's state after the round before, [B, T, router_dim]; ``None`` at first.
+            round_index: the round within the stage.
+            token_ids: [B, T], for the router that needs them.
+
+        Returns:
+            Outputs [B, T, slots], the new state, and what to rank by if not the scores.
+        """
+        raise NotImplementedError
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+    ) -> tuple[Routing, Tensor | None]:
+        """Choose for every token; see :meth:`score` for the arguments."""
+        outputs, state, ranking = self.score(x, state, round_index, token_ids)
+        outputs = outputs.float()
+        if self.prior is not None:
+            outputs = outputs + self.prior[round_index]
+        routing = choose(
+            outputs / self.config.temperature,
+            num_modules=self.layout.num_modules,
+            top_k=self.top_k,
+            normalize=self.normalize,
+            softmax=self.config.score_function == "softmax",
+            straight_through=self.config.straight_through,
+            leave_when_skip_first=self.config.skip_rule == "first",
+            reachable=None if self.all_reachable else self.reachable[round_index],
+            ranking=ranking,
+        )
+        return routing, state
+
+
+class GRURouter(Router):
+    """The paper's router: a GRU over rounds, read out linearly (paper, section 3.2; DESIGN §1)."""
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+        super().__init__(config, layout, salt)
+        self.cell = nn.GRUCell(config.d_model, config.router_dim)
+        self.output = nn.Linear(config.router_dim, layout.num_slots)
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        before = None if state is None else state.flatten(0, 1)
+        after = self.cell(x.flatten(0, 1), before).view(*x.shape[:2], -1)  # (B, T, router_dim)
+        return self.output(after), after, None
+
+
+class MLPRouter(Router):
+    """Linear, ReLU, Linear; no state."""
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+        super().__init__(config, layout, salt)
+        self.input = nn.Linear(config.d_model, config.router_dim)
+        self.output = nn.Linear(config.router_dim, layout.num_slots)
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.output(self.input(x).relu()), None, None
+
+
+class LinearRouter(Router):
+    """One linear layer; no state."""
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+        super().__init__(config, layout, salt)
+        self.output = nn.Linear(config.d_model, layout.num_slots)
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        return self.output(x), None, None
+
+
+class FixedRouter(Router):
+    """A router without parameters: its own rule fixes scores and ranking, and every slot it ranks is allowed."""
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+    ) -> tuple[Routing, Tensor | None]:
+        """As :meth:`Router.forward`; temperature, prior, score function and sign do not apply."""
+        logits, state, ranking = self.score(x, state, round_index, token_ids)
+        routing = choose(
+            logits,
+            num_modules=self.layout.num_modules,
+            top_k=self.top_k,
+            normalize=self.normalize,
+            leave_when_skip_first=self.config.skip_rule == "first",
+            ranking=ranking,
+        )
+        return routing, state
+
+
+class SequentialRouter(FixedRouter):
+    """Round h takes module h mod N with weight 1; the other K-1 places hold SKIP with weight 0."""
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        taken = round_index % self.layout.num_modules
+        logits = x.new_full((*x.shape[:2], self.layout.num_slots), float("-inf"), dtype=torch.float32)
+        logits[..., taken] = 0.0
+        return logits, None, None
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+    ) -> tuple[Routing, Tensor | None]:
+        """As :meth:`Router.forward`; the places after the first are SKIP by definition, not by rank."""
+        routing, state = super().forward(x, state, round_index, token_ids)
+        selected = torch.full_like(routing.selected, self.layout.num_modules)
+        selected[..., 0] = round_index % self.layout.num_modules
+        return routing._replace(selected=selected), state
+
+
+class RandomRouter(FixedRouter):
+    """A fixed random choice per (token id, round), uniform over the reachable slots; a baseline.
+
+    The choice is a hash of token id, round, slot and pool, so it is the same in every batch, on every device
+    and in every process, and needs no table.
+    """
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        if token_ids is None:
+            raise ValueError("inputs_embeds: given; input_ids with router random, whose choice is per token id")
+        slots = torch.arange(self.layout.num_slots, device=x.device)
+        key = (token_ids[..., None] * 1_000_003 + round_index) * 8_191 + slots  # (B, T, slots), int64
+        ranking = _hash_to_unit(key * 131 + self.salt)
+        logits = torch.zeros_like(ranking)
+        unreachable = ~self.reachable[round_index]
+        return (
+            logits.masked_fill(unreachable, float("-inf")),
+            None,
+            ranking.masked_fill(unreachable, float("-inf")),
+        )
+
+
+def _hash_to_unit(key: Tensor) -> Tensor:
+    """Integers to floats in [0, 1): rounds of multiply, shift and xor within 31 bits, exact on every device."""
+    mask = 0x7FFFFFFF
+    value = key & mask
+    for multiplier in (0x45D9F3B, 0x119DE1F3, 0x45D9F3B):
+        value = ((value ^ (value >> 15)) * multiplier) & mask
+    return (value ^ (value >> 16)).float() / (mask + 1.0)
+
+
+ROUTER_CLASSES: dict[str, type[Router]] = {
+    "gru": GRURouter,
+    "mlp": MLPRouter,
+    "linear": LinearRouter,
+    "sequential": SequentialRouter,
+    "random": RandomRouter,
+}
+
+
+def build_router(config: MoMConfig, layout: PoolLayout, salt: int) -> Router:
+    """The router that ``config.router`` names, for the pool of ``layout``."""
+    return ROUTER_CLASSES[config.router](config, layout, salt)

@@ -1,0 +1,101 @@
+"""From router scores to a choice: softmax, top-K, weights, and the record that the forward returns."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class Routing(NamedTuple):
+    """What one router decided in one round, for every token.
+
+    Attributes:
+        scores: router scores, [B, T, N+1], float32; probabilities unless ``score_function`` is ``identity``.
+            The last column is SKIP (the sum over the SKIP slots if a checkpoint has several).
+        selected: the K choices, best first, [B, T, K], int64; index N is SKIP.
+        weights: weight of each choice, [B, T, K], float32.
+        logits: what the softmax is taken of: router outputs over temperature with unreachable slots at -inf,
+            [B, T, slots], float32.
+    """
+
+    scores: Tensor
+    selected: Tensor
+    weights: Tensor
+    logits: Tensor
+
+
+class RoundRouting(NamedTuple):
+    """Both decisions of one round of assembly."""
+
+    attention: Routing
+    ffn: Routing
+
+
+class _StraightThroughSign(torch.autograd.Function):
+    """sign(w) forward; the gradient clamped to [-1, 1] backward."""
+
+    @staticmethod
+    def forward(ctx, weights: Tensor) -> Tensor:
+        return weights.sign()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.clamp(-1, 1)
+
+
+def choose(
+    logits: Tensor,
+    *,
+    num_modules: int,
+    top_k: int,
+    normalize: bool,
+    softmax: bool = True,
+    straight_through: bool = False,
+    leave_when_skip_first: bool = False,
+    reachable: Tensor | None = None,
+    ranking: Tensor | None = None,
+) -> Routing:
+    """Choose K slots for each token (paper, section 3.2).
+
+    Args:
+        logits: router outputs over temperature, [B, T, slots]; slots from ``num_modules`` on mean SKIP.
+        num_modules: modules N in the pool.
+        top_k: places K.
+        normalize: make the K weights sum to 1.
+        softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
+        straight_through: replace weights by their sign, gradients passing through.
+        leave_when_skip_first: ``skip_rule: first``; where SKIP ranks first it takes all K places.
+        reachable: slots this round may choose, boolean [slots]; ``None`` means all.
+        ranking: what to rank by instead of the scores, [B, T, slots].
+
+    Returns:
+        The record; gradients reach ``logits`` through ``scores``, ``weights`` and ``logits``.
+    """
+    logits = logits.float()  # (B, T, slots); routing is decided in float32 whatever the matrix precision
+    allowed = logits if reachable is None else logits.masked_fill(~reachable, float("-inf"))
+    if softmax:
+        scores = allowed.softmax(dim=-1)
+    else:
+        scores = logits if reachable is None else logits.masked_fill(~reachable, 0.0)
+    if ranking is None:
+        ranking = scores
+    if reachable is not None:
+        # A reachable score may underflow to 0, which must still rank before an unreachable one.
+        ranking = ranking.masked_fill(~reachable, float("-inf"))
+    selected = ranking.topk(top_k, dim=-1).indices  # (B, T, K)
+    weights = scores.gather(-1, selected)
+    if normalize:
+        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    if straight_through:
+        weights = _StraightThroughSign.apply(weights)
+    if scores.shape[-1] > num_modules + 1:  # several slots mean SKIP: fold them into one
+        skip_score = scores[..., num_modules:].sum(dim=-1, keepdim=True)
+        scores = torch.cat([scores[..., :num_modules], skip_score], dim=-1)  # (B, T, N+1)
+        selected = selected.clamp(max=num_modules)
+    if leave_when_skip_first:
+        selected = torch.where(selected[..., :1] == num_modules, num_modules, selected)
+    return Routing(scores, selected, weights, allowed)

@@ -1,0 +1,129 @@
+"""Corpora: order, names, what is left out, and the fingerprint."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mom.config import DataConfig
+from mom.data import corpora
+from mom.data.corpora import Document, PythonCorpus, TextCorpus, open_corpus, python_packages, python_stdlib
+from mom.errors import RequestError
+from tests.texts import some_texts, write_jsonl
+
+
+def test_stdlib_is_real_text_in_a_fixed_order() -> None:
+    documents = list(python_stdlib(max_bytes=3_000_000).documents())
+    assert documents == list(python_stdlib(max_bytes=3_000_000).documents())
+    names = [document.name for document in documents]
+    assert len(names) == len(set(names)) > 50
+    reference = [name for name in names if name.startswith("reference/")]
+    assert names == sorted(reference) + sorted(set(names) - set(reference))
+    texts = {document.name: document.text for document in documents}
+    assert "class OrderedDict" in texts["collections/__init__.py"]
+    assert any("comprehension" in texts[name] for name in reference)
+
+
+def test_stdlib_leaves_out_tests_packages_and_paths_of_this_machine() -> None:
+    names = [name for name, _ in python_stdlib().files]
+    assert "json/decoder.py" in names
+    parts = {part for name in names for part in name.split("/")}
+    assert not parts & {
+        "site-packages",
+        "dist-packages",
+        "test",
+        "tests",
+        "idle_test",
+        "__pycache__",
+        "pydoc_data",
+    }
+    assert not any("_sysconfigdata" in name or name.startswith("/") or sys.prefix in name for name in names)
+    assert names == sorted(names)
+
+
+def test_stdlib_without_its_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+    assert python_stdlib().first == ()
+
+
+def test_packages_are_those_installed() -> None:
+    corpus = python_packages()
+    names = [name for name, _ in corpus.files]
+    assert "torch/nn/functional.py" in names
+    assert names == sorted(names)
+    assert not any(Path(name).name.startswith("__editable__") or Path(name).is_absolute() for name in names)
+    assert corpus.max_bytes == corpora.PACKAGES_MAX_BYTES
+    assert corpus.estimate_bytes() <= corpora.PACKAGES_MAX_BYTES
+
+
+def test_python_sources_are_decoded_as_python_does(tmp_path: Path) -> None:
+    contents = {
+        "bom.py": b"\xef\xbb\xbfx = 1\r\n",
+        "coded.py": "# -*- coding: latin-1 -*-\nx = 'é'\n".encode("latin-1"),
+        "not_utf8.py": b"x = '\xe9'\n",
+        "unknown.py": b"# coding: no-such-codec\n",
+        "empty.py": b" \n",
+    }
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    files = [(name, tmp_path / name) for name in [*contents, "vanished.py"]]
+    documents = list(PythonCorpus("python_packages", files, None).documents())
+    assert documents == [
+        Document("bom.py", "x = 1\n"),
+        Document("coded.py", "# -*- coding: latin-1 -*-\nx = 'é'\n"),
+    ]
+
+
+@pytest.mark.parametrize(("max_bytes", "kept"), [(None, 3), (9, 3), (8, 2), (6, 2), (5, 1), (1, 0)])
+def test_max_bytes_stops_before_the_document_that_does_not_fit(
+    tmp_path: Path, max_bytes: int | None, kept: int
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["one", "λx", "", "end"])
+    documents = list(TextCorpus(str(path), "text", max_bytes).documents())
+    assert [document.text for document in documents] == ["one", "λx", "end"][:kept]
+
+
+def test_text_fingerprint_follows_content_not_place(tmp_path: Path) -> None:
+    def fingerprint(
+        folder: str, texts: list[str], name: str = "a.jsonl", max_bytes: int | None = None
+    ) -> str:
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_jsonl(tmp_path / folder / name, texts)
+        return TextCorpus(str(tmp_path / folder), "text", max_bytes).fingerprint()
+
+    texts = some_texts(5)
+    first = fingerprint("one", texts)
+    assert first == fingerprint("two", texts)
+    assert first == TextCorpus(str(tmp_path / "one" / "a.jsonl"), "text", None).fingerprint()
+    others = [
+        fingerprint("three", [*texts[:4], "changed"]),
+        fingerprint("four", texts, name="b.jsonl"),
+        fingerprint("five", texts, max_bytes=100),
+    ]
+    assert len({first, *others}) == 4
+
+
+def test_python_fingerprint_follows_names_and_texts(tmp_path: Path) -> None:
+    path = tmp_path / "x.py"
+    path.write_text("x = 1\n")
+
+    def fingerprint(name: str) -> str:
+        return PythonCorpus("python_packages", [(name, path)], None).fingerprint()
+
+    first = fingerprint("a.py")
+    assert fingerprint("a.py") == first
+    assert fingerprint("b.py") != first
+    path.write_text("x = 2\n")
+    assert fingerprint("a.py") != first
+
+
+def test_corpus_of_a_config(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", ["one"])
+    corpus = open_corpus(DataConfig(corpus="text", path=str(path)))
+    assert list(corpus.documents()) == [Document("a.jsonl:1", "one")]
+    assert open_corpus(DataConfig()).kind == "python_stdlib"
+    assert open_corpus(DataConfig(corpus="python_packages", max_bytes=7)).max_bytes == 7
+    with pytest.raises(RequestError, match=r"data\.path: .*missing"):
+        open_corpus(DataConfig(corpus="text", path=str(tmp_path / "missing")))

@@ -1,0 +1,78 @@
+"""The model against the twin: logits, routing, and the gradient of every parameter."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.models import small_model, tokens
+from tests.twin import twin_logits
+
+GRID = [
+    {"router": router, "top_k": top_k, "skipped_kv": skipped, "skip_rule": rule}
+    for router, top_k, skipped, rule in product(
+        ("gru", "mlp", "linear", "sequential", "random"), (1, 2), ("zero", "mask"), ("share", "first")
+    )
+] + [
+    {"top_k": 3},
+    {"top_k": "all"},
+    {"top_k": "all", "weight_qkv": True, "skipped_kv": "mask"},
+    {"weight_qkv": True},
+    {"normalize_weights": False},
+    {"top_k": 1, "normalize_weights": True},
+    {"schedule": "layerwise", "skipped_kv": "mask"},
+    {"schedule": "layerwise", "skip": False, "top_k": 1},
+    {"schedule": "grouped", "num_attention_modules": 4, "num_ffn_modules": 6, "num_rounds": 2},
+    {"schedule": "layerwise", "skip": False, "top_k": 1, "ffn_schedule": "all", "ffn_skip": True},
+    {"num_stages": 2, "anchors": False, "num_rounds": 2},
+    {"num_attention_modules": 2, "num_ffn_modules": 5, "d_ffn": 24},
+    {"router_prior": "ordered", "router_prior_strength": 1.0},
+    {"router_prior": "looped", "router_prior_strength": 0.5, "num_rounds": 5},
+    {"num_stages": 0, "num_bottom_blocks": 3},
+]
+
+
+@pytest.mark.parametrize("changes", GRID, ids=lambda changes: "-".join(map(str, changes.values())))
+def test_equals_twin_in_value_and_every_gradient(changes):
+    model = small_model(**changes)
+    ids = tokens(2, 7)
+    output = model(input_ids=ids, labels=ids, output_routing=True)
+    output.lm_loss.backward()
+    fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    twins = [twin_logits(model, row) for row in ids]
+    logits = torch.stack([logits for logits, _ in twins])
+    F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
+
+    torch.testing.assert_close(output.logits, logits, atol=2e-5, rtol=1e-4)
+    steps = [step for decided in output.routing for step in (decided.attention, decided.ffn)]
+    for row, (_, record) in enumerate(twins):
+        assert len(record) == len(steps)
+        for step, chosen in zip(steps, record, strict=True):
+            torch.testing.assert_close(step.scores[row], torch.stack([c[0] for c in chosen]), atol=1e-5, rtol=1e-4)
+            assert step.selected[row].tolist() == [c[1] for c in chosen]
+            expected = torch.stack([torch.stack(list(c[2])) for c in chosen])
+            torch.testing.assert_close(step.weights[row], expected, atol=1e-5, rtol=1e-4)
+    for name, parameter in model.named_parameters():
+        slow = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(fast[name], slow, atol=1e-5 + 1e-4 * float(slow.abs().max()), rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("skipped_kv", ["zero", "mask"])
+@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "sequential", "random"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padded_rows_equal_the_twin_of_the_unpadded(router, skipped_kv, side):
+    model = small_model(router=router, skipped_kv=skipped_kv, top_k=1)
+    lengths, longest = (4, 8, 6), 8
+    ids, mask = torch.zeros(3, longest, dtype=torch.long), torch.zeros(3, longest, dtype=torch.long)
+    for row, length in enumerate(lengths):
+        at = slice(longest - length, longest) if side == "left" else slice(0, length)
+        ids[row, at], mask[row, at] = tokens(1, length, seed=row)[0], 1
+    logits = model(input_ids=ids, attention_mask=mask).logits
+    for row in range(3):
+        expected, _ = twin_logits(model, ids[row][mask[row].bool()])
+        torch.testing.assert_close(logits[row][mask[row].bool()], expected, atol=2e-5, rtol=1e-4)

@@ -1,0 +1,149 @@
+"""The assembly as plainly as it can be written: one sequence, one round, one token, one module at a time.
+
+An independent statement of DESIGN §1 that every fast path is compared with, in value and in every gradient. It
+reads the weights of a real model and nothing else of it: no dispatch, no stacked products, no masks, no cache.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def twin_logits(model, tokens: Tensor) -> tuple[Tensor, list]:
+    """Logits [T, V] of one unpadded sequence of token ids [T], and (scores, selected, weights) of each step."""
+    config, body = model.config, model.model
+    x = [body.embedding.token.weight[t] + body.embedding.position.weight[i] for i, t in enumerate(tokens)]
+    record: list = []
+    for block in body.bottom:
+        x = plain_block(config, block, x)
+    for stage in body.stages:
+        x = assembly(config, stage, x, tokens, record)
+        if stage.anchor is not None:
+            x = plain_block(config, stage.anchor, x)
+    for block in body.top:
+        x = plain_block(config, block, x)
+    return torch.stack([body.norm(token) for token in x]) @ body.embedding.token.weight.T, record
+
+
+def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> list[Tensor]:
+    """H rounds: choose attention modules, attend, choose feed-forward modules."""
+    states_a, states_f = [None] * len(x), [None] * len(x)
+    pool_a, pool_f = stage.attention.pool, stage.ffn.pool
+    n_a, n_f = config.num_attention_modules, config.num_ffn_modules
+    for h in range(config.num_rounds):
+        chosen = [route(config, stage.attention.router, h, n_a, x[t], states_a, t, tokens) for t in range(len(x))]
+        record.append(chosen)
+        q, k, v, ran = [], [], [], []
+        for t in range(len(x)):
+            qkv = torch.zeros(3 * config.d_model)
+            for i, w in modules(chosen[t], n_a):
+                normal = F.layer_norm(x[t], x[t].shape, pool_a.norm_weight[i], pool_a.norm_bias[i], config.layer_norm_epsilon)
+                out = normal @ pool_a.qkv_weight[i] + pool_a.qkv_bias[i]
+                qkv = qkv + (w * out if config.weight_qkv else out)
+            for parts, part in zip((q, k, v), qkv.split(config.d_model), strict=True):
+                parts.append(part)
+            ran.append(bool(modules(chosen[t], n_a)))
+        after = []
+        for t in range(len(x)):
+            seen = [s for s in range(t + 1) if config.skipped_kv == "zero" or ran[s] or s == t]
+            mixed = attend(config, q[t], [k[s] for s in seen], [v[s] for s in seen])
+            update = torch.zeros(config.d_model)
+            for i, w in modules(chosen[t], n_a):
+                update = update + w * (mixed @ pool_a.out_weight[i] + pool_a.out_bias[i])
+            after.append(x[t] + update)
+        x = after
+
+        chosen = [route(config, stage.ffn.router, h, n_f, x[t], states_f, t, tokens) for t in range(len(x))]
+        record.append(chosen)
+        after = []
+        for t in range(len(x)):
+            update = torch.zeros(config.d_model)
+            for i, w in modules(chosen[t], n_f):
+                normal = F.layer_norm(x[t], x[t].shape, pool_f.norm_weight[i], pool_f.norm_bias[i], config.layer_norm_epsilon)
+                hidden = F.gelu(normal @ pool_f.fc_weight[i] + pool_f.fc_bias[i], approximate="tanh")
+                update = update + w * (hidden @ pool_f.proj_weight[i] + pool_f.proj_bias[i])
+            after.append(x[t] + update)
+        x = after
+    return x
+
+
+def modules(choice: tuple, num_modules: int) -> list[tuple[int, Tensor]]:
+    """The (module, weight) pairs that run: SKIP takes its share of the weight and contributes nothing."""
+    _, selected, weights = choice
+    return [(i, w) for i, w in zip(selected, weights, strict=True) if i < num_modules]
+
+
+def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, tokens: Tensor) -> tuple:
+    """(scores over N modules and SKIP, K selected, K weights) of one token in one round."""
+    allowed = [reachable(config, router.layout, h, i) for i in range(n + 1)]
+    if config.router == "sequential":
+        scores = torch.tensor([1.0 if i == h % n else 0.0 for i in range(n + 1)])
+        order = [h % n] + [n] * n
+    elif config.router == "random":
+        scores = torch.tensor([float(a) for a in allowed]) / sum(allowed)
+        _, _, ranking = router.score(x.view(1, 1, -1), None, h, tokens[t].view(1, 1))
+        order = sorted(range(n + 1), key=lambda i: -float(ranking[0, 0, i]))
+    else:
+        if config.router == "gru":
+            g_x = router.cell.weight_ih @ x + router.cell.bias_ih
+            s = torch.zeros(config.router_dim) if states[t] is None else states[t]
+            g_h = router.cell.weight_hh @ s + router.cell.bias_hh
+            (x_r, x_z, x_n), (h_r, h_z, h_n) = g_x.chunk(3), g_h.chunk(3)
+            r, z = torch.sigmoid(x_r + h_r), torch.sigmoid(x_z + h_z)
+            new = torch.tanh(x_n + r * h_n)
+            states[t] = new + z * (s - new)
+            hidden = states[t]
+        elif config.router == "mlp":
+            hidden = torch.relu(router.input.weight @ x + router.input.bias)
+        else:
+            hidden = x
+        logits = router.output.weight @ hidden + router.output.bias
+        if router.prior is not None:
+            logits = logits + router.prior[h]
+        exps = [((logits[i] - logits.max().detach()) / config.temperature).exp() * allowed[i] for i in range(n + 1)]
+        scores = torch.stack(exps) / sum(exps)
+        order = sorted((i for i in range(n + 1) if allowed[i]), key=lambda i: -float(scores[i].detach()))
+    k = n + 1 if config.top_k == "all" else config.top_k
+    order = (order + [i for i in range(n + 1) if i not in order])[:k]
+    weights = [scores[i] for i in order]
+    if config.router == "sequential":
+        weights = [torch.tensor(1.0)] + [torch.tensor(0.0)] * (k - 1)
+    if config.normalize_weights is True or (config.normalize_weights == "auto" and k > 1):
+        total = sum(weights)
+        weights = [w / total for w in weights]
+    if config.skip_rule == "first" and order[0] == n:
+        order = [n] * k
+    return scores, order, weights
+
+
+def reachable(config, layout, h: int, i: int) -> bool:
+    """Whether round h may choose slot i; the last slot is SKIP."""
+    n, rounds = layout.num_modules, config.num_rounds
+    if i == n:
+        return layout.skip
+    if layout.schedule == "layerwise":
+        return i == h % n
+    if layout.schedule == "grouped":
+        return h * n // rounds <= i < max((h + 1) * n // rounds, h * n // rounds + 1)
+    return True
+
+
+def attend(config, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+    """One query over the keys it sees, head by head."""
+    heads, width = config.num_heads, config.d_model // config.num_heads
+    out = []
+    for head in range(heads):
+        at = slice(head * width, (head + 1) * width)
+        p = torch.stack([q[at] @ key[at] / width**0.5 for key in keys]).softmax(0)
+        out.append(sum(p[s] * values[s][at] for s in range(len(values))))
+    return torch.cat(out)
+
+
+def plain_block(config, block, x: list[Tensor]) -> list[Tensor]:
+    """A GPT-2 layer."""
+    qkv = [block.attention.qkv(block.attention.norm(token)).split(config.d_model) for token in x]
+    mixed = [attend(config, qkv[t][0], [p[1] for p in qkv[: t + 1]], [p[2] for p in qkv[: t + 1]]) for t in range(len(x))]
+    x = [token + block.attention.out(m) for token, m in zip(x, mixed, strict=True)]
+    return [token + block.ffn.proj(F.gelu(block.ffn.fc(block.ffn.norm(token)), approximate="tanh")) for token in x]
