@@ -8,7 +8,14 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 SHOWN = (
     ("train/loss", "loss {:.3f}"),
@@ -61,7 +68,9 @@ class StepProgressBar(ProgressBar):
             console=console,
         )
         total = trainer.max_steps if trainer.max_steps > 0 else None
-        self._task = self._progress.add_task(self._name, total=total, completed=trainer.global_step, numbers="")
+        self._task = self._progress.add_task(
+            self._name, total=total, completed=trainer.global_step, numbers=""
+        )
         self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
@@ -80,7 +89,10 @@ class StepProgressBar(ProgressBar):
         if self._progress is not None:
             self._progress.update(self._task, numbers=self._numbers(trainer))
         elif trainer.state.fn == "fit":
-            print(f"{self._name}  {trainer.global_step}/{trainer.max_steps}  {self._numbers(trainer)}", flush=True)
+            print(
+                f"{self._name}  {trainer.global_step}/{trainer.max_steps}  {self._numbers(trainer)}",
+                flush=True,
+            )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the finished line standing."""

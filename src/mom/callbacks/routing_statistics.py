@@ -39,7 +39,9 @@ class RoutingStatistics(WindowedStatistics):
         metrics: dict[str, float] = {}
         for pool in POOLS:
             prefix = f"{pool}/"
-            own = {name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)}
+            own = {
+                name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)
+            }
             measured = routing_metrics(own)
             if pl_module.model.config.score_function != "softmax":
                 measured.pop("entropy", None)

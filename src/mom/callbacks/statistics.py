@@ -105,7 +105,8 @@ def depth_metrics(totals: Totals, *, fixed_depth: int, graph_depth: int) -> dict
     variance = float((share * (depths - mean) ** 2).sum())
     reached = share.cumsum(0)
     quantiles = {
-        f"effective_q{round(100 * q)}": float(depths[int((reached < q - 1e-12).sum())]) for q in DEPTH_QUANTILES
+        f"effective_q{round(100 * q)}": float(depths[int((reached < q - 1e-12).sum())])
+        for q in DEPTH_QUANTILES
     }
     return {
         "effective": mean,

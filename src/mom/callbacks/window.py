@@ -68,7 +68,9 @@ class WindowedStatistics(Callback):
         self._log(trainer, pl_module, self._validation, prefix="val/", on_step=False)
         self._validation = None
 
-    def _added(self, sums: Sums | None, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums | None:
+    def _added(
+        self, sums: Sums | None, pl_module: LightningModule, outputs: Mapping[str, Any]
+    ) -> Sums | None:
         with torch.no_grad():
             measured = self.measure(pl_module, outputs)
         return add(sums, measured) if measured else sums
@@ -90,5 +92,8 @@ class WindowedStatistics(Callback):
 
 
 def logs_next_step(trainer: Trainer) -> bool:
-    """Whether Lightning writes the metrics of the optimiser step under way (every ``log_every_n_steps``)."""
-    return bool(trainer.log_every_n_steps) and (trainer.global_step + 1) % trainer.log_every_n_steps == 0
+    """Whether the metrics of the optimiser step under way are written: every ``log_every_n_steps``, and the last."""
+    step = trainer.global_step + 1
+    return bool(trainer.log_every_n_steps) and (
+        step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
+    )

@@ -49,7 +49,9 @@ def parameter_groups(
     groups = [
         {
             "name": ("router_" if of_router else "") + ("vectors" if is_vector else "matrices"),
-            "params": [p for p in trainable if (id(p) in in_router, id(p) in vectors) == (of_router, is_vector)],
+            "params": [
+                p for p in trainable if (id(p) in in_router, id(p) in vectors) == (of_router, is_vector)
+            ],
             "lr": lr * router_lr_multiplier if of_router else lr,
             "weight_decay": 0.0 if is_vector else weight_decay,
         }
@@ -61,7 +63,9 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def build_adamw(model: nn.Module, options: Mapping[str, Any], *, fused: bool | None = None) -> torch.optim.AdamW:
+def build_adamw(
+    model: nn.Module, options: Mapping[str, Any], *, fused: bool | None = None
+) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`.
 
     Args:
@@ -75,7 +79,9 @@ def build_adamw(model: nn.Module, options: Mapping[str, Any], *, fused: bool | N
         weight_decay=options["weight_decay"],
         router_lr_multiplier=options["router_lr_multiplier"],
     )
-    return torch.optim.AdamW(groups, lr=options["lr"], betas=tuple(options["betas"]), eps=options["eps"], fused=fused)
+    return torch.optim.AdamW(
+        groups, lr=options["lr"], betas=tuple(options["betas"]), eps=options["eps"], fused=fused
+    )
 
 
 def learning_rate_factor(

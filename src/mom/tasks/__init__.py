@@ -1,0 +1,1 @@
+"""One module per task; each has ``run(config, directory) -> summary``."""

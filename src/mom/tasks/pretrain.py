@@ -1,0 +1,133 @@
+"""Pre-train a language model: plain, or Mixture-of-Modules in the paper's two phases (DESIGN §2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+
+from mom.config import RunConfig
+from mom.data.module import LanguageModelingDataModule
+from mom.interop import load_model, plain_config
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.run_directory import RunDirectory
+from mom.training.checkpoint import check_architecture, read_checkpoint
+from mom.training.fit import CHECKPOINTS, fit_phase
+from mom.training.phases import adopt, announce, earlier_results, run_phase
+from mom.training.report import print_report, results_table
+
+Results = dict[str, float]
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Train, validate, and report.
+
+    With ``ckpt`` (or ``resume=auto`` and a ``last.ckpt`` in the run directory) the main phase goes on from there.
+    Otherwise, where the model has stages, it starts from a plain transformer: the one of ``init``, or one trained
+    here first for ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained on for as many
+    steps as the MoM (``task.baseline``, in ``baseline/``), with the same data order and schedule, for comparison.
+
+    Args:
+        config: the request.
+        run: the run's directory.
+
+    Returns:
+        The flat summary: the main phase's results by their metric names, the others' with ``plain/`` and
+        ``baseline/`` in front, ``data/fingerprint`` and the token counts.
+
+    Raises:
+        RequestError: on a checkpoint, weights or data that cannot be used, before anything is trained.
+    """
+    ckpt = checkpoint_to_resume(config, run)
+    checkpoint = None if ckpt is None else read_checkpoint(ckpt)
+    if checkpoint is not None:
+        # What the tokenizer decides is compared below; everything else before the data is touched.
+        guess = checkpoint["hyper_parameters"]["model_config"]["vocab_size"]
+        check_architecture(checkpoint, config.model_config(guess).to_dict(), ckpt)
+    start = None if config.init is None else load_model(config.init)
+
+    data = LanguageModelingDataModule(config.data, config.seed)
+    data.setup()
+    model_config = config.model_config(data.vocab_size)
+    model_config.bos_token_id = model_config.eos_token_id = data.tokenizer.eos_token_id
+
+    others: dict[str, Results] = {}
+    seed_everything(config.seed, workers=True, verbose=False)
+    if checkpoint is not None:
+        check_architecture(checkpoint, model_config.to_dict(), ckpt)
+        model = MoMForCausalLM(model_config)
+        found = {phase: earlier_results(run, phase) for phase in ("plain", "baseline")}
+        others = {phase: results for phase, results in found.items() if results is not None}
+    elif start is None and not (model_config.num_stages and config.task.plain_steps):
+        model = MoMForCausalLM(model_config)
+    elif start is not None and (start.config.num_stages or not model_config.num_stages):
+        model = adopt(start, model_config)
+    else:
+        model, others = _from_plain(config, run, data, model_config, start)
+    results = _train(config, run, data, model, ckpt)
+
+    _print_table(results, others, run)
+    return {
+        **results,
+        **{
+            f"{phase}/{name}": value for phase, measured in others.items() for name, value in measured.items()
+        },
+        "data/fingerprint": data.fingerprint,
+        "data/train_tokens": data.num_train_tokens,
+        "data/validation_tokens": data.num_validation_tokens,
+    }
+
+
+def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> str | None:
+    """The checkpoint the main phase goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
+    own = Path(run.path) / CHECKPOINTS / "last.ckpt"
+    if config.resume == "auto" and own.is_file():
+        return str(own)
+    return config.ckpt
+
+
+def _from_plain(
+    config: RunConfig,
+    run: RunDirectory,
+    data: LanguageModelingDataModule,
+    model_config: MoMConfig,
+    start: MoMForCausalLM | None,
+) -> tuple[MoMForCausalLM, dict[str, Results]]:
+    """Phase 1 unless ``start`` is it already, upcycling, and the baseline; returns the MoM to train."""
+    others: dict[str, Results] = {}
+    if start is None:
+        start = MoMForCausalLM(plain_config(model_config))
+        announce(f"Phase 1: a plain transformer of {start.config.graph_depth} blocks")
+        others["plain"] = run_phase(
+            config, start, data, run, phase="plain", max_steps=config.task.plain_steps
+        )
+    model = adopt(start, model_config)  # copies, so training the baseline does not touch it
+    if config.task.baseline:
+        announce("Baseline: the plain transformer, trained on")
+        steps = config.trainer.max_steps
+        others["baseline"] = run_phase(config, start, data, run, phase="baseline", max_steps=steps)
+    announce(f"Phase 2: its layers as modules, {model_config.num_rounds} rounds of assembly")
+    return model, others
+
+
+def _train(
+    config: RunConfig,
+    run: RunDirectory,
+    data: LanguageModelingDataModule,
+    model: MoMForCausalLM,
+    ckpt: str | None,
+) -> Results:
+    """The main phase, in the run directory itself."""
+    phase = "mom" if model.config.num_stages else "plain"
+    return fit_phase(config, model, data, run, phase=phase, max_steps=config.trainer.max_steps, ckpt=ckpt)
+
+
+def _print_table(results: Results, others: dict[str, Results], run: RunDirectory) -> None:
+    columns = {"MoM" if results.get("routing/ffn/skip_rate") is not None else "model": results}
+    if "baseline" in others:
+        columns["plain, trained on"] = others["baseline"]
+    caption = None
+    if "val/loss" in others.get("plain", {}):
+        caption = f"Both start from the plain transformer of phase 1, validation loss {others['plain']['val/loss']:.4f}."
+    print_report(results_table(columns, f"{results['steps']:.0f} steps", caption), run.path)

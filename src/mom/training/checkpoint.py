@@ -1,0 +1,113 @@
+"""Checkpoints: written whole or not at all, read without running anything, refused when they do not fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from mom.errors import RequestError
+from mom.interop.loading import read_checkpoint as load_plain
+from mom.model import MoMConfig
+
+TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
+# Fields of MoMConfig that do not change what the weights mean or how they train.
+NOT_ARCHITECTURE = frozenset(
+    {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
+)
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes under a temporary name in the same folder, syncs to disk, then renames.
+
+    So a checkpoint's name always stands for a whole file: the new one or the one before. Reads plain data only
+    (``weights_only=True``); a pickle that carries code is refused by PyTorch.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write ``checkpoint`` to ``path``, replacing what is there.
+
+        Raises:
+            TypeError: if ``storage_options`` are given.
+            OSError: if it cannot be written; nothing is left behind and the file before stays.
+        """
+        if storage_options is not None:
+            raise TypeError("AtomicCheckpointIO writes to a local folder and takes no storage_options")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read plain data, whatever ``weights_only`` says."""
+        return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def read_checkpoint(path: str | Path, option: str = "ckpt") -> dict[str, Any]:
+    """Read a checkpoint from which training can go on, onto the CPU.
+
+    Args:
+        path: the file.
+        option: the option that named it, for the error.
+
+    Raises:
+        RequestError: if it is missing, torn, holds code, or was not written by this program's training.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RequestError(
+            option, path, "a checkpoint file, such as checkpoints/last.ckpt in a run directory"
+        )
+    checkpoint = load_plain(path, option)
+    missing = [name for name in TRAINING_STATE if name not in checkpoint]
+    if missing:
+        raise RequestError(option, path, f"a checkpoint of training; this one has no {', '.join(missing)}")
+    return checkpoint
+
+
+def check_architecture(
+    checkpoint: Mapping[str, Any],
+    model_config: Mapping[str, Any],
+    path: str | Path,
+    *,
+    ignore: frozenset[str] = frozenset(),
+) -> None:
+    """Refuse a checkpoint of another model than the one asked for.
+
+    Args:
+        checkpoint: as :func:`read_checkpoint` returns it.
+        model_config: the resolved fields of the model asked for.
+        path: where the checkpoint is from, for the error.
+        ignore: fields not yet known, such as ``vocab_size`` before the tokenizer is.
+
+    Raises:
+        RequestError: naming the fields that differ.
+    """
+    found = checkpoint["hyper_parameters"]["model_config"]
+    # Its own fields only: transformers adds others, which change with its version.
+    names = [name for name in MoMConfig.__annotations__ if name not in NOT_ARCHITECTURE | ignore]
+    differing = [name for name in names if found.get(name) != model_config.get(name)]
+    if differing:
+        theirs = ", ".join(f"{name} {found.get(name)}" for name in differing)
+        ours = ", ".join(f"{name} {model_config.get(name)}" for name in differing)
+        raise RequestError(
+            "ckpt", f"{path} of a model with {theirs}", f"a checkpoint of the model asked for, with {ours}"
+        )

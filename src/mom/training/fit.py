@@ -1,0 +1,193 @@
+"""Fit one phase: a model, some steps, a directory. Everything a task shares with the others."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import signal
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
+from lightning.pytorch.loggers import Logger
+
+from mom.callbacks import FinalValidation, LastCheckpoint, StepProgressBar, ThroughputMonitor
+from mom.config import NodeConfig, RunConfig
+from mom.model import MoMForCausalLM
+from mom.run_directory import RunDirectory
+from mom.training.checkpoint import AtomicCheckpointIO
+from mom.training.language_modeling import LanguageModelingModule
+from mom.training.loggers import build_loggers, finish_loggers
+
+CHECKPOINTS = "checkpoints"
+
+# Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks before
+# they are logged, and windows of a memory-mapped file need no loader processes.
+_NOISE = (
+    r".*does not have many workers.*",
+    r".*Experiment logs directory .* exists and is not empty.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
+    r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*The dirpath has changed from.*",
+)
+
+
+def fit_phase(
+    config: RunConfig,
+    model: MoMForCausalLM,
+    data: LightningDataModule,
+    directory: RunDirectory,
+    *,
+    phase: str,
+    max_steps: int,
+    ckpt: str | Path | None = None,
+) -> dict[str, float]:
+    """Train ``model`` in place for ``max_steps`` optimiser steps and validate it.
+
+    Writes ``metrics.csv`` (or what the loggers write) and ``checkpoints/{last,best}.ckpt`` in ``directory``.
+
+    Args:
+        config: the request; its seed is set anew, so that every phase sees the same data order and dropout.
+        model: what to train.
+        data: the data module, with ``validation_bytes_per_token``.
+        directory: where the phase writes.
+        phase: its name, for the progress bar and the loggers.
+        max_steps: optimiser steps from the phase's start, those before ``ckpt`` included.
+        ckpt: a checkpoint to go on from, optimiser, schedule and data order with it.
+
+    Returns:
+        The last validation's metrics without ``val/`` in front of ``depth/*`` and ``routing/*``, ``parameters``,
+        ``depth/graph`` and ``throughput/tokens_per_second``; flat, and all measured here.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C, after ``last.ckpt`` was written.
+    """
+    seed_everything(config.seed, workers=True, verbose=False)
+    module = LanguageModelingModule(
+        model_config=model.config.to_dict(),
+        optimizer=dataclasses.asdict(config.optimizer),
+        model=model,
+        bytes_per_token=data.validation_bytes_per_token,
+    )
+    loggers = build_loggers(
+        config.logger.values(),
+        directory.path,
+        run=Path(config.run_dir).name,
+        phase=phase,
+        hyperparameters=dataclasses.asdict(config),
+    )
+    callbacks = build_callbacks(config, directory.path / CHECKPOINTS, phase, bool(loggers))
+    trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
+    exit_code = 1
+    try:
+        with _keyboard_interrupt_passes():
+            trainer.fit(module, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt))
+        if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in callbacks):
+            raise KeyboardInterrupt  # pressed during the last step or the last validation
+        if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
+            trainer.validate(module, datamodule=data, verbose=False)  # the checkpoint was already at the end
+        exit_code = 0
+    finally:
+        finish_loggers(loggers, exit_code)
+    return _results(trainer, model, callbacks)
+
+
+def build_callbacks(config: RunConfig, checkpoints: Path, phase: str, has_loggers: bool) -> list[Callback]:
+    """The configured callbacks and those every phase needs.
+
+    ``ModelCheckpoint`` writes to ``checkpoints`` unless told otherwise. Lightning refuses a
+    ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is wanted; they are left out
+    there.
+    """
+    callbacks = [_build_callback(node, checkpoints, phase) for node in config.callbacks.values()]
+    unwanted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)
+    if not config.trainer.enable_progress_bar:
+        unwanted += (ProgressBar,)
+    callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
+    # LastCheckpoint last: it saves the state of all the others.
+    return [*callbacks, FinalValidation(), LastCheckpoint(checkpoints)]
+
+
+def build_trainer(
+    config: RunConfig, directory: Path, max_steps: int, callbacks: list[Callback], loggers: list[Logger]
+) -> Trainer:
+    """Lightning's Trainer by the ``trainer`` group, counting optimiser steps and not epochs."""
+    _quieten_lightning()
+    options = dataclasses.asdict(config.trainer)
+    if options["check_val_every_n_epoch"] is None and not isinstance(options["val_check_interval"], int):
+        options["check_val_every_n_epoch"] = (
+            1  # a share of the epoch; Lightning counts epochs only if told to
+        )
+    has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
+    return Trainer(
+        **options,
+        default_root_dir=directory,
+        callbacks=callbacks,
+        logger=loggers or False,
+        plugins=[AtomicCheckpointIO()],
+        enable_model_summary=False,
+        use_distributed_sampler=False,  # the data module's sampler shares windows out among ranks itself
+    )
+
+
+def _build_callback(node: NodeConfig, checkpoints: Path, phase: str) -> Callback:
+    target = node.load()
+    ours: dict[str, Any] = {}
+    if isinstance(target, type) and issubclass(target, ModelCheckpoint):
+        ours = {"dirpath": str(checkpoints)}
+    elif isinstance(target, type) and issubclass(target, StepProgressBar):
+        ours = {"name": phase}
+    return node.instantiate(
+        **{name: value for name, value in ours.items() if node.arguments.get(name) is None}
+    )
+
+
+def _results(trainer: Trainer, model: MoMForCausalLM, callbacks: list[Callback]) -> dict[str, float]:
+    results: dict[str, float] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "depth/graph": model.config.graph_depth,
+        "steps": trainer.global_step,
+    }
+    for name, value in trainer.callback_metrics.items():
+        if name.startswith(("val/depth/", "val/routing/")):
+            results[name.removeprefix("val/")] = float(value)
+        elif name.startswith("val/"):
+            results[name] = float(value)
+    for callback in callbacks:
+        if isinstance(callback, ThroughputMonitor) and callback.tokens_per_second is not None:
+            results["throughput/tokens_per_second"] = callback.tokens_per_second
+    return results
+
+
+@contextmanager
+def _keyboard_interrupt_passes() -> Iterator[None]:
+    """Let Ctrl-C leave the Trainer as what it is.
+
+    Lightning turns ``KeyboardInterrupt`` into ``SystemExit(1)`` and leaves Ctrl-C ignored.
+    """
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise stop.__context__ from None
+        raise
+    finally:
+        if in_main_thread and handler is not None:
+            signal.signal(signal.SIGINT, handler)
+
+
+def _quieten_lightning() -> None:
+    """Silence banners, tips and advice; warnings that say something about the run stay."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,96 @@
+"""The phases of a run: each in a folder of its own, and the weights that go from one to the next."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_only
+
+from mom.config import RunConfig
+from mom.errors import RequestError
+from mom.interop import upcycle
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.run_directory import RunDirectory
+from mom.training.fit import fit_phase
+
+
+def run_phase(
+    config: RunConfig,
+    model: MoMForCausalLM,
+    data: LightningDataModule,
+    run: RunDirectory,
+    *,
+    phase: str,
+    max_steps: int,
+) -> dict[str, float]:
+    """:func:`~mom.training.fit.fit_phase` in ``<run>/<phase>``, with the status, configuration and summary a run has.
+
+    Args:
+        config: the request.
+        model: what to train, in place.
+        data: the data module.
+        run: the directory of the whole run.
+        phase: the phase's name and that of its folder.
+        max_steps: optimiser steps.
+
+    Returns:
+        What ``fit_phase`` returns, which is also written as ``summary.json``.
+    """
+    directory = RunDirectory(run.path / phase)
+    directory.write_config({"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()})
+    directory.status("running")
+    try:
+        results = fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps)
+    except KeyboardInterrupt:
+        directory.status("interrupted")
+        raise
+    except BaseException as error:
+        directory.status("failed", error)
+        raise
+    directory.write_summary(results)
+    directory.status("succeeded")
+    return results
+
+
+def earlier_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
+    """The results of a phase that this run directory has behind it; ``None`` if it has not."""
+    path = Path(run.path) / phase / "summary.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def adopt(start: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
+    """A model by ``config`` with the weights of ``start``; a plain one is upcycled where ``config`` has stages.
+
+    What has no weights (temperature, top_k, dropout, …) is taken from ``config``.
+
+    Raises:
+        RequestError: ``init``, if the weights do not fit.
+    """
+    if config.num_stages and not start.config.num_stages:
+        return upcycle(start, config)
+    model = MoMForCausalLM(config)
+    theirs = {name: tuple(weight.shape) for name, weight in start.state_dict().items()}
+    ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    if theirs != ours:
+        differing = sorted(
+            name
+            for name in MoMConfig.__annotations__
+            if hasattr(start.config, name) and getattr(start.config, name) != getattr(config, name)
+        )
+        raise RequestError(
+            "init",
+            "weights of a model with "
+            + ", ".join(f"{name} {getattr(start.config, name)}" for name in differing),
+            "a model like the one asked for, with "
+            + ", ".join(f"{name} {getattr(config, name)}" for name in differing),
+        )
+    model.load_state_dict(start.state_dict())
+    return model
+
+
+@rank_zero_only
+def announce(message: str) -> None:
+    """Say on the first process what comes next."""
+    print(message, flush=True)
