@@ -1,0 +1,222 @@
+"""The command line: compose the request, check it, make the run directory, run the task, tell how it ended.
+
+Exit codes: 0 the run succeeded, 1 it failed, 2 the request was wrong, 130 it was interrupted. A wrong request
+prints one line and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import signal
+import sys
+import traceback
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from mom.config import RunConfig, bind
+from mom.config.composition import CONFIG_NAME, composed, explain, is_composition_error, jobs
+from mom.errors import RequestError
+from mom.run_directory import RUN_DIR_VARIABLE, RunDirectory
+
+SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(config_dir: Path) -> int:
+    """Run what ``sys.argv`` asks for and return the exit code.
+
+    Args:
+        config_dir: the folder of the Hydra configuration, with ``config.yaml`` in it.
+    """
+    # Hydra raises its errors instead of printing them over several lines; they are told in one line below.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    launch = _Launch()
+    overrides: list[str] = []
+    debug = False
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        arguments = _parsed_arguments()
+        overrides = arguments.overrides
+        debug = "debug=true" in (override.lower() for override in overrides)
+        if arguments.multirun:
+            _check_every_job(config_dir, overrides)
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.job)()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        if launch.started or not is_composition_error(error):
+            raise
+        _tell(explain(error, config_dir, overrides), debug)
+        return WRONG_REQUEST
+    finally:
+        launch.forget_empty_sweep()
+    return launch.exit_code
+
+
+class _Launch:
+    """The jobs of one launch, one or many, and how they ended.
+
+    Errors end here and not in Hydra, which would print lines of its own.
+    """
+
+    def __init__(self) -> None:
+        self.started = False
+        self.exit_code = SUCCEEDED
+        self._sweep_dir: Path | None = None
+
+    def job(self, composed_config: DictConfig) -> None:
+        """Run one job; called by Hydra."""
+        self.started = True
+        try:
+            self._place(composed_config)
+            code = _run(composed_config)
+        finally:
+            # The next job of a multirun has a folder of its own.
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+            if self._sweep_dir is not None:
+                _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
+        self.exit_code = max(self.exit_code, code)
+
+    def _place(self, composed_config: DictConfig) -> None:
+        """Under multirun a job's folder is Hydra's: the sweep's folder and the job's number."""
+        runtime = HydraConfig.get()
+        if runtime.mode != RunMode.MULTIRUN:
+            return
+        self._sweep_dir = Path(runtime.sweep.dir)
+        if composed_config.run_dir is None:
+            with open_dict(composed_config):
+                composed_config.run_dir = str(self._sweep_dir / str(runtime.sweep.subdir))
+
+    def forget_empty_sweep(self) -> None:
+        """Remove a sweep's folder in which no job left anything."""
+        if self._sweep_dir is None or not self._sweep_dir.exists():
+            return
+        if all(one.name == "multirun.yaml" for one in self._sweep_dir.iterdir()):
+            (self._sweep_dir / "multirun.yaml").unlink(missing_ok=True)
+            _remove_if_empty(self._sweep_dir)
+            _remove_if_empty(self._sweep_dir.parent)
+
+
+def _run(composed_config: DictConfig) -> int:
+    """Check one request and carry it out; returns its exit code."""
+    debug = composed_config.get("debug") is True
+    run: RunDirectory | None = None
+    try:
+        config = bind(composed_config)
+        config.check_buildable()
+        task = importlib.import_module(f"mom.tasks.{config.task.name}")
+        run = _open_run(config, composed_config)
+        summary = task.run(config, run)
+        run.write_summary(summary)
+        run.status("succeeded")
+    except RequestError as error:
+        _tell(error, debug)
+        if run is not None and not run.remove_if_unused():
+            _record(run, "failed", error)
+        return WRONG_REQUEST
+    except (KeyboardInterrupt, SystemExit) as error:
+        if not _is_interrupt(error):
+            raise
+        if run is not None:
+            _record(run, "interrupted", None)
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        traceback.print_exc()
+        if run is not None:
+            _record(run, "failed", error)
+        return FAILED
+    return SUCCEEDED
+
+
+def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
+    """Make the run directory, tell child processes where it is, and write down what was asked for.
+
+    Raises:
+        RequestError: if it cannot be written, or holds the checkpoints of another run that a fresh start would
+            mix with its own.
+    """
+    checkpoints = Path(config.run_dir) / "checkpoints"
+    is_child = RUN_DIR_VARIABLE in os.environ
+    starts_afresh = config.init is None and config.ckpt is None and config.resume is None
+    if starts_afresh and not is_child and checkpoints.is_dir() and any(checkpoints.iterdir()):
+        raise RequestError(
+            "run_dir", config.run_dir, "a folder without another run's checkpoints, or resume=auto"
+        )
+    run = RunDirectory(config.run_dir)
+    os.environ[RUN_DIR_VARIABLE] = config.run_dir
+    resolved = OmegaConf.to_container(composed_config, resolve=True)
+    assert isinstance(resolved, dict)
+    run.write_config({**{str(name): value for name, value in resolved.items()}, "run_dir": config.run_dir})
+    run.status("running")
+    return run
+
+
+def _parsed_arguments() -> _Arguments:
+    """Hydra's own flags and overrides; a flag it does not have is a wrong request."""
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        # argparse says "unrecognized arguments: --foo" or "argument --cfg/-c: invalid choice: …"
+        subject, _, reason = message.partition(": ")
+        if subject == "unrecognized arguments":
+            subject, reason = reason, "no such flag"
+        raise RequestError(subject.removeprefix("argument "), reason, "see python run.py --help")
+
+    parser.error = refuse  # type: ignore[method-assign,assignment]
+    found = parser.parse_args()
+    return _Arguments(list(found.overrides), bool(found.multirun))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Arguments:
+    overrides: list[str]
+    multirun: bool
+
+
+def _check_every_job(config_dir: Path, overrides: list[str]) -> None:
+    """Compose and bind each job of a multirun before the first one runs."""
+    for job in jobs([override for override in overrides if not override.startswith("hydra.")]):
+        bind(composed(config_dir, job))
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM ends a run as Ctrl-C does, so that whoever handles Ctrl-C (saving a checkpoint) handles both."""
+    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
+        raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)
+
+
+def _is_interrupt(error: BaseException) -> bool:
+    """Whether an exit is Ctrl-C or SIGTERM; Lightning turns both into a SystemExit of its own."""
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "SIGTERMException":
+        return True
+    return error.__context__ is not None and _is_interrupt(error.__context__)
+
+
+def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
+    """Write how a run ended; a disk that is full must not hide why."""
+    try:
+        run.status(state, error)  # type: ignore[arg-type]
+    except RequestError as reason:
+        print(f"status.json could not be written: {reason}", file=sys.stderr)
+
+
+def _tell(error: RequestError, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # not empty, or not there
+        pass

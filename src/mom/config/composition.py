@@ -1,0 +1,185 @@
+"""Hydra's errors about the command line, told as one line about the option that is wrong."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mom.config.checks import as_written, nearest, one_of
+from mom.errors import RequestError
+
+CONFIG_NAME = "config"
+
+_SEE_HELP = "see python run.py --help"
+
+
+def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
+    """The configuration that these overrides ask for, without running anything.
+
+    Raises:
+        HydraException: if they cannot be met; :func:`explain` tells what is wrong.
+    """
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
+    """The overrides of every job of a multirun, in the order Hydra's basic sweeper runs them.
+
+    Raises:
+        OverrideParseException: if one cannot be read.
+    """
+    choices = [
+        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+        if one.is_sweep_override() and one.is_discrete_sweep()
+        else [str(one.input_line)]
+        for one in OverridesParser.create().parse_overrides(list(overrides))
+    ]
+    return (list(job) for job in product(*choices))
+
+
+def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> RequestError:
+    """What a failed composition means for the user.
+
+    Args:
+        error: what Hydra raised.
+        config_dir: the folder of the configuration, to look up which options there are.
+        overrides: the command line, without flags.
+    """
+    if isinstance(error, RequestError):
+        return error
+    if (slip := _slip_in_form(config_dir, overrides)) is not None:
+        return slip
+    message = str(error)
+    if isinstance(error, MissingConfigException):
+        return _missing_file(error)
+    if isinstance(error, OverrideParseException):
+        return _unreadable(error.override)
+    if found := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", message):
+        return RequestError(
+            found[1], found[2], "one value, [a,b] for a list, or the flag -m to run one after another"
+        )
+    if found := re.match(
+        r"(?:Sweep parameters|Sweeping over Hydra's configuration).*?'([^=]*)=(.*)'", message
+    ):
+        return RequestError(found[1], found[2], "one value, or the flag -m to run one after another")
+    if found := re.search(r"Could not (?:override|delete from config\.|delete) ?'([^']*)'", message):
+        return _unknown(found[1], config_dir, overrides)
+    if found := re.search(r"Error merging override (.*)", message):
+        option, _, value = found[1].partition("=")
+        return RequestError(option, value, f"a value that fits: {_first_line(error.__cause__ or error)}")
+    if found := re.match(r"Could not append to config\. An item is already at '([^']*)'", message):
+        return RequestError(
+            found[1], _given(found[1], overrides), "the same without the leading +: it exists"
+        )
+    cause = error.__cause__ if not message and error.__cause__ is not None else error
+    return RequestError("request", _first_line(cause), _SEE_HELP)
+
+
+def is_composition_error(error: BaseException) -> bool:
+    """Whether an exception is Hydra's about the command line (some of those are plain ValueErrors)."""
+    return isinstance(error, HydraException | OmegaConfBaseException | ValueError)
+
+
+def _groups(config_dir: Path) -> dict[str, list[str]]:
+    """The groups and their choices."""
+    folders = sorted(one for one in config_dir.iterdir() if one.is_dir() and one.name != "hydra")
+    return {one.name: sorted(file.stem for file in one.glob("*.yaml")) for one in folders}
+
+
+def _slip_in_form(config_dir: Path, overrides: Sequence[str]) -> RequestError | None:
+    """Overrides that Hydra complains about in words that do not name them."""
+    groups = _groups(config_dir)
+    for one in overrides:
+        option, equals, value = one.lstrip("+~").partition("=")
+        if equals and not option.strip():
+            return RequestError("''", one, f"the name of an option before the =, {_SEE_HELP}")
+        if option in groups and value.startswith("{"):
+            choices = ", ".join(groups[option])
+            return RequestError(
+                option, value, f"one of {choices}, and {option}.<name>=<value> for its options"
+            )
+        if "@" in option and option.partition("@")[0] in groups:
+            return RequestError(option, value or "null", f"{option.partition('@')[0]}={value}, without the @")
+    return None
+
+
+def _given(option: str, overrides: Sequence[str]) -> str:
+    """The value that the command line gives an option, as it is written there."""
+    for one in overrides:
+        name, _, value = one.lstrip("+~").partition("=")
+        if name == option:
+            return value or "null"
+    return "null"
+
+
+def _missing_file(error: MissingConfigException) -> RequestError:
+    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
+    if not group:
+        return RequestError("--config-name", choice or "null", f"{CONFIG_NAME}, the one there is")
+    return RequestError(group, choice, one_of(choice, sorted(error.options or ())))
+
+
+def _unreadable(override: str) -> RequestError:
+    option, equals, value = override.partition("=")
+    if not equals:
+        return RequestError(option or "''", "no value", f"group=choice or option=value, {_SEE_HELP}")
+    return RequestError(
+        option,
+        value,
+        "a value that can be read; put quotes around one that holds any of , : = [ ] { } ( ) ' \"",
+    )
+
+
+def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> RequestError:
+    given = _given(option, overrides)
+    known = _options(config_dir, overrides)
+    parent, _, name = option.rpartition(".")
+    siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
+    close = nearest(name, siblings)
+    if close is not None:
+        full = f"{parent}.{close}" if parent else close
+        return RequestError(option, given, f"no such option, did you mean {full}?")
+    # The right name in the wrong place (lr for optimizer.lr), or a slip in the group's name.
+    same = next((one for one in known if one.rpartition(".")[2] == name), None) or nearest(option, known)
+    if same is not None:
+        return RequestError(option, given, f"no such option, did you mean {same}?")
+    place = f"{parent} has" if siblings and parent else "there are"
+    listed = siblings if siblings else [one for one in known if "." not in one]
+    return RequestError(option, given, f"no such option; {place} {', '.join(listed)}")
+
+
+def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
+    """Every option there is, dotted, under the groups that were chosen (or the default ones)."""
+    groups = _groups(config_dir)
+    chosen = [one for one in overrides if one.partition("=")[0] in groups]
+    for attempt in (chosen, []):
+        try:
+            config = composed(config_dir, attempt)
+        except (HydraException, OmegaConfBaseException, ValueError):
+            continue
+        plain = OmegaConf.to_container(config, resolve=False)
+        assert isinstance(plain, dict)
+        return [*_dotted(plain), "experiment"]
+    return []
+
+
+def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in node.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return as_written(lines[0] if lines else type(error).__name__)
