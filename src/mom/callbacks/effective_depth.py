@@ -15,9 +15,10 @@ class EffectiveDepth(WindowedStatistics):
     """Logs ``depth/*``: how many blocks a token runs through, by the definitions of DESIGN §3.
 
     ``depth/effective`` with ``depth/effective_{std,q10,q50,q90}`` over tokens, ``depth/effective_attention``,
-    ``depth/effective_ffn``, ``depth/weighted``, ``depth/modules_per_token`` and ``depth/graph``, each in blocks
-    (``modules_per_token``: in modules, a plain block counting 2); :func:`mom.callbacks.statistics.depth_metrics`
-    defines each. Padding never counts. For a plain transformer every depth equals the graph's.
+    ``depth/effective_ffn``, ``depth/weighted``, ``depth/modules_per_token`` and ``depth/graph``, each in
+    blocks (``modules_per_token``: in modules, a plain block counting 2);
+    :func:`mom.callbacks.statistics.depth_metrics` defines each. Padding never counts. For a plain transformer
+    every depth equals the graph's.
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:

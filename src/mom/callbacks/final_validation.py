@@ -10,8 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 class FinalValidation(Callback):
     """Ends training with a validation, whatever ``val_check_interval`` is.
 
-    Lightning validates before it stops when ``trainer.should_stop`` is set, so the final numbers are those of the
-    final weights and the last step can become the best checkpoint.
+    Lightning validates before it stops when ``trainer.should_stop`` is set, so the final numbers are those of
+    the final weights and the last step can become the best checkpoint.
     """
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:

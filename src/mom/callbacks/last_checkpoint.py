@@ -16,10 +16,10 @@ from lightning.pytorch.utilities import rank_zero_only
 class LastCheckpoint(Checkpoint):
     """Keeps ``<directory>/last.ckpt``, from which the run can be resumed.
 
-    Written after every validation (``ModelCheckpoint(save_last=True)`` does so only when the validation was the
-    best so far) and at the end of training. The first Ctrl-C lets the optimiser step under way finish, saves and
-    then raises ``KeyboardInterrupt``: a checkpoint taken in the middle of an update would hold half of it. A
-    second Ctrl-C stops at once and leaves the checkpoint as it was.
+    Written after every validation (``ModelCheckpoint(save_last=True)`` does so only when the validation was
+    the best so far) and at the end of training. The first Ctrl-C lets the optimiser step under way finish,
+    saves and then raises ``KeyboardInterrupt``: a checkpoint taken in the middle of an update would hold half
+    of it. A second Ctrl-C stops at once and leaves the checkpoint as it was.
 
     Stands after every ``ModelCheckpoint`` in the list, so that their state in the file is of the same moment.
 

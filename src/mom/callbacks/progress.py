@@ -26,11 +26,11 @@ SHOWN = (
 
 
 class StepProgressBar(ProgressBar):
-    """A progress bar over optimiser steps, not epochs: loss, validation loss, effective depth, tokens per second.
+    """A bar over optimiser steps, not epochs: loss, validation loss, effective depth, tokens per second.
 
     One line that is drawn over in a terminal. Where the output goes to a file, a line after each validation.
-    The numbers are those last logged (``trainer.log_every_n_steps``), so the bar costs no device transfer of its
-    own.
+    The numbers are those last logged (``trainer.log_every_n_steps``), so the bar costs no device transfer of
+    its own.
 
     Args:
         name: what is being trained, in front of the line.

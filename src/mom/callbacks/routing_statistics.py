@@ -14,10 +14,10 @@ from mom.callbacks.window import WindowedStatistics
 class RoutingStatistics(WindowedStatistics):
     """Logs ``routing/{attention,ffn}/{skip_rate,skip_share,load_max_over_mean,entropy,dead_fraction}``.
 
-    :func:`mom.callbacks.statistics.routing_metrics` defines each. ``skip_rate`` is the share of token-steps in
-    which no module ran, which is what saves computation; ``skip_share`` the share of the K places that SKIP holds.
-    Padding never counts. A plain transformer has no routing and logs nothing; ``entropy`` is left out where the
-    scores are no probabilities (``score_function: identity``).
+    :func:`mom.callbacks.statistics.routing_metrics` defines each. ``skip_rate`` is the share of token-steps
+    in which no module ran, which is what saves computation; ``skip_share`` the share of the K places that
+    SKIP holds. Padding never counts. A plain transformer has no routing and logs nothing; ``entropy`` is left
+    out where the scores are no probabilities (``score_function: identity``).
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:

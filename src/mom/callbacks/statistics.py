@@ -1,13 +1,14 @@
 """What the routing records say, as sums that can be added over micro-batches, batches and ranks.
 
-Every statistic goes the same way: a function turns the records of one forward pass and a mask of real tokens into
-a dictionary of *sums* (tensors on the model's device, nothing is read back), :func:`add` joins the sums of several
-passes, :func:`collect` sums them over ranks and brings them to the host in one transfer, and a function of the
-totals gives the metrics. So an average over a validation set weighs every token once, whatever the batches were.
+Every statistic goes the same way: a function turns the records of one forward pass and a mask of real tokens
+into a dictionary of *sums* (tensors on the model's device, nothing is read back), :func:`add` joins the sums
+of several passes, :func:`collect` sums them over ranks and brings them to the host in one transfer, and a
+function of the totals gives the metrics. So an average over a validation set weighs every token once,
+whatever the batches were.
 
-Shapes: B batch, T tokens, R rounds over all stages, K choices per step, N modules in a pool, S stages. A choice
-``>= N`` is SKIP. A *step* is one token passing one pool (attention or FFN) in one round; a *place* is one of its
-K choices.
+Shapes: B batch, T tokens, R rounds over all stages, K choices per step, N modules in a pool, S stages. A
+choice ``>= N`` is SKIP. A *step* is one token passing one pool (attention or FFN) in one round; a *place* is
+one of its K choices.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def depth_sums(
         num_ffn_modules: N of the FFN pools.
 
     Returns:
-        ``histogram`` [2R+1], tokens by the number of steps in which they took a module (exact, so the deviation
-        and every quantile of the depth follow from it); and over all tokens ``attention_steps``, ``ffn_steps``
-        (steps in which a module was taken), ``weight`` (weight of the modules taken) and ``modules`` (places
-        held by a module).
+        ``histogram`` [2R+1], tokens by the number of steps in which they took a module (exact, so the
+        deviation and every quantile of the depth follow from it); and over all tokens ``attention_steps``,
+        ``ffn_steps`` (steps in which a module was taken), ``weight`` (weight of the modules taken) and
+        ``modules`` (places held by a module).
     """
     modules = {"attention": num_attention_modules, "ffn": num_ffn_modules}
     real = mask.bool()
@@ -87,13 +88,14 @@ def depth_metrics(totals: Totals, *, fixed_depth: int, graph_depth: int) -> dict
         graph_depth: blocks of the computation graph, every round counted whole.
 
     Returns:
-        ``effective``: mean over tokens of ``fixed_depth`` + ½ for every attention step and ½ for every FFN step in
-        which the token took at least one module; ``effective_std``, its standard deviation over tokens;
-        ``effective_q10 effective_q50 effective_q90``, the smallest depth that at least this share of the tokens
-        does not exceed; ``effective_attention`` and ``effective_ffn``, the same sum over one kind of step alone,
-        counted whole (a plain block counts 1 in each, so ``effective`` is the mean of the two); ``weighted``:
-        ``effective`` with the weight of the modules taken in place of ½ · 1; ``modules_per_token``: places held by
-        a module, a plain block counting 2; ``graph``: the graph depth. Empty when no token was counted.
+        ``effective``: mean over tokens of ``fixed_depth`` + ½ for every attention step and ½ for every FFN
+        step in which the token took at least one module; ``effective_std``, its standard deviation over
+        tokens; ``effective_q10 effective_q50 effective_q90``, the smallest depth that at least this share of
+        the tokens does not exceed; ``effective_attention`` and ``effective_ffn``, the same sum over one kind
+        of step alone, counted whole (a plain block counts 1 in each, so ``effective`` is the mean of the
+        two); ``weighted``: ``effective`` with the weight of the modules taken in place of ½ · 1;
+        ``modules_per_token``: places held by a module, a plain block counting 2; ``graph``: the graph depth.
+        Empty when no token was counted.
     """
     histogram = totals["histogram"].double()
     tokens = float(histogram.sum())
@@ -130,9 +132,9 @@ def routing_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_modules: in
         num_stages: S; each stage has its own modules.
 
     Returns:
-        ``load`` [S, N], places held by each module; ``places``, all places, SKIP's too; ``steps``, token-steps;
-        ``skipped_steps``, those in which no module ran; ``entropy``, entropy of the probabilities in nats summed
-        over token-steps, divided by the logarithm of the number of choices.
+        ``load`` [S, N], places held by each module; ``places``, all places, SKIP's too; ``steps``,
+        token-steps; ``skipped_steps``, those in which no module ran; ``entropy``, entropy of the
+        probabilities in nats summed over token-steps, divided by the logarithm of the number of choices.
     """
     real = mask.bool()
     selected = torch.stack([choice.selected for choice in choices])  # [R, B, T, K]
@@ -161,8 +163,8 @@ def routing_metrics(totals: Totals) -> dict[str, float]:
         ``skip_rate``: share of token-steps in which no module ran, from 0 to 1. With K ≥ 2 and ``skip_rule:
         share`` SKIP can hold only one place, so this is 0 there and ``skip_share`` tells the use of SKIP.
         ``skip_share``: share of places held by SKIP, from 0 to 1.
-        ``load_max_over_mean``: the busiest module's places over the mean module's, SKIP left out, averaged over
-        stages; 1 when all are used alike, N when one does everything.
+        ``load_max_over_mean``: the busiest module's places over the mean module's, SKIP left out, averaged
+        over stages; 1 when all are used alike, N when one does everything.
         ``entropy``: entropy of the router's probabilities, SKIP included, over its largest possible value,
         averaged over token-steps; 0 certain, 1 undecided.
         ``dead_fraction``: share of modules that no token took in the window, from 0 to 1.

@@ -14,12 +14,13 @@ from mom.callbacks.window import logs_next_step
 class ThroughputMonitor(Callback):
     """Logs ``throughput/tokens_per_second`` and ``throughput/tokens``, over all ranks, at every logged step.
 
-    ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimiser, data
-    loading and logging, without the time spent in validation and in writing checkpoints. ``throughput/tokens``
-    counts the tokens trained on since step 0, those before a resumed checkpoint included.
+    ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimiser,
+    data loading and logging, without the time spent in validation and in writing checkpoints.
+    ``throughput/tokens`` counts the tokens trained on since step 0, those before a resumed checkpoint
+    included.
 
-    Lightning's callback of this name says nothing until a window of 100 steps is full, has names of its own, and
-    waits for the GPU in every micro-batch; this one waits only where it logs.
+    Lightning's callback of this name says nothing until a window of 100 steps is full, has names of its own,
+    and waits for the GPU in every micro-batch; this one waits only where it logs.
     """
 
     def __init__(self) -> None:
@@ -35,7 +36,7 @@ class ThroughputMonitor(Callback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second of the whole training, its first step left out if there were more; ``None`` before."""
+        """Tokens per second of the whole training, without its first step if there were more."""
         start = self._first_mark if self._tokens > self._first_mark[1] else (0.0, 0)
         return _rate(start, (self._active, self._tokens))
 

@@ -16,11 +16,12 @@ class WindowedStatistics(Callback):
     """Statistics of routing records over one logged optimiser step and over each validation.
 
     A training window is one optimiser step, all its micro-batches together; only steps that Lightning logs
-    (``trainer.log_every_n_steps``) are measured. A validation window is the whole validation; its metrics stand
-    under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per window.
+    (``trainer.log_every_n_steps``) are measured. A validation window is the whole validation; its metrics
+    stand under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per
+    window.
 
-    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold ``routing``
-    (detached records) and ``attention_mask`` ([B, T]).
+    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold
+    ``routing`` (detached records) and ``attention_mask`` ([B, T]).
     """
 
     def __init__(self) -> None:
@@ -92,7 +93,7 @@ class WindowedStatistics(Callback):
 
 
 def logs_next_step(trainer: Trainer) -> bool:
-    """Whether the metrics of the optimiser step under way are written: every ``log_every_n_steps``, and the last."""
+    """Whether the optimiser step under way is logged: every ``log_every_n_steps``, and the last."""
     step = trainer.global_step + 1
     return bool(trainer.log_every_n_steps) and (
         step % trainer.log_every_n_steps == 0 or step == trainer.max_steps

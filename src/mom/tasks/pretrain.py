@@ -23,10 +23,11 @@ Results = dict[str, float]
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Train, validate, and report.
 
-    With ``ckpt`` (or ``resume=auto`` and a ``last.ckpt`` in the run directory) the main phase goes on from there.
-    Otherwise, where the model has stages, it starts from a plain transformer: the one of ``init``, or one trained
-    here first for ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained on for as many
-    steps as the MoM (``task.baseline``, in ``baseline/``), with the same data order and schedule, for comparison.
+    With ``ckpt`` (or ``resume=auto`` and a ``last.ckpt`` in the run directory) the main phase goes on from
+    there. Otherwise, where the model has stages, it starts from a plain transformer: the one of ``init``, or
+    one trained here first for ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained
+    on for as many steps as the MoM (``task.baseline``, in ``baseline/``), with the same data order and
+    schedule, for comparison.
 
     Args:
         config: the request.
@@ -80,7 +81,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> str | None:
-    """The checkpoint the main phase goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
+    """Where the main phase goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
     own = Path(run.path) / CHECKPOINTS / "last.ckpt"
     if config.resume == "auto" and own.is_file():
         return str(own)
@@ -129,5 +130,6 @@ def _print_table(results: Results, others: dict[str, Results], run: RunDirectory
         columns["plain, trained on"] = others["baseline"]
     caption = None
     if "val/loss" in others.get("plain", {}):
-        caption = f"Both start from the plain transformer of phase 1, validation loss {others['plain']['val/loss']:.4f}."
+        before = others["plain"]["val/loss"]
+        caption = f"Both start from the plain transformer of phase 1, validation loss {before:.4f}."
     print_report(results_table(columns, f"{results['steps']:.0f} steps", caption), run.path)

@@ -24,8 +24,8 @@ NOT_ARCHITECTURE = frozenset(
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes under a temporary name in the same folder, syncs to disk, then renames.
 
-    So a checkpoint's name always stands for a whole file: the new one or the one before. Reads plain data only
-    (``weights_only=True``); a pickle that carries code is refused by PyTorch.
+    So a checkpoint's name always stands for a whole file: the new one or the one before. Reads plain data
+    only (``weights_only=True``); a pickle that carries code is refused by PyTorch.
     """
 
     def save_checkpoint(

@@ -26,8 +26,8 @@ from mom.training.loggers import build_loggers, finish_loggers
 
 CHECKPOINTS = "checkpoints"
 
-# Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks before
-# they are logged, and windows of a memory-mapped file need no loader processes.
+# Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks
+# before they are logged, and windows of a memory-mapped file need no loader processes.
 _NOISE = (
     r".*does not have many workers.*",
     r".*Experiment logs directory .* exists and is not empty.*",
@@ -35,6 +35,7 @@ _NOISE = (
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*The dirpath has changed from.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
 )
 
 
@@ -62,8 +63,8 @@ def fit_phase(
         ckpt: a checkpoint to go on from, optimiser, schedule and data order with it.
 
     Returns:
-        The last validation's metrics without ``val/`` in front of ``depth/*`` and ``routing/*``, ``parameters``,
-        ``depth/graph`` and ``throughput/tokens_per_second``; flat, and all measured here.
+        The last validation's metrics without ``val/`` in front of ``depth/*`` and ``routing/*``,
+        ``parameters``, ``depth/graph`` and ``throughput/tokens_per_second``; flat, and all measured here.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C, after ``last.ckpt`` was written.
@@ -102,8 +103,8 @@ def build_callbacks(config: RunConfig, checkpoints: Path, phase: str, has_logger
     """The configured callbacks and those every phase needs.
 
     ``ModelCheckpoint`` writes to ``checkpoints`` unless told otherwise. Lightning refuses a
-    ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is wanted; they are left out
-    there.
+    ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is wanted; they are left
+    out there.
     """
     callbacks = [_build_callback(node, checkpoints, phase) for node in config.callbacks.values()]
     unwanted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)

@@ -19,13 +19,13 @@ from mom.training.optimizer import build_adamw, build_schedule
 class LanguageModelingModule(LightningModule):
     """Trains a :class:`MoMForCausalLM` on next-token prediction.
 
-    Logs ``train/loss`` (what is minimised), ``train/lm_loss``, ``train/balance_loss`` and ``train/z_loss`` (before
-    their coefficients) of each logged optimiser step, averaged over its micro-batches and ranks; and over each
-    validation ``val/loss`` (language-model cross-entropy in nats, every predicted token counted once),
-    ``val/perplexity`` and ``val/bits_per_byte``.
+    Logs ``train/loss`` (what is minimised), ``train/lm_loss``, ``train/balance_loss`` and ``train/z_loss``
+    (before their coefficients) of each logged optimiser step, averaged over its micro-batches and ranks; and
+    over each validation ``val/loss`` (language-model cross-entropy in nats, every predicted token counted
+    once), ``val/perplexity`` and ``val/bits_per_byte``.
 
-    The hyper-parameters hold plain values only (``model_config``, ``optimizer``), so a checkpoint of this module
-    loads with ``torch.load(weights_only=True)`` and says what model it is of.
+    The hyper-parameters hold plain values only (``model_config``, ``optimizer``), so a checkpoint of this
+    module loads with ``torch.load(weights_only=True)`` and says what model it is of.
 
     Args:
         model_config: the fields of :class:`MoMConfig`.
@@ -97,7 +97,7 @@ class LanguageModelingModule(LightningModule):
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW by groups, warm-up and cosine over the trainer's ``max_steps``, stepped per optimiser step."""
+        """AdamW by groups; warm-up and cosine over the trainer's ``max_steps``."""
         trainer = self.trainer
         options = self.hparams["optimizer"]
         # The loss scaler of float16 unscales before clipping, which the fused kernel does not let it do.

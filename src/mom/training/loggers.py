@@ -16,8 +16,8 @@ def build_loggers(
 ) -> list[Logger]:
     """Build the configured loggers for one phase of a run.
 
-    What the configuration leaves open is filled in: files go to ``directory``, and wandb gets one run per phase
-    with an id of our own (so that a resumed run goes on as the same one), grouped by run.
+    What the configuration leaves open is filled in: files go to ``directory``, and wandb gets one run per
+    phase with an id of our own (so that a resumed run goes on as the same one), grouped by run.
 
     Args:
         nodes: the ``logger`` group.

@@ -16,9 +16,9 @@ from mom.model.routers import Router
 def vector_parameters(model: nn.Module) -> set[int]:
     """Identities (``id``) of the parameters that are vectors and therefore not decayed.
 
-    A vector is a parameter of fewer than two dimensions (biases, LayerNorms), or one that its module declares in
-    its class's ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a router's
-    prior is one bias per round, so the number of dimensions alone would take both for matrices.
+    A vector is a parameter of fewer than two dimensions (biases, LayerNorms), or one that its module declares
+    in its class's ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
+    router's prior is one bias per round, so the number of dimensions alone would take both for matrices.
     """
     vectors = set()
     for module in model.modules():
@@ -35,8 +35,8 @@ def parameter_groups(
     """Split a model's trainable parameters into AdamW groups, each parameter in exactly one.
 
     Matrices (stacked matrices and embeddings among them) are decayed, vectors are not. Routers have groups of
-    their own, with ``lr * router_lr_multiplier``: after upcycling they start from nothing while everything else
-    is trained. Tied parameters count once; empty groups are left out.
+    their own, with ``lr * router_lr_multiplier``: after upcycling they start from nothing while everything
+    else is trained. Tied parameters count once; empty groups are left out.
 
     Returns:
         Dictionaries with ``name`` (``matrices``, ``vectors``, ``router_matrices``, ``router_vectors``),
@@ -89,8 +89,8 @@ def learning_rate_factor(
 ) -> float:
     """The learning rate of an optimiser step as a share of the peak.
 
-    Rises linearly over the first ``warmup_steps`` steps (step 0 already moves: it has 1/(warmup_steps+1) of the
-    peak), then falls along half a cosine to ``min_lr_ratio`` at ``max_steps``, or stays (``constant``).
+    Rises linearly over the first ``warmup_steps`` steps (step 0 already moves: it has 1/(warmup_steps+1) of
+    the peak), then falls along half a cosine to ``min_lr_ratio`` at ``max_steps``, or stays (``constant``).
 
     Args:
         step: optimiser steps taken before this one.
@@ -108,7 +108,7 @@ def learning_rate_factor(
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], max_steps: int) -> LambdaLR:
-    """:func:`learning_rate_factor` as a scheduler that steps once per optimiser step, the same for all groups."""
+    """:func:`learning_rate_factor` as a scheduler, stepped once per optimiser step, for all groups."""
 
     def factor(step: int) -> float:
         return learning_rate_factor(

@@ -25,7 +25,7 @@ def run_phase(
     phase: str,
     max_steps: int,
 ) -> dict[str, float]:
-    """:func:`~mom.training.fit.fit_phase` in ``<run>/<phase>``, with the status, configuration and summary a run has.
+    """Fit one phase in ``<run>/<phase>``, with the status, configuration and summary that a run has.
 
     Args:
         config: the request.
@@ -61,7 +61,7 @@ def earlier_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
 
 
 def adopt(start: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
-    """A model by ``config`` with the weights of ``start``; a plain one is upcycled where ``config`` has stages.
+    """A model by ``config`` with the weights of ``start``, upcycled if it is plain and ``config`` has stages.
 
     What has no weights (temperature, top_k, dropout, …) is taken from ``config``.
 

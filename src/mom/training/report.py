@@ -31,9 +31,8 @@ def results_table(
     """A table with one column of results per model.
 
     Args:
-        columns: heading → metrics; a metric a model does not have shows as a dash, one that none has is left out.
-        title: over the table.
-        caption: under it.
+        columns: heading → metrics; a metric a model does not have shows as a dash, one that none has is left
+        out. title: over the table. caption: under it.
     """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
     table.add_column("")
