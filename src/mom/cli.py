@@ -6,6 +6,7 @@ prints one line and leaves nothing behind.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import os
@@ -111,6 +112,7 @@ def _run(composed_config: DictConfig) -> int:
     run: RunDirectory | None = None
     try:
         config = bind(composed_config)
+        _check_unoccupied(config)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
         run = _open_run(config, composed_config)
@@ -136,20 +138,19 @@ def _run(composed_config: DictConfig) -> int:
     return SUCCEEDED
 
 
-def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
-    """Make the run directory, tell child processes where it is, and write down what was asked for.
-
-    Raises:
-        RequestError: if it cannot be written, or holds the checkpoints of another run that a fresh start would
-            mix with its own.
-    """
-    checkpoints = Path(config.run_dir) / "checkpoints"
-    is_child = RUN_DIR_VARIABLE in os.environ
+def _check_unoccupied(config: RunConfig) -> None:
+    """Refuse a folder with the checkpoints of another run, which a fresh start would mix with its own."""
     starts_afresh = config.init is None and config.ckpt is None and config.resume is None
+    is_child = RUN_DIR_VARIABLE in os.environ
+    checkpoints = Path(config.run_dir) / "checkpoints"
     if starts_afresh and not is_child and checkpoints.is_dir() and any(checkpoints.iterdir()):
         raise RequestError(
             "run_dir", config.run_dir, "a folder without another run's checkpoints, or resume=auto"
         )
+
+
+def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
+    """Make the run directory, tell child processes where it is, and write down what was asked for."""
     run = RunDirectory(config.run_dir)
     os.environ[RUN_DIR_VARIABLE] = config.run_dir
     resolved = OmegaConf.to_container(composed_config, resolve=True)
@@ -170,7 +171,7 @@ def _parsed_arguments() -> _Arguments:
             subject, reason = reason, "no such flag"
         raise RequestError(subject.removeprefix("argument "), reason, "see python run.py --help")
 
-    parser.error = refuse  # type: ignore[method-assign,assignment]
+    parser.error = refuse  # type: ignore[method-assign]
     found = parser.parse_args()
     return _Arguments(list(found.overrides), bool(found.multirun))
 
@@ -188,7 +189,7 @@ def _check_every_job(config_dir: Path, overrides: list[str]) -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM ends a run as Ctrl-C does, so that whoever handles Ctrl-C (saving a checkpoint) handles both."""
+    """End a run on SIGTERM as on Ctrl-C, so that whoever handles that (saving a checkpoint) handles both."""
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
@@ -216,7 +217,5 @@ def _tell(error: RequestError, debug: bool) -> None:
 
 
 def _remove_if_empty(folder: Path) -> None:
-    try:
+    with contextlib.suppress(OSError):  # not empty, or not there
         folder.rmdir()
-    except OSError:  # not empty, or not there
-        pass

@@ -53,14 +53,14 @@ def one_of(name: object, names: Sequence[str]) -> str:
 def conform(option: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as ``hint`` wants it, or refuse it.
 
-    An integer is taken where a float is wanted and a list where a tuple is; nothing else is converted, so that
-    ``"3"`` is not a number and ``true`` is not 1.
+    An integer is taken where a float is wanted and a list where a tuple is; nothing else is converted, so
+    that ``"3"`` is not a number and ``true`` is not 1.
 
     Args:
         option: dotted name, for the error.
         value: what the configuration holds.
-        hint: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal``, ``list[X]``, ``tuple[X, Y]``, ``dict``
-            or a union of these.
+        hint: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal``, ``list[X]``, ``tuple[X, Y]``,
+            ``dict`` or a union of these.
 
     Raises:
         RequestError: if the value has another type.

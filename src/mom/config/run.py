@@ -43,7 +43,7 @@ MODEL_FIELDS: Mapping[str, Any] = {
     "initializer_range": float,
     "layer_norm_epsilon": float,
 }
-"""Options of the ``model`` group and their types: the fields of :class:`~mom.model.MoMConfig` but the router's."""
+"""Options of the ``model`` group and their types: fields of :class:`~mom.model.MoMConfig`."""
 
 ROUTER_FIELDS: Mapping[str, Any] = {
     "router": str,
@@ -56,7 +56,7 @@ ROUTER_FIELDS: Mapping[str, Any] = {
     "balance_skip": bool,
     "z_loss_coefficient": float,
 }
-"""Options of the ``router`` group and their types: the fields of :class:`~mom.model.MoMConfig` about routing."""
+"""Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
 
 _GROUPS = ("task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger")
 _TOP_LEVEL: Mapping[str, Any] = {
@@ -143,7 +143,7 @@ class RunConfig:
         _check_devices(self.trainer)
 
     def _check_model(self) -> None:
-        # The tokenizer may not exist yet: no size below this one is possible, and the size changes no other check.
+        # The tokenizer may not exist yet; whatever its size, no other check depends on it.
         config = self.model_config(self.model.get("vocab_size") or self.data.tokenizer_vocab_size)
         if self.data.sequence_length > config.max_positions:
             raise RequestError(
@@ -157,7 +157,8 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     """Turn a composed Hydra configuration into a checked :class:`RunConfig`.
 
     Imports no heavy library: names, types and ranges are checked here, and what needs the libraries in
-    :meth:`RunConfig.check_buildable`. ``run_dir: null`` becomes a new name (:func:`mom.run_directory.choose_run_dir`).
+    :meth:`RunConfig.check_buildable`. ``run_dir: null`` becomes a new name
+    (:func:`mom.run_directory.choose_run_dir`).
 
     Raises:
         RequestError: for the first option that is unknown, of a wrong type or out of range.

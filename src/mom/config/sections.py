@@ -15,7 +15,7 @@ from mom.errors import RequestError
 class Section:
     """A group of options. Subclasses name the group, their fields are its options.
 
-    Making one checks every field's type (an integer is fine for a float, a list for a tuple) and then its range.
+    Making one checks every field's type (an integer is fine for a float, a list for a tuple), then its range.
 
     Raises:
         RequestError: for the first option that cannot be.
@@ -51,8 +51,8 @@ class TaskConfig(Section):
 
     Args:
         name: the task, a module of :mod:`mom.tasks`.
-        plain_steps: optimiser steps of phase 1, in which the plain transformer is trained that is then upcycled.
-            Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
+        plain_steps: optimiser steps of phase 1, in which the plain transformer is trained that is then
+            upcycled. Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
         baseline: train the plain transformer on for as many steps as the MoM and report it beside.
     """
 
@@ -174,8 +174,8 @@ Precision = Literal[
 class TrainerConfig(Section):
     """Lightning's ``Trainer``, by its own names; see its documentation for each.
 
-    ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches when it
-    is an integer and a share of the epoch when it is a float.
+    ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches when
+    it is an integer and a share of the epoch when it is a float.
     """
 
     group: ClassVar[str] = "trainer"
