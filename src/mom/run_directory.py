@@ -1,4 +1,4 @@
-"""The folder of a run: its name, the files the command line keeps in it, and writes that are never partial."""
+"""A run's folder: its name, the files the command line keeps there, and writes that are never partial."""
 
 from __future__ import annotations
 
@@ -72,9 +72,9 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
 class RunDirectory:
     """A run's folder and the files the command line keeps in it.
 
-    ``config.yaml`` (resolved), ``status.json`` (``running``, ``succeeded``, ``failed`` or ``interrupted``, with
-    the error) and ``summary.json`` (flat, final numbers). Only the first process writes; on the other ranks
-    every method is silent, so that callers need not ask.
+    ``config.yaml`` (resolved), ``status.json`` (``running``, ``succeeded``, ``failed`` or ``interrupted``,
+    with the error) and ``summary.json`` (flat, final numbers). Only the first process writes; on the other
+    ranks every method is silent, so that callers need not ask.
 
     Args:
         path: the folder; made with its parents if it is not there.

@@ -85,7 +85,7 @@ def describe(hint: Any) -> str:
         *first, last = [describe(part) for part in get_args(hint)]
         return f"{', '.join(first)} or {last}"
     if origin is Literal:
-        choices = list(dict.fromkeys(as_written(choice) for choice in get_args(hint)))
+        choices = list(dict.fromkeys(map(as_written, get_args(hint))))
         return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
     if origin is tuple:
         return f"a list of {len(get_args(hint))}: {', '.join(describe(part) for part in get_args(hint))}"
@@ -161,11 +161,8 @@ def _conformed(value: Any, hint: Any) -> Any:
     if origin is tuple:
         return _conformed_items(value, get_args(hint))
     if origin is list:
-        items = (
-            _conformed_items(value, get_args(hint) * len(value))
-            if isinstance(value, list | tuple)
-            else _REFUSED
-        )
+        length = len(value) if isinstance(value, list | tuple) else 0
+        items = _conformed_items(value, get_args(hint) * length)
         return items if items is _REFUSED else list(items)
     if origin is dict or hint is dict:
         return dict(value) if isinstance(value, Mapping) else _REFUSED

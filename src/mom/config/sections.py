@@ -174,8 +174,8 @@ Precision = Literal[
 class TrainerConfig(Section):
     """Lightning's ``Trainer``, by its own names; see its documentation for each.
 
-    ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches when
-    it is an integer and a share of the epoch when it is a float.
+    ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches if
+    it is an integer and is a share of the epoch if it is a float.
     """
 
     group: ClassVar[str] = "trainer"

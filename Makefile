@@ -1,0 +1,42 @@
+# The commands of this project; `make help` lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Test processes. Each keeps PyTorch to one thread, so two fill two cores without getting in each other's way.
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check clean
+
+help: ## List these commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## Make .venv and install the locked versions (skipped when nothing changed)
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "error: PYTHON: $$($(PYTHON) --version); Python 3.11 or newer (make PYTHON=python3.11)" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps -e .
+	@touch $@
+
+demo: install ## Run the quickstart: plain transformer, upcycled, trained on as a Mixture-of-Modules
+	$(BIN)/python run.py $(ARGS)
+
+test: install ## Run the whole test suite (ARGS="-k router" for a part)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+check: install ## Check format, lint, types and spelling
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+clean: ## Remove caches and builds; runs and .venv stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
