@@ -215,8 +215,9 @@ def _save_for_backward(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad: Tensor):
-    row_weight = ctx.saved_tensors[3]
-    grads = _grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors, ctx.gather, ctx.scatter)
+    saved = ctx.saved_tensors  # read once: checkpointing computes them again at each read
+    row_weight = saved[3]
+    grads = _grouped_linear_backward(grad.contiguous(), *saved, ctx.gather, ctx.scatter)
     grad_x, grad_weight, grad_bias, grad_row_weight = grads
     return (
         grad_x,

@@ -39,8 +39,8 @@ class Router(nn.Module):
         self.top_k = layout.num_selected(config.top_k)
         normalize = config.normalize_weights
         self.normalize = self.top_k > 1 if normalize == "auto" else bool(normalize)
-        self.register_buffer("reachable", layout.reachable(), persistent=False)
-        self.all_reachable = bool(layout.reachable().all())
+        self.register_buffer("reachable", torch.tensor(layout.reachable()), persistent=False)
+        self.all_reachable = all(map(all, layout.reachable()))
         if config.router_prior == "none":
             self.register_parameter("prior", None)
         else:
@@ -49,7 +49,7 @@ class Router(nn.Module):
     def _initial_prior(self) -> Tensor:
         """[H, slots], in logits: the preference in units of the temperature times the temperature."""
         table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
-        return table * self.config.temperature
+        return torch.tensor(table) * self.config.temperature
 
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
         """Write the tables again that no checkpoint holds or that start from more than noise.
@@ -57,7 +57,7 @@ class Router(nn.Module):
         Args:
             copy: ``copy(destination, source)``, the initialiser's way to overwrite a tensor.
         """
-        copy(self.reachable, self.layout.reachable())
+        copy(self.reachable, torch.tensor(self.layout.reachable()))
         if self.prior is not None:
             copy(self.prior, self._initial_prior())
 

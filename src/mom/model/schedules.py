@@ -5,9 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     from mom.model.configuration import MoMConfig
 
@@ -55,49 +52,51 @@ class PoolLayout:
         """
         if router == "sequential":
             return self.num_slots
-        return int(self.reachable().sum(dim=1).min())
+        return min(sum(row) for row in self.reachable())
 
     def num_selected(self, top_k: int | str) -> int:
         """Places K per step: ``top_k``, or every slot for ``"all"``."""
         return self.num_slots if isinstance(top_k, str) else top_k
 
-    def reachable(self) -> Tensor:
-        """Which slots each round may choose, boolean [H, slots].
+    def reachable(self) -> list[list[bool]]:
+        """Which slots each round may choose, [H][slots].
 
         ``all``: every module. ``layerwise``: round h only module h mod N. ``grouped``: the pool is split into
         consecutive groups as even as can be, one for each round (a pool smaller than the number of rounds is
         walked in order, some modules twice). SKIP is added to each round if the pool has it.
         """
-        table = torch.zeros(self.num_rounds, self.num_slots, dtype=torch.bool)
+        table = []
         for round_index in range(self.num_rounds):
-            table[round_index, self._modules_of(round_index)] = True
-        table[:, self.num_modules :] = self.skip
+            modules = self._modules_of(round_index)
+            row = [slot in modules for slot in range(self.num_modules)]
+            table.append(row + [self.skip] * self.num_skip_slots)
         return table
 
-    def _modules_of(self, round_index: int) -> slice:
+    def _modules_of(self, round_index: int) -> range:
         if self.schedule == "layerwise":
             module = round_index % self.num_modules
-            return slice(module, module + 1)
+            return range(module, module + 1)
         if self.schedule == "grouped":
             first = round_index * self.num_modules // self.num_rounds
             last = (round_index + 1) * self.num_modules // self.num_rounds
-            return slice(first, max(last, first + 1))
-        return slice(0, self.num_modules)
+            return range(first, max(last, first + 1))
+        return range(self.num_modules)
 
-    def prior(self, kind: str, strength: float) -> Tensor:
-        """The preference each round starts with, float [H, slots], in units of the temperature.
+    def prior(self, kind: str, strength: float) -> list[list[float]]:
+        """The preference each round starts with, [H][slots], in units of the temperature.
 
         Round h < N: module h gets ``2 * strength``, SKIP ``strength``. Later rounds: SKIP gets ``2 * strength``
         and, for ``looped``, module h mod N gets ``strength``. Everything else 0. DESIGN: the recipe's prior.
         """
-        table = torch.zeros(self.num_rounds, self.num_slots)
+        table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
         for round_index in range(self.num_rounds):
-            module = round_index % self.num_modules
+            module, skip_slots = round_index % self.num_modules, range(self.num_modules, self.num_slots)
             if round_index < self.num_modules:
-                table[round_index, module] = 2 * strength
-                table[round_index, self.num_modules :] = strength
+                first, second = [module], skip_slots
             else:
-                table[round_index, self.num_modules :] = 2 * strength
-                if kind == "looped":
-                    table[round_index, module] = strength
+                first, second = skip_slots, [module] if kind == "looped" else []
+            for slot in first:
+                table[round_index][slot] = 2 * strength
+            for slot in second:
+                table[round_index][slot] = strength
         return table

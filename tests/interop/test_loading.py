@@ -1,0 +1,74 @@
+"""One way to load a model: each kind loads, anything else is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mom.errors import RequestError
+from mom.interop import load_model
+from tests.interop.test_gpt2_and_upcycling import random_gpt2
+from tests.models import small_model, tokens
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def checkpoint_of(model, path: Path, **changes) -> Path:
+    """A checkpoint as Lightning writes it."""
+    content = {
+        "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
+        "hyper_parameters": {"model_config": model.config.to_dict()},
+    }
+    torch.save(content | changes, path)
+    return path
+
+
+def test_loads_our_checkpoints_and_exported_folders(tmp_path):
+    model, ids = small_model(), tokens(2, 8)
+    expected = model(input_ids=ids).logits
+    model.save_pretrained(tmp_path / "exported")
+    for source in (checkpoint_of(model, tmp_path / "last.ckpt"), tmp_path / "exported"):
+        assert torch.equal(load_model(source).eval()(input_ids=ids).logits, expected)
+
+
+def test_loads_the_authors_folders_and_any_gpt2(tmp_path):
+    assert load_model(GOLDEN / "gru_top2").config.num_rounds == 4
+    gpt2, ids = random_gpt2(), tokens(2, 8)
+    gpt2.save_pretrained(tmp_path)
+    torch.testing.assert_close(load_model(tmp_path).eval()(input_ids=ids).logits, gpt2(input_ids=ids).logits)
+
+
+class Payload:
+    """A pickle that would run code."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("ran-code"),))
+
+
+def test_what_cannot_be_loaded_is_refused_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = checkpoint_of(small_model(), tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.ckpt").write_text("not a checkpoint")
+    (tmp_path / "empty").mkdir()
+    torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
+    torch.save({"state_dict": {}, "hyper_parameters": {"model_config": {}}, "evil": Payload()}, tmp_path / "evil.ckpt")
+    checkpoint_of(small_model(), tmp_path / "unfit.ckpt", state_dict={"model.lm_head.weight": torch.zeros(2, 2)})
+    for name, said in {
+        "torn.ckpt": "a whole checkpoint of a run",
+        "text.ckpt": "a whole checkpoint of a run",
+        "foreign.ckpt": "it holds no state_dict",
+        "other.ckpt": "it holds no model configuration",
+        "evil.ckpt": "a whole checkpoint of a run",
+        "unfit.ckpt": "weights that fit its own configuration",
+        "empty": "a folder with a config.json",
+        "missing.ckpt": "a file or folder that exists",
+    }.items():
+        with pytest.raises(RequestError) as error:
+            load_model(tmp_path / name)
+        assert str(error.value).startswith("init: ") and said in str(error.value), name
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "ran-code").exists()
