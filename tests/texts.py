@@ -7,23 +7,7 @@ import random
 from collections.abc import Iterable
 from pathlib import Path
 
-WORDS = [
-    "module",
-    "router",
-    "assembly",
-    "round",
-    "token",
-    "anchor",
-    "stage",
-    "pool",
-    "skip",
-    "depth",
-    "weight",
-    "score",
-    "naïve",
-    "模块",
-    "λ",
-]
+WORDS = ("module", "router", "assembly", "round", "token", "anchor", "pool", "skip", "naïve", "模块", "λ")
 
 
 def some_texts(number: int, words: int = 60, seed: int = 0) -> list[str]:

@@ -211,7 +211,7 @@ def _python_files(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
 
 
 def python_stdlib(max_bytes: int | None = None) -> PythonCorpus:
-    """The standard library's sources, without its tests, and the language reference's topics (about 12 MB)."""
+    """The standard library's sources, without its tests, and the language reference (about 12 MB)."""
     root = Path(sysconfig.get_path("stdlib"))
     # _sysconfigdata records how this Python was built, on which machine and in which folders.
     files = [

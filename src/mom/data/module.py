@@ -65,8 +65,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
                 raise RequestError(
                     "data.path" if self.config.corpus == "text" else "data.corpus",
                     f"{self.config.path or self.config.corpus} ({windows.file.count} tokens for {name})",
-                    f"a corpus of at least one window of {self.config.sequence_length} tokens for training and "
-                    "one for validation",
+                    f"a corpus of at least one window of {self.config.sequence_length} tokens for training "
+                    "and one for validation",
                 )
         if len(self.train_windows) < self.config.batch_size * self._ranks[1]:
             raise RequestError(
@@ -134,7 +134,13 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         self._sampler = ResumableSampler(len(windows), self.config.batch_size, self.seed, rank, world_size)
         if self._state is not None:
             self._take_up(self._state)
-        return DataLoader(windows, batch_sampler=self._sampler, **self._loader_options())
+        return DataLoader(
+            windows,
+            batch_size=self.config.batch_size,
+            sampler=self._sampler,
+            drop_last=True,
+            **self._loader_options(),
+        )
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """This rank's validation batches, in order, the last one as long as it comes.
@@ -159,9 +165,11 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         """Where training is in the order of the data: plain numbers and strings; empty outside training."""
         if self._sampler is None or self.trainer is None:
             return {}
-        trained = self.trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         last = self.trainer.num_training_batches  # infinite until the loop has its loader
-        state = self._sampler.state_after(trained, last_step=None if last == float("inf") else int(last))
+        state = self._sampler.state_after(
+            progress.processed, last_step=None if last == float("inf") else int(last)
+        )
         return {**state, "data": self.prepared.key, "sequence_length": self.config.sequence_length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -32,6 +32,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from mom.data.corpora import Corpus, Document, open_corpus
 from mom.data.token_file import TokenFile, TokenWriter, token_dtype
 from mom.data.tokenizer import (
+    TRAINING_BYTES,
     load_tokenizer,
     text_encoder,
     tokenizer_identity,
@@ -213,8 +214,7 @@ def _build(
         with tokenizer_threads(config.num_processes):
             if tokenizer is None:
                 log.info("training a tokenizer of %d tokens", config.tokenizer_vocab_size)
-                texts = (item.text for item in corpus.documents() if split_position(item.text) >= limit)
-                tokenizer = train_tokenizer(texts, config.tokenizer_vocab_size)
+                tokenizer = train_tokenizer(tokenizer_sample(corpus, limit), config.tokenizer_vocab_size)
             files = _tokenise(building, corpus, tokenizer, limit, fingerprint)
         tokenizer.save_pretrained(str(building / "tokenizer"))
         meta: dict[str, Any] = {"key": key, "fingerprint": fingerprint, "corpus": corpus.kind}
@@ -288,6 +288,20 @@ def validation_limit(corpus: Corpus, fraction: float) -> int:
             corpus.option, getattr(corpus, "path", corpus.kind), "a corpus with at least one document of text"
         )
     return min(positions) + 1 if len(positions) > 1 else limit
+
+
+def tokenizer_sample(corpus: Corpus, limit: int) -> Iterator[str]:
+    """Yield training texts to train a tokenizer on: all, or an even share of a corpus too large for that.
+
+    Args:
+        corpus: the corpus.
+        limit: of its validation documents, see :func:`validation_limit`.
+    """
+    share = min(1.0, TRAINING_BYTES / max(1, corpus.estimate_bytes()))
+    end = limit + int((2**64 - limit) * share)
+    for document in corpus.documents():
+        if limit <= split_position(document.text) < end:
+            yield document.text
 
 
 def _tokenise(

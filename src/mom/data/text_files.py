@@ -12,8 +12,12 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mom.errors import RequestError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet
 
 OPTION = "data.path"
 PLAIN_SUFFIXES = (".txt", ".md")
@@ -129,15 +133,11 @@ def _read_plain(name: str, file: Path) -> Iterator[tuple[str, str]]:
     for block in _decoded_blocks(file):
         pending += block
         begin = 0
-        while len(pending) - begin > 2 * PLAIN_DOCUMENT_CHARACTERS:
+        while len(pending) - begin > PLAIN_DOCUMENT_CHARACTERS:
             end = _cut(pending, begin)
             yield f"{name}#{part}", pending[begin:end]
             part, begin = part + 1, end
         pending = pending[begin:]
-    if len(pending) > PLAIN_DOCUMENT_CHARACTERS:
-        end = _cut(pending, 0)
-        yield f"{name}#{part}", pending[:end]
-        part, pending = part + 1, pending[end:]
     if pending or part == 0:
         yield f"{name}#{part}", pending
 
@@ -198,7 +198,7 @@ def _jsonl_text(place: str, line: str, text_column: str) -> str:
     return text
 
 
-def _open_parquet(file: Path):  # -> pyarrow.parquet.ParquetFile
+def _open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     try:

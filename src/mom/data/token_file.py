@@ -73,7 +73,7 @@ class TokenFile:
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Turn a cross-entropy into bits per UTF-8 byte of text, which no choice of tokenizer changes the unit of.
+    """Turn a cross-entropy into bits per UTF-8 byte of text, a unit that no tokenizer changes.
 
     The end of a document is paid for (its token is predicted like any other) and adds no byte, so that a
     corpus of short documents costs a little more per byte than its texts alone.

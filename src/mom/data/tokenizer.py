@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mom.errors import RequestError
 
@@ -43,8 +43,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
     Args:
         name_or_path: a folder saved by ``save_pretrained``, a ``tokenizer.json``, a folder with GPT-2's
-            ``encoder.json`` and ``vocab.bpe``, or a name such as ``gpt2``. Code that comes with a tokenizer is
-            never run.
+            ``encoder.json`` and ``vocab.bpe``, or a name such as ``gpt2``. Code that comes with a tokenizer
+            is never run.
 
     Raises:
         RequestError: nothing there that could be loaded, no fast tokenizer, or no end-of-text token.
@@ -71,7 +71,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load_pretrained(name_or_path: str, **options: bool) -> PreTrainedTokenizerFast:
+def _load_pretrained(name_or_path: str, **options: bool) -> Any:  # fast or not
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **options)

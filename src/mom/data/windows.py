@@ -39,8 +39,8 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
-class ResumableSampler(Sampler[list[int]]):
-    """Batches of one rank, in an order that is a function of seed and epoch alone.
+class ResumableSampler(Sampler[int]):
+    """The samples of one rank, in an order that is a function of seed and epoch alone.
 
     Each epoch is one permutation of all samples, the same on every rank. Of it, step after step, all ranks
     together take the next ``world_size * batch_size`` samples, rank r every ``world_size``-th from the r-th
@@ -50,7 +50,7 @@ class ResumableSampler(Sampler[list[int]]):
     The place in the order is the number of samples that all ranks have consumed, so it can be taken up with
     another number of ranks or another batch size.
 
-    Use it as a DataLoader's ``batch_sampler``. Lightning calls :meth:`set_epoch`; it must not replace the
+    The DataLoader must have the same batch size. Lightning calls :meth:`set_epoch`; it must not replace the
     sampler by one of its own (``use_distributed_sampler=False``).
 
     Args:
@@ -79,16 +79,21 @@ class ResumableSampler(Sampler[list[int]]):
         """Samples that all ranks together consume in one step."""
         return self.world_size * self.batch_size
 
-    def __len__(self) -> int:
+    @property
+    def num_steps(self) -> int:
         """Steps in the epoch: those before it was taken up, and those left from there."""
         return self._steps + (self.num_samples - self._consumed) // self.samples_per_step
 
-    def __iter__(self) -> Iterator[list[int]]:
-        """Yield the indices of each batch of this rank from where the epoch was taken up to its end."""
+    def __len__(self) -> int:
+        """Samples of this rank in :attr:`num_steps` steps: of the whole epoch, as Lightning counts it."""
+        return self.num_steps * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of this rank from where the epoch was taken up to its end."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
-        for step in range(len(self) - self._steps):
-            start = self._consumed + step * self.samples_per_step
-            yield order[start + self.rank : start + self.samples_per_step : self.world_size].tolist()
+        end = self._consumed + (self.num_steps - self._steps) * self.samples_per_step
+        for place in range(self._consumed + self.rank, end, self.world_size):
+            yield int(order[place])
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; nothing happens if the sampler is there or further already."""
@@ -105,7 +110,7 @@ class ResumableSampler(Sampler[list[int]]):
             last_step: where the training loop ends the epoch if before its end.
         """
         state = {"seed": self.seed, "num_samples": self.num_samples}
-        if steps >= min(len(self), len(self) if last_step is None else last_step):
+        if steps >= (self.num_steps if last_step is None else min(last_step, self.num_steps)):
             return {**state, "epoch": self.epoch + 1, "samples_consumed": 0, "steps": 0}
         consumed = self._consumed + (steps - self._steps) * self.samples_per_step
         return {**state, "epoch": self.epoch, "samples_consumed": consumed, "steps": steps}
