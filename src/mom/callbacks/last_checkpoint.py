@@ -1,56 +1,33 @@
-"""``last.ckpt``: after every validation, at the end, and on Ctrl-C after a whole step."""
+"""``last.ckpt``: after every validation, at the end, and before stopping when asked to."""
 
 from __future__ import annotations
 
-import signal
-import threading
+from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
-from lightning.pytorch.utilities import rank_zero_only
 
 
 class LastCheckpoint(Checkpoint):
     """Keeps ``<directory>/last.ckpt``, from which the run can be resumed.
 
     Written after every validation (``ModelCheckpoint(save_last=True)`` does so only when the validation was
-    the best so far) and at the end of training. The first Ctrl-C lets the optimiser step under way finish,
-    saves and then raises ``KeyboardInterrupt``: a checkpoint taken in the middle of an update would hold half
-    of it. A second Ctrl-C stops at once and leaves the checkpoint as it was.
+    the best so far), at the end of training, and, when a stop is requested, after the optimiser step under
+    way; then ``KeyboardInterrupt`` is raised. A request during a validation waits for the step after it.
 
     Stands after every ``ModelCheckpoint`` in the list, so that their state in the file is of the same moment.
 
     Args:
         directory: the folder of the checkpoints.
+        stop_requested: asked after every optimiser step.
     """
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, stop_requested: Callable[[], bool] = lambda: False) -> None:
         self.path = Path(directory) / "last.ckpt"
+        self._stop_requested = stop_requested
         self._saved_step: int | None = None
-        self._interrupted = False
-        self._previous_handler: Any = None
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether Ctrl-C was pressed since training began."""
-        return self._interrupted
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Take over Ctrl-C, in the main thread (only there can Python do so)."""
-        if stage == "fit" and threading.current_thread() is threading.main_thread():
-            self._interrupted = False
-            self._previous_handler = signal.signal(signal.SIGINT, self._on_interrupt)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give Ctrl-C back."""
-        self._restore_handler()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give Ctrl-C back; the checkpoint on disk is the last good one and stays."""
-        self._restore_handler()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Remember which step this micro-batch belongs to."""
@@ -58,7 +35,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """After a whole optimiser step: stop here if asked to."""
-        if self._interrupted and trainer.global_step > self._step_before:
+        if trainer.global_step > self._step_before and self._stop_requested():
             self._save(trainer)
             raise KeyboardInterrupt
 
@@ -75,19 +52,3 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
         trainer.save_checkpoint(self.path)
-
-    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
-        if self._interrupted:
-            raise KeyboardInterrupt
-        self._interrupted = True
-        _tell("\nInterrupted: finishing the step under way, then saving. Ctrl-C again stops at once.")
-
-    def _restore_handler(self) -> None:
-        if self._previous_handler is not None:
-            signal.signal(signal.SIGINT, self._previous_handler)
-            self._previous_handler = None
-
-
-@rank_zero_only
-def _tell(message: str) -> None:
-    print(message, flush=True)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import signal
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
@@ -21,6 +16,7 @@ from mom.config import NodeConfig, RunConfig
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import AtomicCheckpointIO
+from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import build_loggers, finish_loggers
 
@@ -83,36 +79,37 @@ def fit_phase(
         phase=phase,
         hyperparameters=dataclasses.asdict(config),
     )
-    callbacks = build_callbacks(config, directory.path / CHECKPOINTS, phase, bool(loggers))
+    interruption = Interruption()
+    callbacks = build_callbacks(config, phase, bool(loggers))
+    _set_default_folder(callbacks, directory.path / CHECKPOINTS)
+    # Last in the list: it saves the state of all the others.
+    callbacks.append(LastCheckpoint(directory.path / CHECKPOINTS, lambda: interruption.requested))
     trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
     exit_code = 1
     try:
-        with _keyboard_interrupt_passes():
+        with interruption:
             trainer.fit(module, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt))
-        if any(isinstance(callback, LastCheckpoint) and callback.interrupted for callback in callbacks):
-            raise KeyboardInterrupt  # pressed during the last step or the last validation
-        if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
-            trainer.validate(module, datamodule=data, verbose=False)  # the checkpoint was already at the end
+            if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
+                trainer.validate(module, datamodule=data, verbose=False)  # ckpt was of the end already
+        if interruption.requested:
+            raise KeyboardInterrupt  # it came after the last step, so the last checkpoint is the end
         exit_code = 0
     finally:
         finish_loggers(loggers, exit_code)
     return _results(trainer, model, callbacks)
 
 
-def build_callbacks(config: RunConfig, checkpoints: Path, phase: str, has_loggers: bool) -> list[Callback]:
-    """The configured callbacks and those every phase needs.
+def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
+    """The configured callbacks, and a validation at the end.
 
-    ``ModelCheckpoint`` writes to ``checkpoints`` unless told otherwise. Lightning refuses a
-    ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is wanted; they are left
-    out there.
+    Lightning refuses a ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is
+    wanted; they are left out there.
     """
-    callbacks = [_build_callback(node, checkpoints, phase) for node in config.callbacks.values()]
+    callbacks = [_build_callback(node, phase) for node in config.callbacks.values()]
     unwanted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)
     if not config.trainer.enable_progress_bar:
         unwanted += (ProgressBar,)
-    callbacks = [callback for callback in callbacks if not isinstance(callback, unwanted)]
-    # LastCheckpoint last: it saves the state of all the others.
-    return [*callbacks, FinalValidation(), LastCheckpoint(checkpoints)]
+    return [*(one for one in callbacks if not isinstance(one, unwanted)), FinalValidation()]
 
 
 def build_trainer(
@@ -121,10 +118,9 @@ def build_trainer(
     """Lightning's Trainer by the ``trainer`` group, counting optimiser steps and not epochs."""
     _quieten_lightning()
     options = dataclasses.asdict(config.trainer)
+    # Lightning takes a share of the epoch (a float) only where it counts epochs.
     if options["check_val_every_n_epoch"] is None and not isinstance(options["val_check_interval"], int):
-        options["check_val_every_n_epoch"] = (
-            1  # a share of the epoch; Lightning counts epochs only if told to
-        )
+        options["check_val_every_n_epoch"] = 1
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
     return Trainer(
@@ -138,22 +134,22 @@ def build_trainer(
     )
 
 
-def _build_callback(node: NodeConfig, checkpoints: Path, phase: str) -> Callback:
+def _build_callback(node: NodeConfig, phase: str) -> Callback:
     target = node.load()
-    ours: dict[str, Any] = {}
-    if isinstance(target, type) and issubclass(target, ModelCheckpoint):
-        ours = {"dirpath": str(checkpoints)}
-    elif isinstance(target, type) and issubclass(target, StepProgressBar):
-        ours = {"name": phase}
-    return node.instantiate(
-        **{name: value for name, value in ours.items() if node.arguments.get(name) is None}
-    )
+    is_ours = isinstance(target, type) and issubclass(target, StepProgressBar)
+    return node.instantiate(**({"name": phase} if is_ours and "name" not in node.arguments else {}))
+
+
+def _set_default_folder(callbacks: list[Callback], checkpoints: Path) -> None:
+    """Point every ``ModelCheckpoint`` that was given no folder at the phase's."""
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(checkpoints.absolute())
 
 
 def _results(trainer: Trainer, model: MoMForCausalLM, callbacks: list[Callback]) -> dict[str, float]:
     results: dict[str, float] = {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "depth/graph": model.config.graph_depth,
         "steps": trainer.global_step,
     }
     for name, value in trainer.callback_metrics.items():
@@ -164,26 +160,7 @@ def _results(trainer: Trainer, model: MoMForCausalLM, callbacks: list[Callback])
     for callback in callbacks:
         if isinstance(callback, ThroughputMonitor) and callback.tokens_per_second is not None:
             results["throughput/tokens_per_second"] = callback.tokens_per_second
-    return results
-
-
-@contextmanager
-def _keyboard_interrupt_passes() -> Iterator[None]:
-    """Let Ctrl-C leave the Trainer as what it is.
-
-    Lightning turns ``KeyboardInterrupt`` into ``SystemExit(1)`` and leaves Ctrl-C ignored.
-    """
-    in_main_thread = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):
-            raise stop.__context__ from None
-        raise
-    finally:
-        if in_main_thread and handler is not None:
-            signal.signal(signal.SIGINT, handler)
+    return results | {"depth/graph": model.config.graph_depth}
 
 
 def _quieten_lightning() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import MeanMetric, SumMetric
 
 from mom.callbacks.window import logs_next_step
 from mom.model import MoMConfig, MoMForCausalLM
@@ -55,7 +55,9 @@ class LanguageModelingModule(LightningModule):
                 for name in ("loss", "lm_loss", "balance_loss", "z_loss")
             }
         )
-        self._val_loss = MeanMetric(nan_strategy="disable")
+        # Two sums, as MeanMetric forgets its weights when it may not drop NaNs (torchmetrics 1.9).
+        self._val_nats = SumMetric(nan_strategy="disable")
+        self._val_tokens = SumMetric(nan_strategy="disable")
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """One micro-batch: ``input_ids`` and ``labels`` [B, T], perhaps ``attention_mask``.
@@ -81,16 +83,18 @@ class LanguageModelingModule(LightningModule):
         """One batch of the validation; returns what :meth:`training_step` returns."""
         output = self._forward(batch)
         predicted = (batch["labels"][:, 1:] != -100).sum()
-        self._val_loss.update(output.lm_loss, weight=predicted)
+        self._val_nats.update(output.lm_loss * predicted)
+        self._val_tokens.update(predicted)
         return {"loss": output.loss, **_records(output, batch)}
 
     def on_validation_epoch_start(self) -> None:
         """Start the average anew."""
-        self._val_loss.reset()
+        self._val_nats.reset()
+        self._val_tokens.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the average over every predicted token of the validation, on all ranks together."""
-        loss = self._val_loss.compute()
+        loss = self._val_nats.compute() / self._val_tokens.compute()
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token is not None:
             metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)

@@ -1,0 +1,75 @@
+"""Windows: an optimiser step is all its micro-batches, a validation all its batches, and only logged steps count."""
+
+from __future__ import annotations
+
+import pytest
+
+from mom.callbacks import EffectiveDepth, RoutingStatistics
+from mom.callbacks.statistics import add, collect, depth_metrics, depth_sums, routing_metrics, routing_sums
+from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+
+
+def expected(outputs: list[dict], config) -> dict[str, float]:
+    """The metrics of all outputs together."""
+    depth, pools = None, {"attention": None, "ffn": None}
+    for output in outputs:
+        measured = depth_sums(
+            output["routing"],
+            output["attention_mask"],
+            num_attention_modules=config.num_attention_modules,
+            num_ffn_modules=config.num_ffn_modules,
+        )
+        depth = add(depth, measured)
+        for pool in pools:
+            choices = [getattr(record, pool) for record in output["routing"]]
+            sums = routing_sums(choices, output["attention_mask"], num_modules=3, num_stages=1)
+            pools[pool] = add(pools[pool], sums)
+    fixed = config.graph_depth - config.num_rounds
+    metrics = depth_metrics(collect(depth), fixed_depth=fixed, graph_depth=config.graph_depth)
+    found = {f"depth/{name}": value for name, value in metrics.items()}
+    for pool, sums in pools.items():
+        found |= {f"routing/{pool}/{name}": value for name, value in routing_metrics(collect(sums)).items()}
+    return found
+
+
+def test_a_training_window_is_a_whole_optimiser_step_of_those_that_log(tmp_path):
+    batches = [token_batch(seed, rows=1 + seed % 3, padded=seed % 4) for seed in range(9)]
+    module = small_module(skip_rule="first")
+    recorder = Recorder()
+    callbacks = [EffectiveDepth(), RoutingStatistics(), recorder]
+    options = {"max_steps": 3, "accumulate_grad_batches": 3, "log_every_n_steps": 2, "limit_val_batches": 0}
+    plain_trainer(tmp_path, callbacks, **options).fit(module, datamodule=FixedBatches(batches, []))
+    assert not any("depth/effective" in logged for logged in recorder.logged[:5]), "step 1 does not log"
+    for step, outputs in ((2, slice(3, 6)), (3, slice(6, 9))):
+        logged = recorder.logged[3 * step - 1]
+        wanted = expected(recorder.train_outputs[outputs], module.model.config)
+        assert wanted["depth/effective_std"] > 0
+        assert {name: logged[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_validation_weighs_every_token_once(tmp_path):
+    validation = [token_batch(seed, rows=1 + seed % 3, padded=seed % 5) for seed in range(10, 14)]
+    module = small_module(skip_rule="first")
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [EffectiveDepth(), RoutingStatistics(), recorder])
+    trainer.validate(module, datamodule=FixedBatches([], validation), verbose=False)
+    wanted = expected(recorder.validation_outputs, module.model.config)
+    found = {name: float(trainer.callback_metrics[f"val/{name}"]) for name in wanted}
+    assert found == pytest.approx(wanted, rel=1e-6)
+    assert "depth/effective" not in trainer.callback_metrics
+
+
+def test_a_plain_model_logs_its_graph_depth_and_no_routing(tmp_path):
+    module = small_module(num_stages=0, num_bottom_blocks=3)
+    trainer = plain_trainer(tmp_path, [EffectiveDepth(), RoutingStatistics()])
+    trainer.validate(module, datamodule=FixedBatches([], [token_batch(0, padded=2)]), verbose=False)
+    assert trainer.callback_metrics["val/depth/effective"] == module.model.config.graph_depth == 4
+    assert not any("routing" in name for name in trainer.callback_metrics)
+
+
+def test_entropy_is_left_out_where_scores_are_no_probabilities(tmp_path):
+    module = small_module(score_function="identity")
+    trainer = plain_trainer(tmp_path, [RoutingStatistics()])
+    trainer.validate(module, datamodule=FixedBatches([], [token_batch(0)]), verbose=False)
+    assert "val/routing/ffn/skip_rate" in trainer.callback_metrics
+    assert "val/routing/ffn/entropy" not in trainer.callback_metrics

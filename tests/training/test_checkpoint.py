@@ -1,0 +1,133 @@
+"""Checkpoints: whole or not at all, read without running anything, refused when they do not fit."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+
+from mom.errors import RequestError
+from mom.training.checkpoint import AtomicCheckpointIO, check_architecture, read_checkpoint
+from tests.models import small_config
+from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A checkpoint of a small model after one step."""
+    folder = tmp_path_factory.mktemp("trained")
+    trainer = plain_trainer(folder, [], max_steps=1, limit_val_batches=0, enable_checkpointing=True)
+    trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0)], []))
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+class Unwritable:
+    """Fails while it is being written."""
+
+    def __reduce__(self):
+        raise OSError("no space left on device")
+
+
+class Malicious:
+    """Would write a file when unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    with pytest.raises(OSError, match="no space"):
+        AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(10), "bad": Unwritable()}, path)
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+
+
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+    path, trap = tmp_path / "bad.ckpt", tmp_path / "sprung"
+    torch.save({"state_dict": Malicious(trap)}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+    with pytest.raises(RequestError, match=r"^ckpt: "):
+        read_checkpoint(path)
+    assert not trap.exists()
+
+
+def test_a_whole_checkpoint_is_read(trained):
+    checkpoint = read_checkpoint(trained)
+    assert checkpoint["global_step"] == 1
+    config = small_config(initializer_range=0.3, use_cache=False)
+    check_architecture(checkpoint, config.to_dict(), trained)  # neither changes what the weights mean
+
+
+def make_missing(path: Path, trained: Path) -> None:
+    pass
+
+
+def make_torn(path: Path, trained: Path) -> None:
+    whole = trained.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def make_empty(path: Path, trained: Path) -> None:
+    path.write_bytes(b"")
+
+
+def make_text(path: Path, trained: Path) -> None:
+    path.write_text("not a checkpoint\n", encoding="utf-8")
+
+
+def make_folder(path: Path, trained: Path) -> None:
+    path.mkdir()
+
+
+def make_foreign(path: Path, trained: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.zeros(2)}, "hyper_parameters": {}}, path)
+
+
+def make_weights(path: Path, trained: Path) -> None:
+    torch.save(torch.zeros(3), path)
+
+
+def make_without_optimizer(path: Path, trained: Path) -> None:
+    checkpoint = torch.load(trained, weights_only=True)
+    del checkpoint["optimizer_states"]
+    torch.save(checkpoint, path)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        make_missing,
+        make_torn,
+        make_empty,
+        make_text,
+        make_folder,
+        make_foreign,
+        make_weights,
+        make_without_optimizer,
+    ],
+)
+def test_what_cannot_be_resumed_is_refused_in_one_line(make, tmp_path, trained):
+    path = tmp_path / "some.ckpt"
+    make(path, trained)
+    with pytest.raises(RequestError) as refusal:
+        read_checkpoint(path)
+    assert str(refusal.value).startswith(f"ckpt: {path}; ")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_by_name(trained):
+    checkpoint = read_checkpoint(trained)
+    other = small_config(d_model=32, top_k=1).to_dict()
+    with pytest.raises(RequestError, match=r"d_model 16.*top_k 2.*d_model 32.*top_k 1"):
+        check_architecture(checkpoint, other, trained)
+    with pytest.raises(RequestError, match="vocab_size 61"):
+        check_architecture(checkpoint, small_config(vocab_size=99).to_dict(), trained)

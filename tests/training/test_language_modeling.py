@@ -1,0 +1,97 @@
+"""The module: what it logs is what was trained on, and its checkpoints are plain data."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.training.language_modeling import LanguageModelingModule
+from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+
+
+def test_train_losses_are_means_over_the_micro_batches_of_a_step(tmp_path):
+    batches = [token_batch(seed) for seed in range(4)]
+    module = small_module(z_loss_coefficient=0.1)
+    twin = small_module(z_loss_coefficient=0.1)
+    with torch.no_grad():
+        outputs = [twin.model(**batch) for batch in batches[:2]]
+    recorder = Recorder()
+    options = {"max_steps": 2, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    plain_trainer(tmp_path, [recorder], **options).fit(module, datamodule=FixedBatches(batches, []))
+    logged = recorder.logged[1]
+    for name in ("loss", "lm_loss", "balance_loss", "z_loss"):
+        wanted = sum(float(getattr(output, name)) for output in outputs) / 2
+        assert logged[f"train/{name}"] == pytest.approx(wanted, rel=1e-6)
+    assert recorder.logged[3]["train/loss"] != logged["train/loss"]
+
+
+def test_an_accumulated_step_equals_one_with_the_whole_batch(tmp_path):
+    whole = token_batch(0, rows=4)
+    halves = [{name: value[rows] for name, value in whole.items()} for rows in (slice(2), slice(2, 4))]
+    weights = []
+    for batches, accumulate in (([whole], 1), (halves, 2)):
+        # A large eps makes the update linear in the gradient, so that rounding stays rounding.
+        module = small_module(optimizer={"eps": 1.0, "lr": 1.0}, balance_coefficient=0.0)
+        options = {"max_steps": 1, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
+        plain_trainer(tmp_path, [], **options).fit(module, datamodule=FixedBatches(batches, []))
+        weights.append(torch.cat([parameter.flatten() for parameter in module.parameters()]))
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    assert not torch.allclose(
+        weights[0], torch.cat([parameter.flatten() for parameter in small_module().parameters()]), atol=1e-4
+    )
+
+
+def test_validation_counts_every_predicted_token_once(tmp_path):
+    batches = [token_batch(0, rows=3), token_batch(1, rows=1, padded=5), token_batch(2, rows=2, length=5)]
+    module = small_module().eval()
+    total = count = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            predicted = int((batch["labels"][:, 1:] != -100).sum())
+            total += float(module.model(**batch).lm_loss) * predicted
+            count += predicted
+    trainer = plain_trainer(tmp_path, [])
+    trainer.validate(module, datamodule=FixedBatches([], batches), verbose=False)
+    found = trainer.callback_metrics
+    assert float(found["val/loss"]) == pytest.approx(total / count, rel=1e-6)
+    assert float(found["val/perplexity"]) == pytest.approx(math.exp(total / count), rel=1e-5)
+    assert float(found["val/bits_per_byte"]) == pytest.approx(total / count / math.log(2) / 2.0, rel=1e-6)
+
+
+def test_a_loss_that_is_not_a_number_shows(tmp_path):
+    module = small_module()
+    with torch.no_grad():
+        module.model.model.norm.weight.fill_(float("nan"))
+    trainer = plain_trainer(tmp_path, [])
+    trainer.validate(module, datamodule=FixedBatches([], [token_batch(0)]), verbose=False)
+    assert math.isnan(float(trainer.callback_metrics["val/loss"]))
+
+
+def test_a_checkpoint_is_plain_data_and_rebuilds_the_model(tmp_path):
+    module = small_module(top_k=1, router="mlp")
+    trainer = plain_trainer(tmp_path, [], max_steps=1, limit_val_batches=0, enable_checkpointing=True)
+    trainer.fit(module, datamodule=FixedBatches([token_batch(0)], []))
+    path = tmp_path / "a.ckpt"
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    config = MoMConfig.from_dict(checkpoint["hyper_parameters"]["model_config"])
+    assert (config.top_k, config.router, config.d_model) == (1, "mlp", 16)
+    rebuilt = LanguageModelingModule(**checkpoint["hyper_parameters"])
+    assert isinstance(rebuilt.model, MoMForCausalLM)
+    rebuilt.load_state_dict(checkpoint["state_dict"])
+    ids = token_batch(5)["input_ids"]
+    assert torch.equal(rebuilt.eval().model(ids).logits, module.eval().model(ids).logits)
+
+
+def test_records_carry_no_graph(tmp_path):
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [recorder], max_steps=1, limit_val_batches=0)
+    trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0, padded=3)], []))
+    (outputs,) = recorder.train_outputs
+    assert outputs["attention_mask"].sum() == 13
+    tensors = [tensor for record in outputs["routing"] for pool in record for tensor in pool]
+    assert len(tensors) == 4 * 2 * 4
+    assert not any(tensor.requires_grad for tensor in tensors)
