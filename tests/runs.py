@@ -50,7 +50,7 @@ SMALL_MODEL = {
 
 
 def tiny_request(folder: Path, **changes: Any) -> RunConfig:
-    """A whole request that trains on texts written to ``folder``; nested groups are merged with ``changes``."""
+    """A whole request that trains on texts written to ``folder``; ``changes`` are merged into its groups."""
     texts = folder / "texts.jsonl"
     if not texts.exists():
         write_jsonl(texts, some_texts(40))

@@ -22,7 +22,7 @@ N_ATTENTION, N_FFN, STAGES, ROUNDS, K, FIXED = 3, 4, 2, 3, 2, 4
 
 
 def random_choice(num_modules: int, generator: torch.Generator, shape: tuple[int, int]) -> Routing:
-    """A record of random scores; where SKIP ranks first it takes all places, as under ``skip_rule: first``."""
+    """A record of random scores; SKIP takes all places where it ranks first, as in ``skip_rule: first``."""
     logits = 2 * torch.randn(*shape, num_modules + 1, generator=generator)
     scores = logits.softmax(-1)
     weights, selected = scores.topk(K, dim=-1)

@@ -1,4 +1,4 @@
-"""Windows: an optimiser step is all its micro-batches, a validation all its batches, and only logged steps count."""
+"""A window is a whole logged optimiser step, all its micro-batches, or a whole validation."""
 
 from __future__ import annotations
 

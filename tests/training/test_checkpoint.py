@@ -61,10 +61,10 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
 
 
 def test_a_whole_checkpoint_is_read(trained):
-    checkpoint = read_checkpoint(trained)
-    assert checkpoint["global_step"] == 1
+    resume = read_checkpoint(trained)
+    assert (resume.path, resume.step) == (trained, 1)
     config = small_config(initializer_range=0.3, use_cache=False)
-    check_architecture(checkpoint, config.to_dict(), trained)  # neither changes what the weights mean
+    check_architecture(resume, config.to_dict())  # neither changes what the weights mean
 
 
 def make_missing(path: Path, trained: Path) -> None:
@@ -125,9 +125,9 @@ def test_what_cannot_be_resumed_is_refused_in_one_line(make, tmp_path, trained):
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(trained):
-    checkpoint = read_checkpoint(trained)
+    resume = read_checkpoint(trained)
     other = small_config(d_model=32, top_k=1).to_dict()
     with pytest.raises(RequestError, match=r"d_model 16.*top_k 2.*d_model 32.*top_k 1"):
-        check_architecture(checkpoint, other, trained)
+        check_architecture(resume, other)
     with pytest.raises(RequestError, match="vocab_size 61"):
-        check_architecture(checkpoint, small_config(vocab_size=99).to_dict(), trained)
+        check_architecture(resume, small_config(vocab_size=99).to_dict())

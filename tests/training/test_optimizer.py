@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -92,7 +93,7 @@ def test_warm_up_rises_evenly_to_the_peak_and_the_cosine_ends_at_its_floor():
     assert curve[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert curve[9] == pytest.approx(0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * 0.5)))
     assert curve[14:] == pytest.approx([0.1, 0.1])
-    assert all(a > b for a, b in zip(curve[4:14], curve[5:15], strict=True))
+    assert all(a > b for a, b in pairwise(curve[4:15]))
 
 
 def test_constant_stays_at_the_peak():

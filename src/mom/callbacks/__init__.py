@@ -4,6 +4,7 @@ from mom.callbacks.effective_depth import EffectiveDepth
 from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
 from mom.callbacks.progress import StepProgressBar
+from mom.callbacks.random_state import RandomState
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.throughput import ThroughputMonitor
 
@@ -11,6 +12,7 @@ __all__ = [
     "EffectiveDepth",
     "FinalValidation",
     "LastCheckpoint",
+    "RandomState",
     "RoutingStatistics",
     "StepProgressBar",
     "ThroughputMonitor",

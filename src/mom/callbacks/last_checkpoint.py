@@ -15,7 +15,8 @@ class LastCheckpoint(Checkpoint):
 
     Written after every validation (``ModelCheckpoint(save_last=True)`` does so only when the validation was
     the best so far), at the end of training, and, when a stop is requested, after the optimiser step under
-    way; then ``KeyboardInterrupt`` is raised. A request during a validation waits for the step after it.
+    way. ``KeyboardInterrupt`` is raised before the next step: by then the step's metrics are logged and, if
+    one was due, its validation is done and in the checkpoint, so that a resumed run leaves no gap.
 
     Stands after every ``ModelCheckpoint`` in the list, so that their state in the file is of the same moment.
 
@@ -28,16 +29,19 @@ class LastCheckpoint(Checkpoint):
         self.path = Path(directory) / "last.ckpt"
         self._stop_requested = stop_requested
         self._saved_step: int | None = None
+        self._stopping = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember which step this micro-batch belongs to."""
+        """Stop here if asked to; else remember which step this micro-batch belongs to."""
+        if self._stopping:
+            raise KeyboardInterrupt
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """After a whole optimiser step: stop here if asked to."""
+        """After a whole optimiser step: save if asked to stop."""
         if trainer.global_step > self._step_before and self._stop_requested():
             self._save(trainer)
-            raise KeyboardInterrupt
+            self._stopping = True
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save after each validation during training."""

@@ -12,7 +12,7 @@ from mom.data.module import LanguageModelingDataModule
 from mom.interop import load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import check_architecture, read_checkpoint
+from mom.training.checkpoint import Resume, check_architecture, read_checkpoint
 from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.phases import adopt, announce, earlier_results, run_phase
 from mom.training.report import print_report, results_table
@@ -41,11 +41,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         RequestError: on a checkpoint, weights or data that cannot be used, before anything is trained.
     """
     ckpt = checkpoint_to_resume(config, run)
-    checkpoint = None if ckpt is None else read_checkpoint(ckpt)
-    if checkpoint is not None:
-        # What the tokenizer decides is compared below; everything else before the data is touched.
-        guess = checkpoint["hyper_parameters"]["model_config"]["vocab_size"]
-        check_architecture(checkpoint, config.model_config(guess).to_dict(), ckpt)
+    resume = None if ckpt is None else read_checkpoint(ckpt)
+    if resume is not None:
+        # Before the data is touched: everything but the vocabulary's size, which may be the tokenizer's.
+        size = config.model.get("vocab_size") or resume.model_config["vocab_size"]
+        check_architecture(resume, config.model_config(size).to_dict())
     start = None if config.init is None else load_model(config.init)
 
     data = LanguageModelingDataModule(config.data, config.seed)
@@ -55,8 +55,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     others: dict[str, Results] = {}
     seed_everything(config.seed, workers=True, verbose=False)
-    if checkpoint is not None:
-        check_architecture(checkpoint, model_config.to_dict(), ckpt)
+    if resume is not None:
+        check_architecture(resume, model_config.to_dict())
         model = MoMForCausalLM(model_config)
         found = {phase: earlier_results(run, phase) for phase in ("plain", "baseline")}
         others = {phase: results for phase, results in found.items() if results is not None}
@@ -66,7 +66,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         model = adopt(start, model_config)
     else:
         model, others = _from_plain(config, run, data, model_config, start)
-    results = _train(config, run, data, model, ckpt)
+    results = _train(config, run, data, model, resume)
 
     _print_table(results, others, run)
     return {
@@ -103,6 +103,8 @@ def _from_plain(
         others["plain"] = run_phase(
             config, start, data, run, phase="plain", max_steps=config.task.plain_steps
         )
+    # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
+    seed_everything(config.seed, workers=True, verbose=False)
     model = adopt(start, model_config)  # copies, so training the baseline does not touch it
     if config.task.baseline:
         announce("Baseline: the plain transformer, trained on")
@@ -117,11 +119,11 @@ def _train(
     run: RunDirectory,
     data: LanguageModelingDataModule,
     model: MoMForCausalLM,
-    ckpt: str | None,
+    resume: Resume | None,
 ) -> Results:
     """The main phase, in the run directory itself."""
     phase = "mom" if model.config.num_stages else "plain"
-    return fit_phase(config, model, data, run, phase=phase, max_steps=config.trainer.max_steps, ckpt=ckpt)
+    return fit_phase(config, model, data, run, phase=phase, max_steps=config.trainer.max_steps, resume=resume)
 
 
 def _print_table(results: Results, others: dict[str, Results], run: RunDirectory) -> None:

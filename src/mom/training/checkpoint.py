@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -61,8 +61,22 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
-def read_checkpoint(path: str | Path, option: str = "ckpt") -> dict[str, Any]:
-    """Read a checkpoint from which training can go on, onto the CPU.
+class Resume(NamedTuple):
+    """A checkpoint to go on from.
+
+    Attributes:
+        path: the file.
+        step: optimiser steps behind it.
+        model_config: the fields of its model's configuration.
+    """
+
+    path: Path
+    step: int
+    model_config: dict[str, Any]
+
+
+def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
+    """Read a checkpoint whole and see that training can go on from it.
 
     Args:
         path: the file.
@@ -80,34 +94,28 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> dict[str, Any]:
     missing = [name for name in TRAINING_STATE if name not in checkpoint]
     if missing:
         raise RequestError(option, path, f"a checkpoint of training; this one has no {', '.join(missing)}")
-    return checkpoint
+    return Resume(path, checkpoint["global_step"], checkpoint["hyper_parameters"]["model_config"])
 
 
-def check_architecture(
-    checkpoint: Mapping[str, Any],
-    model_config: Mapping[str, Any],
-    path: str | Path,
-    *,
-    ignore: frozenset[str] = frozenset(),
-) -> None:
+def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another model than the one asked for.
 
     Args:
-        checkpoint: as :func:`read_checkpoint` returns it.
+        resume: as :func:`read_checkpoint` returns it.
         model_config: the resolved fields of the model asked for.
-        path: where the checkpoint is from, for the error.
-        ignore: fields not yet known, such as ``vocab_size`` before the tokenizer is.
 
     Raises:
         RequestError: naming the fields that differ.
     """
-    found = checkpoint["hyper_parameters"]["model_config"]
+    found = resume.model_config
     # Its own fields only: transformers adds others, which change with its version.
-    names = [name for name in MoMConfig.__annotations__ if name not in NOT_ARCHITECTURE | ignore]
+    names = [name for name in MoMConfig.__annotations__ if name not in NOT_ARCHITECTURE]
     differing = [name for name in names if found.get(name) != model_config.get(name)]
     if differing:
         theirs = ", ".join(f"{name} {found.get(name)}" for name in differing)
         ours = ", ".join(f"{name} {model_config.get(name)}" for name in differing)
         raise RequestError(
-            "ckpt", f"{path} of a model with {theirs}", f"a checkpoint of the model asked for, with {ours}"
+            "ckpt",
+            f"{resume.path} of a model with {theirs}",
+            f"a checkpoint of the model asked for, with {ours}",
         )

@@ -11,11 +11,11 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_every
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
-from mom.callbacks import FinalValidation, LastCheckpoint, StepProgressBar, ThroughputMonitor
+from mom.callbacks import FinalValidation, LastCheckpoint, RandomState, StepProgressBar, ThroughputMonitor
 from mom.config import NodeConfig, RunConfig
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import AtomicCheckpointIO
+from mom.training.checkpoint import AtomicCheckpointIO, Resume
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import build_loggers, finish_loggers
@@ -43,7 +43,7 @@ def fit_phase(
     *,
     phase: str,
     max_steps: int,
-    ckpt: str | Path | None = None,
+    resume: Resume | None = None,
 ) -> dict[str, float]:
     """Train ``model`` in place for ``max_steps`` optimiser steps and validate it.
 
@@ -55,8 +55,8 @@ def fit_phase(
         data: the data module, with ``validation_bytes_per_token``.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimiser steps from the phase's start, those before ``ckpt`` included.
-        ckpt: a checkpoint to go on from, optimiser, schedule and data order with it.
+        max_steps: optimiser steps from the phase's start, those before ``resume`` included.
+        resume: a checkpoint to go on from, optimiser, schedule and data order with it.
 
     Returns:
         The last validation's metrics without ``val/`` in front of ``depth/*`` and ``routing/*``,
@@ -78,6 +78,7 @@ def fit_phase(
         run=Path(config.run_dir).name,
         phase=phase,
         hyperparameters=dataclasses.asdict(config),
+        steps_before=0 if resume is None else resume.step,
     )
     interruption = Interruption()
     callbacks = build_callbacks(config, phase, bool(loggers))
@@ -88,9 +89,9 @@ def fit_phase(
     exit_code = 1
     try:
         with interruption:
-            trainer.fit(module, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt))
+            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
             if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
-                trainer.validate(module, datamodule=data, verbose=False)  # ckpt was of the end already
+                trainer.validate(module, datamodule=data, verbose=False)  # resumed at the end
         if interruption.requested:
             raise KeyboardInterrupt  # it came after the last step, so the last checkpoint is the end
         exit_code = 0
@@ -100,7 +101,7 @@ def fit_phase(
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
-    """The configured callbacks, and a validation at the end.
+    """The configured callbacks, random numbers that resume, and a validation at the end.
 
     Lightning refuses a ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is
     wanted; they are left out there.
@@ -109,7 +110,7 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
     unwanted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)
     if not config.trainer.enable_progress_bar:
         unwanted += (ProgressBar,)
-    return [*(one for one in callbacks if not isinstance(one, unwanted)), FinalValidation()]
+    return [*(one for one in callbacks if not isinstance(one, unwanted)), RandomState(), FinalValidation()]
 
 
 def build_trainer(

@@ -1,0 +1,21 @@
+"""Random numbers go on where they stopped."""
+
+from __future__ import annotations
+
+import torch
+
+from mom.callbacks import RandomState
+
+
+def test_the_state_is_put_back_once_before_the_first_batch():
+    torch.manual_seed(3)
+    state = RandomState().state_dict()
+    wanted = torch.rand(4)
+    resumed = RandomState()
+    resumed.load_state_dict(state)
+    torch.manual_seed(9)  # start-up draws something else
+    resumed.on_train_batch_start(None, None)
+    assert torch.equal(torch.rand(4), wanted)
+    after = torch.get_rng_state()
+    resumed.on_train_batch_start(None, None)
+    assert torch.equal(torch.get_rng_state(), after)

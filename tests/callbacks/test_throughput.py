@@ -1,0 +1,84 @@
+"""Tokens per second by a clock of our own: what is counted and what is left out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from mom.callbacks import ThroughputMonitor, throughput
+from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+
+
+class Clock(Callback):
+    """A clock that a training batch moves by ``step`` seconds (the first by 100) and a validation by 1000."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step, self.first = 0.0, step, True
+
+    def on_train_batch_start(self, *_) -> None:
+        self.now += 100 if self.first else self.step
+        self.first = False
+
+    def on_validation_end(self, *_) -> None:
+        self.now += 1000
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock(step=2.0)
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock.now)
+    return clock
+
+
+def test_the_rate_leaves_out_validation_and_the_first_step(tmp_path, clock):
+    batches = [token_batch(seed) for seed in range(8)]  # 16 tokens each, 2 seconds each
+    monitor, recorder = ThroughputMonitor(), Recorder()
+    options = {
+        "max_steps": 4,
+        "accumulate_grad_batches": 2,
+        "log_every_n_steps": 2,
+        "val_check_interval": 4,
+        "check_val_every_n_epoch": None,
+    }
+    trainer = plain_trainer(tmp_path, [monitor, clock, recorder], **options)
+    trainer.fit(small_module(), datamodule=FixedBatches(batches, [token_batch(0)]))
+    assert "throughput/tokens" not in recorder.logged[1]
+    assert recorder.logged[3]["throughput/tokens"] == 64
+    assert recorder.logged[3]["throughput/tokens_per_second"] == pytest.approx(64 / 106)
+    assert recorder.logged[7]["throughput/tokens"] == 128
+    # The batch after the validation starts the clock again before this callback's own clock moves.
+    assert recorder.logged[7]["throughput/tokens_per_second"] == pytest.approx(64 / 8)
+    assert monitor.tokens_per_second == pytest.approx(96 / 12)
+
+
+def test_tokens_go_on_counting_after_a_resume_and_rates_start_anew(tmp_path):
+    first, second = ThroughputMonitor(), ThroughputMonitor()
+    assert first.tokens_per_second is None
+    trainer = plain_trainer(tmp_path, [first], max_steps=3, limit_val_batches=0)
+    trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0)] * 3, []))
+    assert first.state_dict() == {"tokens": 48}
+    second.load_state_dict(first.state_dict())
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [second, recorder], max_steps=1, limit_val_batches=0)
+    trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0)], []))
+    assert recorder.logged[0]["throughput/tokens"] == 64
+    assert second.tokens_per_second is not None
+
+
+def test_all_ranks_count(monkeypatch):
+    monitor = ThroughputMonitor()
+    trainer = SimpleNamespace(
+        world_size=3,
+        global_step=0,
+        max_steps=9,
+        log_every_n_steps=5,
+        strategy=SimpleNamespace(root_device=torch.device("cpu")),
+    )
+    monitor.on_train_start(trainer, None)
+    monitor.on_train_batch_start(trainer, None)
+    trainer.global_step = 1
+    monitor.on_train_batch_end(trainer, None, None, token_batch(0))
+    assert monitor.state_dict() == {"tokens": 48}

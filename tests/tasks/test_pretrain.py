@@ -1,0 +1,152 @@
+"""The task as a whole: its phases, its summary, its refusals before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.run_directory import RunDirectory
+from mom.tasks import pretrain
+from tests.runs import tiny_request
+
+
+def run(folder: Path, name: str = "run", **changes):
+    config = tiny_request(folder, run_dir=str(folder / name), **changes)
+    return pretrain.run(config, RunDirectory(folder / name))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+PHASE_FILES = {"metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+OWN_FILES = PHASE_FILES | {"config.yaml", "status.json", "summary.json"}
+
+
+def test_two_phases_and_a_baseline(tmp_path, capsys):
+    summary = run(tmp_path)
+    expected = {f"{phase}/{name}" for phase in ("plain", "baseline") for name in OWN_FILES} | PHASE_FILES
+    assert files(tmp_path / "run") == expected
+
+    assert {"val/loss", "val/perplexity", "val/bits_per_byte", "baseline/val/loss", "plain/val/loss"} <= set(
+        summary
+    )
+    assert {"depth/effective", "depth/weighted", "routing/attention/skip_rate"} <= set(summary)
+    assert {"parameters", "throughput/tokens_per_second", "data/fingerprint"} <= set(summary)
+    assert summary["depth/graph"] == 1 + 1 + 1 + 3  # bottom, anchor, top, rounds
+    assert summary["baseline/depth/graph"] == summary["baseline/depth/effective"] == 1 + 2 + 1 + 1
+    assert json.loads((tmp_path / "run" / "baseline" / "summary.json").read_text())["steps"] == 6
+    assert summary["plain/steps"] == 2
+    assert all(isinstance(value, int | float | str) for value in summary.values())
+
+    out = capsys.readouterr().out
+    for shown in (
+        "MoM",
+        "plain, trained on",
+        f"{summary['val/loss']:.4f}",
+        f"{summary['baseline/val/loss']:.4f}",
+    ):
+        assert shown in out
+    assert f"Written to {tmp_path / 'run'}" in out
+
+    plain = load_model(tmp_path / "run" / "plain" / "checkpoints" / "last.ckpt")
+    mom = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert (plain.config.num_stages, mom.config.num_stages) == (0, 1)
+    assert sum(p.numel() for p in mom.parameters()) == summary["parameters"]
+    assert mom.config.eos_token_id is not None
+
+
+def test_the_same_request_gives_the_same_numbers(tmp_path):
+    first, second = (run(tmp_path, name) for name in ("a", "b"))
+    timed = {name for name in first if name.endswith("tokens_per_second")}
+    assert len(timed) == 3
+    assert {k: v for k, v in first.items() if k not in timed} == {
+        k: v for k, v in second.items() if k not in timed
+    }
+
+
+def test_a_plain_model_has_one_phase(tmp_path, capsys):
+    summary = run(tmp_path, model={"num_stages": 0})
+    assert files(tmp_path / "run") == PHASE_FILES
+    assert summary["depth/effective"] == summary["depth/graph"] == 2
+    assert not any(name.startswith(("routing/", "baseline/", "plain/")) for name in summary)
+    assert "MoM" not in capsys.readouterr().out
+
+
+def test_without_plain_steps_the_mom_starts_from_scratch(tmp_path):
+    summary = run(tmp_path, task={"plain_steps": 0})
+    assert files(tmp_path / "run") == PHASE_FILES
+    assert "routing/ffn/skip_rate" in summary
+
+
+def test_phase_one_may_come_from_elsewhere(tmp_path):
+    run(tmp_path, "first")
+    plain = tmp_path / "first" / "plain" / "checkpoints" / "last.ckpt"
+    summary = run(tmp_path, "second", init=str(plain), task={"baseline": False})
+    assert files(tmp_path / "second") == PHASE_FILES
+    # The same plain weights and the same seed make the same second phase.
+    once, twice = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("first", "second")
+    )
+    assert all(torch.equal(weight, twice[name]) for name, weight in once.items())
+    assert not any(key.startswith(("baseline/", "plain/")) for key in summary)
+
+    summary = run(tmp_path, "third", init=str(plain))
+    assert "baseline/val/loss" in summary
+    assert "plain/val/loss" not in summary
+
+
+def test_weights_of_the_same_kind_are_trained_on(tmp_path):
+    first = run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 12})
+    second = run(tmp_path, "second", init=str(tmp_path / "first" / "checkpoints" / "last.ckpt"))
+    assert files(tmp_path / "second") == PHASE_FILES
+    assert second["val/loss"] < first["val/loss"]
+
+
+def test_ckpt_goes_on_and_resume_finds_its_own(tmp_path):
+    whole = run(tmp_path, "whole", trainer={"max_steps": 6})
+    last = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+    longer = run(tmp_path, "longer", ckpt=str(last), trainer={"max_steps": 8})
+    assert longer["steps"] == 8
+    assert files(tmp_path / "longer") == PHASE_FILES
+    again = run(tmp_path, "whole", resume="auto")
+    assert again["val/loss"] == whole["val/loss"]
+    assert again["baseline/val/loss"] == whole["baseline/val/loss"]
+    fresh = run(tmp_path, "fresh", resume="auto", task={"plain_steps": 0})
+    assert fresh["steps"] == 6
+
+
+@pytest.mark.parametrize("option", ["ckpt", "init"])
+def test_bad_checkpoints_are_refused_before_the_data_is_touched(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(
+        pretrain, "LanguageModelingDataModule", lambda *_: pytest.fail("the data was touched")
+    )
+    torn = tmp_path / "torn.ckpt"
+    torn.write_bytes(b"PK\x03\x04 torn")
+    for path in (torn, tmp_path / "missing.ckpt"):
+        with pytest.raises(RequestError, match=f"^{option}: "):
+            run(tmp_path, **{option: str(path)})
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_before_the_data_is_touched(tmp_path, monkeypatch):
+    run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
+    last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
+    monkeypatch.setattr(
+        pretrain, "LanguageModelingDataModule", lambda *_: pytest.fail("the data was touched")
+    )
+    with pytest.raises(RequestError, match=r"^ckpt: .*num_rounds 3.*num_rounds 2"):
+        run(tmp_path, "second", ckpt=last, model={"num_rounds": 2})
+
+
+def test_weights_of_another_architecture_are_refused_before_training(tmp_path):
+    run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
+    last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
+    with pytest.raises(RequestError, match=r"^init: .*d_model 16.*d_model 32"):
+        run(tmp_path, "second", init=last, model={"d_model": 32})
+    assert files(tmp_path / "second") == set()

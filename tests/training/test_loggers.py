@@ -1,0 +1,68 @@
+"""Loggers write into the run directory, under names that survive a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mom.config import NodeConfig
+from mom.training.loggers import build_loggers
+
+CSV = NodeConfig("logger.csv", "lightning.pytorch.loggers.CSVLogger", {"name": "", "version": ""})
+
+
+def build(node: NodeConfig, folder: Path, **options):
+    (logger,) = build_loggers(
+        [node], folder, run="2026-01-01_abcd", phase="mom", hyperparameters={"seed": 3}, **options
+    )
+    return logger
+
+
+def rows_of(folder: Path) -> list[str]:
+    return (folder / "metrics.csv").read_text().splitlines()
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_csv_starts_a_new_curve_unless_resumed(tmp_path):
+    logger = build(CSV, tmp_path)
+    for step in range(4):
+        logger.log_metrics({"a": step / 3, **({"b": 1.0} if step == 2 else {})}, step)
+    logger.save()
+    before = rows_of(tmp_path)
+
+    logger = build(CSV, tmp_path, steps_before=3)
+    assert rows_of(tmp_path) == before[:4]
+    logger.log_metrics({"a": 7.0}, 3)
+    logger.save()
+    assert rows_of(tmp_path) == [*before[:4], "7.0,,3"]
+
+    logger = build(CSV, tmp_path)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.save()
+    assert rows_of(tmp_path) == ["a,step", "1.0,0"]
+
+
+def test_tensorboard_writes_into_the_directory_with_the_configuration(tmp_path):
+    arguments = {"name": "tensorboard", "version": ""}
+    logger = build(NodeConfig("logger.t", "lightning.pytorch.loggers.TensorBoardLogger", arguments), tmp_path)
+    logger.log_metrics({"a": 1.0}, 0)
+    logger.finalize("success")
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents*"))
+    assert "seed: 3" in (tmp_path / "tensorboard" / "hparams.yaml").read_text()
+
+
+@pytest.mark.parametrize("given", [{"project": "p"}, {"project": "p", "name": "mine", "id": "abc"}])
+def test_wandb_has_one_run_per_phase_with_an_id_of_ours(tmp_path, monkeypatch, given):
+    from lightning.pytorch.loggers import WandbLogger
+
+    made: dict = {}
+    monkeypatch.setattr(WandbLogger, "__init__", lambda self, **options: made.update(options))
+    monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda self, params: made.update(logged=params))
+    build(NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", given), tmp_path)
+    assert made["project"] == "p"
+    assert made["id"] == given.get("id", "2026-01-01_abcd-mom")
+    assert made["name"] == given.get("name", "2026-01-01_abcd-mom")
+    assert (made["group"], made["resume"]) == ("2026-01-01_abcd", "allow")
+    assert made["save_dir"] == str(tmp_path)
+    assert made["logged"] == {"seed": 3}
