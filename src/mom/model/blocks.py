@@ -9,6 +9,10 @@ from mom.model.attention import AttentionContext
 from mom.model.configuration import MoMConfig
 
 
+class ResidualProjection(nn.Linear):
+    """A projection into the residual stream; a type of its own, since its initial weights shrink with depth."""
+
+
 class PlainAttention(nn.Module):
     """Pre-LayerNorm causal self-attention with biases, as in GPT-2."""
 
@@ -16,7 +20,7 @@ class PlainAttention(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = nn.Linear(config.d_model, config.d_model)
+        self.out = ResidualProjection(config.d_model, config.d_model)
 
     def forward(self, x: Tensor, context: AttentionContext, layer_index: int) -> Tensor:
         """What attention adds to the residual stream, [B, T, D] → [B, T, D]."""
@@ -30,7 +34,7 @@ class PlainFFN(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
         self.fc = nn.Linear(config.d_model, config.ffn_width)
-        self.proj = nn.Linear(config.ffn_width, config.d_model)
+        self.proj = ResidualProjection(config.ffn_width, config.d_model)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the feed-forward adds to the residual stream, [B, T, D] → [B, T, D]."""

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 
 class Dispatch(NamedTuple):
@@ -77,8 +78,7 @@ def grouped_linear(
     return _grouped_linear(x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter)
 
 
-@torch.library.custom_op("mom::grouped_linear", mutates_args=())
-def _grouped_linear(
+def forward_by_grouped_mm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -89,6 +89,7 @@ def _grouped_linear(
     gather: bool,
     scatter: bool,
 ) -> Tensor:
+    """The map as grouped matrix products, for any device; see :func:`grouped_linear`."""
     rows = x.index_select(0, token) if gather else x  # (M, D_in)
     y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialised
     group = _group_of_row(ends, token.numel())
@@ -99,8 +100,7 @@ def _grouped_linear(
     return _sum_choices(y, row) if scatter else y
 
 
-@_grouped_linear.register_kernel("cpu")
-def _grouped_linear_cpu(
+def forward_by_loop(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -111,6 +111,7 @@ def _grouped_linear_cpu(
     gather: bool,
     scatter: bool,
 ) -> Tensor:
+    """The map as a loop over groups, for the CPU; see :func:`grouped_linear`."""
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
     for group, rows in _groups(ends):
         x_group = x.index_select(0, token[rows]) if gather else x[rows]
@@ -121,13 +122,16 @@ def _grouped_linear_cpu(
     return _sum_choices(y, row) if scatter else y
 
 
+_grouped_linear = torch.library.custom_op("mom::grouped_linear", forward_by_grouped_mm, mutates_args=())
+_grouped_linear.register_kernel("cpu")(forward_by_loop)
+
+
 @_grouped_linear.register_fake
 def _grouped_linear_fake(x, weight, bias, row_weight, token, ends, row, gather, scatter):
     return x.new_empty(row.shape[0] if scatter else token.shape[0], weight.shape[-1])
 
 
-@torch.library.custom_op("mom::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(
+def backward_by_grouped_mm(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -139,7 +143,7 @@ def _grouped_linear_backward(
     gather: bool,
     scatter: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and row_weight (empty when there is none)."""
+    """Gradients of x, weight, bias and row_weight (empty when there is none), for any device."""
     num_groups = weight.shape[0]
     group = _group_of_row(ends, token.numel())
     taken = (group < num_groups)[:, None]  # (M, 1)
@@ -162,8 +166,7 @@ def _grouped_linear_backward(
     return grad_x, grad_weight, grad_bias, grad_row_weight
 
 
-@_grouped_linear_backward.register_kernel("cpu")
-def _grouped_linear_backward_cpu(
+def backward_by_loop(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
@@ -175,6 +178,7 @@ def _grouped_linear_backward_cpu(
     gather: bool,
     scatter: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As :func:`backward_by_grouped_mm`, as a loop over groups, for the CPU."""
     grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
     grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
     grad_row_weight = x.new_empty(0) if row_weight is None else torch.zeros_like(row_weight)
@@ -197,6 +201,12 @@ def _grouped_linear_backward_cpu(
         grad_bias,
         grad_row_weight,
     )
+
+
+_grouped_linear_backward = torch.library.custom_op(
+    "mom::grouped_linear_backward", backward_by_grouped_mm, mutates_args=()
+)
+_grouped_linear_backward.register_kernel("cpu")(backward_by_loop)
 
 
 @_grouped_linear_backward.register_fake
@@ -229,6 +239,18 @@ def _differentiate(ctx, grad: Tensor):
 
 
 _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+@register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
+def _flops(x, weight, bias, row_weight, token, ends, *_, out_val=None, **__) -> int:
+    """For PyTorch's FLOP counter: the rows that a module really ran for, SKIP left out."""
+    return 2 * int(ends[-1]) * weight.shape[1] * weight.shape[2]
+
+
+@register_flop_formula(torch.ops.mom.grouped_linear_backward, get_raw=True)
+def _flops_backward(grad, x, weight, bias, row_weight, token, ends, *_, out_val=None, **__) -> int:
+    """Two products for the forward's one."""
+    return 2 * _flops(x, weight, bias, row_weight, token, ends)
 
 
 def _groups(ends: Tensor) -> list[tuple[int, slice]]:

@@ -21,7 +21,7 @@ from transformers.utils.generic import ModelOutput
 from mom.model.assembly import Stage
 from mom.model.attention import AttentionContext
 from mom.model.balance import balance_loss, z_loss
-from mom.model.blocks import Block
+from mom.model.blocks import Block, ResidualProjection
 from mom.model.configuration import MoMConfig
 from mom.model.pools import Pool
 from mom.model.routers import Router
@@ -109,7 +109,8 @@ class MoMPreTrainedModel(PreTrainedModel):
             for bias in (module.bias_ih, module.bias_hh):
                 init.zeros_(bias)
         elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=std)
+            depth = 2 * self.config.graph_depth if isinstance(module, ResidualProjection) else 1
+            init.normal_(module.weight, mean=0.0, std=std / math.sqrt(depth))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -117,9 +118,6 @@ class MoMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, Block):
-            for projection in (module.attention.out, module.ffn.proj):
-                init.normal_(projection.weight, mean=0.0, std=std / math.sqrt(2 * self.config.graph_depth))
 
 
 class MoMEmbedding(nn.Module):

@@ -1,0 +1,84 @@
+"""The auxiliary losses against their formulas, one token at a time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mom.model.balance import balance_loss, z_loss
+from tests.models import small_model, tokens
+
+
+def formula(decided, name: str, mask: torch.Tensor, include_skip: bool) -> float:
+    """N' · Σ f_i P_i of one pool, by counting."""
+    size = getattr(decided[0], name).scores.shape[-1]
+    counts, sums = [0.0] * size, [0.0] * size
+    for routing in (getattr(one, name) for one in decided):
+        for row, column in mask.nonzero().tolist():
+            for choice in routing.selected[row, column].tolist():
+                counts[choice] += 1
+            for slot, score in enumerate(routing.scores[row, column].tolist()):
+                sums[slot] += score
+    if not include_skip:
+        counts, sums, size = counts[:-1], sums[:-1], size - 1
+    return size * sum(c / sum(counts) * s / sum(sums) for c, s in zip(counts, sums, strict=True))
+
+
+@pytest.mark.parametrize("include_skip", [True, False])
+@pytest.mark.parametrize("padded", [True, False])
+def test_balance_loss_is_the_formula_summed_over_pools_padding_left_out(include_skip, padded):
+    model = small_model(num_stages=2, balance_skip=include_skip, num_ffn_modules=4)
+    ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
+    if padded:
+        mask[0, 5:] = 0
+    output = model(input_ids=ids, labels=ids, attention_mask=mask if padded else None, output_routing=True)
+    stages = output.routing[:4], output.routing[4:]
+    expected = sum(formula(stage, name, mask, include_skip) for stage in stages for name in ("attention", "ffn"))
+    assert float(output.balance_loss) == pytest.approx(expected, rel=1e-5)
+    assert float(output.loss) == pytest.approx(float(output.lm_loss) + 0.01 * expected, rel=1e-6)
+
+
+def test_perfect_balance_is_one_per_pool_and_collapse_costs_more():
+    model = small_model(top_k=1)
+    ids = tokens(4, 16)
+    for part in (model.model.stages[0].attention, model.model.stages[0].ffn):
+        with torch.no_grad():
+            part.router.output.weight.zero_()
+            part.router.output.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
+    collapsed = model(input_ids=ids, labels=ids).balance_loss
+    assert float(collapsed) == pytest.approx(2 * 4 * float(torch.tensor([12.0, 0, 0, 0]).softmax(0)[0]), rel=1e-4)
+    random = small_model(router="random", top_k="all")
+    assert float(random(input_ids=ids, labels=ids).balance_loss) == pytest.approx(2.0, rel=1e-5)
+
+
+def test_balance_loss_pushes_the_router_away_from_collapse():
+    model = small_model(top_k=1)
+    ids = tokens(4, 16)
+    output = model(input_ids=ids, labels=ids, output_routing=True)
+    router = model.model.stages[0].ffn.router
+    (gradient,) = torch.autograd.grad(output.balance_loss, router.output.bias)
+    load = torch.stack([one.ffn.selected for one in output.routing]).flatten().bincount(minlength=4)
+    assert float(gradient[load.argmax()]) > 0 > float(gradient[load.argmin()])
+
+
+def test_z_loss_is_the_mean_square_of_logsumexp():
+    model = small_model(z_loss_coefficient=0.5)
+    ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
+    mask[1, 4:] = 0
+    output = model(input_ids=ids, labels=ids, attention_mask=mask, output_routing=True)
+    squares = [
+        float(step.logits[row, column].logsumexp(0)) ** 2
+        for decided in output.routing
+        for step in decided
+        for row, column in mask.nonzero().tolist()
+    ]
+    assert float(output.z_loss) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+    expected = output.lm_loss + 0.01 * output.balance_loss + 0.5 * output.z_loss
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_a_plain_model_has_none():
+    assert float(balance_loss((), 1)) == 0 and float(z_loss(())) == 0
+    model = small_model(num_stages=0)
+    output = model(input_ids=tokens(1, 4), labels=tokens(1, 4), output_routing=True)
+    assert output.routing == () and torch.equal(output.loss, output.lm_loss)

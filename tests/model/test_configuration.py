@@ -1,0 +1,76 @@
+"""A configuration that cannot be is refused, in one line that names the field."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from mom.model import MoMConfig, MoMForCausalLM
+from tests.models import small_config
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"d_model": 0}, "d_model: 0; an integer of at least 1"),
+        ({"d_model": 18, "num_heads": 4}, "d_model: 18; a multiple of num_heads (4)"),
+        ({"num_rounds": -1}, "num_rounds: -1; an integer of at least 1"),
+        ({"num_ffn_modules": 2.5}, "num_ffn_modules: 2.5; an integer"),
+        ({"num_bottom_blocks": True}, "num_bottom_blocks: True; an integer"),
+        ({"top_k": 5}, "top_k: 5; an integer from 1 to 4"),
+        ({"top_k": 0}, "top_k: 0; an integer from 1 to 4"),
+        ({"top_k": "most"}, "top_k: 'most'; an integer of at least 1, or all"),
+        ({"schedule": "layerwise", "top_k": 3}, "top_k: 3; an integer from 1 to 2"),
+        ({"skip": False, "top_k": 4}, "top_k: 4; an integer from 1 to 3"),
+        ({"router": "lstm"}, "router: 'lstm'; one of gru, mlp, linear, sequential, random"),
+        ({"skipped_kv": "drop"}, "skipped_kv: 'drop'; one of zero, mask"),
+        ({"skip_rule": "last"}, "skip_rule: 'last'; one of share, first"),
+        ({"schedule": "some"}, "schedule: 'some'; one of all, layerwise, grouped"),
+        ({"normalize_weights": 1}, "normalize_weights: 1; one of auto, true, false"),
+        ({"temperature": 0.0}, "temperature: 0.0; a number above 0"),
+        ({"dropout": 1.0}, "dropout: 1.0; a number from 0"),
+        ({"anchors": 2}, "anchors: 2; true or false"),
+        ({"router": "random", "router_prior": "ordered"}, "router_prior: ordered; none with router random"),
+    ],
+)
+def test_refusals_name_field_value_and_what_is_allowed(changes, said):
+    with pytest.raises(ValueError) as error:
+        small_config(**changes)
+    assert str(error.value).startswith(said)
+
+
+def test_graph_depth_and_its_alias():
+    config = small_config(num_stages=2, num_rounds=3, anchors=True)
+    assert config.graph_depth == config.num_hidden_layers == 1 + 2 * (3 + 1) + 1
+    assert small_config(num_stages=0).graph_depth == 2
+    assert (config.hidden_size, config.num_attention_heads) == (16, 2)
+
+
+def test_round_trip_through_a_dictionary():
+    config = small_config(top_k="all", ffn_schedule="grouped", ffn_skip=False, normalize_weights=False)
+    again = MoMConfig(**config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+def test_initialisation_is_gpt2s_with_residual_projections_scaled_by_depth():
+    torch.manual_seed(0)
+    config = small_config(d_model=64, num_heads=2, num_rounds=6, initializer_range=0.05)
+    model = MoMForCausalLM(config)
+    small = 0.05 / math.sqrt(2 * config.graph_depth)
+    stage, block = model.model.stages[0], model.model.bottom[0]
+    for weight, std in (
+        (stage.attention.pool.qkv_weight, 0.05),
+        (stage.attention.pool.out_weight, small),
+        (stage.ffn.pool.fc_weight, 0.05),
+        (stage.ffn.pool.proj_weight, small),
+        (stage.anchor.attention.out.weight, small),
+        (block.ffn.proj.weight, small),
+        (block.ffn.fc.weight, 0.05),
+        (model.model.embedding.token.weight, 0.05),
+        (stage.ffn.router.cell.weight_ih, 0.05),
+    ):
+        assert float(weight.std()) == pytest.approx(std, rel=0.1)
+    assert float(stage.ffn.pool.norm_weight.min()) == 1 and float(stage.ffn.pool.proj_bias.abs().max()) == 0
+    assert model.lm_head.weight is model.model.embedding.token.weight

@@ -1,0 +1,117 @@
+"""Choice, schedules, priors and routers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mom.model.routers import build_router
+from mom.model.routing import choose
+from mom.model.schedules import PoolLayout
+from tests.models import small_config, small_model, tokens
+
+
+def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1) -> PoolLayout:
+    return PoolLayout("attention", num_modules, slots, num_rounds, schedule, skip)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    scores=st.permutations([-3.0, -1.5, 0.25, 2.0]),
+    top_k=st.integers(1, 4),
+    normalize=st.booleans(),
+    first=st.booleans(),
+)
+def test_choice_is_the_definition(scores, top_k, normalize, first):
+    logits = torch.tensor(scores).view(1, 1, 4)
+    routing = choose(logits, num_modules=3, top_k=top_k, normalize=normalize, leave_when_skip_first=first)
+    probabilities = logits.flatten().softmax(0)
+    order = sorted(range(4), key=lambda slot: -float(probabilities[slot]))[:top_k]
+    weights = torch.stack([probabilities[slot] for slot in order])
+    if normalize:
+        weights = weights / weights.sum()
+    if first and order[0] == 3:
+        order = [3] * top_k
+    torch.testing.assert_close(routing.scores.flatten(), probabilities)
+    torch.testing.assert_close(routing.weights.flatten(), weights)
+    assert routing.selected.flatten().tolist() == order
+
+
+def test_unreachable_slots_are_never_chosen_even_when_scores_underflow():
+    logits = torch.tensor([500.0, 0.0, -500.0, 400.0]).view(1, 1, 4)
+    reachable = torch.tensor([True, False, True, True])
+    routing = choose(logits, num_modules=3, top_k=3, normalize=True, reachable=reachable)
+    assert routing.selected.flatten().tolist() == [0, 3, 2]
+    assert float(routing.scores[0, 0, 1]) == 0
+    assert torch.isfinite(routing.weights).all()
+
+
+def test_several_skip_slots_fold_into_one():
+    logits = torch.tensor([1.0, 0.0, 3.0, 2.0]).view(1, 1, 4)
+    routing = choose(logits, num_modules=2, top_k=2, normalize=True)
+    assert routing.scores.shape[-1] == 3
+    assert routing.selected.flatten().tolist() == [2, 2]
+    torch.testing.assert_close(routing.scores[0, 0, 2], logits.softmax(-1)[0, 0, 2:].sum())
+
+
+def test_schedules():
+    assert layout(schedule="all").reachable() == [[True] * 4] * 4
+    assert layout(schedule="layerwise", skip=False).reachable() == [
+        [True, False, False, False],
+        [False, True, False, False],
+        [False, False, True, False],
+        [True, False, False, False],
+    ]
+    grouped = layout(num_modules=6, num_rounds=3, schedule="grouped").reachable()
+    assert [[slot for slot in range(7) if row[slot]] for row in grouped] == [[0, 1, 6], [2, 3, 6], [4, 5, 6]]
+    # A pool smaller than the rounds: every round has a module, in order, none left out.
+    few = layout(num_modules=2, num_rounds=4, schedule="grouped", skip=False).reachable()
+    assert [row.index(True) for row in few] == [0, 0, 1, 1]
+
+
+def test_priors_prefer_order_then_skip():
+    ordered = layout(num_modules=2, num_rounds=4).prior("ordered", 1.5)
+    looped = layout(num_modules=2, num_rounds=4).prior("looped", 1.5)
+    assert ordered == [[3.0, 0, 1.5], [0, 3.0, 1.5], [0, 0, 3.0], [0, 0, 3.0]]
+    assert looped == [[3.0, 0, 1.5], [0, 3.0, 1.5], [1.5, 0, 3.0], [0, 1.5, 3.0]]
+
+
+def test_prior_is_in_units_of_the_temperature_and_learned():
+    model = small_model(router_prior="ordered", router_prior_strength=2.0, temperature=0.25)
+    prior = model.model.stages[0].attention.router.prior
+    assert isinstance(prior, torch.nn.Parameter)
+    assert prior.tolist() == [[1.0, 0, 0, 0.5], [0, 1.0, 0, 0.5], [0, 0, 1.0, 0.5], [0, 0, 0, 1.0]]
+
+
+def test_random_router_depends_on_token_id_and_round_only_and_is_uniform():
+    config = small_config(router="random", vocab_size=5000)
+    router, x = build_router(config, layout(), salt=0), torch.zeros(2, 5000, 16)
+    ids = torch.stack([torch.arange(5000), torch.arange(5000).flip(0)])
+    first = [router(x, None, h, ids)[0].selected for h in range(2)]
+    assert torch.equal(first[0][0], first[0][1].flip(0))
+    assert not torch.equal(first[0], first[1])
+    counts = first[0][0].flatten().bincount(minlength=4).float()
+    assert float((counts / counts.sum() - 0.25).abs().max()) < 0.02
+    other = build_router(config, layout(), salt=1)(x, None, 0, ids)[0].selected
+    assert not torch.equal(first[0], other)
+
+
+def test_random_router_needs_token_ids():
+    model = small_model(router="random")
+    with pytest.raises(ValueError, match="input_ids with router random"):
+        model(inputs_embeds=torch.zeros(1, 3, 16))
+
+
+def test_router_state_starts_at_zero_in_each_stage():
+    model = small_model(num_stages=2, num_rounds=1, num_attention_modules=2, num_ffn_modules=2)
+    stages = model.model.stages
+    stages[1].load_state_dict(stages[0].state_dict())
+    x = torch.randn(1, 3, 16)
+    scores = [stage.attention.router(x, None, 0)[0].scores for stage in stages]
+    assert torch.equal(*scores)
+    output = model(input_ids=tokens(1, 3), output_routing=True, output_hidden_states=True)
+    entering = output.hidden_states[3]  # after embedding, bottom, one round, anchor
+    again = stages[1].attention.router(entering, None, 0)[0].scores
+    torch.testing.assert_close(output.routing[1].attention.scores, again)

@@ -1,0 +1,85 @@
+"""Costs from a configuration against the built model and PyTorch's own FLOP counter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from mom.cost import Usage, flops_per_token, kv_cache_bytes_per_token, num_active_parameters, num_parameters
+from mom.model import MoMForCausalLM
+from tests.models import small_config, small_model, tokens
+
+CONFIGS = [
+    {},
+    {"num_stages": 0, "num_bottom_blocks": 3},
+    {"num_stages": 2, "anchors": False, "router": "mlp", "num_attention_modules": 2, "d_ffn": 24},
+    {"router": "linear", "router_prior": "ordered"},
+]
+
+
+@pytest.mark.parametrize("changes", CONFIGS, ids=str)
+def test_parameters_are_exactly_the_built_models(changes):
+    config = small_config(**changes)
+    assert num_parameters(config) == sum(parameter.numel() for parameter in MoMForCausalLM(config).parameters())
+
+
+def test_active_parameters_leave_out_modules_that_no_round_can_need():
+    config = small_config(num_ffn_modules=7, num_rounds=2, top_k=2)
+    module = 2 * 16 + 16 * 64 + 64 + 64 * 16 + 16
+    assert num_active_parameters(config) == num_parameters(config) - 3 * module
+    assert num_active_parameters(small_config()) == num_parameters(small_config())
+
+
+@pytest.mark.parametrize("changes", CONFIGS, ids=str)
+def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
+    model = small_model(**changes)
+    ids = tokens(2, 16)
+    # The mathematical attention is made of products that the counter knows.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        routing = model(input_ids=ids, output_routing=True).routing
+    usage = None
+    if routing:
+        ran = [
+            [float((getattr(decided, name).selected < size).float().sum(-1).mean()) for decided in routing]
+            for name, size in (("attention", model.config.num_attention_modules), ("ffn", model.config.num_ffn_modules))
+        ]
+        usage = Usage(*(sum(one) / len(one) for one in ran))
+    ours = flops_per_token(model.config, 16, usage)
+    # It takes attention as full, not causal: T keys for each query where ours has (T + 1) / 2.
+    full = ours.attention * 2 * 16 / 17
+    assert counter.get_total_flops() == pytest.approx((ours.total - ours.attention + full) * ids.numel(), rel=0.01)
+
+
+def test_training_flops_equal_pytorchs_counter():
+    model = small_model(skip=False)
+    ids = tokens(2, 16)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        model(input_ids=ids, labels=ids, output_logits=False).loss.backward()
+    ours = flops_per_token(model.config, 16)
+    full = ours.total - ours.attention + ours.attention * 2 * 16 / 17
+    # The last position predicts nothing, and the first projection of all needs no gradient of its input.
+    assert counter.get_total_flops() == pytest.approx(3 * full * ids.numel(), rel=0.02)
+
+
+def test_actual_usage_costs_no_more_than_nominal_and_scales_the_modules_only():
+    config = small_config()
+    nominal, half = flops_per_token(config, 16), flops_per_token(config, 16, Usage(1.0, 1.0))
+    assert Usage.nominal(config) == Usage(2.0, 2.0)
+    assert half.modules == nominal.modules / 2
+    assert nominal.total - half.total == half.modules
+    assert nominal.training == 3 * nominal.total
+
+
+def test_cache_bytes_equal_a_real_cache():
+    model = small_model()
+    cache = model(input_ids=tokens(1, 8), use_cache=True).past_key_values
+    real = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert kv_cache_bytes_per_token(model.config, bytes_per_number=4) * 8 == real
+
+
+def test_meta_device_is_enough_for_any_size():
+    config = small_config(d_model=4096, num_heads=32, num_attention_modules=64, num_ffn_modules=64)
+    assert num_parameters(config) > 10**10
+    assert torch.empty(0).device.type == "cpu"
