@@ -39,6 +39,8 @@ def main(config_dir: Path) -> int:
     """
     # Hydra raises its errors instead of printing them over several lines; they are told in one line below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Its warnings about each retry would bury the one line about a name that cannot be found.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     launch = _Launch()
     overrides: list[str] = []
     debug = False

@@ -76,11 +76,18 @@ def conform(option: str, value: Any, hint: Any) -> Any:
     return found
 
 
+def is_plain(hint: Any) -> bool:
+    """Whether :func:`conform` knows a hint: numbers, texts, booleans, None, and lists and unions of them."""
+    if hint is None or hint in (*_WORDS, dict):
+        return True
+    if get_origin(hint) is Literal:
+        return True
+    return get_origin(hint) in (Union, types.UnionType, list, tuple) and all(map(is_plain, get_args(hint)))
+
+
 def describe(hint: Any) -> str:
     """What a type hint allows, in words."""
     origin = get_origin(hint)
-    if hint is None:
-        return "null"
     if origin in (Union, types.UnionType):
         *first, last = [describe(part) for part in get_args(hint)]
         return f"{', '.join(first)} or {last}"

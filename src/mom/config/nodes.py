@@ -6,9 +6,9 @@ import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
-from mom.config.checks import as_written, unknown_option
+from mom.config.checks import as_written, conform, is_plain, unknown_option
 from mom.errors import RequestError
 
 
@@ -46,20 +46,35 @@ class NodeConfig:
     def check(self) -> None:
         """Import the target and compare the keywords with its signature. May import heavy libraries.
 
+        Types are compared where the signature names plain ones.
+
         Raises:
-            RequestError: if the target cannot be imported or has no such keyword.
+            RequestError: if the target cannot be imported, has no such keyword or wants another type.
+        """
+        target = self.load()
+        keywords = _keywords(target)
+        hints = _hints(target)
+        for name, value in self.arguments.items():
+            option = f"{self.option}.{name}"
+            if keywords is not None and name not in keywords:
+                raise RequestError(option, as_written(value), unknown_option(self.option, name, keywords))
+            if name in hints and is_plain(hints[name]):
+                conform(option, value, hints[name])
+
+    def check_builds(self) -> None:
+        """Build the object once and drop it, if it needs no more than its keywords.
+
+        For classes that do nothing when made, as Lightning's callbacks: what their constructor refuses
+        is then told before the run begins.
+
+        Raises:
+            RequestError: if the class refuses its keywords.
         """
         try:
-            keywords = _keywords(self.load())
-        except TypeError as reason:
-            raise RequestError(f"{self.option}._target_", self.target, f"a class: {reason}") from reason
-        if keywords is None:
+            inspect.signature(self.load()).bind(**self.arguments)
+        except TypeError:  # the task adds what is missing
             return
-        for name, value in self.arguments.items():
-            if name not in keywords:
-                raise RequestError(
-                    f"{self.option}.{name}", as_written(value), unknown_option(self.option, name, keywords)
-                )
+        self.instantiate()
 
     def load(self) -> Callable[..., Any]:
         """Import the target.
@@ -79,13 +94,34 @@ class NodeConfig:
         return found
 
     def instantiate(self, **extra: Any) -> Any:
-        """Build the object. ``extra`` keywords are added, and win over the configuration's."""
-        return self.load()(**{**self.arguments, **extra})
+        """Build the object. ``extra`` keywords are added, and win over the configuration's.
+
+        Raises:
+            RequestError: if the class refuses its keywords; its own words are passed on.
+        """
+        target = self.load()
+        try:
+            return target(**{**self.arguments, **extra})
+        except RequestError:
+            raise
+        except Exception as reason:
+            given = ", ".join(f"{name}={as_written(value)}" for name, value in self.arguments.items())
+            raise RequestError(
+                self.option, given or "no options", f"what {self.target} takes: {as_written(str(reason))}"
+            ) from reason
 
     def accepts(self, keyword: str) -> bool:
         """Whether the target takes this keyword, so that a caller may add it in :meth:`instantiate`."""
         keywords = _keywords(self.load())
         return keywords is None or keyword in keywords
+
+
+def _hints(target: Callable[..., Any]) -> dict[str, Any]:
+    """Type hints of a class's keywords; none where they cannot be read (names only a type checker knows)."""
+    try:
+        return get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
+    except (NameError, TypeError):
+        return {}
 
 
 def _keywords(target: Callable[..., Any]) -> list[str] | None:

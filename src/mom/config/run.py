@@ -140,6 +140,8 @@ class RunConfig:
         self._check_model()
         for node in (*self.callbacks.values(), *self.logger.values()):
             node.check()
+        for callback in self.callbacks.values():
+            callback.check_builds()
         _check_devices(self.trainer)
 
     def _check_model(self) -> None:
@@ -150,6 +152,14 @@ class RunConfig:
                 "data.sequence_length",
                 self.data.sequence_length,
                 f"at most model.max_positions ({config.max_positions})",
+            )
+        # The model itself allows this: the authors' checkpoints have it. To train so is always a mistake.
+        learns = config.router not in ("sequential", "random")
+        if config.num_stages and config.top_k == 1 and config.normalize_weights is True and learns:
+            raise RequestError(
+                "router.normalize_weights",
+                "true",
+                "auto or false with model.top_k=1: every weight would be 1 and the router learn nothing",
             )
 
 
@@ -238,7 +248,7 @@ def _of_model(reason: ValueError) -> RequestError:
     group = "router" if field in ROUTER_FIELDS else "model"
     if field not in ROUTER_FIELDS and field not in MODEL_FIELDS:
         return RequestError("model", as_written(str(reason)), "a model that can be built")
-    return RequestError(f"{group}.{field}", given, allowed)
+    return RequestError(f"{group}.{field}", given.strip("'"), allowed)
 
 
 def _check_devices(trainer: TrainerConfig) -> None:
