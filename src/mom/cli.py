@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from mom.config import RunConfig, bind
 from mom.config.composition import CONFIG_NAME, composed, explain, is_composition_error, jobs
 from mom.errors import RequestError
-from mom.run_directory import RUN_DIR_VARIABLE, RunDirectory
+from mom.run_directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
 
 SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -144,8 +144,7 @@ def _check_unoccupied(config: RunConfig) -> None:
     """Refuse a folder with the checkpoints of another run, which a fresh start would mix with its own."""
     starts_afresh = config.init is None and config.ckpt is None and config.resume is None
     is_child = RUN_DIR_VARIABLE in os.environ
-    checkpoints = Path(config.run_dir) / "checkpoints"
-    if starts_afresh and not is_child and checkpoints.is_dir() and any(checkpoints.iterdir()):
+    if starts_afresh and not is_child and holds_checkpoints(config.run_dir):
         raise RequestError(
             "run_dir", config.run_dir, "a folder without another run's checkpoints, or resume=auto"
         )
@@ -174,7 +173,12 @@ def _parsed_arguments() -> _Arguments:
         raise RequestError(subject.removeprefix("argument "), reason, "see python run.py --help")
 
     parser.error = refuse  # type: ignore[method-assign]
-    found = parser.parse_args()
+    found = parser.parse_intermixed_args()
+    # Hydra's own parser wants the overrides in one piece: `a=1 -m b=2,3` becomes `a=1 b=2,3 -m`.
+    flags = sys.argv[1:]
+    for override in found.overrides:
+        flags.remove(override)
+    sys.argv[1:] = [*found.overrides, *flags]
     return _Arguments(list(found.overrides), bool(found.multirun))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -56,6 +57,14 @@ def choose_run_dir(task: str, given: str | None) -> str:
     return new_run_dir(task)
 
 
+def holds_checkpoints(path: str | Path) -> bool:
+    """Whether a folder holds the checkpoints of a run (False where it cannot be read)."""
+    try:
+        return any((Path(path) / "checkpoints").iterdir())
+    except OSError:
+        return False
+
+
 def write_json_atomic(path: str | Path, obj: Any) -> None:
     """Write JSON so that a reader finds the old file or the new one, never a part.
 
@@ -86,8 +95,11 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.writes = process_rank() == 0
-        self._made = _missing_parents(self.path)
+        self._made: list[Path] = []
+        self._was_empty = False
         try:
+            self._made = _missing_parents(self.path)
+            self._was_empty = bool(self._made) or not any(self.path.iterdir())
             self.path.mkdir(parents=True, exist_ok=True)
             if self.writes:
                 with tempfile.TemporaryFile(dir=self.path) as probe:
@@ -123,19 +135,19 @@ class RunDirectory:
         """Undo the making of a folder in which nothing happened; what was there before is left alone.
 
         Returns:
-            Whether the folder was removed. One that holds any result, even a partial one, is kept.
+            Whether every trace is gone. A folder that holds any result, even a partial one, is kept.
         """
-        if not self._made or not self.writes:
+        if not self._was_empty or not self.writes:
             return False
-        held = [one for one in self.path.rglob("*") if not one.is_dir()] if self.path.exists() else []
+        held = [one for one in self.path.rglob("*") if not one.is_dir()] if self.path.is_dir() else []
         if any(one.parent != self.path or one.name not in _OWN_FILES for one in held):
             return False
-        shutil.rmtree(self.path, ignore_errors=True)
-        for parent in self._made[1:]:
-            try:
-                parent.rmdir()
-            except OSError:  # another run has moved in meanwhile
-                break
+        for one in held:
+            one.unlink(missing_ok=True)
+        for folder in self._made:
+            # Folders inside are empty by now; a parent may hold another run that has begun meanwhile.
+            with contextlib.suppress(OSError):
+                shutil.rmtree(folder) if folder == self.path else folder.rmdir()
         return True
 
     def _write(self, name: str, text: str) -> None:
