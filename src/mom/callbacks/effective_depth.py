@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from mom.callbacks.statistics import Sums, Totals, depth_metrics, depth_sums
-from mom.callbacks.window import WindowedStatistics
+from mom.callbacks.window import WindowedStatistics, config_of
 
 
 class EffectiveDepth(WindowedStatistics):
@@ -22,7 +22,7 @@ class EffectiveDepth(WindowedStatistics):
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
-        config = pl_module.model.config
+        config = config_of(pl_module)
         return depth_sums(
             outputs["routing"],
             outputs["attention_mask"],
@@ -31,7 +31,7 @@ class EffectiveDepth(WindowedStatistics):
         )
 
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
-        config = pl_module.model.config
+        config = config_of(pl_module)
         fixed = config.graph_depth - config.num_stages * config.num_rounds
         metrics = depth_metrics(totals, fixed_depth=fixed, graph_depth=config.graph_depth)
         return {f"depth/{name}": value for name, value in metrics.items()}

@@ -17,6 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from mom.callbacks.window import log_interval
+
 SHOWN = (
     ("train/loss", "loss {:.3f}"),
     ("val/loss", "val {:.3f}"),
@@ -77,10 +79,10 @@ class StepProgressBar(ProgressBar):
         """Move on to the optimiser step just taken."""
         if self._progress is None:
             return
-        fields = {}
-        if trainer.global_step % trainer.log_every_n_steps == 1 % trainer.log_every_n_steps:
-            fields["numbers"] = self._numbers(trainer)  # what the step before logged
-        self._progress.update(self._task, completed=trainer.global_step, **fields)
+        self._progress.update(self._task, completed=trainer.global_step)
+        interval = log_interval(trainer)
+        if trainer.global_step % interval == 1 % interval:  # the step before was logged
+            self._progress.update(self._task, numbers=self._numbers(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the new validation loss."""

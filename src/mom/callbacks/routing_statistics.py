@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from mom.callbacks.statistics import POOLS, Sums, Totals, routing_metrics, routing_sums
-from mom.callbacks.window import WindowedStatistics
+from mom.callbacks.window import WindowedStatistics, config_of
 
 
 class RoutingStatistics(WindowedStatistics):
@@ -21,7 +21,7 @@ class RoutingStatistics(WindowedStatistics):
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
-        config = pl_module.model.config
+        config = config_of(pl_module)
         if not outputs["routing"]:
             return {}
         sums: Sums = {}
@@ -43,7 +43,7 @@ class RoutingStatistics(WindowedStatistics):
                 name.removeprefix(prefix): value for name, value in totals.items() if name.startswith(prefix)
             }
             measured = routing_metrics(own)
-            if pl_module.model.config.score_function != "softmax":
+            if config_of(pl_module).score_function != "softmax":
                 measured.pop("entropy", None)
             metrics |= {f"routing/{prefix}{name}": value for name, value in measured.items()}
         return metrics

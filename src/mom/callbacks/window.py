@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.statistics import Sums, Totals, add, collect
+from mom.model import MoMConfig, MoMForCausalLM
 
 
 class WindowedStatistics(Callback):
@@ -92,9 +93,17 @@ class WindowedStatistics(Callback):
         )
 
 
+def config_of(pl_module: LightningModule) -> MoMConfig:
+    """The configuration of the model that a module trains."""
+    return cast(MoMForCausalLM, pl_module.model).config
+
+
+def log_interval(trainer: Trainer) -> int:
+    """``trainer.log_every_n_steps``, at least 1."""
+    return max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it elsewhere
+
+
 def logs_next_step(trainer: Trainer) -> bool:
     """Whether the optimiser step under way is logged: every ``log_every_n_steps``, and the last."""
     step = trainer.global_step + 1
-    return bool(trainer.log_every_n_steps) and (
-        step % trainer.log_every_n_steps == 0 or step == trainer.max_steps
-    )
+    return step % log_interval(trainer) == 0 or step == trainer.max_steps

@@ -7,12 +7,13 @@ import logging
 import warnings
 from pathlib import Path
 
-from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from mom.callbacks import FinalValidation, LastCheckpoint, RandomState, StepProgressBar, ThroughputMonitor
 from mom.config import NodeConfig, RunConfig
+from mom.data.module import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import AtomicCheckpointIO, Resume
@@ -38,7 +39,7 @@ _NOISE = (
 def fit_phase(
     config: RunConfig,
     model: MoMForCausalLM,
-    data: LightningDataModule,
+    data: LanguageModelingDataModule,
     directory: RunDirectory,
     *,
     phase: str,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric, SumMetric
 
@@ -67,7 +68,7 @@ class LanguageModelingModule(LightningModule):
         """
         output = self._forward(batch)
         if logs_next_step(self.trainer):
-            for name, mean in self._train_means.items():
+            for name, mean in self._means():
                 mean.update(getattr(output, name).detach())
         return {"loss": output.loss, **_records(output, batch)}
 
@@ -75,7 +76,7 @@ class LanguageModelingModule(LightningModule):
         """Log the losses of the whole optimiser step; its last micro-batch has just run."""
         if not logs_next_step(self.trainer):
             return
-        for name, mean in self._train_means.items():
+        for name, mean in self._means():
             self.log(f"train/{name}", mean.compute(), on_step=True, on_epoch=False, batch_size=1)
             mean.reset()
 
@@ -100,7 +101,7 @@ class LanguageModelingModule(LightningModule):
             metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW by groups; warm-up and cosine over the trainer's ``max_steps``."""
         trainer = self.trainer
         options = self.hparams["optimizer"]
@@ -110,8 +111,15 @@ class LanguageModelingModule(LightningModule):
         max_steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, options, max_steps)
         # "name": what LearningRateMonitor puts in front of the group's name, as in learning_rate/matrices.
-        schedule = {"scheduler": scheduler, "interval": "step", "name": "learning_rate"}
+        schedule: LRSchedulerConfigType = {
+            "scheduler": scheduler,
+            "interval": "step",
+            "name": "learning_rate",
+        }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _means(self) -> list[tuple[str, MeanMetric]]:
+        return [(name, cast(MeanMetric, mean)) for name, mean in self._train_means.items()]
 
     def _forward(self, batch: Mapping[str, Tensor]) -> Any:
         return self.model(

@@ -20,9 +20,9 @@ def vector_parameters(model: nn.Module) -> set[int]:
     in its class's ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
     router's prior is one bias per round, so the number of dimensions alone would take both for matrices.
     """
-    vectors = set()
+    vectors: set[int] = set()
     for module in model.modules():
-        declared = getattr(type(module), "VECTORS", frozenset())
+        declared: frozenset[str] = getattr(type(module), "VECTORS", frozenset())
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim < 2 or name in declared:
                 vectors.add(id(parameter))
@@ -46,7 +46,7 @@ def parameter_groups(
     routers = [module for module in model.modules() if isinstance(module, Router)]
     in_router = {id(parameter) for router in routers for parameter in router.parameters()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "name": ("router_" if of_router else "") + ("vectors" if is_vector else "matrices"),
             "params": [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import RunConfig
+from mom.data.module import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.interop import upcycle
 from mom.model import MoMConfig, MoMForCausalLM
@@ -19,7 +19,7 @@ from mom.training.fit import fit_phase
 def run_phase(
     config: RunConfig,
     model: MoMForCausalLM,
-    data: LightningDataModule,
+    data: LanguageModelingDataModule,
     run: RunDirectory,
     *,
     phase: str,
