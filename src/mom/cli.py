@@ -57,7 +57,9 @@ def main(config_dir: Path) -> int:
     except Exception as error:
         if launch.started or not is_composition_error(error):
             raise
-        _tell(explain(error, config_dir, overrides), debug)
+        refusal = explain(error, config_dir, overrides)
+        refusal.__cause__ = None if refusal is error else error
+        _tell(refusal, debug)
         return WRONG_REQUEST
     finally:
         launch.forget_empty_sweep()

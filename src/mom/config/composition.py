@@ -73,7 +73,10 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Req
     ):
         return RequestError(found[1], found[2], "one value, or the flag -m to run one after another")
     if found := re.search(r"Could not (?:override|delete from config\.|delete) ?'([^']*)'", message):
-        return _unknown(found[1], config_dir, overrides)
+        # With a value that is a mapping, the key that does not exist is inside it; OmegaConf knows which.
+        inner = getattr(error.__cause__, "full_key", None) or ""
+        key = inner if inner.startswith(f"{found[1]}.") else found[1]
+        return _unknown(key, _given(found[1], overrides), config_dir, overrides)
     if found := re.search(r"Error merging override (.*)", message):
         option, _, value = found[1].partition("=")
         return RequestError(option, value, f"a value that fits: {_first_line(error.__cause__ or error)}")
@@ -103,11 +106,6 @@ def _slip_in_form(config_dir: Path, overrides: Sequence[str]) -> RequestError | 
         option, equals, value = one.lstrip("+~").partition("=")
         if equals and not option.strip():
             return RequestError("''", one, f"the name of an option before the =, {_SEE_HELP}")
-        if option in groups and value.startswith("{"):
-            choices = ", ".join(groups[option])
-            return RequestError(
-                option, value, f"one of {choices}, and {option}.<name>=<value> for its options"
-            )
         if "@" in option and option.partition("@")[0] in groups:
             return RequestError(option, value or "null", f"{option.partition('@')[0]}={value}, without the @")
     return None
@@ -140,8 +138,7 @@ def _unreadable(override: str) -> RequestError:
     )
 
 
-def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> RequestError:
-    given = _given(option, overrides)
+def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]) -> RequestError:
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
     siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
@@ -149,8 +146,10 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> Request
     if close is not None:
         full = f"{parent}.{close}" if parent else close
         return RequestError(option, given, f"no such option, did you mean {full}?")
-    # The right name in the wrong place (lr for optimizer.lr), or a slip in the group's name.
-    same = next((one for one in known if one.rpartition(".")[2] == name), None) or nearest(option, known)
+    # The right name in the wrong place (lr for optimizer.lr), or a slip in the name of the group.
+    same = next((one for one in known if one.rpartition(".")[2] == name), None)
+    if same is None and not siblings:
+        same = nearest(option, known)
     if same is not None:
         return RequestError(option, given, f"no such option, did you mean {same}?")
     place = f"{parent} has" if siblings and parent else "there are"

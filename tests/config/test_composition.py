@@ -1,0 +1,73 @@
+"""Hydra's errors, each told as one line about one option."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mom.config.composition import composed, explain, is_composition_error, jobs
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+
+EXPLAINED = [
+    (["model.topk=2"], "model.topk: 2; no such option, did you mean model.top_k?"),
+    (["model=mom_tny"], "model: mom_tny; did you mean mom_tiny? one of gpt2_small, "),
+    (["router=zzz"], "router: zzz; one of gru, linear, mlp, random, sequential"),
+    (["experiment=smok"], "experiment: smok; did you mean smoke? one of "),
+    (["modle=mom_tiny"], "modle: mom_tiny; no such option, did you mean model?"),
+    (["experimnt=smoke"], "experimnt: smoke; no such option, did you mean experiment?"),
+    (["lr=1"], "lr: 1; no such option, did you mean optimizer.lr?"),
+    (["modle.d_model=1"], "modle.d_model: 1; no such option, did you mean model.d_model?"),
+    (["zzz=1"], "zzz: 1; no such option; there are task, "),
+    (["data.zzz=1"], "data.zzz: 1; no such option; data has "),
+    (["~zzz"], "zzz: null; no such option; "),
+    (
+        ["logger=tensorboard", "logger.tensorboard.nmae=x"],
+        "logger.tensorboard.nmae: x; no such option, did you ",
+    ),
+    (["+seed=1"], "seed: 1; the same without the leading +"),
+    (["seed"], "seed: no value; group=choice or option=value"),
+    ([""], "'': no value; "),
+    (["=3"], "'': =3; the name of an option before the ="),
+    (["seed=[1"], "seed: [1; a value that can be read"),
+    (["seed=1,2"], "seed: 1,2; one value, "),
+    (["seed=range(3)"], "seed: range(3); one value, "),
+    (["model={topk: 3}"], "model.topk: {topk: 3}; no such option, did you mean model.top_k?"),
+    (["model@other=mom_tiny"], "model@other: mom_tiny; model=mom_tiny, without the @"),
+    (["model.d_model.x=1"], "model.d_model.x: 1; "),
+]
+
+
+@pytest.mark.parametrize(("overrides", "message"), EXPLAINED)
+def test_a_wrong_line_names_the_option_what_was_given_and_what_is_allowed(
+    overrides: list[str], message: str
+) -> None:
+    with pytest.raises(Exception) as raised:  # noqa: PT011 - whatever Hydra raises is what is under test
+        composed(CONF, overrides)
+
+    assert is_composition_error(raised.value)
+    told = str(explain(raised.value, CONF, overrides))  # type: ignore[arg-type]
+    assert told.startswith(message)
+    assert "\n" not in told
+
+
+def test_an_error_nobody_foresaw_is_still_one_line() -> None:
+    told = str(explain(ValueError("one\n  two"), CONF, []))
+
+    assert told == "request: one; see python run.py --help"
+
+
+def test_jobs_are_every_combination_in_order() -> None:
+    found = list(jobs(["router=gru,mlp", "seed=1,2", "data=text"]))
+
+    assert found == [
+        ["router=gru", "seed=1", "data=text"],
+        ["router=gru", "seed=2", "data=text"],
+        ["router=mlp", "seed=1", "data=text"],
+        ["router=mlp", "seed=2", "data=text"],
+    ]
+
+
+def test_a_line_without_choices_is_one_job() -> None:
+    assert list(jobs(["model.top_k=1"])) == [["model.top_k=1"]]

@@ -1,0 +1,92 @@
+"""Nodes: targets, keywords, and what a constructor refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mom.config import NodeConfig
+from mom.errors import RequestError
+
+
+class Thing:
+    """Stands for a callback."""
+
+    def __init__(self, count: int, name: str | None = None) -> None:
+        if count < 0:
+            raise ValueError("count must not be\nnegative")
+        self.count = count
+        self.name = name
+
+
+class Anything:
+    """Takes any keyword."""
+
+    def __init__(self, **options: Any) -> None:
+        self.options = options
+
+
+def node(given: object, target: str = "Thing") -> NodeConfig:
+    content = {"_target_": f"{__name__}.{target}", **given} if isinstance(given, dict) else given
+    return NodeConfig.from_mapping("callbacks.thing", content)
+
+
+def refusal(action: Any) -> str:
+    with pytest.raises(RequestError) as refused:
+        action()
+    return str(refused.value)
+
+
+def test_extra_keywords_are_added_and_win() -> None:
+    made = node({"count": 1, "name": "a"}).instantiate(name="b")
+
+    assert (made.count, made.name) == (1, "b")
+
+
+@pytest.mark.parametrize("given", [3, None, ["a"]])
+def test_what_is_no_node_is_refused(given: object) -> None:
+    assert refusal(lambda: node(given)).startswith("callbacks.thing: ")
+
+
+@pytest.mark.parametrize("target", [None, 3, "Thing", ""])
+def test_a_target_is_a_dotted_path(target: object) -> None:
+    message = refusal(lambda: NodeConfig.from_mapping("callbacks.thing", {"_target_": target}))
+
+    assert message.startswith("callbacks.thing._target_: ")
+
+
+@pytest.mark.parametrize("target", ["nowhere.Thing", "mom.errors.Nothing", "math.pi"])
+def test_a_target_has_to_exist(target: str) -> None:
+    found = NodeConfig.from_mapping("callbacks.thing", {"_target_": target})
+
+    assert refusal(found.check).startswith(f"callbacks.thing._target_: {target}; the dotted path of a class")
+
+
+def test_keywords_are_compared_with_the_signature() -> None:
+    node({"count": 1}).check()
+    node({"whatever": 1}, "Anything").check()
+
+    message = refusal(node({"cuont": 1}).check)
+    assert message == "callbacks.thing.cuont: 1; no such option, did you mean callbacks.thing.count?"
+
+
+def test_types_are_compared_with_the_signature() -> None:
+    assert refusal(node({"count": "x"}).check) == "callbacks.thing.count: x; an integer"
+    assert refusal(node({"count": 1, "name": 2}).check) == "callbacks.thing.name: 2; a text or null"
+
+
+def test_what_the_constructor_refuses_is_one_line() -> None:
+    message = refusal(node({"count": -1}).check_builds)
+
+    assert message == f"callbacks.thing: count=-1; what {__name__}.Thing takes: count must not be negative"
+
+
+def test_a_keyword_that_the_task_adds_may_be_missing() -> None:
+    node({}).check_builds()
+
+
+def test_accepts_tells_which_keywords_may_be_added() -> None:
+    assert node({}).accepts("count")
+    assert not node({}).accepts("directory")
+    assert node({}, "Anything").accepts("directory")

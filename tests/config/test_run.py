@@ -1,0 +1,176 @@
+"""The whole request: binding, and the checks across groups."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from mom.config import MODEL_FIELDS, ROUTER_FIELDS, NodeConfig, RunConfig, bind
+from mom.errors import RequestError
+
+SMALL = {"d_model": 16, "num_heads": 2, "max_positions": 32}
+
+
+def request(**changes: Any) -> dict[str, Any]:
+    return {"run_dir": "somewhere", "model": SMALL, "data": {"sequence_length": 32}, **changes}
+
+
+def refusal(action: Any) -> str:
+    with pytest.raises(RequestError) as refused:
+        action()
+    return str(refused.value)
+
+
+def test_an_empty_request_has_every_default() -> None:
+    config = bind({"run_dir": "somewhere"})
+
+    assert (config.seed, config.debug, config.init, config.run_dir) == (0, False, None, "somewhere")
+    assert config.task.name == "pretrain"
+    assert config.callbacks == {}
+
+
+def test_interpolations_are_resolved() -> None:
+    config = bind(OmegaConf.create({"run_dir": "x", "seed": 3, "task": {"plain_steps": "${seed}"}}))
+
+    assert config.task.plain_steps == 3
+
+
+def test_nodes_are_read_and_null_ones_left_out() -> None:
+    node = {"_target_": "a.B", "count": 1}
+    config = bind(request(callbacks={"one": node, "two": None}))
+
+    assert config.callbacks == {"one": NodeConfig("callbacks.one", "a.B", {"count": 1})}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sed": 1}, "sed: 1; no such option, did you mean seed?"),
+        ({"seed": -1}, "seed: -1; "),
+        ({"seed": 1.5}, "seed: 1.5; an integer"),
+        ({"resume": "yes"}, "resume: yes; auto or null"),
+        ({"debug": "no"}, "debug: no; true or false"),
+        ({"run_dir": ""}, "run_dir: ''; "),
+        ({"init": "a", "ckpt": "b"}, "init: a; null when ckpt is given"),
+        ({"ckpt": "b", "resume": "auto"}, "ckpt: b; null when resume=auto"),
+        ({"model": 3}, "model: 3; a group of options"),
+        ({"model": {"topk": 2}}, "model.topk: 2; no such option, did you mean model.top_k?"),
+        ({"model": {"d_model": "abc"}}, "model.d_model: abc; an integer"),
+        ({"model": {"temperature": 1.0}}, "model.temperature: 1.0; no such option"),
+        (
+            {"router": {"temprature": 1}},
+            "router.temprature: 1; no such option, did you mean router.temperature?",
+        ),
+        ({"callbacks": {"x": 1}}, "callbacks.x: 1; "),
+        ({"seed": "${nope}"}, "seed: Interpolation key 'nope' not found; "),
+        ({"seed": "???"}, "seed: "),
+    ],
+)
+def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
+    assert refusal(lambda: bind(request(**changes))).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("model", "router", "message"),
+    [
+        ({"d_model": 15}, {}, "model.d_model: 15; a multiple of num_heads (2)"),
+        ({"top_k": 6}, {}, "model.top_k: 6; "),
+        ({"num_rounds": 0}, {}, "model.num_rounds: 0; "),
+        ({}, {"router": "gruu"}, "router.router: gruu; one of gru, "),
+        ({}, {"temperature": 0}, "router.temperature: 0"),
+        (
+            {"top_k": 1},
+            {"normalize_weights": True},
+            "router.normalize_weights: true; auto or false with model.top_k=1",
+        ),
+        ({"max_positions": 16}, {}, "data.sequence_length: 32; at most model.max_positions (16)"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_by_its_option(
+    model: dict[str, Any], router: dict[str, Any], message: str
+) -> None:
+    config = bind(request(model={**SMALL, **model}, router=router))
+
+    assert refusal(config.check_buildable).startswith(message)
+
+
+def test_one_choice_may_be_renormalised_where_no_router_learns() -> None:
+    router = {"router": "sequential", "normalize_weights": True}
+
+    bind(request(model={**SMALL, "top_k": 1}, router=router)).check_buildable()
+
+
+def test_the_model_takes_the_tokenizers_vocabulary_unless_told_otherwise() -> None:
+    assert bind(request()).model_config(300).vocab_size == 300
+    larger = bind(request(model={**SMALL, "vocab_size": 512}))
+    assert larger.model_config(300).vocab_size == 512
+    assert refusal(lambda: larger.model_config(600)).startswith("model.vocab_size: 512; at least the 600")
+
+
+def test_router_options_reach_the_model() -> None:
+    config = bind(request(router={"router": "mlp", "temperature": 0.5})).model_config(300)
+
+    assert (config.router, config.temperature, config.d_model) == ("mlp", 0.5, 16)
+
+
+def test_every_model_and_router_option_is_a_field_of_the_model() -> None:
+    from mom.model import MoMConfig
+
+    fields = {field.name for field in dataclasses.fields(MoMConfig)}
+
+    assert set(MODEL_FIELDS) | set(ROUTER_FIELDS) <= fields
+    assert not set(MODEL_FIELDS) & set(ROUTER_FIELDS)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ({"strategy": "dpp"}, "trainer.strategy: dpp; one of "),
+        ({"accelerator": "tpu"}, "trainer.accelerator: tpu; one of auto, cpu"),
+    ],
+)
+def test_what_this_machine_lacks_is_refused(trainer: dict[str, Any], message: str) -> None:
+    config = bind(request(trainer=trainer))
+
+    assert refusal(config.check_buildable).startswith(message)
+
+
+def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.accelerators import CUDAAccelerator
+
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: 2))
+    bind(request(trainer={"accelerator": "gpu", "devices": 2})).check_buildable()
+    config = bind(request(trainer={"accelerator": "gpu", "devices": 3}))
+
+    assert refusal(config.check_buildable).startswith("trainer.devices: 3; at most the 2 ")
+
+
+def test_callbacks_are_checked_against_their_classes() -> None:
+    node = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "mode": "least"}
+    config = bind(request(callbacks={"checkpoint": node}))
+
+    assert refusal(config.check_buildable).startswith("callbacks.checkpoint: mode=least; ")
+
+
+def test_a_request_is_frozen() -> None:
+    config: RunConfig = bind(request())
+
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1  # type: ignore[misc]
+
+
+def test_binding_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, mom, mom.config\n"
+        "mom.config.bind({'run_dir': 'x', 'model': {'d_model': 16}})\n"
+        "print([name for name in ('torch', 'lightning', 'transformers') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+    assert printed.strip() == "[]"

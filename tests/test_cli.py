@@ -1,0 +1,295 @@
+"""The command line: exit codes, the one line of a wrong request, status, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from mom.cli import main
+from mom.config import RunConfig
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["model.d_model=16", "model.num_heads=2"]
+
+Task = Callable[[RunConfig, RunDirectory], dict[str, Any]]
+
+
+@pytest.fixture(autouse=True)
+def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An empty working folder, one process, and the process's signals and variables as they were."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Run the command line with a stand-in for the task, so that nothing is trained."""
+
+    def run(*line: str, task: Task = lambda config, run: {"val/loss": 1.0}) -> int:
+        monkeypatch.setitem(sys.modules, "mom.tasks.pretrain", SimpleNamespace(run=task))  # type: ignore[arg-type]
+        monkeypatch.setattr(sys, "argv", ["run.py", *line])
+        return main(ROOT / "conf")
+
+    return run
+
+
+def status(folder: str | Path) -> dict[str, Any]:
+    return json.loads((Path(folder) / "status.json").read_text())
+
+
+def left_behind() -> list[str]:
+    return sorted(str(path) for path in Path().rglob("*"))
+
+
+def the_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line of a wrong request."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    return lines[0].removeprefix("error: ")
+
+
+def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..., int]) -> None:
+    seen: list[RunConfig] = []
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        seen.append(config)
+        assert status(run.path)["state"] == "running"
+        assert os.environ["MOM_RUN_DIR"] == config.run_dir
+        return {"val/loss": 2.5}
+
+    assert launch("run_dir=here", "seed=7", *SMALL, task=task) == 0
+    assert seen[0].seed == 7
+    assert status("here")["state"] == "succeeded"
+    assert json.loads(Path("here/summary.json").read_text()) == {"val/loss": 2.5}
+    written = yaml.safe_load(Path("here/config.yaml").read_text())
+    assert (written["seed"], written["run_dir"], written["model"]["d_model"]) == (7, "here", 16)
+    assert left_behind() == ["here", "here/config.yaml", "here/status.json", "here/summary.json"]
+    assert "MOM_RUN_DIR" not in os.environ
+
+
+def test_a_run_without_a_name_gets_one(launch: Callable[..., int]) -> None:
+    assert launch(*SMALL) == 0
+
+    (folder,) = Path("outputs/pretrain").iterdir()
+    assert yaml.safe_load((folder / "config.yaml").read_text())["run_dir"] == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["model.topk=2"], "model.topk: 2; no such option, did you mean model.top_k?"),
+        (["model=mom_tny"], "model: mom_tny; did you mean mom_tiny?"),
+        (["task=finetune"], "task: finetune; one of "),
+        (["seed=x"], "seed: x; an integer"),
+        (["data.batch_size=0"], "data.batch_size: 0; an integer, at least 1"),
+        (["model.d_model=15"], "model.d_model: 15; a multiple of num_heads (4)"),
+        (["model.top_k=9"], "model.top_k: 9; "),
+        (["data.sequence_length=512"], "data.sequence_length: 512; at most model.max_positions (256)"),
+        (["callbacks.checkpoint.mode=least"], "callbacks.checkpoint: "),
+        (["trainer.max_steps"], "trainer.max_steps: no value; "),
+        (["seed=1,2"], "seed: 1,2; one value, "),
+        (["--flag"], "--flag: no such flag; "),
+        (["--cfg=everything"], "--cfg/-c: "),
+        (["--help", "modle=x"], "modle: x; "),
+        (["--cfg", "job", "modle=x"], "modle: x; "),
+        (["--config-name=other"], "--config-name: other; "),
+        (["-m", "seed=1,x"], "seed: x; an integer"),
+        (["-m", "router=gru,mlpp"], "router: mlpp; did you mean mlp?"),
+        (["run_dir=/dev/null/x"], "run_dir: /dev/null/x; a folder that can be written: "),
+    ],
+)
+def test_a_wrong_request_is_one_line_and_leaves_nothing(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str], line: list[str], message: str
+) -> None:
+    assert launch(*line) == 2
+
+    assert the_line(capsys).startswith(message)
+    assert left_behind() == []
+
+
+def refuse(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    raise RequestError("data.path", "x", "a file\nthat is there")
+
+
+def test_a_request_that_the_task_refuses_leaves_nothing(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(*SMALL, task=refuse) == 2
+
+    assert the_line(capsys) == "data.path: x; a file that is there"
+    assert left_behind() == []
+
+
+def test_a_refusal_after_results_keeps_them(launch: Callable[..., int]) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        (run.path / "metrics.csv").touch()
+        return refuse(config, run)
+
+    assert launch("run_dir=here", *SMALL, task=task) == 2
+    assert status("here")["state"] == "failed"
+    assert Path("here/metrics.csv").exists()
+
+
+def test_debug_shows_the_traceback_too(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch("debug=true", *SMALL, task=refuse) == 2
+    told = capsys.readouterr().err
+    assert "Traceback" in told
+    assert told.splitlines()[-1] == "error: data.path: x; a file that is there"
+
+    assert launch("debug=true", "model.topk=2") == 2
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_failure_is_recorded_with_its_error(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        raise ZeroDivisionError("no way")
+
+    assert launch("run_dir=here", *SMALL, task=task) == 1
+    assert status("here")["error"] == {"type": "ZeroDivisionError", "message": "no way"}
+    assert status("here")["state"] == "failed"
+    assert "Traceback" in capsys.readouterr().err
+
+
+def as_lightning_does(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Lightning's Trainer turns Ctrl-C into SystemExit(1)."""
+    try:
+        raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        sys.exit(1)
+
+
+def by_signal(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    signal.raise_signal(signal.SIGTERM)
+    raise AssertionError("the signal was not heard")
+
+
+def by_key(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("task", [by_key, by_signal, as_lightning_does])
+def test_an_interrupt_is_recorded(launch: Callable[..., int], task: Task) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    assert launch("run_dir=here", *SMALL, task=task) == 130
+    assert status("here")["state"] == "interrupted"
+
+
+def test_sigterm_ends_a_run_that_ignores_ctrl_c(launch: Callable[..., int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    assert launch("run_dir=here", *SMALL, task=by_signal) == 130
+    assert status("here")["state"] == "interrupted"
+
+
+def test_an_exit_that_is_no_interrupt_passes(launch: Callable[..., int]) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        sys.exit(3)
+
+    with pytest.raises(SystemExit, match="3"):
+        launch("run_dir=here", *SMALL, task=task)
+
+
+def test_a_folder_with_another_runs_checkpoints_is_refused_unless_resumed(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("here/checkpoints").mkdir(parents=True)
+    Path("here/checkpoints/last.ckpt").touch()
+
+    assert launch("run_dir=here", *SMALL) == 2
+    assert the_line(capsys).startswith("run_dir: here; a folder without another run's checkpoints")
+    assert launch("run_dir=here", "resume=auto", *SMALL) == 0
+
+
+def test_each_job_of_a_multirun_has_its_own_folder(launch: Callable[..., int]) -> None:
+    seen: list[tuple[int, str]] = []
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        seen.append((config.seed, config.run_dir))
+        if config.seed == 1:
+            raise ValueError("this one fails")
+        return {"seed": config.seed}
+
+    assert launch("seed=1,2", "-m", *SMALL, "hydra.sweep.dir=sweep", task=task) == 1
+    assert seen == [(1, "sweep/0"), (2, "sweep/1")]
+    assert (status("sweep/0")["state"], status("sweep/1")["state"]) == ("failed", "succeeded")
+
+
+def test_a_multirun_of_refusals_leaves_nothing(launch: Callable[..., int]) -> None:
+    assert launch("-m", "seed=1,2", *SMALL, task=refuse) == 2
+    assert left_behind() == []
+
+
+def test_an_interrupt_ends_a_multirun(launch: Callable[..., int]) -> None:
+    assert launch("-m", "seed=1,2", *SMALL, "hydra.sweep.dir=sweep", task=by_key) == 130
+    assert status("sweep/0")["state"] == "interrupted"
+    assert not Path("sweep/1").exists()
+
+
+def test_showing_the_configuration_runs_nothing(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        raise AssertionError("nothing was to run")
+
+    assert launch("model.top_k=1", "--cfg", "job", "seed=3", task=task) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert (shown["seed"], shown["model"]["top_k"]) == (3, 1)
+    assert left_behind() == []
+
+
+def test_the_script_helps_without_heavy_imports(tmp_path: Path) -> None:
+    """Under -X importtime every import is listed, so what `--help` costs can be read off."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+
+    assert "Tasks (task=...)" in done.stdout
+    assert "omegaconf" in imported
+    assert not imported & {"torch", "lightning", "transformers", "pyarrow"}
+    assert left_behind() == []
+
+
+def test_the_script_exits_with_the_code(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "model.topk=2"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+
+    assert done.returncode == 2
+    assert done.stderr == "error: model.topk: 2; no such option, did you mean model.top_k?\n"
+    assert done.stdout == ""

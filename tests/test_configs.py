@@ -1,0 +1,132 @@
+"""Every file of the configuration: found, composed, bound; and the help that lists them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import DictConfig
+
+from mom.config import (
+    MODEL_FIELDS,
+    ROUTER_FIELDS,
+    DataConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainerConfig,
+    bind,
+)
+from mom.config.composition import composed
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+# Hydra's own groups (help, logging) are composed with everything; shared/ is what a group's files share.
+FILES = sorted(
+    path.relative_to(CONF)
+    for path in CONF.rglob("*.yaml")
+    if path.parts[len(CONF.parts)] != "hydra" and path.parent.name != "shared" and path.parent != CONF
+)
+NEEDED = {"data/text": ["data.path=some.txt"], "trainer/gpu": []}
+
+
+def choice(file: Path) -> str:
+    return file.with_suffix("").as_posix()
+
+
+def compose_choice(file: Path) -> DictConfig:
+    """The default request with this one choice, and what the choice needs to be given."""
+    group, name = file.parent.as_posix(), file.stem
+    return composed(CONF, [f"{group}={name}", *NEEDED.get(choice(file), [])])
+
+
+@pytest.mark.parametrize("file", FILES, ids=choice)
+def test_every_choice_binds(file: Path) -> None:
+    config = bind(compose_choice(file))
+
+    assert config.run_dir
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] != "trainer"], ids=choice)
+def test_every_choice_can_be_built(file: Path) -> None:
+    bind(compose_choice(file)).check_buildable()
+
+
+@pytest.mark.parametrize("file", FILES, ids=choice)
+def test_every_choice_says_what_it_is(file: Path) -> None:
+    lines = (CONF / file).read_text(encoding="utf-8").splitlines()
+    comments = [line for line in lines if line.startswith("# ") and "@package" not in line]
+
+    assert comments
+    assert lines.index(comments[0]) < 2
+
+
+def test_the_default_request_binds_and_builds() -> None:
+    config = bind(composed(CONF, []))
+
+    config.check_buildable()
+    assert config.model_config(4096).num_stages == 1
+
+
+def test_every_option_can_be_given_without_a_plus() -> None:
+    """Hydra refuses a key that no file names, so the files have to name every field."""
+    config = composed(CONF, [])
+    sections = (TaskConfig, DataConfig, OptimizerConfig, TrainerConfig)
+    wanted = {section.group: {field.name for field in dataclasses.fields(section)} for section in sections}
+    wanted |= {"model": set(MODEL_FIELDS), "router": set(ROUTER_FIELDS)}
+
+    assert {group: set(config[group]) for group in wanted} == wanted
+
+
+def test_the_files_say_what_the_sections_default_to() -> None:
+    config = bind(composed(CONF, []))
+    bare = bind({"run_dir": "x"})
+
+    assert config.data == bare.data
+
+
+def test_top_level_keys() -> None:
+    groups = {"task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger"}
+
+    assert set(composed(CONF, [])) == groups | {"seed", "init", "ckpt", "resume", "debug", "run_dir"}
+
+
+def test_many_loggers_are_the_single_ones() -> None:
+    many = composed(CONF, ["logger=many"]).logger
+    single = [composed(CONF, [f"logger={name}"]).logger for name in ("csv", "tensorboard", "wandb")]
+
+    assert many == {name: node for logger in single for name, node in logger.items()}
+
+
+def test_the_quickstart_is_what_the_defaults_are() -> None:
+    assert composed(CONF, ["experiment=quickstart"]) == composed(CONF, [])
+
+
+def test_an_option_on_the_line_wins_over_an_experiment() -> None:
+    assert composed(CONF, ["experiment=smoke", "trainer.max_steps=7"]).trainer.max_steps == 7
+
+
+def test_the_help_names_every_group_and_choice() -> None:
+    text = (CONF / "hydra/help/mom.yaml").read_text(encoding="utf-8")
+    groups: dict[str, set[str]] = {}
+    for file in FILES:
+        groups.setdefault(file.parts[0], set()).add(file.stem)
+    for group, choices in groups.items():
+        if group == "task":
+            listed = re.findall(
+                r"^    (\w+)  ", text.partition("Tasks")[2].partition("Groups")[0], re.MULTILINE
+            )
+        else:
+            line = re.search(rf"^    {group} +(.*)$", text, re.MULTILINE)
+            assert line is not None, group
+            listed = re.split(r"  ", line[1])[0].split(", ")
+        assert set(listed) == choices, group
+
+
+def test_the_help_names_every_top_level_option() -> None:
+    text = (CONF / "hydra/help/mom.yaml").read_text(encoding="utf-8")
+
+    assert all(
+        re.search(rf"^    {name} ", text, re.MULTILINE)
+        for name in ("seed", "init", "ckpt", "resume", "debug", "run_dir")
+    )

@@ -1,0 +1,37 @@
+"""The package's front door."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import mom
+
+
+def test_importing_mom_imports_no_heavy_library() -> None:
+    code = (
+        "import sys, mom; print(sorted({'torch', 'lightning', 'transformers', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.strip() == "[]"
+
+
+def test_public_names_load_on_first_use() -> None:
+    from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
+
+    assert mom.MoMConfig is MoMConfig
+    assert mom.MoMForCausalLM is MoMForCausalLM
+    assert mom.MoMForSequenceClassification is MoMForSequenceClassification
+    assert set(mom.__all__) <= set(dir(mom))
+
+
+def test_the_version_is_the_installed_one() -> None:
+    assert mom.__version__[0].isdigit()
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
+        mom.Nothing  # noqa: B018
