@@ -63,8 +63,8 @@ def test_nodes_are_read_and_null_ones_left_out() -> None:
         ({"model": {"d_model": "abc"}}, "model.d_model: abc; an integer"),
         ({"model": {"temperature": 1.0}}, "model.temperature: 1.0; no such option"),
         (
-            {"router": {"temperatur": 1}},
-            "router.temperatur: 1; no such option, did you mean router.temperature?",
+            {"router": {"temperatures": 1}},
+            "router.temperatures: 1; no such option, did you mean router.temperature?",
         ),
         ({"callbacks": {"x": 1}}, "callbacks.x: 1; "),
         ({"seed": "${nope}"}, "seed: Interpolation key 'nope' not found; "),
