@@ -14,7 +14,7 @@ from mom.config import (
     ROUTER_FIELDS,
     DataConfig,
     OptimizerConfig,
-    TaskConfig,
+    PretrainConfig,
     TrainerConfig,
     bind,
 )
@@ -71,7 +71,7 @@ def test_the_default_request_binds_and_builds() -> None:
 def test_every_option_can_be_given_without_a_plus() -> None:
     """Hydra refuses a key that no file names, so the files have to name every field."""
     config = composed(CONF, [])
-    sections = (TaskConfig, DataConfig, OptimizerConfig, TrainerConfig)
+    sections = (PretrainConfig, DataConfig, OptimizerConfig, TrainerConfig)
     wanted = {section.group: {field.name for field in dataclasses.fields(section)} for section in sections}
     wanted |= {"model": set(MODEL_FIELDS), "router": set(ROUTER_FIELDS)}
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from mom.config import DataConfig, OptimizerConfig, Section, TaskConfig, TrainerConfig
+from mom.config import DataConfig, OptimizerConfig, Section, PretrainConfig, TrainerConfig
 from mom.errors import RequestError
 
-SECTIONS = [TaskConfig, DataConfig, OptimizerConfig, TrainerConfig]
+SECTIONS = [PretrainConfig, DataConfig, OptimizerConfig, TrainerConfig]
 
 REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
-    (TaskConfig, {"name": "pretrian"}, "task.name: pretrian; did you mean pretrain?"),
-    (TaskConfig, {"plain_steps": -1}, "task.plain_steps: -1; an integer, at least 0"),
+    (PretrainConfig, {"name": "pretrian"}, "task.name: pretrian; did you mean pretrain?"),
+    (PretrainConfig, {"plain_steps": -1}, "task.plain_steps: -1; an integer, at least 0"),
     (DataConfig, {"batch_size": 0}, "data.batch_size: 0; an integer, at least 1"),
     (DataConfig, {"batch_size": "8"}, "data.batch_size: 8; an integer"),
     (DataConfig, {"sequence_length": -4}, "data.sequence_length: -4; an integer, at least 2"),

@@ -7,14 +7,25 @@ from __future__ import annotations
 
 from mom.config.nodes import NodeConfig
 from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
-from mom.config.sections import DataConfig, OptimizerConfig, Section, TaskConfig, TrainerConfig
+from mom.config.sections import (
+    DataConfig,
+    DataSection,
+    OptimizerConfig,
+    Section,
+    TaskConfig,
+    TrainerConfig,
+)
+from mom.config.tasks import TASKS, PretrainConfig
 
 __all__ = [
     "MODEL_FIELDS",
     "ROUTER_FIELDS",
+    "TASKS",
     "DataConfig",
+    "DataSection",
     "NodeConfig",
     "OptimizerConfig",
+    "PretrainConfig",
     "RunConfig",
     "Section",
     "TaskConfig",

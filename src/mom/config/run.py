@@ -11,7 +11,15 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.checks import as_written, conform, in_range, known_names, unknown_option
 from mom.config.nodes import NodeConfig
-from mom.config.sections import DataConfig, OptimizerConfig, TaskConfig, TrainerConfig
+from mom.config.sections import (
+    DataConfig,
+    DataSection,
+    OptimizerConfig,
+    TaskConfig,
+    TrainerConfig,
+    data_section,
+)
+from mom.config.tasks import task_section
 from mom.errors import RequestError
 from mom.run_directory import choose_run_dir
 
@@ -54,6 +62,7 @@ ROUTER_FIELDS: Mapping[str, Any] = {
     "router_prior_strength": float,
     "balance_coefficient": float,
     "balance_skip": bool,
+    "balance_scope": str,
     "z_loss_coefficient": float,
 }
 """Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
@@ -93,7 +102,7 @@ class RunConfig:
     task: TaskConfig
     model: dict[str, Any]
     router: dict[str, Any]
-    data: DataConfig
+    data: DataSection
     optimizer: OptimizerConfig
     trainer: TrainerConfig
     callbacks: dict[str, NodeConfig]
@@ -137,7 +146,8 @@ class RunConfig:
         Raises:
             RequestError: for the first option that cannot be.
         """
-        self._check_model()
+        if self.task.builds_model:
+            self._check_model()
         for node in (*self.callbacks.values(), *self.logger.values()):
             node.check()
         for callback in self.callbacks.values():
@@ -146,7 +156,8 @@ class RunConfig:
 
     def _check_model(self) -> None:
         # The tokenizer may not exist yet; whatever its size, no other check depends on it.
-        config = self.model_config(self.model.get("vocab_size") or self.data.tokenizer_vocab_size)
+        wanted = self.data.tokenizer_vocab_size if isinstance(self.data, DataConfig) else 1
+        config = self.model_config(self.model.get("vocab_size") or wanted)
         if self.data.sequence_length > config.max_positions:
             raise RequestError(
                 "data.sequence_length",
@@ -175,10 +186,12 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     """
     plain = _resolved(config)
     known = (*_GROUPS, *_TOP_LEVEL)
-    for name, value in plain.items():
-        if name not in known:
-            raise RequestError(str(name), as_written(value), unknown_option("", str(name), known))
     groups = {name: _group(plain, name) for name in _GROUPS}
+    task = task_section(groups["task"])
+    for name, value in plain.items():
+        # Some tasks' options stand at the top: `prompt=…` says `task.prompt=…`.
+        if name not in (*known, *task.top_level):
+            raise RequestError(str(name), as_written(value), unknown_option("", str(name), known))
     top = {
         name: conform(name, plain.get(name, _DEFAULTS.get(name)), hint) for name, hint in _TOP_LEVEL.items()
     }
@@ -191,12 +204,16 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         raise RequestError(
             "ckpt", top["ckpt"], "null when resume=auto is given, which finds the checkpoint itself"
         )
-    task = TaskConfig.from_mapping(groups["task"])
+    data = data_section(groups["data"])
+    if task.data_kinds and data.kind not in task.data_kinds:
+        raise RequestError(
+            "data.kind", data.kind, f"{' or '.join(task.data_kinds)}, which task={task.name} works on"
+        )
     return RunConfig(
         task=task,
         model=_fields("model", groups["model"], MODEL_FIELDS),
         router=_fields("router", groups["router"], ROUTER_FIELDS),
-        data=DataConfig.from_mapping(groups["data"]),
+        data=data,
         optimizer=OptimizerConfig.from_mapping(groups["optimizer"]),
         trainer=TrainerConfig.from_mapping(groups["trainer"]),
         callbacks=_nodes("callbacks", groups["callbacks"]),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
-from mom.config.checks import conform, in_range, known_names
+from mom.config.checks import as_written, conform, in_range, known_names, one_of
 from mom.errors import RequestError
 
 
@@ -47,67 +47,82 @@ class Section:
 
 @dataclass(frozen=True)
 class TaskConfig(Section):
-    """What to do.
+    """What to do. Each task has a section of its own, which adds its options to this one.
 
     Args:
         name: the task, a module of :mod:`mom.tasks`.
-        plain_steps: optimiser steps of phase 1, in which the plain transformer is trained that is then
-            upcycled. Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
-        baseline: train the plain transformer on for as many steps as the MoM and report it beside.
     """
 
     group: ClassVar[str] = "task"
+    # Whether the task makes a model by the model and router groups, which are then checked together.
+    builds_model: ClassVar[bool] = False
+    # Which kinds of data the task works on; empty where it reads none.
+    data_kinds: ClassVar[tuple[str, ...]] = ()
+    # Options that the command line also knows without ``task.`` in front.
+    top_level: ClassVar[tuple[str, ...]] = ()
 
-    name: Literal["pretrain"] = "pretrain"
-    plain_steps: int = 300
-    baseline: bool = True
-
-    def _check(self) -> None:
-        self._range("plain_steps", least=0)
+    name: str
 
 
 @dataclass(frozen=True)
-class DataConfig(Section):
-    """Text, how it becomes tokens, and how tokens become batches.
+class DataSection(Section):
+    """Where examples come from and how they become batches. Each kind of data has a section of its own.
 
     Args:
         kind: what the examples are.
-        corpus: where the text is from: the standard library of the running Python, the installed packages, or
-            the user's own files at ``path``.
-        path: file or folder of text, for ``corpus=text``.
-        text_column: which column of a ``.jsonl`` or ``.parquet`` file holds the text.
-        tokenizer: Hub name or local folder or file; None trains a byte-level BPE on the corpus.
-        tokenizer_vocab_size: vocabulary of the trained tokenizer: the 256 bytes, the end of text, and merges.
-        sequence_length: tokens in a window.
-        batch_size: windows in a batch, per process.
-        validation_fraction: share of documents kept for validation.
-        max_bytes: stop after so many UTF-8 bytes of text; None takes all.
-        cache_dir: where token files are kept; None means ``$MOM_CACHE`` or ``~/.cache/mom``.
+        path: file or folder of the user's own data.
+        tokenizer: Hub name or local folder or file.
+        sequence_length: tokens in an example at most.
+        batch_size: examples in a batch, per process.
         num_workers: processes that load batches; 0 loads in the training process.
-        num_processes: processes that tokenise; None means one for each CPU.
     """
 
     group: ClassVar[str] = "data"
 
-    kind: Literal["language_modeling"] = "language_modeling"
-    corpus: Literal["python_stdlib", "python_packages", "text"] = "python_stdlib"
+    kind: str
     path: str | None = None
-    text_column: str = "text"
     tokenizer: str | None = None
-    tokenizer_vocab_size: int = 4096
     sequence_length: int = 256
     batch_size: int = 8
+    num_workers: int = 0
+
+    def _check(self) -> None:
+        self._range("sequence_length", least=2)
+        self._range("batch_size", least=1)
+        self._range("num_workers", least=0)
+
+
+@dataclass(frozen=True)
+class DataConfig(DataSection):
+    """Text for a language model: how it becomes tokens, and how tokens become windows.
+
+    Args:
+        corpus: where the text is from: the standard library of the running Python, the installed packages, or
+            the user's own files at ``path``.
+        path: file or folder of text, for ``corpus=text``; null for the others.
+        text_column: which column of a ``.jsonl`` or ``.parquet`` file holds the text.
+        tokenizer: Hub name or local folder or file; None trains a byte-level BPE on the corpus.
+        tokenizer_vocab_size: vocabulary of the trained tokenizer: the 256 bytes, the end of text, and merges.
+        sequence_length: tokens in a window.
+        validation_fraction: share of documents kept for validation.
+        max_bytes: stop after so many UTF-8 bytes of text; None takes all.
+        cache_dir: where token files are kept; None means ``$MOM_CACHE`` or ``~/.cache/mom``.
+        num_processes: processes that tokenise; None means one for each CPU.
+    """
+
+    kind: Literal["language_modeling"] = "language_modeling"
+    corpus: Literal["python_stdlib", "python_packages", "text"] = "python_stdlib"
+    text_column: str = "text"
+    tokenizer_vocab_size: int = 4096
     validation_fraction: float = 0.05
     max_bytes: int | None = None
     cache_dir: str | None = None
-    num_workers: int = 0
     num_processes: int | None = None
 
     def _check(self) -> None:
+        super()._check()
         self._range("tokenizer_vocab_size", least=257)
-        self._range("sequence_length", least=2)
-        self._range("batch_size max_bytes num_processes", least=1)
-        self._range("num_workers", least=0)
+        self._range("max_bytes num_processes", least=1)
         self._range("validation_fraction", above=0, below=1)
         if self.corpus == "text" and not self.path:
             raise RequestError("data.path", "null", "a file or folder of text, for data=text")
@@ -117,6 +132,22 @@ class DataConfig(Section):
             )
         if not self.text_column:
             raise RequestError("data.text_column", "''", "the name of a column")
+
+
+DATA: Mapping[str, type[DataSection]] = {"language_modeling": DataConfig}
+"""Every kind of data and its section."""
+
+
+def data_section(given: Mapping[str, Any]) -> DataSection:
+    """Make the section of the kind of data that ``given`` names; none named is text for a language model.
+
+    Raises:
+        RequestError: no such kind, or an option that it does not have.
+    """
+    kind = given.get("kind", DataConfig.kind)
+    if kind not in DATA:
+        raise RequestError("data.kind", as_written(kind), one_of(kind, list(DATA)))
+    return DATA[kind].from_mapping(given)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from mom.config import RunConfig
+from mom.config import DataConfig, PretrainConfig, RunConfig
 from mom.data.module import LanguageModelingDataModule
 from mom.interop import load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
@@ -40,6 +40,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Raises:
         RequestError: on a checkpoint, weights or data that cannot be used, before anything is trained.
     """
+    assert isinstance(config.task, PretrainConfig) and isinstance(config.data, DataConfig)
     ckpt = checkpoint_to_resume(config, run)
     resume = None if ckpt is None else read_checkpoint(ckpt)
     if resume is not None:
@@ -96,6 +97,7 @@ def _from_plain(
     start: MoMForCausalLM | None,
 ) -> tuple[MoMForCausalLM, dict[str, Results]]:
     """Phase 1 unless ``start`` is it already, upcycling, and the baseline; returns the MoM to train."""
+    assert isinstance(config.task, PretrainConfig)
     others: dict[str, Results] = {}
     if start is None:
         start = MoMForCausalLM(plain_config(model_config))
