@@ -24,7 +24,13 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-PHASE_FILES = {"metrics.csv", "checkpoints/last.ckpt", "checkpoints/best.ckpt"}
+PHASE_FILES = {
+    "metrics.csv",
+    "checkpoints/last.ckpt",
+    "checkpoints/best.ckpt",
+    "tokenizer/tokenizer.json",
+    "tokenizer/tokenizer_config.json",
+}
 OWN_FILES = PHASE_FILES | {"config.yaml", "status.json", "summary.json"}
 
 

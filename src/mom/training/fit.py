@@ -6,20 +6,26 @@ import dataclasses
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
 from mom.callbacks import FinalValidation, LastCheckpoint, RandomState, StepProgressBar, ThroughputMonitor
 from mom.config import NodeConfig, RunConfig
 from mom.data.module import LanguageModelingDataModule
+from mom.interop.tokenizer import save_tokenizer
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import AtomicCheckpointIO, Resume
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import build_loggers, finish_loggers
+from mom.training.module import TrainingModule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
 
@@ -46,14 +52,52 @@ def fit_phase(
     max_steps: int,
     resume: Resume | None = None,
 ) -> dict[str, float]:
-    """Train ``model`` in place for ``max_steps`` optimiser steps and validate it.
+    """Train a language model in place for ``max_steps`` optimiser steps and validate it: :func:`fit_module`.
 
-    Writes ``metrics.csv`` (or what the loggers write) and ``checkpoints/{last,best}.ckpt`` in ``directory``.
+    Args:
+        config: the request.
+        model: what to train.
+        data: the data module, set up.
+        directory: where the phase writes.
+        phase: its name, for the progress bar and the loggers.
+        max_steps: optimiser steps from the phase's start, those before ``resume`` included.
+        resume: a checkpoint to go on from, optimiser, schedule and data order with it.
+
+    Returns:
+        What :func:`fit_module` returns.
+    """
+    module = LanguageModelingModule(
+        model_config=model.config.to_dict(),
+        optimizer=dataclasses.asdict(config.optimizer),
+        model=model,
+        bytes_per_token=data.validation_bytes_per_token,
+    )
+    return fit_module(
+        config, module, data, data.tokenizer, directory, phase=phase, max_steps=max_steps, resume=resume
+    )
+
+
+def fit_module(
+    config: RunConfig,
+    module: TrainingModule,
+    data: LightningDataModule,
+    tokenizer: PreTrainedTokenizerBase,
+    directory: RunDirectory,
+    *,
+    phase: str,
+    max_steps: int,
+    resume: Resume | None = None,
+) -> dict[str, float]:
+    """Train a module's model in place for ``max_steps`` optimiser steps and validate it.
+
+    Writes ``metrics.csv`` (or what the loggers write), ``checkpoints/{last,best}.ckpt`` and the model's
+    ``tokenizer/`` in ``directory``.
 
     Args:
         config: the request; its seed is set anew, so that every phase sees the same data order and dropout.
-        model: what to train.
-        data: the data module, with ``validation_bytes_per_token``.
+        module: what to train.
+        data: the data module, set up.
+        tokenizer: of the data, kept beside the checkpoints so that it travels with them.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
         max_steps: optimiser steps from the phase's start, those before ``resume`` included.
@@ -67,12 +111,7 @@ def fit_phase(
         KeyboardInterrupt: on Ctrl-C, after ``last.ckpt`` was written.
     """
     seed_everything(config.seed, workers=True, verbose=False)
-    module = LanguageModelingModule(
-        model_config=model.config.to_dict(),
-        optimizer=dataclasses.asdict(config.optimizer),
-        model=model,
-        bytes_per_token=data.validation_bytes_per_token,
-    )
+    save_tokenizer(tokenizer, directory)
     loggers = build_loggers(
         config.logger.values(),
         directory.path,
@@ -98,7 +137,7 @@ def fit_phase(
         exit_code = 0
     finally:
         finish_loggers(loggers, exit_code)
-    return _results(trainer, model, callbacks)
+    return _results(trainer, module, callbacks)
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
@@ -149,9 +188,9 @@ def _set_default_folder(callbacks: list[Callback], checkpoints: Path) -> None:
             callback.dirpath = str(checkpoints.absolute())
 
 
-def _results(trainer: Trainer, model: MoMForCausalLM, callbacks: list[Callback]) -> dict[str, float]:
+def _results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
     results: dict[str, float] = {
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,
     }
     for name, value in trainer.callback_metrics.items():
@@ -162,7 +201,7 @@ def _results(trainer: Trainer, model: MoMForCausalLM, callbacks: list[Callback])
     for callback in callbacks:
         if isinstance(callback, ThroughputMonitor) and callback.tokens_per_second is not None:
             results["throughput/tokens_per_second"] = callback.tokens_per_second
-    return results | {"depth/graph": model.config.graph_depth}
+    return results | {"depth/graph": module.model.config.graph_depth}
 
 
 def _quieten_lightning() -> None:
