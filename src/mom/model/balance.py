@@ -5,24 +5,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from mom.model.routing import RoundRouting, Routing
 
 
 def balance_loss(
-    routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None, *, include_skip: bool = True
+    routing: Sequence[RoundRouting],
+    num_rounds: int,
+    mask: Tensor | None = None,
+    *,
+    include_skip: bool = True,
+    scope: str = "microbatch",
 ) -> Tensor:
     """Sum over pools of ``N' · Σ_i f_i P_i`` (Fedus et al. 2021, eq. 4–6, with K choices).
 
     A pool's rounds count together. ``f_i`` is the share of all K choices that went to i and ``P_i`` the mean
     probability of i, both over real tokens. The least value, at perfect balance, is 1 for each pool.
 
+    With ``scope="global"`` the tokens of all ranks count together: each rank returns the loss of the whole
+    micro-batch, with the gradient of its own share times the number of ranks, so that averaging gradients over
+    ranks (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of an
+    accumulation window still count one by one. Every rank has to call it, since it is one all-reduce.
+
     Args:
         routing: every round of every stage, stages in order.
         num_rounds: rounds in a stage.
         mask: real tokens, [B, T]; ``None`` means all.
         include_skip: SKIP is one of the N' = N+1 choices; otherwise shares are taken among modules only.
+        scope: ``microbatch``, the tokens given; or ``global``, those of all ranks. The same without ranks.
 
     Returns:
         A scalar; 0 for a model without routing. The gradient flows through ``P``.
@@ -34,10 +46,14 @@ def balance_loss(
         for start in range(0, len(routing), num_rounds)
         for name in ("attention", "ffn")
     ]
-    return torch.stack([_pool_balance(pool, mask, include_skip) for pool in pools]).sum()
+    sums = [_pool_sums(pool, mask, include_skip) for pool in pools]
+    if scope == "global" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sums = _over_ranks(sums)
+    return torch.stack([_balance(chosen, probability) for chosen, probability in sums]).sum()
 
 
-def _pool_balance(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> Tensor:
+def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
+    """How often each of the N' slots was chosen, and the sum of its probabilities; both [N']."""
     num_slots = rounds[0].scores.shape[-1]
     probabilities = torch.stack([_probabilities(decided, num_slots) for decided in rounds])  # (H, B, T, N+1)
     selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
@@ -47,11 +63,24 @@ def _pool_balance(rounds: Sequence[Routing], mask: Tensor | None, include_skip: 
         probabilities, chosen = probabilities * real, chosen * real
     if not include_skip:
         probabilities, chosen = probabilities[..., :-1], chosen[..., :-1]
-    total_probability = probabilities.sum(dim=(0, 1, 2))  # (N',)
-    total_chosen = chosen.sum(dim=(0, 1, 2))
-    tiny = torch.finfo(probabilities.dtype).tiny
-    shares = total_chosen / total_chosen.sum().clamp_min(tiny)
-    means = total_probability / total_probability.sum().clamp_min(tiny)
+    return chosen.sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
+
+
+def _over_ranks(sums: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The sums of all ranks in one all-reduce; the gradient goes to this rank's own, times the ranks."""
+    own = torch.cat([part for pair in sums for part in pair])
+    total = own.detach().clone()
+    dist.all_reduce(total)
+    total = total + dist.get_world_size() * (own - own.detach())
+    parts = iter(total.split([part.numel() for pair in sums for part in pair]))
+    return list(zip(parts, parts, strict=True))
+
+
+def _balance(chosen: Tensor, probability: Tensor) -> Tensor:
+    """``N' · Σ f P`` from the sums of one pool."""
+    tiny = torch.finfo(probability.dtype).tiny
+    shares = chosen / chosen.sum().clamp_min(tiny)
+    means = probability / probability.sum().clamp_min(tiny)
     return shares.shape[0] * (shares * means).sum()
 
 

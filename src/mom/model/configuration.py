@@ -9,6 +9,7 @@ from transformers.configuration_utils import PreTrainedConfig
 ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
 SCHEDULES = ("all", "layerwise", "grouped")
 ROUTER_PRIORS = ("none", "ordered", "looped")
+BALANCE_SCOPES = ("microbatch", "global")
 SCORE_FUNCTIONS = ("softmax", "identity")
 
 
@@ -64,6 +65,8 @@ class MoMConfig(PreTrainedConfig):
         dropout: on the embeddings and on each step's output.
         balance_coefficient: weight of the balance loss.
         balance_skip: count SKIP among the choices that are to be balanced.
+        balance_scope: whose tokens are balanced together in training: those of one process's ``microbatch``, or
+            of all processes (``global``). Either way each micro-batch of an accumulation window counts alone.
         z_loss_coefficient: weight of the router z-loss.
         initializer_range: standard deviation of initial weights; projections into the residual stream are
             divided by ``sqrt(2 * graph_depth)``.
@@ -114,6 +117,7 @@ class MoMConfig(PreTrainedConfig):
     dropout: float = 0.0
     balance_coefficient: float = 0.01
     balance_skip: bool = True
+    balance_scope: str = "microbatch"
     z_loss_coefficient: float = 0.0
     initializer_range: float = 0.02
     layer_norm_epsilon: float = 1e-5
@@ -190,6 +194,7 @@ class MoMConfig(PreTrainedConfig):
             ("router_prior", ROUTER_PRIORS),
             ("skipped_kv", ("zero", "mask")),
             ("skip_rule", ("share", "first")),
+            ("balance_scope", BALANCE_SCOPES),
         ):
             value = getattr(self, name)
             if value not in allowed or (isinstance(value, int) and not isinstance(value, bool)):

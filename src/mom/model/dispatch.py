@@ -180,7 +180,10 @@ def backward_by_loop(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`backward_by_grouped_mm`, as a loop over groups, for the CPU."""
     grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
-    grad_weight, grad_bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
+    busy = [group for group, _ in _groups(ends)]
+    for group in set(range(weight.shape[0])).difference(busy):
+        grad_weight[group] = 0
     grad_row_weight = x.new_empty(0) if row_weight is None else torch.zeros_like(row_weight)
     for group, rows in _groups(ends):
         x_group = x.index_select(0, token[rows]) if gather else x[rows]

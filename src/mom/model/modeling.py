@@ -23,7 +23,8 @@ from mom.model.attention import AttentionContext
 from mom.model.balance import balance_loss, z_loss
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.configuration import MoMConfig
-from mom.model.pools import Pool
+from mom.model.loss import chunked_cross_entropy
+from mom.model.pools import Pool, product_dtype
 from mom.model.routers import Router
 from mom.model.routing import RoundRouting
 
@@ -327,8 +328,10 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
 
     def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Mean cross-entropy of each next token that counts, in nats; a scalar."""
-        logits = self.lm_head(hidden[:, :-1]).float().flatten(0, 1)  # (B · (T-1), V)
-        return F.cross_entropy(logits, labels[:, 1:].flatten(), ignore_index=-100)
+        before = hidden[:, :-1].flatten(0, 1)  # (B · (T-1), D)
+        return chunked_cross_entropy(
+            before.to(product_dtype(before)), self.lm_head.weight, labels[:, 1:].flatten()
+        )
 
 
 def routing_losses(
