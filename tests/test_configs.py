@@ -27,7 +27,11 @@ FILES = sorted(
     for path in CONF.rglob("*.yaml")
     if path.parts[len(CONF.parts)] != "hydra" and path.parent.name != "shared" and path.parent != CONF
 )
-NEEDED = {"data/text": ["data.path=some.txt"], "trainer/gpu": []}
+NEEDED = {
+    "data/text": ["data.path=some.txt"],
+    "task/evaluate": ["init=some.ckpt"],
+    "task/generate": ["init=some.ckpt", "prompt=once"],
+}
 
 
 def choice(file: Path) -> str:

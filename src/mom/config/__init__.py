@@ -15,7 +15,7 @@ from mom.config.sections import (
     TaskConfig,
     TrainerConfig,
 )
-from mom.config.tasks import TASKS, PretrainConfig
+from mom.config.tasks import TASKS, EvaluateConfig, GenerateConfig, PretrainConfig
 
 __all__ = [
     "MODEL_FIELDS",
@@ -23,6 +23,8 @@ __all__ = [
     "TASKS",
     "DataConfig",
     "DataSection",
+    "EvaluateConfig",
+    "GenerateConfig",
     "NodeConfig",
     "OptimizerConfig",
     "PretrainConfig",

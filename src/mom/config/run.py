@@ -204,6 +204,13 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         raise RequestError(
             "ckpt", top["ckpt"], "null when resume=auto is given, which finds the checkpoint itself"
         )
+    for name in ("ckpt", "resume"):
+        if top[name] is not None and not task.resumes:
+            raise RequestError(name, top[name], f"null for task={task.name}; init names the weights")
+    if top["init"] is None and task.needs_init:
+        raise RequestError(
+            "init", "null", f"the weights for task={task.name}: a checkpoint, a folder or a Hub id"
+        )
     data = data_section(groups["data"])
     if task.data_kinds and data.kind not in task.data_kinds:
         raise RequestError(

@@ -60,6 +60,9 @@ class TaskConfig(Section):
     data_kinds: ClassVar[tuple[str, ...]] = ()
     # Options that the command line also knows without ``task.`` in front.
     top_level: ClassVar[tuple[str, ...]] = ()
+    # Whether the task cannot do without ``init``, and whether it can go on from ``ckpt`` or ``resume``.
+    needs_init: ClassVar[bool] = False
+    resumes: ClassVar[bool] = False
 
     name: str
 

@@ -23,6 +23,7 @@ class PretrainConfig(TaskConfig):
 
     builds_model: ClassVar[bool] = True
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+    resumes: ClassVar[bool] = True
 
     name: Literal["pretrain"] = "pretrain"
     plain_steps: int = 300
@@ -32,7 +33,70 @@ class PretrainConfig(TaskConfig):
         self._range("plain_steps", least=0)
 
 
-TASKS: Mapping[str, type[TaskConfig]] = {"pretrain": PretrainConfig}
+@dataclass(frozen=True)
+class EvaluateConfig(TaskConfig):
+    """Measure a model on data.
+
+    Args:
+        split: which documents: those held out for validation, those for training, or all.
+        stride: tokens from one window to the next, for text; each token is then predicted once, with at least
+            ``data.sequence_length - stride`` tokens before it. None takes windows that do not overlap, as
+            validation in training does, and predicts no window's first token.
+    """
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+    needs_init: ClassVar[bool] = True
+
+    name: Literal["evaluate"] = "evaluate"
+    split: Literal["validation", "train", "all"] = "validation"
+    stride: int | None = None
+
+    def _check(self) -> None:
+        self._range("stride", least=1)
+
+
+@dataclass(frozen=True)
+class GenerateConfig(TaskConfig):
+    """Continue prompts. The options of generation have the names that transformers gives them.
+
+    Args:
+        prompt: a text to continue.
+        prompts: a file of such texts: one on each line, or ``.jsonl`` with the key ``prompt``.
+        max_new_tokens: at most so many tokens are added; the end-of-text token stops earlier.
+        do_sample: draw each token from the model's probabilities; false takes the likeliest.
+        temperature: divides the logits before the draw.
+        top_k: draw from so many likeliest tokens only; None from all.
+        top_p: draw from the fewest tokens that together have this probability.
+        num_beams: beams of a beam search; 1 searches none.
+        repetition_penalty: above 1 makes tokens that were used already less likely.
+    """
+
+    needs_init: ClassVar[bool] = True
+    top_level: ClassVar[tuple[str, ...]] = ("prompt", "prompts")
+
+    name: Literal["generate"] = "generate"
+    prompt: str | None = None
+    prompts: str | None = None
+    max_new_tokens: int = 100
+    do_sample: bool = True
+    temperature: float = 1.0
+    top_k: int | None = 50
+    top_p: float = 1.0
+    num_beams: int = 1
+    repetition_penalty: float = 1.0
+
+    def _check(self) -> None:
+        self._range("max_new_tokens top_k num_beams", least=1)
+        self._range("temperature repetition_penalty", above=0)
+        self._range("top_p", above=0, most=1)
+        if (self.prompt is None) == (self.prompts is None):
+            given = "null" if self.prompt is None else "given together with prompts"
+            raise RequestError("prompt", given, "a text to continue, or prompts=<file>; one of the two")
+
+
+TASKS: Mapping[str, type[TaskConfig]] = {
+    section.name: section for section in (PretrainConfig, EvaluateConfig, GenerateConfig)
+}
 """Every task's section by the task's name."""
 
 

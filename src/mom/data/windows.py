@@ -39,6 +39,46 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": ids, "labels": ids}
 
 
+class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
+    """Windows to measure a language model on, of which every token is predicted at most once.
+
+    Without a stride they are those of :class:`TokenWindows`, so that a model's loss is what its training
+    measured: T-1 predictions in each. With a stride they overlap; labels that an earlier window predicted are
+    -100, the last window is moved back to end with the file, and every token but the first is predicted,
+    after at least ``length - stride`` tokens. A file shorter than one window is one window.
+
+    Args:
+        file: the tokens, two at least.
+        length: T, tokens per window.
+        stride: tokens from one window to the next, below ``length``.
+    """
+
+    def __init__(self, file: TokenFile, length: int, stride: int | None = None) -> None:
+        self.file = file
+        self.length = min(length, file.count)
+        last = file.count - self.length
+        self.starts = list(range(0, last + 1, stride or self.length))
+        if stride is not None and self.starts[-1] < last:
+            self.starts.append(last)
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Window ``index``: ``input_ids`` and ``labels``, int64 [T]; the model shifts the labels."""
+        start = self.starts[index]
+        ids = torch.from_numpy(self.file.tokens[start : start + self.length].astype(np.int64))
+        labels = ids.clone()
+        if index:
+            labels[: self.starts[index - 1] + self.length - start] = -100
+        return {"input_ids": ids, "labels": labels}
+
+    @property
+    def num_left_out(self) -> int:
+        """Tokens at the end that no window holds; 0 with a stride."""
+        return self.file.count - self.starts[-1] - self.length
+
+
 class ResumableSampler(Sampler[int]):
     """The samples of one rank, in an order that is a function of seed and epoch alone.
 

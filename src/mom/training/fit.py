@@ -137,7 +137,7 @@ def fit_module(
         exit_code = 0
     finally:
         finish_loggers(loggers, exit_code)
-    return _results(trainer, module, callbacks)
+    return collect_results(trainer, module, callbacks)
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
@@ -188,7 +188,8 @@ def _set_default_folder(callbacks: list[Callback], checkpoints: Path) -> None:
             callback.dirpath = str(checkpoints.absolute())
 
 
-def _results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
+def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
+    """What was measured last; ``depth/*`` and ``routing/*`` of the validation under their plain names."""
     results: dict[str, float] = {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,

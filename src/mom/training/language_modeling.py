@@ -42,6 +42,11 @@ class LanguageModelingModule(TrainingModule):
         self._val_nats = SumMetric(nan_strategy="disable")
         self._val_tokens = SumMetric(nan_strategy="disable")
 
+    @property
+    def num_predicted(self) -> int:
+        """Tokens that the last validation predicted."""
+        return int(self._val_tokens.compute())
+
     def run_model(self, batch: Mapping[str, Tensor]) -> Any:
         """Losses and records of ``input_ids`` and ``labels`` [B, T], perhaps with an ``attention_mask``."""
         return self.model(

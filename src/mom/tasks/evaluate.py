@@ -1,0 +1,107 @@
+"""Measure a model: perplexity and bits per byte on text."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from torch.utils.data import ConcatDataset, DataLoader
+
+from mom.config import DataConfig, EvaluateConfig, RunConfig
+from mom.data.prepare import prepare
+from mom.data.token_file import TokenFile
+from mom.data.windows import ScoringWindows
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.interop.tokenizer import find_tokenizer, tokenizer_of
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.run_directory import RunDirectory
+from mom.training.evaluation import evaluate_module
+from mom.training.language_modeling import LanguageModelingModule
+from mom.training.report import print_report, results_table
+
+log = logging.getLogger(__name__)
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Evaluate the model of ``init`` on the data of the request and print a table.
+
+    The text is tokenised by the model's own tokenizer.
+
+    Args:
+        config: the request.
+        run: the run's directory.
+
+    Returns:
+        ``val/loss``, ``val/perplexity``, ``val/bits_per_byte``, ``depth/*`` and ``routing/*``,
+        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``.
+
+    Raises:
+        RequestError: weights, tokenizer or data that cannot be used, before anything is measured.
+    """
+    assert config.init is not None
+    model = load_model(config.init)
+    assert isinstance(config.task, EvaluateConfig) and isinstance(config.data, DataConfig)
+    return evaluate_text(config, config.task, config.data, config.init, model, run)
+
+
+def evaluate_text(
+    config: RunConfig,
+    task: EvaluateConfig,
+    data: DataConfig,
+    init: str,
+    model: MoMForCausalLM,
+    run: RunDirectory,
+) -> dict[str, Any]:
+    """Language-model loss on the windows of a corpus; see :func:`run`."""
+    _check_windows(task, data, model.config)
+    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenised
+    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
+    splits = ("train", "validation") if task.split == "all" else (task.split,)
+    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
+    if not files:
+        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
+        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
+    windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
+    left_out = sum(one.num_left_out for one in windows)
+    if left_out:
+        log.info("%d tokens after the last whole window are left out; a stride takes them in", left_out)
+    module = LanguageModelingModule(
+        model_config=model.config.to_dict(),
+        optimizer=dataclasses.asdict(config.optimizer),
+        model=model,
+        bytes_per_token=bytes_per_token(files),
+    )
+    # Batches hold windows of one length; a file shorter than a window comes by itself.
+    whole = len({one.length for one in windows}) == 1
+    loader: DataLoader[Any] = DataLoader(
+        ConcatDataset(windows), batch_size=data.batch_size if whole else 1, num_workers=data.num_workers
+    )
+    results = evaluate_module(config, module, loader, run, phase="evaluate")
+    kind = f"windows of {data.sequence_length} tokens, stride {task.stride or data.sequence_length}"
+    print_report(results_table({init: results}, f"{data.corpus}, {task.split}: {kind}"), run.path)
+    return {
+        **results,
+        "data/tokens": module.num_predicted,
+        "data/bytes_per_token": bytes_per_token(files),
+        "data/fingerprint": prepared.fingerprint,
+    }
+
+
+def bytes_per_token(files: list[TokenFile]) -> float:
+    """UTF-8 bytes per token of several files together."""
+    return sum(file.num_bytes for file in files) / sum(file.count for file in files)
+
+
+def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
+    if data.sequence_length > config.max_positions:
+        raise RequestError(
+            "data.sequence_length",
+            data.sequence_length,
+            f"at most {config.max_positions}, the positions of the model",
+        )
+    if task.stride is not None and task.stride >= data.sequence_length:
+        raise RequestError(
+            "task.stride", task.stride, f"below data.sequence_length ({data.sequence_length}), or null"
+        )

@@ -1,0 +1,56 @@
+"""Measure a model without training it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ProgressBar
+
+from mom.callbacks.window import WindowedStatistics
+from mom.config import RunConfig
+from mom.run_directory import RunDirectory
+from mom.training.fit import build_callbacks, build_trainer, collect_results
+from mom.training.loggers import build_loggers, finish_loggers
+from mom.training.module import TrainingModule
+
+
+def evaluate_module(
+    config: RunConfig, module: TrainingModule, batches: Iterable[Any], directory: RunDirectory, *, phase: str
+) -> dict[str, float]:
+    """Validate a module once, with the request's trainer, statistics and loggers.
+
+    Args:
+        config: the request.
+        module: whose validation is run.
+        batches: a data loader.
+        directory: where loggers write.
+        phase: a name for the loggers.
+
+    Returns:
+        The metrics as :func:`mom.training.fit.fit_module` returns them, but the steps and the throughput.
+    """
+    loggers = build_loggers(
+        config.logger.values(),
+        directory.path,
+        run=Path(config.run_dir).name,
+        phase=phase,
+        hyperparameters=dataclasses.asdict(config),
+    )
+    kept = (WindowedStatistics, ProgressBar)
+    callbacks: list[Callback] = [
+        one for one in build_callbacks(config, phase, bool(loggers)) if isinstance(one, kept)
+    ]
+    trainer = build_trainer(config, directory.path, config.trainer.max_steps, callbacks, loggers)
+    exit_code = 1
+    try:
+        trainer.validate(module, dataloaders=batches, verbose=False)
+        exit_code = 0
+    finally:
+        finish_loggers(loggers, exit_code)
+    results = collect_results(trainer, module, callbacks)
+    del results["steps"]
+    return results

@@ -1,0 +1,167 @@
+"""Perplexity and bits per byte of a model on text, against sums taken token by token."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mom.config import bind
+from mom.data.prepare import prepare
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.run_directory import RunDirectory
+from mom.tasks import evaluate
+from tests.checkpoints import request, write_run
+from tests.texts import some_texts, write_jsonl
+
+STATISTICS = {"effective_depth": {"_target_": "mom.callbacks.EffectiveDepth"}}
+
+
+def evaluated(folder: Path, init: Path, task: dict[str, Any] | None = None, **data: Any) -> dict[str, Any]:
+    texts = folder / "texts.jsonl"
+    if not texts.exists():
+        write_jsonl(texts, some_texts(12, words=30))
+    groups = {
+        "corpus": "text",
+        "path": str(texts),
+        "cache_dir": str(folder / "cache"),
+        "sequence_length": 32,
+        "batch_size": 3,
+        "validation_fraction": 0.4,
+        "num_processes": 1,
+    }
+    whole = request(
+        folder,
+        {"name": "evaluate", **(task or {})},
+        data=groups | data,
+        init=str(init),
+        callbacks=STATISTICS,
+    )
+    config = bind(whole)
+    return evaluate.run(config, RunDirectory(config.run_dir))
+
+
+def tokens_of(folder: Path, split: str) -> torch.Tensor:
+    """The ids that the evaluation saw, as the cache holds them."""
+    (found,) = (folder / "cache").glob("text-*")
+    config = bind(
+        {
+            "run_dir": "x",
+            "data": {
+                "corpus": "text",
+                "path": str(folder / "texts.jsonl"),
+                "cache_dir": str(folder / "cache"),
+                "tokenizer": str(found / "tokenizer"),
+                "validation_fraction": 0.4,
+            },
+        }
+    )
+    return torch.from_numpy(getattr(prepare(config.data), split).tokens.astype("int64"))
+
+
+def nats(model, ids: torch.Tensor, targets: range) -> float:
+    """The sum over ``targets`` (positions in ``ids``) of -log p, one forward over all of ``ids``."""
+    with torch.no_grad():
+        log_p = model(input_ids=ids[None]).logits[0].log_softmax(-1)
+    return -sum(float(log_p[t - 1, ids[t]]) for t in targets)
+
+
+def test_windows_that_do_not_overlap(tmp_path, capsys):
+    init = write_run(tmp_path / "first")
+    summary = evaluated(tmp_path, init)
+    ids, model = tokens_of(tmp_path, "validation"), load_model(init).eval()
+    windows = [ids[start : start + 32] for start in range(0, len(ids) - 31, 32)]
+    expected = sum(nats(model, window, range(1, 32)) for window in windows) / (31 * len(windows))
+
+    assert summary["val/loss"] == pytest.approx(expected, rel=1e-5)
+    assert summary["val/perplexity"] == pytest.approx(math.exp(expected), rel=1e-4)
+    bits = expected / math.log(2) / summary["data/bytes_per_token"]
+    assert summary["val/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    assert summary["data/tokens"] == 31 * len(windows)
+    assert summary["depth/graph"] == 1 + 1 + 1 + 4
+    assert "depth/effective" in summary
+    assert f"{expected:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("stride", [10, 31])
+def test_with_a_stride_every_token_is_predicted_once(tmp_path, stride):
+    init = write_run(tmp_path / "first")
+    summary = evaluated(tmp_path, init, {"stride": stride})
+    ids, model = tokens_of(tmp_path, "validation"), load_model(init).eval()
+    total, known, start = 0.0, 1, 0
+    while known < len(ids):
+        start = min(start, len(ids) - 32)
+        total += nats(model, ids[start : start + 32], range(known - start, 32))
+        known = start + 32
+        start += stride
+
+    assert summary["data/tokens"] == len(ids) - 1
+    assert summary["val/loss"] == pytest.approx(total / (len(ids) - 1), rel=1e-5)
+
+
+def test_all_documents_are_both_splits(tmp_path):
+    init = write_run(tmp_path / "first")
+    by_split = {
+        split: evaluated(tmp_path, init, {"split": split, "stride": 16})
+        for split in ("validation", "train", "all")
+    }
+    parts = [by_split["validation"], by_split["train"]]
+    nats_of_parts = sum(part["val/loss"] * part["data/tokens"] for part in parts)
+
+    assert by_split["all"]["data/tokens"] == sum(part["data/tokens"] for part in parts)
+    assert by_split["all"]["val/loss"] * by_split["all"]["data/tokens"] == pytest.approx(
+        nats_of_parts, rel=1e-5
+    )
+
+
+def test_text_shorter_than_a_window_is_one_window(tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "skip round"}\n', encoding="utf-8")
+    summary = evaluated(tmp_path, write_run(tmp_path / "first"), {"split": "all"}, sequence_length=64)
+
+    assert 1 < summary["data/tokens"] < 20
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        ({}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
+        ({"stride": 32}, {}, r"task.stride: 32; below data.sequence_length \(32\)"),
+        ({}, {"tokenizer": "big"}, r"data.tokenizer: .*big.* \(310 tokens\); .*at most 300 tokens"),
+        ({"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused(tmp_path, task, data, message):
+    init = write_run(tmp_path / "first")
+    if "tokenizer" in data:
+        from mom.data.tokenizer import train_tokenizer
+
+        train_tokenizer(some_texts(40), 310).save_pretrained(tmp_path / "big")
+        data = {"tokenizer": str(tmp_path / "big")}
+    with pytest.raises(RequestError, match=f"^{message}"):
+        evaluated(tmp_path, init, task, **data)
+
+
+def test_weights_without_a_tokenizer_need_one(tmp_path):
+    init = write_run(tmp_path / "first")
+    (tmp_path / "first" / "tokenizer").rename(tmp_path / "elsewhere")
+    with pytest.raises(RequestError, match=r"^data.tokenizer: null; the tokenizer of .*none lies beside"):
+        evaluated(tmp_path, init)
+
+    assert "val/loss" in evaluated(tmp_path, init, tokenizer=str(tmp_path / "elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init": None}, "init: null; the weights for task=evaluate"),
+        ({"ckpt": "some.ckpt", "init": None}, "ckpt: some.ckpt; null for task=evaluate"),
+        ({"prompt": "x"}, "prompt: x; no such option"),
+    ],
+)
+def test_requests_that_make_no_sense(changes, message):
+    with pytest.raises(RequestError, match=f"^{message}"):
+        bind({"run_dir": "x", "task": {"name": "evaluate"}, "init": "some.ckpt"} | changes)

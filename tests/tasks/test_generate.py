@@ -1,0 +1,121 @@
+"""Prompts and their continuations: on the terminal, in the file, as transformers would make them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mom.config import bind
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.run_directory import RunDirectory
+from mom.tasks import generate
+from tests.checkpoints import request, small_tokenizer, write_run
+
+
+def generated(folder: Path, init: Path, seed: int = 0, **task: Any) -> list[dict[str, Any]]:
+    whole = request(folder, {"name": "generate", "max_new_tokens": 8, **task}, init=str(init), seed=seed)
+    config = bind(whole)
+    summary = generate.run(config, RunDirectory(config.run_dir))
+    text = (Path(config.run_dir) / "generations.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert summary == {"prompts": len(lines), "tokens": sum(line["tokens"] for line in lines)}
+    return lines
+
+
+def likeliest(init: Path, prompt: str, count: int) -> str:
+    """Greedy decoding with a whole forward for each token."""
+    model, tokenizer = load_model(init).eval(), small_tokenizer()
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] == tokenizer.eos_token_id:
+            break
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+def test_the_likeliest_continuation_is_streamed_and_written(tmp_path, capsys):
+    init = write_run(tmp_path / "first")
+    (line,) = generated(tmp_path, init, prompt="module router", do_sample=False)
+
+    assert line["prompt"] == "module router"
+    assert line["completion"] == likeliest(init, "module router", 8)
+    assert "module router" + line["completion"] in capsys.readouterr().out
+
+
+def test_a_beam_search_is_shown_at_its_end(tmp_path, capsys):
+    init = write_run(tmp_path / "first")
+    (line,) = generated(tmp_path, init, prompt="module", do_sample=False, num_beams=3)
+
+    assert line["completion"]
+    assert "module" + line["completion"] in capsys.readouterr().out
+
+
+def test_the_seed_decides_what_is_drawn(tmp_path):
+    init = write_run(tmp_path / "first")
+    same = [generated(tmp_path, init, prompt="skip", seed=3) for _ in range(2)]
+
+    assert same[0] == same[1]
+    assert same[0] != generated(tmp_path, init, prompt="skip", seed=4)
+    # One token to draw from leaves no choice.
+    (narrow,) = generated(tmp_path, init, prompt="skip", top_k=1)
+    assert narrow["completion"] == likeliest(init, "skip", 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("prompts.txt", "\ufeffmodule\n\nskip round\n"),
+        ("prompts.jsonl", '{"prompt": "module"}\n{"prompt": "skip round"}\n'),
+    ],
+)
+def test_a_file_of_prompts(tmp_path, name, text):
+    init = write_run(tmp_path / "first")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    lines = generated(tmp_path, init, prompts=str(tmp_path / name), do_sample=False)
+
+    assert [line["prompt"] for line in lines] == ["module", "skip round"]
+    assert lines[1]["completion"] == likeliest(init, "skip round", 8)
+
+
+def test_an_empty_prompt_begins_a_text(tmp_path):
+    (line,) = generated(tmp_path, write_run(tmp_path / "first"), prompt="", do_sample=False)
+
+    assert line["tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ({}, "prompt: null; a text to continue, or prompts"),
+        ({"prompt": "a", "prompts": "b"}, "prompt: given together with prompts; "),
+        ({"prompt": "a", "top_p": 0.0}, "task.top_p: 0.0; a number, above 0 and at most 1"),
+        ({"prompt": "a", "max_new_tokens": 64}, "task.max_new_tokens: 64 after a prompt of 1 tokens; 64"),
+        ({"prompts": "missing.txt"}, r"prompts: missing.txt \(No such file"),
+        ({"prompts": "empty.txt"}, r"prompts: .*empty.txt \(no prompt in it\)"),
+        ({"prompts": "latin.txt"}, r"prompts: .*latin.txt \(not UTF-8\)"),
+        ({"prompts": "broken.jsonl"}, r"prompts: .*broken.jsonl:2; a JSON object"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(tmp_path, monkeypatch, task, message):
+    monkeypatch.chdir(tmp_path)
+    init = write_run(tmp_path / "first")
+    Path("empty.txt").write_text("\n \n", encoding="utf-8")
+    Path("latin.txt").write_bytes(b"caf\xe9\n")
+    Path("broken.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n', encoding="utf-8")
+    with pytest.raises(RequestError, match=f"^{message}"):
+        generated(tmp_path, init, **task)
+
+
+def test_the_command_line_knows_the_prompt_at_the_top() -> None:
+    from mom.config.composition import composed
+    from tests.test_configs import CONF
+
+    config = bind(composed(CONF, ["task=generate", "prompt=once", "init=x", "task.top_k=null"]))
+    assert (config.task.prompt, config.task.top_k) == ("once", None)
