@@ -58,9 +58,10 @@ def choose_run_dir(task: str, given: str | None) -> str:
 
 
 def holds_checkpoints(path: str | Path) -> bool:
-    """Whether a folder holds the checkpoints of a run (False where it cannot be read)."""
+    """Whether a folder holds checkpoints of a run or of its phases (False where it cannot be read)."""
     try:
-        return any((Path(path) / "checkpoints").iterdir())
+        folders = (Path(path), *(one for one in Path(path).iterdir() if one.is_dir()))
+        return any(any((folder / "checkpoints").glob("*")) for folder in folders)
     except OSError:
         return False
 

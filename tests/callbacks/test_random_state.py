@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import Trainer
 
 from mom.callbacks import RandomState
 
@@ -14,8 +15,8 @@ def test_the_state_is_put_back_once_before_the_first_batch():
     resumed = RandomState()
     resumed.load_state_dict(state)
     torch.manual_seed(9)  # start-up draws something else
-    resumed.on_train_batch_start(None, None)
+    resumed.on_train_batch_start(Trainer(accelerator="cpu"), None)
     assert torch.equal(torch.rand(4), wanted)
     after = torch.get_rng_state()
-    resumed.on_train_batch_start(None, None)
+    resumed.on_train_batch_start(Trainer(accelerator="cpu"), None)
     assert torch.equal(torch.get_rng_state(), after)

@@ -21,7 +21,9 @@ def run(folder: Path, name: str = "run", **changes):
 
 
 def files(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    """Every file but ``previous.ckpt``, which a phase has when it saved twice."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    return {name for name in found if not name.endswith("previous.ckpt")}
 
 
 PHASE_FILES = {

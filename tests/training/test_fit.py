@@ -88,7 +88,12 @@ def test_a_phase_writes_its_curve_and_checkpoints_and_returns_its_last_validatio
     assert results["depth/graph"] == 6
     assert results["throughput/tokens_per_second"] > 0
     checkpoints = tmp_path / "run" / "checkpoints"
-    assert sorted(file.name for file in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert sorted(file.name for file in checkpoints.iterdir()) == [
+        "best.ckpt",
+        "last.ckpt",
+        "previous.ckpt",
+    ]
+    assert state(checkpoints / "previous.ckpt")["global_step"] == 3
     assert state(checkpoints / "last.ckpt")["global_step"] == 6
     losses = {step: float(value) for step, value in written["val/loss"]}
     assert state(checkpoints / "best.ckpt")["global_step"] - 1 == min(losses, key=losses.__getitem__)
@@ -122,7 +127,8 @@ def test_without_callbacks_and_loggers_the_losses_and_the_last_checkpoint_remain
     assert results["val/loss"] > 0
     assert "depth/effective" not in results
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert [path.name for path in files if path.parent.name != "tokenizer"] == ["last.ckpt"]
+    names = sorted(path.name for path in files if path.parent.name != "tokenizer")
+    assert names == ["last.ckpt", "previous.ckpt"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,14 @@ def test_wandb_has_one_run_per_phase_with_an_id_of_ours(tmp_path, monkeypatch, g
     monkeypatch.setattr(WandbLogger, "log_hyperparams", lambda self, params: made.update(logged=params))
     build(NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", given), tmp_path)
     assert made["project"] == "p"
-    assert made["id"] == given.get("id", "2026-01-01_abcd-mom")
+    first = made["id"]
+    assert first == given.get("id") or re.fullmatch("2026-01-01_abcd-mom-[0-9a-f]{8}", first)
     assert made["name"] == given.get("name", "2026-01-01_abcd-mom")
     assert (made["group"], made["resume"]) == ("2026-01-01_abcd", "allow")
     assert made["save_dir"] == str(tmp_path)
     assert made["logged"] == {"seed": 3}
+    node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", given)
+    build(node, tmp_path, steps_before=4)
+    assert made["id"] == first  # resumed, it goes on
+    build(node, tmp_path)
+    assert (made["id"] == first) == ("id" in given)  # another run in the same folder

@@ -3,8 +3,10 @@
 from mom.callbacks.effective_depth import EffectiveDepth
 from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
+from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.random_state import RandomState
+from mom.callbacks.ranks import RankAgreement
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.throughput import ThroughputMonitor
 
@@ -12,7 +14,9 @@ __all__ = [
     "EffectiveDepth",
     "FinalValidation",
     "LastCheckpoint",
+    "NonFinite",
     "RandomState",
+    "RankAgreement",
     "RoutingStatistics",
     "StepProgressBar",
     "ThroughputMonitor",

@@ -1,4 +1,4 @@
-"""Random numbers that go on after a resume where they stopped."""
+"""Random numbers: others on every rank, and after a resume those that would have come next."""
 
 from __future__ import annotations
 
@@ -7,29 +7,40 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from mom.callbacks.ranks import gather
+
 
 class RandomState(Callback):
-    """Keeps PyTorch's random state in checkpoints, so that a resumed run drops out what the whole run would.
+    """Keeps PyTorch's random state of all ranks in checkpoints; a resumed run drops out what the whole would.
 
-    Put back just before the first training batch, after everything that start-up draws.
+    Every rank starts with the same seed, which initialises the same weights; before training each rank but
+    the first moves to a seed of its own, so that they do not drop out the same positions. States are put back
+    just before the first training batch, after everything that start-up draws. Where there are now more
+    ranks than states, the new ranks go on with their own seed.
     """
 
     def __init__(self) -> None:
-        self._to_restore: dict[str, Any] | None = None
+        self._to_restore: list[dict[str, Any]] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The generators' states, as byte tensors."""
-        return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+        """The generators' states of every rank, as byte tensors; all ranks have to call it."""
+        return {"ranks": gather({"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the states for the first batch."""
-        self._to_restore = state_dict
+        self._to_restore = state_dict["ranks"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Part from the other ranks."""
+        if trainer.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Put the states back, once; those of GPUs only where there are as many as there were."""
-        state, self._to_restore = self._to_restore, None
-        if state is None:
+        states, self._to_restore = self._to_restore, None
+        if states is None or trainer.global_rank >= len(states):
             return
+        state = states[trainer.global_rank]
         torch.set_rng_state(state["cpu"].cpu())
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

@@ -209,7 +209,13 @@ class TrainerConfig(Section):
     """Lightning's ``Trainer``, by its own names; see its documentation for each.
 
     ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches if
-    it is an integer and is a share of the epoch if it is a float.
+    it is an integer and is a share of the epoch if it is a float. Two options are not Lightning's:
+
+    Args:
+        on_nonfinite: what to do before an optimiser step whose gradient holds NaN or infinity: ``stop``, or
+            ``skip`` the step.
+        activation_checkpointing: keep only the input of every block and round in the forward pass and compute
+            the rest again in the backward pass: less memory, about a third more time.
     """
 
     group: ClassVar[str] = "trainer"
@@ -232,6 +238,8 @@ class TrainerConfig(Section):
     deterministic: bool | Literal["warn"] | None = None
     detect_anomaly: bool = False
     inference_mode: bool = True
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    activation_checkpointing: bool = False
 
     def _check(self) -> None:
         self._range("num_nodes max_steps accumulate_grad_batches log_every_n_steps", least=1)

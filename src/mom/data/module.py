@@ -156,6 +156,9 @@ class LanguageModelingDataModule(pl.LightningDataModule):
 
     def _loader_options(self) -> dict[str, Any]:
         return {
+            # Its own, since a loader draws from it at the start of every epoch, which would move the random
+            # numbers of the model (dropout) where a resumed run starts its loader at another moment.
+            "generator": torch.Generator(),
             "num_workers": self.config.num_workers,
             "persistent_workers": self.config.num_workers > 0,
             "pin_memory": torch.cuda.is_available(),

@@ -25,9 +25,9 @@ def balance_loss(
     probability of i, both over real tokens. The least value, at perfect balance, is 1 for each pool.
 
     With ``scope="global"`` the tokens of all ranks count together: each rank returns the loss of the whole
-    micro-batch, with the gradient of its own share times the number of ranks, so that averaging gradients over
-    ranks (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of an
-    accumulation window still count one by one. Every rank has to call it, since it is one all-reduce.
+    micro-batch, with the gradient of its own share times the number of ranks, so that averaging gradients
+    over ranks (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of
+    an accumulation window still count one by one. Every rank has to call it, since it is one all-reduce.
 
     Args:
         routing: every round of every stage, stages in order.
@@ -57,7 +57,8 @@ def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: boo
     num_slots = rounds[0].scores.shape[-1]
     probabilities = torch.stack([_probabilities(decided, num_slots) for decided in rounds])  # (H, B, T, N+1)
     selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
-    chosen = torch.nn.functional.one_hot(selected, num_slots).sum(dim=-2).to(probabilities.dtype)  # (H, B, T, N+1)
+    chosen = torch.nn.functional.one_hot(selected, num_slots).sum(dim=-2)  # (H, B, T, N+1)
+    chosen = chosen.to(probabilities.dtype)
     if mask is not None:
         real = mask.to(probabilities.dtype)[None, :, :, None]
         probabilities, chosen = probabilities * real, chosen * real

@@ -65,8 +65,9 @@ class MoMConfig(PreTrainedConfig):
         dropout: on the embeddings and on each step's output.
         balance_coefficient: weight of the balance loss.
         balance_skip: count SKIP among the choices that are to be balanced.
-        balance_scope: whose tokens are balanced together in training: those of one process's ``microbatch``, or
-            of all processes (``global``). Either way each micro-batch of an accumulation window counts alone.
+        balance_scope: whose tokens are balanced together in training: those of one process's ``microbatch``,
+            or of all processes (``global``). Either way each micro-batch of an accumulation window counts
+            alone.
         z_loss_coefficient: weight of the router z-loss.
         initializer_range: standard deviation of initial weights; projections into the residual stream are
             divided by ``sqrt(2 * graph_depth)``.

@@ -12,7 +12,7 @@ from mom.data.module import LanguageModelingDataModule
 from mom.interop import load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import Resume, check_architecture, read_checkpoint
+from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
 from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.phases import adopt, announce, earlier_results, run_phase
 from mom.training.report import print_report, results_table
@@ -24,10 +24,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Train, validate, and report.
 
     With ``ckpt`` (or ``resume=auto`` and a ``last.ckpt`` in the run directory) the main phase goes on from
-    there. Otherwise, where the model has stages, it starts from a plain transformer: the one of ``init``, or
-    one trained here first for ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained
-    on for as many steps as the MoM (``task.baseline``, in ``baseline/``), with the same data order and
-    schedule, for comparison.
+    there; ``resume=auto`` also takes up an earlier phase that was interrupted. Otherwise, where the model has
+    stages, it starts from a plain transformer: the one of ``init``, or one trained here first for
+    ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained on for as many steps as the
+    MoM (``task.baseline``, in ``baseline/``), with the same data order and schedule, for comparison.
 
     Args:
         config: the request.
@@ -41,8 +41,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         RequestError: on a checkpoint, weights or data that cannot be used, before anything is trained.
     """
     assert isinstance(config.task, PretrainConfig) and isinstance(config.data, DataConfig)
-    ckpt = checkpoint_to_resume(config, run)
-    resume = None if ckpt is None else read_checkpoint(ckpt)
+    resume = checkpoint_to_resume(config, run)
     if resume is not None:
         # Before the data is touched: everything but the vocabulary's size, which may be the tokenizer's.
         size = config.model.get("vocab_size") or resume.model_config["vocab_size"]
@@ -81,12 +80,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> str | None:
+def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:
     """Where the main phase goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
-    own = Path(run.path) / CHECKPOINTS / "last.ckpt"
-    if config.resume == "auto" and own.is_file():
-        return str(own)
-    return config.ckpt
+    if config.resume == "auto":
+        return last_checkpoint(Path(run.path) / CHECKPOINTS)
+    return None if config.ckpt is None else read_checkpoint(config.ckpt)
 
 
 def _from_plain(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,14 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
+from mom.callbacks.last_checkpoint import INSIDE_ACCUMULATION
 from mom.errors import RequestError
 from mom.interop.loading import read_checkpoint as load_plain
 from mom.model import MoMConfig
 
+log = logging.getLogger(__name__)
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
 # Fields of MoMConfig that do not change what the weights mean or how they train.
 NOT_ARCHITECTURE = frozenset(
@@ -24,7 +29,8 @@ NOT_ARCHITECTURE = frozenset(
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes under a temporary name in the same folder, syncs to disk, then renames.
 
-    So a checkpoint's name always stands for a whole file: the new one or the one before. Reads plain data
+    So a checkpoint's name always stands for a whole file: the new one or the one before. The ``last.ckpt``
+    before the new one stays as ``previous.ckpt``, for a disk that loses what it said it had. Reads plain data
     only (``weights_only=True``); a pickle that carries code is refused by PyTorch.
     """
 
@@ -47,7 +53,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.name == LAST and path.is_file():
+                _keep(path, path.with_name(PREVIOUS))
             os.replace(temporary, path)
+            _sync_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -59,6 +68,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read plain data, whatever ``weights_only`` says."""
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def _keep(path: Path, name: Path) -> None:
+    """Give the file a second name, whatever had it before; with links ``path`` stands all the while."""
+    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without links
+        os.replace(path, name)
+    else:
+        os.replace(link, name)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class Resume(NamedTuple):
@@ -94,7 +122,45 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
     missing = [name for name in TRAINING_STATE if name not in checkpoint]
     if missing:
         raise RequestError(option, path, f"a checkpoint of training; this one has no {', '.join(missing)}")
+    if checkpoint.get(INSIDE_ACCUMULATION, False):
+        raise RequestError(
+            option,
+            path,
+            f"a checkpoint between two optimiser steps, such as {LAST}; this one was taken inside an "
+            "accumulation window (init starts from its weights)",
+        )
     return Resume(path, checkpoint["global_step"], checkpoint["hyper_parameters"]["model_config"])
+
+
+def last_checkpoint(folder: str | Path) -> Resume | None:
+    """The newest checkpoint of a phase that training can go on from: ``last.ckpt``, or if that one is damaged
+    ``previous.ckpt``, which the log then says.
+
+    Args:
+        folder: of the checkpoints.
+
+    Returns:
+        ``None`` where there is neither.
+
+    Raises:
+        RequestError: ``resume``, if what is there cannot be used.
+    """
+    refusals = []
+    for name in (LAST, PREVIOUS):
+        path = Path(folder) / name
+        if not path.is_file():
+            continue
+        try:
+            resume = read_checkpoint(path, "resume")
+        except RequestError as refusal:
+            refusals.append(refusal)
+            continue
+        if refusals:
+            log.warning("%s; going on from %s (step %d)", refusals[0], path, resume.step)
+        return resume
+    if refusals:
+        raise refusals[0]
+    return None
 
 
 def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:

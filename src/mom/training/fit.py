@@ -6,13 +6,21 @@ import dataclasses
 import logging
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
 
-from mom.callbacks import FinalValidation, LastCheckpoint, RandomState, StepProgressBar, ThroughputMonitor
+from mom.callbacks import (
+    FinalValidation,
+    LastCheckpoint,
+    NonFinite,
+    RandomState,
+    RankAgreement,
+    StepProgressBar,
+    ThroughputMonitor,
+)
 from mom.config import NodeConfig, RunConfig
 from mom.data.module import LanguageModelingDataModule
 from mom.interop.tokenizer import save_tokenizer
@@ -28,6 +36,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 CHECKPOINTS = "checkpoints"
+
+# Options that may differ between ranks without a difference to what they compute.
+_OF_ONE_RANK = ("cache_dir", "num_processes", "num_workers")
+# Options of the trainer group that Lightning's Trainer does not know.
+_NOT_LIGHTNINGS = ("on_nonfinite", "activation_checkpointing")
 
 # Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks
 # before they are logged, and windows of a memory-mapped file need no loader processes.
@@ -111,6 +124,8 @@ def fit_module(
         KeyboardInterrupt: on Ctrl-C, after ``last.ckpt`` was written.
     """
     seed_everything(config.seed, workers=True, verbose=False)
+    if config.trainer.activation_checkpointing:
+        module.model.gradient_checkpointing_enable()
     save_tokenizer(tokenizer, directory)
     loggers = build_loggers(
         config.logger.values(),
@@ -122,6 +137,7 @@ def fit_module(
     )
     interruption = Interruption()
     callbacks = build_callbacks(config, phase, bool(loggers))
+    callbacks.append(RankAgreement(_request(config, module, phase, max_steps, resume)))
     _set_default_folder(callbacks, directory.path / CHECKPOINTS)
     # Last in the list: it saves the state of all the others.
     callbacks.append(LastCheckpoint(directory.path / CHECKPOINTS, lambda: interruption.requested))
@@ -141,7 +157,7 @@ def fit_module(
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
-    """The configured callbacks, random numbers that resume, and a validation at the end.
+    """The configured callbacks, a guard, random numbers that resume, and a validation at the end.
 
     Lightning refuses a ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is
     wanted; they are left out there.
@@ -150,7 +166,12 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
     unwanted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)
     if not config.trainer.enable_progress_bar:
         unwanted += (ProgressBar,)
-    return [*(one for one in callbacks if not isinstance(one, unwanted)), RandomState(), FinalValidation()]
+    return [
+        *(one for one in callbacks if not isinstance(one, unwanted)),
+        NonFinite(config.trainer.on_nonfinite),
+        RandomState(),
+        FinalValidation(),
+    ]
 
 
 def build_trainer(
@@ -163,6 +184,7 @@ def build_trainer(
     if options["check_val_every_n_epoch"] is None and not isinstance(options["val_check_interval"], int):
         options["check_val_every_n_epoch"] = 1
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+    options = {name: value for name, value in options.items() if name not in _NOT_LIGHTNINGS}
     options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
     return Trainer(
         **options,
@@ -173,6 +195,20 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's sampler shares windows out among ranks itself
     )
+
+
+def _request(
+    config: RunConfig, module: TrainingModule, phase: str, max_steps: int, resume: Resume | None
+) -> dict[str, Any]:
+    """What all ranks have to agree on: the resolved configuration, and what is being trained from where."""
+    request = dataclasses.asdict(config)
+    request["data"] = {name: value for name, value in request["data"].items() if name not in _OF_ONE_RANK}
+    return {
+        **request,
+        "model": module.model.config.to_dict(),
+        "phase": {"name": phase, "max_steps": max_steps},
+        "resume": {"from step": 0 if resume is None else resume.step},
+    }
 
 
 def _build_callback(node: NodeConfig, phase: str) -> Callback:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import csv
+import os
+import secrets
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import NodeConfig
+from mom.run_directory import process_rank
+
+RUN_ID = "wandb_run_id"
+"""File in a phase's folder with the id of its wandb run, which a resumed phase goes on with."""
 
 
 def build_loggers(
@@ -25,7 +32,8 @@ def build_loggers(
     """Build the configured loggers for one phase of a run.
 
     What the configuration leaves open is filled in: files go to ``directory``, and wandb gets one run per
-    phase with an id of our own (so that a resumed run goes on as the same one), grouped by run.
+    phase with an id of our own, kept in the directory (so that a resumed run goes on as the same one),
+    grouped by run.
 
     Args:
         nodes: the ``logger`` group.
@@ -40,7 +48,7 @@ def build_loggers(
     loggers = []
     for node in nodes:
         target = node.load()
-        defaults = _defaults(target, directory, run, phase)
+        defaults = _defaults(target, directory, run, phase, is_resumed=steps_before > 0)
         given = {name: value for name, value in defaults.items() if node.arguments.get(name) is None}
         logger = node.instantiate(**{name: value for name, value in given.items() if node.accepts(name)})
         if isinstance(logger, CSVLogger):
@@ -63,24 +71,67 @@ def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
 
 @rank_zero_only
 def _continue_curve(logger: CSVLogger, steps_before: int) -> None:
-    """Put back the rows of the first ``steps_before`` steps, which Lightning's logger deletes."""
-    path = Path(logger.log_dir) / "metrics.csv"
-    if not path.is_file():
-        return
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-    # Lightning counts the step under way: the row of the first step says 0.
-    kept = [row for row in rows if int(row["step"]) < steps_before]
-    logger.experiment.metrics.extend(kept)
-    logger.save()
+    """Go on after the rows of the first ``steps_before`` steps."""
+    logger._experiment = writer = _CurveWriter(logger.log_dir)
+    path = Path(writer.metrics_file_path)
+    rows: list[dict[str, Any]] = []
+    if path.is_file():
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    # Lightning counts the step under way: the row of the first step says 0. A process that was killed may
+    # have left half a line, of a step after the checkpoint.
+    kept = [row for row in rows if row["step"] and row["step"].isdigit() and int(row["step"]) < steps_before]
+    names = sorted({name for row in kept for name, value in row.items() if value})
+    writer.metrics_keys = names
+    if kept:
+        writer.replace([{name: row[name] for name in names} for row in kept])
+    else:
+        path.unlink(missing_ok=True)
 
 
-def _defaults(target: Any, directory: Path, run: str, phase: str) -> dict[str, Any]:
+class _CurveWriter(_ExperimentWriter):
+    """Lightning's writer of ``metrics.csv``, but the file is never gone or half-written.
+
+    Lightning deletes the file of an earlier start, and empties it to write it anew whenever a metric is first
+    logged; a process killed in between would lose the curve.
+    """
+
+    def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Write the header and these rows in the place of what is there."""
+        path = Path(self.metrics_file_path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(temporary, path)
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
+            self.replace(list(csv.DictReader(file)))
+
+    def _check_log_dir_exists(self) -> None:
+        """What stands there is dealt with by whoever continues the curve."""
+
+
+def _run_id(directory: Path, name: str, is_resumed: bool) -> str:
+    """The id of a phase's wandb run: the one it began with, else a new one that no other run has."""
+    path = directory / RUN_ID
+    if is_resumed and path.is_file():
+        return path.read_text(encoding="utf-8").strip()
+    identity = f"{name}-{secrets.token_hex(4)}"
+    if process_rank() == 0:
+        path.write_text(identity + "\n", encoding="utf-8")
+    return identity
+
+
+def _defaults(target: Any, directory: Path, run: str, phase: str, *, is_resumed: bool) -> dict[str, Any]:
     if not isinstance(target, type):
         return {}
     if issubclass(target, CSVLogger | TensorBoardLogger):
         return {"save_dir": str(directory)}
     if issubclass(target, WandbLogger):
         name = f"{run}-{phase}"
-        return {"save_dir": str(directory), "name": name, "id": name, "group": run, "resume": "allow"}
+        identity = _run_id(directory, name, is_resumed)
+        return {"save_dir": str(directory), "name": name, "id": identity, "group": run, "resume": "allow"}
     return {}

@@ -14,6 +14,7 @@ from torchmetrics import MeanMetric
 
 from mom.callbacks.window import logs_next_step
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
+from mom.model.balance import balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
 
 
@@ -58,6 +59,7 @@ class TrainingModule(LightningModule):
             ``loss``; ``routing``, the detached records; ``attention_mask`` [B, T], true for real tokens.
         """
         output = self.run_model(batch)
+        self._balance_over_ranks(output, batch)
         if logs_next_step(self.trainer):
             for name, mean in self._means():
                 mean.update(getattr(output, name).detach())
@@ -87,6 +89,22 @@ class TrainingModule(LightningModule):
             "name": "learning_rate",
         }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def _balance_over_ranks(self, output: Any, batch: Mapping[str, Any]) -> None:
+        """Put the balance loss over all ranks in the place of this rank's, for ``balance_scope: global``.
+
+        Here and not in the model's forward, which must not wait for other ranks: in training every rank runs
+        as many micro-batches, elsewhere (validation, generation) they need not.
+        """
+        config = self.model.config
+        if config.balance_scope != "global" or not output.routing or self.trainer.world_size == 1:
+            return
+        mask = batch.get("attention_mask")
+        balance = balance_loss(
+            output.routing, config.num_rounds, mask, include_skip=config.balance_skip, scope="global"
+        )
+        output.loss = output.loss + config.balance_coefficient * (balance - output.balance_loss)
+        output.balance_loss = balance
 
     def _means(self) -> list[tuple[str, MeanMetric]]:
         return [(name, cast(MeanMetric, mean)) for name, mean in self._train_means.items()]

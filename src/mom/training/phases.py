@@ -10,10 +10,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from mom.config import RunConfig
 from mom.data.module import LanguageModelingDataModule
 from mom.errors import RequestError
-from mom.interop import upcycle
+from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.fit import fit_phase
+from mom.training.checkpoint import check_architecture, last_checkpoint
+from mom.training.fit import CHECKPOINTS, fit_phase
 
 
 def run_phase(
@@ -27,6 +28,9 @@ def run_phase(
 ) -> dict[str, float]:
     """Fit one phase in ``<run>/<phase>``, with the status, configuration and summary that a run has.
 
+    With ``resume=auto`` a phase that this run directory has behind it is not trained again, and one that was
+    interrupted goes on from its last checkpoint.
+
     Args:
         config: the request.
         model: what to train, in place.
@@ -39,10 +43,18 @@ def run_phase(
         What ``fit_phase`` returns, which is also written as ``summary.json``.
     """
     directory = RunDirectory(run.path / phase)
+    resume = last_checkpoint(directory.path / CHECKPOINTS) if config.resume == "auto" else None
+    if resume is not None:
+        check_architecture(resume, model.config.to_dict())
+        results = earlier_results(run, phase)
+        if results is not None and results["steps"] == resume.step == max_steps:
+            model.load_state_dict(load_model(resume.path).state_dict())
+            announce(f"{phase}: done before, {max_steps} steps")
+            return results
     directory.write_config({"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()})
     directory.status("running")
     try:
-        results = fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps)
+        results = fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps, resume=resume)
     except KeyboardInterrupt:
         directory.status("interrupted")
         raise

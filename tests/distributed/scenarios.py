@@ -1,0 +1,124 @@
+"""What one rank does; ``python -m tests.distributed.scenarios <scenario> <folder> …`` on each.
+
+Also imported by the tests, which run the same phases in one process to compare.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, seed_everything
+
+from mom.data.module import LanguageModelingDataModule
+from mom.errors import RequestError
+from mom.model import MoMForCausalLM
+from mom.run_directory import RunDirectory
+from mom.training import fit
+from mom.training.checkpoint import last_checkpoint
+from mom.training.fit import fit_phase
+from tests.runs import tiny_request
+
+STEPS = 4
+
+# Trained on 4 windows in each micro-batch, by one rank or by two, and what is special about each.
+EQUAL: dict[str, dict[str, Any]] = {
+    "plainly": {},
+    "balance": {"router": {"balance_scope": "global", "balance_coefficient": 1.0}},
+    "accumulation": {
+        "trainer": {"accumulate_grad_batches": 2},
+        "router": {"balance_scope": "global", "balance_coefficient": 1.0, "balance_skip": False},
+    },
+    # Round h may only take module h mod 6 of 6: with 3 rounds three modules never get a token.
+    "starved": {
+        "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1}
+    },
+    "checkpointing": {"trainer": {"activation_checkpointing": True}},
+}
+
+
+def request(folder: Path, world_size: int, **changes: Any) -> Any:
+    """The tiny request on some processes, with 4 windows in a micro-batch of all together."""
+    trainer = {"max_steps": STEPS, "val_check_interval": 3, "devices": world_size}
+    if world_size > 1:
+        trainer["strategy"] = "ddp"
+    groups = {
+        "trainer": trainer | changes.pop("trainer", {}),
+        "data": {"batch_size": 4 // world_size} | changes.pop("data", {}),
+        # A larger epsilon, below which rounding in a gradient would decide the size of its step.
+        "optimizer": {"eps": 1e-3} | changes.pop("optimizer", {}),
+    }
+    return tiny_request(folder, **groups, **changes)
+
+
+def train(
+    config: Any, directory: Path, *, resume: bool = False, extra: tuple[Callback, ...] = ()
+) -> dict[str, float]:
+    """One phase of a request."""
+    data = LanguageModelingDataModule(config.data, config.seed)
+    data.setup()
+    seed_everything(config.seed, verbose=False)
+    model = MoMForCausalLM(config.model_config(data.vocab_size))
+    build = fit.build_callbacks
+    fit.build_callbacks = lambda *given: [*extra, *build(*given)]
+    try:
+        return fit_phase(
+            config,
+            model,
+            data,
+            RunDirectory(directory),
+            phase="mom",
+            max_steps=config.trainer.max_steps,
+            resume=last_checkpoint(directory / "checkpoints") if resume else None,
+        )
+    finally:
+        fit.build_callbacks = build
+
+
+class KillAt(Callback):
+    """Kills this process, as ``kill -9`` does, after ``step`` steps and ``batch`` more micro-batches."""
+
+    def __init__(self, step: int, batch: int = 0) -> None:
+        self.step, self.left = step, batch
+
+    def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+        if trainer.global_step >= self.step:
+            if self.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.left -= 1
+
+
+RESUMED = {"model": {"dropout": 0.1}, "trainer": {"max_steps": 6, "accumulate_grad_batches": 2}}
+
+
+def equal(folder: Path) -> None:
+    """Every entry of EQUAL on two ranks; the reference of resuming; a request that differs."""
+    rank = int(os.environ["RANK"])
+    for name, changes in EQUAL.items():
+        train(request(folder, 2, **changes), folder / f"two-{name}")
+    train(request(folder, 2, **RESUMED), folder / "whole")
+    differing = request(folder, 2, optimizer={"lr": 1e-2 if rank == 0 else 1e-3})
+    try:
+        train(differing, folder / "differing")
+    except RequestError as refusal:
+        (folder / f"refusal-{rank}.txt").write_text(str(refusal))
+
+
+def dying(folder: Path) -> None:
+    """Rank 1 is killed in the middle of an accumulation window after the first validation."""
+    extra = (KillAt(4, batch=1),) if os.environ["RANK"] == "1" else ()
+    train(request(folder, 2, **RESUMED), folder / "killed", extra=extra)
+
+
+def resumed(folder: Path) -> None:
+    """What was killed goes on; and diverges on one rank only."""
+    train(request(folder, 2, **RESUMED), folder / "killed", resume=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

@@ -1,0 +1,127 @@
+"""Two processes over gloo: the same training as one, ranks that disagree, a rank that dies, resuming."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from mom.data.module import LanguageModelingDataModule
+from mom.data.windows import ResumableSampler
+from tests.distributed.launch import launch, launch_all
+from tests.distributed.scenarios import EQUAL, RESUMED, request, train
+from tests.texts import some_texts, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where two ranks ran the scenario ``equal``."""
+    folder = tmp_path_factory.mktemp("ranks")
+    write_jsonl(folder / "texts.jsonl", some_texts(40))
+    launch_all("equal", folder)
+    return folder
+
+
+def rows(directory: Path) -> list[dict[str, str]]:
+    with (directory / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def last(directory: Path) -> dict:
+    return torch.load(directory / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_ranks_train_as_one_with_twice_the_batch(folder, name):
+    train(request(folder, 1, **EQUAL[name]), folder / f"one-{name}")
+    one, two = rows(folder / f"one-{name}"), rows(folder / f"two-{name}")
+    assert len(one) == len(two) > 4
+    compared = [key for key in sorted(set().union(*one)) if "per_second" not in key]
+    assert "train/balance_loss" in compared and "val/loss" in compared
+    for left, right in zip(one, two, strict=True):
+        for key in compared:
+            if key in left or key in right:
+                if key == "train/balance_loss" and name not in ("balance", "accumulation"):
+                    continue  # of one rank's tokens, so the mean over ranks is another number
+                if key == "train/loss" and name not in ("balance", "accumulation"):
+                    continue
+                assert float(right[key]) == pytest.approx(float(left[key]), rel=1e-4, abs=1e-5), key
+    ours, theirs = last(folder / f"one-{name}")["state_dict"], last(folder / f"two-{name}")["state_dict"]
+    exact = name not in ("plainly", "checkpointing", "starved")
+    for key, weight in ours.items():
+        difference = float((weight - theirs[key]).abs().max())
+        assert difference < (1e-5 if exact else 1e-3), key
+
+
+def test_ranks_that_were_asked_for_different_things_refuse_to_start(folder):
+    for rank in range(2):
+        refusal = (folder / f"refusal-{rank}.txt").read_text()
+        assert refusal == "optimizer.lr: 0.01 on rank 0, 0.001 on rank 1; the same on every rank"
+    assert not (folder / "differing" / "checkpoints").exists()
+
+
+def test_a_rank_that_dies_ends_the_job_and_resuming_goes_on_bit_for_bit(folder):
+    survivor, killed = launch("dying", folder)
+    assert killed.code == -9
+    assert survivor.code > 0, survivor.output
+    assert "Error" in survivor.output
+    directory = folder / "killed"
+    assert last(directory)["global_step"] < 5
+    launch_all("resumed", folder)
+
+    whole, again = last(folder / "whole"), last(directory)
+    assert again["global_step"] == 6
+    assert_same(again["state_dict"], whole["state_dict"])
+    assert_same(again["optimizer_states"], whole["optimizer_states"])
+    assert_same(again["lr_schedulers"], whole["lr_schedulers"])
+    assert_same(again["callbacks"]["RandomState"], whole["callbacks"]["RandomState"])
+    kept = [{k: v for k, v in row.items() if "per_second" not in k} for row in rows(directory)]
+    assert kept == [{k: v for k, v in row.items() if "per_second" not in k} for row in rows(folder / "whole")]
+
+
+def test_ranks_drop_out_different_positions(folder):
+    first, second = last(folder / "whole")["callbacks"]["RandomState"]["ranks"]
+    assert not torch.equal(first["cpu"], second["cpu"])
+
+
+def test_another_number_of_ranks_goes_on_with_the_same_data(folder):
+    shutil.copytree(folder / "whole", folder / "fewer")
+    longer = RESUMED | {"trainer": RESUMED["trainer"] | {"max_steps": 8}}
+    seen = Seen()
+    train(request(folder, 1, **longer), folder / "fewer", resume=True, extra=(seen,))
+    config = request(folder, 1, **longer)
+    data = LanguageModelingDataModule(config.data, config.seed)
+    data.setup()
+    sampler = ResumableSampler(len(data.train_windows), 4, config.seed)
+    wanted = [data.train_windows[index]["input_ids"] for index in sampler]
+    assert torch.equal(torch.cat(seen.windows), torch.stack(wanted[6 * 2 * 4 : 8 * 2 * 4]))
+
+
+class Seen(Callback):
+    """Keeps the windows that were trained on."""
+
+    def __init__(self) -> None:
+        self.windows: list[torch.Tensor] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, *_) -> None:
+        self.windows.append(batch["input_ids"].clone())
+
+
+def assert_same(left, right) -> None:
+    """Nested plain data and tensors, bit for bit."""
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right)
+        for ours, theirs in zip(left, right, strict=True):
+            assert_same(ours, theirs)
+    else:
+        assert left == right
