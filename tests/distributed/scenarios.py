@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, seed_everything
 
+from mom.callbacks.non_finite import NonFiniteError
 from mom.data.module import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.model import MoMForCausalLM
@@ -88,15 +89,26 @@ class KillAt(Callback):
     def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
         if trainer.global_step >= self.step:
             if self.left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.kill()
             self.left -= 1
+
+    def kill(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Diverge(Callback):
+    """Lets the last LayerNorm put out NaN in the third micro-batch."""
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 2:
+            pl_module.model.model.norm.register_forward_hook(lambda *given: given[-1] * float("nan"))
 
 
 RESUMED = {"model": {"dropout": 0.1}, "trainer": {"max_steps": 6, "accumulate_grad_batches": 2}}
 
 
 def equal(folder: Path) -> None:
-    """Every entry of EQUAL on two ranks; the reference of resuming; a request that differs."""
+    """Every entry of EQUAL on two ranks; the reference of resuming; requests that differ; divergence."""
     rank = int(os.environ["RANK"])
     for name, changes in EQUAL.items():
         train(request(folder, 2, **changes), folder / f"two-{name}")
@@ -106,6 +118,11 @@ def equal(folder: Path) -> None:
         train(differing, folder / "differing")
     except RequestError as refusal:
         (folder / f"refusal-{rank}.txt").write_text(str(refusal))
+    try:
+        extra = (Diverge(),) if rank == 1 else ()
+        train(request(folder, 2, **EQUAL["accumulation"]), folder / "diverging", extra=extra)
+    except NonFiniteError as error:
+        (folder / f"divergence-{rank}.txt").write_text(str(error))
 
 
 def dying(folder: Path) -> None:
@@ -115,8 +132,22 @@ def dying(folder: Path) -> None:
 
 
 def resumed(folder: Path) -> None:
-    """What was killed goes on; and diverges on one rank only."""
+    """What was killed goes on."""
     train(request(folder, 2, **RESUMED), folder / "killed", resume=True)
+
+
+def pretraining(folder: Path, name: str, phase: str) -> None:
+    """The pretrain task on one process, killed in one of its phases."""
+    from mom.tasks import pretrain
+    from tests.tasks.test_pretrain_resume import CHANGES
+
+    build = fit.build_callbacks
+    fit.build_callbacks = lambda config, its, logs: [
+        *([KillAt(3, 1)] if its == phase else []),
+        *build(config, its, logs),
+    ]
+    config = tiny_request(folder, run_dir=str(folder / name), **CHANGES)
+    pretrain.run(config, RunDirectory(folder / name))
 
 
 if __name__ == "__main__":

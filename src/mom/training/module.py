@@ -21,8 +21,9 @@ from mom.training.optimizer import build_adamw, build_schedule
 class TrainingModule(LightningModule):
     """Trains one of our models; a subclass says how a batch goes through it and what a validation measures.
 
-    Logs ``train/loss`` (what is minimised) and the losses it consists of, before their coefficients, of each
-    logged optimiser step, averaged over its micro-batches and ranks.
+    Logs ``train/loss`` (what is minimised), the losses it consists of, before their coefficients, and
+    ``train/routing_loss``, what the routing's losses add to it with their coefficients, of each logged
+    optimiser step, averaged over its micro-batches and ranks.
 
     The hyper-parameters hold plain values only (``model_config``, ``optimizer``), so a checkpoint of this
     module loads with ``torch.load(weights_only=True)`` and says what model it is of.
@@ -46,7 +47,9 @@ class TrainingModule(LightningModule):
         )
         self.model = model
         # A NaN must show in the curve, so the metrics must not drop it (torchmetrics' default).
-        self._train_means = torch.nn.ModuleDict({name: MeanMetric(nan_strategy="disable") for name in losses})
+        self._train_means = torch.nn.ModuleDict(
+            {name: MeanMetric(nan_strategy="disable") for name in (*losses, "routing_loss")}
+        )
 
     @abstractmethod
     def run_model(self, batch: Mapping[str, Any]) -> Any:
@@ -61,8 +64,12 @@ class TrainingModule(LightningModule):
         output = self.run_model(batch)
         self._balance_over_ranks(output, batch)
         if logs_next_step(self.trainer):
+            config = self.model.config
+            routing_loss = config.balance_coefficient * output.balance_loss
+            routing_loss = routing_loss + config.z_loss_coefficient * output.z_loss
             for name, mean in self._means():
-                mean.update(getattr(output, name).detach())
+                value = routing_loss if name == "routing_loss" else getattr(output, name)
+                mean.update(value.detach())
         return {"loss": output.loss, **records(output, batch)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,0 +1,138 @@
+"""A run that was killed, whatever it was doing, ends as it would have ended."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+from mom.tasks import pretrain
+from mom.training import fit
+from tests.distributed.launch import launch
+from tests.distributed.scenarios import KillAt
+from tests.runs import tiny_request
+
+# Dropout, accumulation and validations inside a window: everything that a careless resume would shift.
+CHANGES = {
+    "model": {"dropout": 0.1},
+    "task": {"plain_steps": 5},
+    "trainer": {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3},
+}
+PHASES = {"plain": "plain", "baseline": "baseline", "mom": "."}
+
+
+def run(folder: Path, name: str, **changes):
+    config = tiny_request(folder, run_dir=str(folder / name), **(CHANGES | changes))
+    return pretrain.run(config, RunDirectory(folder / name))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a run that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("resume")
+    run(folder, "whole")
+    return folder
+
+
+class Killed(BaseException):
+    """Ends the process's work at once, with nothing saved."""
+
+
+class FailAt(KillAt):
+    """As :class:`KillAt`, but this process lives on."""
+
+    def kill(self) -> None:
+        raise Killed
+
+
+def run_until(monkeypatch, folder: Path, name: str, phase: str, **changes) -> None:
+    """Run, and end for no reason in the middle of an accumulation window of one phase."""
+    build = fit.build_callbacks
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            fit,
+            "build_callbacks",
+            lambda config, its, logs: [*([FailAt(3, 1)] if its == phase else []), *build(config, its, logs)],
+        )
+        with pytest.raises(Killed):
+            run(folder, name, **changes)
+
+
+def curve(directory: Path) -> list[dict[str, str]]:
+    with (directory / "metrics.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    """The weights, the optimisers and the curves of every phase, bit for bit."""
+    for place in PHASES.values():
+        one, two = (
+            torch.load(directory / place / "checkpoints" / "last.ckpt", weights_only=True)
+            for directory in (first, second)
+        )
+        for name, weight in one["state_dict"].items():
+            assert torch.equal(weight, two["state_dict"][name]), (place, name)
+        for index, state in one["optimizer_states"][0]["state"].items():
+            for name, value in state.items():
+                assert torch.equal(value, two["optimizer_states"][0]["state"][index][name]), (place, index)
+        assert one["lr_schedulers"] == two["lr_schedulers"]
+        assert curve(first / place) == curve(second / place), place
+
+
+@pytest.mark.parametrize("phase", ["plain", "mom"])
+def test_an_interrupted_phase_goes_on_and_finished_ones_are_not_trained_again(folder, monkeypatch, phase):
+    name = f"killed-{phase}"
+    run_until(monkeypatch, folder, name, phase)
+    assert (folder / name / "baseline").exists() == (phase == "mom")
+    before = {path: path.stat().st_mtime_ns for path in (folder / name).rglob("plain/checkpoints/last.ckpt")}
+    run(folder, name, resume="auto")
+    assert_equal_runs(folder / "whole", folder / name)
+    if phase == "mom":
+        assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_kill_9_in_a_process_of_its_own(folder):
+    (ended,) = launch("pretraining", folder, "killed-baseline", "baseline", world_size=1)
+    assert ended.code == -9, ended.output
+    assert not (folder / "killed-baseline" / "checkpoints").exists()
+    run(folder, "killed-baseline", resume="auto")
+    assert_equal_runs(folder / "whole", folder / "killed-baseline")
+
+
+def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatch, caplog):
+    run_until(monkeypatch, folder, "torn", "mom", trainer=CHANGES["trainer"] | {"val_check_interval": 2})
+    checkpoints = folder / "torn" / "checkpoints"
+    last = checkpoints / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100])
+    with caplog.at_level(logging.WARNING, "mom"):
+        run(folder, "torn", resume="auto", trainer=CHANGES["trainer"] | {"val_check_interval": 2})
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith(f"resume: {last}; a whole checkpoint")
+    assert line.endswith(f"going on from {checkpoints / 'previous.ckpt'} (step 2)")
+    whole = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    again = torch.load(last, weights_only=True)["state_dict"]
+    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+
+
+def test_two_torn_checkpoints_are_refused_and_not_started_over(folder, monkeypatch):
+    run_until(monkeypatch, folder, "lost", "mom")
+    for path in (folder / "lost" / "checkpoints").iterdir():
+        path.write_bytes(b"torn")
+    with pytest.raises(RequestError, match=r"^resume: .*last\.ckpt; a whole checkpoint"):
+        run(folder, "lost", resume="auto")
+
+
+def test_a_checkpoint_inside_an_accumulation_window_is_for_weights_only(folder):
+    best = folder / "whole" / "checkpoints" / "best.ckpt"
+    saved = torch.load(best, weights_only=True)
+    assert saved["inside_accumulation"] == (saved["global_step"] == 1)
+    torch.save(saved | {"inside_accumulation": True}, folder / "inside.ckpt")
+    with pytest.raises(RequestError, match=r"^ckpt: .*inside an accumulation window"):
+        run(folder, "from-best", ckpt=str(folder / "inside.ckpt"))
+    run(folder, "from-best", init=str(folder / "inside.ckpt"), task={"baseline": False})
