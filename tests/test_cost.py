@@ -22,7 +22,9 @@ CONFIGS = [
 @pytest.mark.parametrize("changes", CONFIGS, ids=str)
 def test_parameters_are_exactly_the_built_models(changes):
     config = small_config(**changes)
-    assert num_parameters(config) == sum(parameter.numel() for parameter in MoMForCausalLM(config).parameters())
+    assert num_parameters(config) == sum(
+        parameter.numel() for parameter in MoMForCausalLM(config).parameters()
+    )
 
 
 def test_active_parameters_leave_out_modules_that_no_round_can_need():
@@ -43,13 +45,18 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
     if routing:
         ran = [
             [float((getattr(decided, name).selected < size).float().sum(-1).mean()) for decided in routing]
-            for name, size in (("attention", model.config.num_attention_modules), ("ffn", model.config.num_ffn_modules))
+            for name, size in (
+                ("attention", model.config.num_attention_modules),
+                ("ffn", model.config.num_ffn_modules),
+            )
         ]
         usage = Usage(*(sum(one) / len(one) for one in ran))
     ours = flops_per_token(model.config, 16, usage)
     # It takes attention as full, not causal: T keys for each query where ours has (T + 1) / 2.
     full = ours.attention * 2 * 16 / 17
-    assert counter.get_total_flops() == pytest.approx((ours.total - ours.attention + full) * ids.numel(), rel=0.01)
+    assert counter.get_total_flops() == pytest.approx(
+        (ours.total - ours.attention + full) * ids.numel(), rel=0.01
+    )
 
 
 def test_training_flops_equal_pytorchs_counter():

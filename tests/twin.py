@@ -33,13 +33,17 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
     pool_a, pool_f = stage.attention.pool, stage.ffn.pool
     n_a, n_f = config.num_attention_modules, config.num_ffn_modules
     for h in range(config.num_rounds):
-        chosen = [route(config, stage.attention.router, h, n_a, x[t], states_a, t, tokens) for t in range(len(x))]
+        chosen = [
+            route(config, stage.attention.router, h, n_a, x[t], states_a, t, tokens) for t in range(len(x))
+        ]
         record.append(chosen)
         q, k, v, ran = [], [], [], []
         for t in range(len(x)):
             qkv = torch.zeros(3 * config.d_model)
             for i, w in modules(chosen[t], n_a):
-                normal = F.layer_norm(x[t], x[t].shape, pool_a.norm_weight[i], pool_a.norm_bias[i], config.layer_norm_epsilon)
+                normal = F.layer_norm(
+                    x[t], x[t].shape, pool_a.norm_weight[i], pool_a.norm_bias[i], config.layer_norm_epsilon
+                )
                 out = normal @ pool_a.qkv_weight[i] + pool_a.qkv_bias[i]
                 qkv = qkv + (w * out if config.weight_qkv else out)
             for parts, part in zip((q, k, v), qkv.split(config.d_model), strict=True):
@@ -61,7 +65,9 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
         for t in range(len(x)):
             update = torch.zeros(config.d_model)
             for i, w in modules(chosen[t], n_f):
-                normal = F.layer_norm(x[t], x[t].shape, pool_f.norm_weight[i], pool_f.norm_bias[i], config.layer_norm_epsilon)
+                normal = F.layer_norm(
+                    x[t], x[t].shape, pool_f.norm_weight[i], pool_f.norm_bias[i], config.layer_norm_epsilon
+                )
                 hidden = F.gelu(normal @ pool_f.fc_weight[i] + pool_f.fc_bias[i], approximate="tanh")
                 update = update + w * (hidden @ pool_f.proj_weight[i] + pool_f.proj_bias[i])
             after.append(x[t] + update)
@@ -102,7 +108,10 @@ def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, token
         logits = router.output.weight @ hidden + router.output.bias
         if router.prior is not None:
             logits = logits + router.prior[h]
-        exps = [((logits[i] - logits.max().detach()) / config.temperature).exp() * allowed[i] for i in range(n + 1)]
+        exps = [
+            ((logits[i] - logits.max().detach()) / config.temperature).exp() * allowed[i]
+            for i in range(n + 1)
+        ]
         scores = torch.stack(exps) / sum(exps)
         order = sorted((i for i in range(n + 1) if allowed[i]), key=lambda i: -float(scores[i].detach()))
     k = n + 1 if config.top_k == "all" else config.top_k
@@ -144,6 +153,11 @@ def attend(config, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tenso
 def plain_block(config, block, x: list[Tensor]) -> list[Tensor]:
     """A GPT-2 layer."""
     qkv = [block.attention.qkv(block.attention.norm(token)).split(config.d_model) for token in x]
-    mixed = [attend(config, qkv[t][0], [p[1] for p in qkv[: t + 1]], [p[2] for p in qkv[: t + 1]]) for t in range(len(x))]
+    mixed = [
+        attend(config, qkv[t][0], [p[1] for p in qkv[: t + 1]], [p[2] for p in qkv[: t + 1]])
+        for t in range(len(x))
+    ]
     x = [token + block.attention.out(m) for token, m in zip(x, mixed, strict=True)]
-    return [token + block.ffn.proj(F.gelu(block.ffn.fc(block.ffn.norm(token)), approximate="tanh")) for token in x]
+    return [
+        token + block.ffn.proj(F.gelu(block.ffn.fc(block.ffn.norm(token)), approximate="tanh")) for token in x
+    ]

@@ -15,7 +15,14 @@ from tests.models import small_config, small_model, tokens
 
 def random_gpt2(**changes) -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    fields = {"vocab_size": 61, "n_positions": 32, "n_embd": 16, "n_layer": 6, "n_head": 2, "initializer_range": 0.2}
+    fields = {
+        "vocab_size": 61,
+        "n_positions": 32,
+        "n_embd": 16,
+        "n_layer": 6,
+        "n_head": 2,
+        "initializer_range": 0.2,
+    }
     model = GPT2LMHeadModel(GPT2Config(**(fields | changes))).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -60,7 +67,12 @@ def test_from_gpt2_keeps_labels_loss_and_generation():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"activation_function": "relu"}, {"scale_attn_by_inverse_layer_idx": True}, {"scale_attn_weights": False}]
+    "changes",
+    [
+        {"activation_function": "relu"},
+        {"scale_attn_by_inverse_layer_idx": True},
+        {"scale_attn_weights": False},
+    ],
 )
 def test_from_gpt2_refuses_what_our_blocks_do_not_compute(changes):
     with pytest.raises(RequestError, match=f"gpt2.{next(iter(changes))}"):

@@ -55,8 +55,13 @@ def test_what_cannot_be_loaded_is_refused_by_name(tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
     torch.save({"state_dict": {}, "hyper_parameters": {}}, tmp_path / "other.ckpt")
-    torch.save({"state_dict": {}, "hyper_parameters": {"model_config": {}}, "evil": Payload()}, tmp_path / "evil.ckpt")
-    checkpoint_of(small_model(), tmp_path / "unfit.ckpt", state_dict={"model.lm_head.weight": torch.zeros(2, 2)})
+    torch.save(
+        {"state_dict": {}, "hyper_parameters": {"model_config": {}}, "evil": Payload()},
+        tmp_path / "evil.ckpt",
+    )
+    checkpoint_of(
+        small_model(), tmp_path / "unfit.ckpt", state_dict={"model.lm_head.weight": torch.zeros(2, 2)}
+    )
     for name, said in {
         "torn.ckpt": "a whole checkpoint of a run",
         "text.ckpt": "a whole checkpoint of a run",

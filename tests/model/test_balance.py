@@ -33,7 +33,9 @@ def test_balance_loss_is_the_formula_summed_over_pools_padding_left_out(include_
         mask[0, 5:] = 0
     output = model(input_ids=ids, labels=ids, attention_mask=mask if padded else None, output_routing=True)
     stages = output.routing[:4], output.routing[4:]
-    expected = sum(formula(stage, name, mask, include_skip) for stage in stages for name in ("attention", "ffn"))
+    expected = sum(
+        formula(stage, name, mask, include_skip) for stage in stages for name in ("attention", "ffn")
+    )
     assert float(output.balance_loss) == pytest.approx(expected, rel=1e-5)
     assert float(output.loss) == pytest.approx(float(output.lm_loss) + 0.01 * expected, rel=1e-6)
 
@@ -46,7 +48,9 @@ def test_perfect_balance_is_one_per_pool_and_collapse_costs_more():
             part.router.output.weight.zero_()
             part.router.output.bias.copy_(torch.tensor([6.0, 0.0, 0.0, 0.0]))
     collapsed = model(input_ids=ids, labels=ids).balance_loss
-    assert float(collapsed) == pytest.approx(2 * 4 * float(torch.tensor([12.0, 0, 0, 0]).softmax(0)[0]), rel=1e-4)
+    assert float(collapsed) == pytest.approx(
+        2 * 4 * float(torch.tensor([12.0, 0, 0, 0]).softmax(0)[0]), rel=1e-4
+    )
     random = small_model(router="random", top_k="all")
     assert float(random(input_ids=ids, labels=ids).balance_loss) == pytest.approx(2.0, rel=1e-5)
 

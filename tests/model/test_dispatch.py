@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,7 @@ from mom.model import dispatch as dispatch_module
 from mom.model.dispatch import grouped_linear, sort_by_group
 
 
-def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row):
+def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row, gelu):
     """The definition: one (token, choice) at a time. ``row`` says where each stands in dispatch order."""
     num_tokens, num_choices = groups.shape
     rows = [torch.zeros(weight.shape[-1], dtype=x.dtype) for _ in range(groups.numel())]
@@ -19,7 +20,9 @@ def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row):
         for choice in range(num_choices):
             group, at = int(groups[token, choice]), int(row[token, choice])
             if group < weight.shape[0]:
-                y = (x[token] if gather else x[at]) @ weight[group] + bias[group]
+                taken = x[token] if gather else x[at]
+                taken = F.gelu(taken, approximate="tanh") if gelu else taken
+                y = taken @ weight[group] + bias[group]
                 rows[at] = y if row_weight is None else row_weight[at] * y
     if not scatter:
         return torch.stack(rows)
@@ -42,10 +45,13 @@ def routings(draw):
     gather=st.booleans(),
     scatter=st.booleans(),
     weighted=st.booleans(),
+    gelu=st.booleans(),
     seed=st.integers(0, 9),
 )
 @pytest.mark.parametrize("implementation", ["loop", "grouped_mm"])
-def test_equals_its_definition_in_value_and_every_gradient(implementation, routing, gather, scatter, weighted, seed):
+def test_equals_its_definition_in_value_and_every_gradient(
+    implementation, routing, gather, scatter, weighted, gelu, seed
+):
     num_groups, groups = routing
     generator = torch.Generator().manual_seed(seed)
     dispatch = sort_by_group(groups, num_groups)
@@ -59,16 +65,29 @@ def test_equals_its_definition_in_value_and_every_gradient(implementation, routi
     row_weight = leaf(num_rows) if weighted else None
     leaves = [x, weight, bias] + ([row_weight] if weighted else [])
 
-    expected = naive(x, weight, bias, groups, gather=gather, scatter=scatter, row_weight=row_weight, row=dispatch.row)
+    options = {"gather": gather, "scatter": scatter, "row_weight": row_weight, "gelu": gelu}
+    expected = naive(x, weight, bias, groups, row=dispatch.row, **options)
     grad = torch.randn(expected.shape, generator=generator)
-    expected = expected + 0 * sum(leaf.sum() for leaf in leaves)  # where every row is SKIP it depends on nothing
+    # Where every row is SKIP it depends on nothing, which autograd must be told.
+    expected = expected + 0 * sum(leaf.sum() for leaf in leaves)
     expected_grads = torch.autograd.grad(expected, leaves, grad)
 
     if implementation == "loop":
-        out = grouped_linear(x, weight, bias, dispatch, gather=gather, scatter=scatter, row_weight=row_weight)
+        out = grouped_linear(x, weight, bias, dispatch, **options)
         grads = torch.autograd.grad(out, leaves, grad)
     else:
-        arguments = (x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter)
+        arguments = (
+            x,
+            weight,
+            bias,
+            row_weight,
+            dispatch.token,
+            dispatch.ends,
+            dispatch.row,
+            gather,
+            scatter,
+            gelu,
+        )
         with torch.no_grad():
             out = dispatch_module.forward_by_grouped_mm(*arguments)
             grads = dispatch_module.backward_by_grouped_mm(grad, *arguments)[: len(leaves)]
@@ -107,5 +126,5 @@ def test_operator_is_well_formed():
     dispatch = sort_by_group(groups, 2)
     x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4, 8, requires_grad=True)
     bias, row_weight = torch.randn(2, 8, requires_grad=True), torch.rand(6, requires_grad=True)
-    arguments = (x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, True, True)
+    arguments = (x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, True, True, True)
     torch.library.opcheck(torch.ops.mom.grouped_linear.default, arguments)

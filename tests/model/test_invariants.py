@@ -15,7 +15,9 @@ from tests.models import small_config, small_model, tokens
 ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
 VARIANTS = [
     {"router": router, "skipped_kv": skipped, "skip_rule": rule, "top_k": top_k}
-    for router, skipped, (rule, top_k) in product(ROUTERS, ("zero", "mask"), (("share", 1), ("share", 2), ("first", 2)))
+    for router, skipped, (rule, top_k) in product(
+        ROUTERS, ("zero", "mask"), (("share", 1), ("share", 2), ("first", 2))
+    )
 ]
 
 
@@ -129,7 +131,10 @@ def test_generation_greedy_sampled_and_by_beam_search():
     sampled = model.generate(ids, max_new_tokens=6, do_sample=True)
     torch.manual_seed(0)
     assert torch.equal(sampled, model.generate(ids, max_new_tokens=6, do_sample=True))
-    assert len({tuple(model.generate(ids[:1], max_new_tokens=6, do_sample=True)[0].tolist()) for _ in range(8)}) > 1
+    assert (
+        len({tuple(model.generate(ids[:1], max_new_tokens=6, do_sample=True)[0].tolist()) for _ in range(8)})
+        > 1
+    )
 
 
 def test_sampling_does_not_take_the_routers_temperature_and_top_k_for_its_own(tmp_path):
@@ -188,7 +193,9 @@ def test_saving_and_loading_keep_every_weight_and_the_function(tmp_path):
     loaded = MoMForCausalLM.from_pretrained(tmp_path)
     ids = tokens(2, 8)
     assert torch.equal(model(input_ids=ids).logits, loaded.eval()(input_ids=ids).logits)
-    assert loaded.config.to_diff_dict() | {"_name_or_path": ""} == model.config.to_diff_dict() | {"_name_or_path": ""}
+    assert loaded.config.to_diff_dict() | {"_name_or_path": ""} == model.config.to_diff_dict() | {
+        "_name_or_path": ""
+    }
     ours, theirs = model.state_dict(), loaded.state_dict()
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 

@@ -14,7 +14,12 @@ from tests.models import small_model, tokens
 
 
 @settings(max_examples=40, deadline=None)
-@given(num_tokens=st.integers(1, 23), ignored=st.sets(st.integers(0, 22)), chunk=st.integers(1, 24), scale=st.floats(0.1, 3))
+@given(
+    num_tokens=st.integers(1, 23),
+    ignored=st.sets(st.integers(0, 22)),
+    chunk=st.integers(1, 24),
+    scale=st.floats(0.1, 3),
+)
 def test_equals_cross_entropy_in_value_and_gradient(num_tokens, ignored, chunk, scale):
     generator = torch.Generator().manual_seed(num_tokens)
     hidden = torch.randn(num_tokens, 8, generator=generator).requires_grad_()

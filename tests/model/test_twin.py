@@ -53,13 +53,17 @@ def test_equals_twin_in_value_and_every_gradient(changes):
     for row, (_, record) in enumerate(twins):
         assert len(record) == len(steps)
         for step, chosen in zip(steps, record, strict=True):
-            torch.testing.assert_close(step.scores[row], torch.stack([c[0] for c in chosen]), atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                step.scores[row], torch.stack([c[0] for c in chosen]), atol=1e-5, rtol=1e-4
+            )
             assert step.selected[row].tolist() == [c[1] for c in chosen]
             expected = torch.stack([torch.stack(list(c[2])) for c in chosen])
             torch.testing.assert_close(step.weights[row], expected, atol=1e-5, rtol=1e-4)
     for name, parameter in model.named_parameters():
         slow = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.testing.assert_close(fast[name], slow, atol=1e-5 + 1e-4 * float(slow.abs().max()), rtol=0, msg=name)
+        torch.testing.assert_close(
+            fast[name], slow, atol=1e-5 + 1e-4 * float(slow.abs().max()), rtol=0, msg=name
+        )
 
 
 @pytest.mark.parametrize("skipped_kv", ["zero", "mask"])

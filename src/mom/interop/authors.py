@@ -15,6 +15,7 @@ from mom.errors import RequestError
 from mom.interop.layers import AttentionWeights, FFNWeights, Layer, copy_affine, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.assembly import Stage
+from mom.model.routers import GRURouter, MLPRouter, Router
 
 # Fields of `config.json` whose other values the authors' model class ignores or that we do not compute.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -64,7 +65,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RequestError("checkpoint", path, f"a JSON file ({error})") from None
     if not isinstance(theirs, dict) or "routing_top_k" not in theirs:
-        raise RequestError("checkpoint", path, "a config.json as the authors' code saves it (no routing_top_k)")
+        raise RequestError(
+            "checkpoint", path, "a config.json as the authors' code saves it (no routing_top_k)"
+        )
     return theirs
 
 
@@ -124,7 +127,9 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         ffn_skip_slots=max(outputs - num_ffn, 1),
         router=router,
         router_dim=theirs["router_dim"],
-        temperature=float(theirs.get("router_softmax_temperature", 1.0)) if score_function == "softmax" else 1.0,
+        temperature=float(theirs.get("router_softmax_temperature", 1.0))
+        if score_function == "softmax"
+        else 1.0,
         score_function=score_function,
         # They renormalise the chosen softmax scores at every K, but not where all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
@@ -166,26 +171,28 @@ def _fill_stage(stage: Stage, tensors: _Tensors, prefix: str) -> None:
         write_module(stage.attention.pool, module, _attention(tensors, prefix, f".{module}"))
     for module in range(stage.ffn.pool.num_modules):
         write_module(stage.ffn.pool, module, _ffn(tensors, prefix, f".{module}"))
-    for part, name in ((stage.attention, "mot_attn"), (stage.ffn, "mot_ffn")):
-        router = part.router
-        if router.config.router == "gru":
-            cell, source = router.cell, f"{prefix}.{name}.router"
-            for ours, theirs in (("weight_ih", "x2h.weight"), ("bias_ih", "x2h.bias")):
-                getattr(cell, ours).copy_(tensors.take(f"{source}.{theirs}"))
-            for ours, theirs in (("weight_hh", "h2h.weight"), ("bias_hh", "h2h.bias")):
-                getattr(cell, ours).copy_(tensors.take(f"{source}.{theirs}"))
-            output = f"{source}.router"
-        else:
-            source = f"{prefix}.{name}.router.router"
-            router.input.weight.copy_(tensors.take(f"{source}.0.weight"))
-            router.input.bias.copy_(tensors.take(f"{source}.0.bias"))
-            output = f"{source}.2"
-        for kind in ("weight", "bias"):
-            theirs = tensors.take(f"{output}.{kind}")
-            ours = getattr(router.output, kind)
-            # A router of theirs without a pause output has no row for SKIP; ours may never choose it.
-            ours.zero_()
-            ours[: theirs.shape[0]].copy_(theirs)
+    _fill_router(stage.attention.router, tensors, f"{prefix}.mot_attn.router")
+    _fill_router(stage.ffn.router, tensors, f"{prefix}.mot_ffn.router")
+
+
+def _fill_router(router: Router, tensors: _Tensors, source: str) -> None:
+    if isinstance(router, GRURouter):
+        router.cell.weight_ih.copy_(tensors.take(f"{source}.x2h.weight"))
+        router.cell.bias_ih.copy_(tensors.take(f"{source}.x2h.bias"))
+        router.cell.weight_hh.copy_(tensors.take(f"{source}.h2h.weight"))
+        router.cell.bias_hh.copy_(tensors.take(f"{source}.h2h.bias"))
+        output = f"{source}.router"
+    else:
+        assert isinstance(router, MLPRouter)
+        router.input.weight.copy_(tensors.take(f"{source}.router.0.weight"))
+        router.input.bias.copy_(tensors.take(f"{source}.router.0.bias"))
+        output = f"{source}.router.2"
+    for kind in ("weight", "bias"):
+        theirs = tensors.take(f"{output}.{kind}")
+        ours = getattr(router.output, kind)
+        # A router of theirs without a pause output has no row for SKIP; ours may never choose it.
+        ours.zero_()
+        ours[: theirs.shape[0]].copy_(theirs)
 
 
 def _layer(tensors: _Tensors, index: int) -> Layer:
@@ -227,7 +234,9 @@ class _Tensors:
 
     def take(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise RequestError("checkpoint", self._directory, f"a file with the tensor {name}, as config.json needs")
+            raise RequestError(
+                "checkpoint", self._directory, f"a file with the tensor {name}, as config.json needs"
+            )
         self._read.add(name)
         return self._tensors[name].float()
 
@@ -236,7 +245,9 @@ class _Tensors:
         left = sorted(set(self._tensors) - self._read)
         if left:
             raise RequestError(
-                "checkpoint", self._directory, f"no tensors beyond config.json's (found {left[0]}, {len(left)} in all)"
+                "checkpoint",
+                self._directory,
+                f"no tensors beyond config.json's (found {left[0]}, {len(left)} in all)",
             )
 
 
@@ -248,7 +259,9 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     if index.exists():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
-        files = [name for name in ("model.safetensors", "pytorch_model.bin") if (directory / name).exists()][:1]
+        files = [name for name in ("model.safetensors", "pytorch_model.bin") if (directory / name).exists()][
+            :1
+        ]
     if not files:
         raise RequestError("checkpoint", directory, "a folder with model.safetensors or pytorch_model.bin")
     tensors: dict[str, Tensor] = {}
@@ -260,5 +273,7 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
             else:
                 tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise RequestError("checkpoint", path, f"a whole weight file ({str(error).splitlines()[0]})") from None
+            raise RequestError(
+                "checkpoint", path, f"a whole weight file ({str(error).splitlines()[0]})"
+            ) from None
     return tensors

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor, nn
 
 from mom.errors import RequestError
 from mom.interop.layers import AttentionWeights, FFNWeights, Layer, copy_affine, write_block
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.blocks import Block
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -58,30 +61,35 @@ def from_gpt2(gpt2: GPT2LMHeadModel) -> MoMForCausalLM:
         eos_token_id=theirs.eos_token_id,
         pad_token_id=theirs.pad_token_id,
     )
-    ours = MoMForCausalLM(config).to(dtype=gpt2.dtype, device=gpt2.device)
-    body = gpt2.transformer
-    ours.model.embedding.token.weight.copy_(body.wte.weight)
-    ours.model.embedding.position.weight.copy_(body.wpe.weight)
-    for block, theirs_block in zip(ours.model.bottom, body.h, strict=True):
-        attention, ffn = theirs_block.attn, theirs_block.mlp
-        layer = Layer(
-            AttentionWeights(
-                norm_weight=theirs_block.ln_1.weight,
-                norm_bias=theirs_block.ln_1.bias,
-                qkv_weight=attention.c_attn.weight,
-                qkv_bias=attention.c_attn.bias,
-                out_weight=attention.c_proj.weight,
-                out_bias=attention.c_proj.bias,
-            ),
-            FFNWeights(
-                norm_weight=theirs_block.ln_2.weight,
-                norm_bias=theirs_block.ln_2.bias,
-                fc_weight=ffn.c_fc.weight,
-                fc_bias=ffn.c_fc.bias,
-                proj_weight=ffn.c_proj.weight,
-                proj_bias=ffn.c_proj.bias,
-            ),
-        )
-        write_block(block, layer)
-    copy_affine(ours.model.norm, body.ln_f.weight, body.ln_f.bias)
+    ours = MoMForCausalLM(config)
+    nn.Module.to(ours, dtype=gpt2.dtype, device=gpt2.device)
+    weights = gpt2.transformer.state_dict()
+    ours.model.embedding.token.weight.copy_(weights["wte.weight"])
+    ours.model.embedding.position.weight.copy_(weights["wpe.weight"])
+    for index, block in enumerate(ours.model.bottom):
+        assert isinstance(block, Block)
+        write_block(block, _layer(weights, f"h.{index}"))
+    copy_affine(ours.model.norm, weights["ln_f.weight"], weights["ln_f.bias"])
     return ours.train(gpt2.training)
+
+
+def _layer(weights: Mapping[str, Tensor], at: str) -> Layer:
+    """One layer by GPT-2's names, whose projections are stored [in, out]."""
+    return Layer(
+        AttentionWeights(
+            norm_weight=weights[f"{at}.ln_1.weight"],
+            norm_bias=weights[f"{at}.ln_1.bias"],
+            qkv_weight=weights[f"{at}.attn.c_attn.weight"],
+            qkv_bias=weights[f"{at}.attn.c_attn.bias"],
+            out_weight=weights[f"{at}.attn.c_proj.weight"],
+            out_bias=weights[f"{at}.attn.c_proj.bias"],
+        ),
+        FFNWeights(
+            norm_weight=weights[f"{at}.ln_2.weight"],
+            norm_bias=weights[f"{at}.ln_2.bias"],
+            fc_weight=weights[f"{at}.mlp.c_fc.weight"],
+            fc_bias=weights[f"{at}.mlp.c_fc.bias"],
+            proj_weight=weights[f"{at}.mlp.c_proj.weight"],
+            proj_bias=weights[f"{at}.mlp.c_proj.bias"],
+        ),
+    )

@@ -54,7 +54,11 @@ def read_block(block: Block) -> Layer:
 @torch.no_grad()
 def write_block(block: Block, layer: Layer) -> None:
     """Copy a layer into a plain block, in place."""
-    for half, weights in zip((block.attention, block.ffn), layer, strict=True):
+    halves: tuple[tuple[PlainAttention | PlainFFN, AttentionWeights | FFNWeights], ...] = (
+        (block.attention, layer.attention),
+        (block.ffn, layer.ffn),
+    )
+    for half, weights in halves:
         for field in fields(weights):
             _copy(_of_plain(half, field.name), getattr(weights, field.name), field.name)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from mom.errors import RequestError
 from mom.interop.layers import copy_affine, read_block, write_block, write_module
@@ -103,7 +104,9 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
         RequestError: the shapes or the number of layers do not fit.
     """
     if plain.config.num_stages:
-        raise RequestError("init", f"a model with {plain.config.num_stages} stages", "a plain one (num_stages 0)")
+        raise RequestError(
+            "init", f"a model with {plain.config.num_stages} stages", "a plain one (num_stages 0)"
+        )
     for name in ("vocab_size", "max_positions", "d_model", "num_heads", "ffn_width"):
         given, wanted = getattr(plain.config, name), getattr(config, name)
         if given != wanted:
@@ -124,7 +127,8 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
     _check_plan(plan, config, len(blocks))
 
     layers = [read_block(block) for block in blocks]
-    mom = MoMForCausalLM(config).to(dtype=plain.dtype, device=plain.device)
+    mom = MoMForCausalLM(config)
+    nn.Module.to(mom, dtype=plain.dtype, device=plain.device)
     mom.model.embedding.load_state_dict(plain.model.embedding.state_dict())
     copy_affine(mom.model.norm, plain.model.norm.weight, plain.model.norm.bias)
     for block, layer in zip(mom.model.bottom, plan.bottom, strict=True):

@@ -119,7 +119,9 @@ class Stage(nn.Module):
         attention, attention_state = self.attention.router(x, state.attention, round_index, token_ids)
         attend = partial(context.attend, layer_index=layer_index)
         x = x + self.dropout(
-            self.attention.pool(x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active))
+            self.attention.pool(
+                x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active)
+            )
         )
 
         ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids)

@@ -61,6 +61,7 @@ class AttentionContext:
         )
         own_key = None
         if mask is not None:
+            assert isinstance(mask, Tensor), "only flex attention makes another kind"
             length, num_keys = x.shape[1], mask.shape[-1]
             past = cache.get_seq_length() if cache is not None else 0
             query = torch.arange(length, device=x.device) + past

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -78,8 +78,8 @@ class MoMConfig(PreTrainedConfig):
     """
 
     model_type = "mom"
-    keys_to_ignore_at_inference = ["past_key_values", "routing"]
-    attribute_map = {
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "routing"]
+    attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "max_position_embeddings": "max_positions",
         "num_attention_heads": "num_heads",
@@ -156,11 +156,15 @@ class MoMConfig(PreTrainedConfig):
             self._check_routing()
 
     def _check_ranges(self) -> None:
-        least = dict.fromkeys(
-            ("vocab_size", "max_positions", "d_model", "num_heads", "num_attention_modules", "num_ffn_modules")
-            + ("num_rounds", "router_dim", "num_skip_slots"),
-            1,
+        counts: tuple[str, ...] = (
+            "vocab_size",
+            "max_positions",
+            "d_model",
+            "num_heads",
+            "num_attention_modules",
         )
+        counts += ("num_ffn_modules", "num_rounds", "router_dim", "num_skip_slots")
+        least = dict.fromkeys(counts, 1)
         least |= dict.fromkeys(("num_bottom_blocks", "num_top_blocks", "num_stages"), 0)
         least |= {name: 1 for name in ("d_ffn", "ffn_skip_slots") if getattr(self, name) is not None}
         for name, lowest in least.items():

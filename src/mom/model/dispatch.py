@@ -2,7 +2,7 @@
 
 For every row m of a dispatch, with g(m) the group it belongs to::
 
-    out[target[m]] += weight[m] * (x[source[m]] @ W[g(m)] + b[g(m)])
+    out[target[m]] += weight[m] * (act(x[source[m]]) @ W[g(m)] + b[g(m)])
 
 Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
 nothing is sent to the host on a GPU. Rows after the last end (SKIP) take no part. The map is a custom operator,
@@ -12,7 +12,7 @@ gathered, multiplied and scattered while they are in cache); elsewhere it is `to
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -60,6 +60,7 @@ def grouped_linear(
     gather: bool,
     scatter: bool,
     row_weight: Tensor | None = None,
+    gelu: bool = False,
 ) -> Tensor:
     """The grouped linear map of this module's head comment.
 
@@ -71,11 +72,14 @@ def grouped_linear(
         gather: take row m from ``x[dispatch.token[m]]``.
         scatter: add row m to ``out[dispatch.token[m]]``; tokens without a row get 0.
         row_weight: [M] in dispatch order; ``None`` means 1.
+        gelu: ``act`` is tanh-GELU, else nothing. It is computed again in the backward pass and never kept.
 
     Returns:
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
     """
-    return _grouped_linear(x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter)
+    return _grouped_linear(
+        x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
+    )
 
 
 def forward_by_grouped_mm(
@@ -88,9 +92,10 @@ def forward_by_grouped_mm(
     row: Tensor,
     gather: bool,
     scatter: bool,
+    gelu: bool,
 ) -> Tensor:
     """The map as grouped matrix products, for any device; see :func:`grouped_linear`."""
-    rows = x.index_select(0, token) if gather else x  # (M, D_in)
+    rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
     y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialised
     group = _group_of_row(ends, token.numel())
     y = y + bias.index_select(0, group.clamp(max=bias.shape[0] - 1))
@@ -110,11 +115,12 @@ def forward_by_loop(
     row: Tensor,
     gather: bool,
     scatter: bool,
+    gelu: bool,
 ) -> Tensor:
     """The map as a loop over groups, for the CPU; see :func:`grouped_linear`."""
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
     for group, rows in _groups(ends):
-        x_group = x.index_select(0, token[rows]) if gather else x[rows]
+        x_group = _activated(x.index_select(0, token[rows]) if gather else x[rows], gelu)
         torch.addmm(bias[group], x_group, weight[group], out=y[rows])
         if row_weight is not None:
             y[rows] *= row_weight[rows, None].to(y.dtype)
@@ -127,7 +133,18 @@ _grouped_linear.register_kernel("cpu")(forward_by_loop)
 
 
 @_grouped_linear.register_fake
-def _grouped_linear_fake(x, weight, bias, row_weight, token, ends, row, gather, scatter):
+def _grouped_linear_fake(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    row_weight: Tensor | None,
+    token: Tensor,
+    ends: Tensor,
+    row: Tensor,
+    gather: bool,
+    scatter: bool,
+    gelu: bool,
+) -> Tensor:
     return x.new_empty(row.shape[0] if scatter else token.shape[0], weight.shape[-1])
 
 
@@ -142,6 +159,7 @@ def backward_by_grouped_mm(
     row: Tensor,
     gather: bool,
     scatter: bool,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x, weight, bias and row_weight (empty when there is none), for any device."""
     num_groups = weight.shape[0]
@@ -149,7 +167,8 @@ def backward_by_grouped_mm(
     taken = (group < num_groups)[:, None]  # (M, 1)
     # A SKIP row's gradient must be exactly 0 in every product below, whatever its memory holds.
     grad_rows = torch.where(taken, grad.index_select(0, token) if scatter else grad, 0)  # (M, D_out)
-    rows = x.index_select(0, token) if gather else x  # (M, D_in)
+    before = x.index_select(0, token) if gather else x  # (M, D_in)
+    rows = _activated(before, gelu)
     grad_x_rows = F.grouped_mm(grad_rows, weight.transpose(1, 2), offs=ends)
     grad_x_rows = torch.where(taken, grad_x_rows, 0)  # (M, D_in)
     grad_row_weight = x.new_empty(0)
@@ -162,6 +181,8 @@ def backward_by_grouped_mm(
     grad_weight = F.grouped_mm(rows.t(), grad_rows, offs=ends)  # (G, D_in, D_out)
     member = F.one_hot(group, num_groups + 1)[:, :num_groups].to(grad_rows.dtype)  # (M, G)
     grad_bias = member.t() @ grad_rows  # (G, D_out)
+    if gelu:
+        grad_x_rows = torch.where(taken, _gelu_backward(grad_x_rows, before), 0)
     grad_x = _sum_choices(grad_x_rows, row) if gather else grad_x_rows
     return grad_x, grad_weight, grad_bias, grad_row_weight
 
@@ -177,6 +198,7 @@ def backward_by_loop(
     row: Tensor,
     gather: bool,
     scatter: bool,
+    gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As :func:`backward_by_grouped_mm`, as a loop over groups, for the CPU."""
     grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
@@ -186,7 +208,8 @@ def backward_by_loop(
         grad_weight[group] = 0
     grad_row_weight = x.new_empty(0) if row_weight is None else torch.zeros_like(row_weight)
     for group, rows in _groups(ends):
-        x_group = x.index_select(0, token[rows]) if gather else x[rows]
+        before = x.index_select(0, token[rows]) if gather else x[rows]
+        x_group = _activated(before, gelu)
         grad_group = grad.index_select(0, token[rows]) if scatter else grad[rows]
         torch.mm(grad_group, weight[group].t(), out=grad_x_rows[rows])
         if row_weight is not None:
@@ -197,6 +220,8 @@ def backward_by_loop(
             grad_group = grad_group * scale
         torch.mm(x_group.t(), grad_group, out=grad_weight[group])
         torch.sum(grad_group, 0, out=grad_bias[group])
+        if gelu:
+            grad_x_rows[rows] = _gelu_backward(grad_x_rows[rows], before)
     grad_x_rows[int(ends[-1]) :] = 0
     return (
         _sum_choices(grad_x_rows, row) if gather else grad_x_rows,
@@ -213,7 +238,9 @@ _grouped_linear_backward.register_kernel("cpu")(backward_by_loop)
 
 
 @_grouped_linear_backward.register_fake
-def _grouped_linear_backward_fake(grad, x, weight, bias, row_weight, token, ends, row, gather, scatter):
+def _grouped_linear_backward_fake(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, row_weight: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return (
         torch.empty_like(x),
         torch.empty_like(weight),
@@ -222,22 +249,22 @@ def _grouped_linear_backward_fake(grad, x, weight, bias, row_weight, token, ends
     )
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
-    *tensors, ctx.gather, ctx.scatter = inputs
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.gather, ctx.scatter, ctx.gelu = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, grad: Tensor):
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read once: checkpointing computes them again at each read
     row_weight = saved[3]
-    grads = _grouped_linear_backward(grad.contiguous(), *saved, ctx.gather, ctx.scatter)
+    grads = _grouped_linear_backward(grad.contiguous(), *saved, ctx.gather, ctx.scatter, ctx.gelu)
     grad_x, grad_weight, grad_bias, grad_row_weight = grads
     return (
         grad_x,
         grad_weight,
         grad_bias,
         None if row_weight is None else grad_row_weight,
-        *(None,) * 5,
+        *(None,) * 6,
     )
 
 
@@ -245,15 +272,35 @@ _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backwa
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
-def _flops(x, weight, bias, row_weight, token, ends, *_, out_val=None, **__) -> int:
+def _flops(
+    x: Any, weight: Tensor, bias: Any, row_weight: Any, token: Any, ends: Tensor, *_: Any, **__: Any
+) -> int:
     """For PyTorch's FLOP counter: the rows that a module really ran for, SKIP left out."""
     return 2 * int(ends[-1]) * weight.shape[1] * weight.shape[2]
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear_backward, get_raw=True)
-def _flops_backward(grad, x, weight, bias, row_weight, token, ends, *_, out_val=None, **__) -> int:
+def _flops_backward(
+    grad: Any,
+    x: Any,
+    weight: Tensor,
+    bias: Any,
+    row_weight: Any,
+    token: Any,
+    ends: Tensor,
+    *_: Any,
+    **__: Any,
+) -> int:
     """Two products for the forward's one."""
     return 2 * _flops(x, weight, bias, row_weight, token, ends)
+
+
+def _activated(x: Tensor, gelu: bool) -> Tensor:
+    return F.gelu(x, approximate="tanh") if gelu else x
+
+
+def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
+    return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
 
 
 def _groups(ends: Tensor) -> list[tuple[int, slice]]:

@@ -94,7 +94,7 @@ class MoMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "Stage"]  # noqa: RUF012 (transformers reads a list)
     _supports_sdpa = True
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -151,7 +151,8 @@ class MoMModel(MoMPreTrainedModel):
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding.token
 
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        assert isinstance(value, nn.Embedding)
         self.embedding.token = value
 
     def forward(
@@ -220,7 +221,11 @@ class MoMModel(MoMPreTrainedModel):
         )
 
     def _positions(
-        self, embedded: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: Cache | None
+        self,
+        embedded: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        cache: Cache | None,
     ) -> Tensor:
         """Positions of the T tokens, [B, T] or [1, T]."""
         length = embedded.shape[1]
@@ -310,11 +315,10 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None
         if output_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) and logits_to_keep else slice(None)
-            if isinstance(logits_to_keep, Tensor):
-                kept = logits_to_keep
+            # A slice of -0 is everything, which is what 0 means.
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # (B, T kept, V)
-        losses: dict[str, Tensor] = {}
+        losses: dict[str, Any] = {}
         if labels is not None:
             losses["lm_loss"] = self._next_token_loss(hidden, labels)
             losses |= routing_losses(self.config, output.routing, attention_mask, losses["lm_loss"])
@@ -361,7 +365,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
     def __init__(self, config: MoMConfig) -> None:
         super().__init__(config)
         self.model = MoMModel(config)
-        self.score = nn.Linear(config.d_model, config.num_labels, bias=False)
+        self.score = nn.Linear(config.d_model, int(config.num_labels or 2), bias=False)
         self.post_init()
 
     def forward(
@@ -395,7 +399,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
         last = self._last_token(hidden, input_ids, attention_mask)
         rows = torch.arange(hidden.shape[0], device=hidden.device)
         logits = self.score(hidden[rows, last])  # (B, num_labels)
-        losses: dict[str, Tensor] = {}
+        losses: dict[str, Any] = {}
         if labels is not None:
             if self.config.num_labels == 1:
                 losses["task_loss"] = F.mse_loss(logits.float().squeeze(-1), labels.float())

@@ -48,7 +48,9 @@ class Pool(nn.Module):
 
     VECTORS: ClassVar[frozenset[str]]
 
-    def __init__(self, config: MoMConfig, num_modules: int, first: tuple[str, int], second: tuple[str, int]) -> None:
+    def __init__(
+        self, config: MoMConfig, num_modules: int, first: tuple[str, int], second: tuple[str, int]
+    ) -> None:
         super().__init__()
         self.config = config
         self.num_modules = num_modules
@@ -60,7 +62,9 @@ class Pool(nn.Module):
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(num_modules, rows, columns)))
             self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(num_modules, columns)))
 
-    def reset_parameters(self, normal: Callable[..., object], constant: Callable[[Tensor, float], object]) -> None:
+    def reset_parameters(
+        self, normal: Callable[..., object], constant: Callable[[Tensor, float], object]
+    ) -> None:
         """Initialise as GPT-2 does, the second projection scaled by the graph's depth.
 
         Args:
@@ -182,12 +186,13 @@ class FFNPool(Pool):
             self.normalize(x), folded.in_weight, folded.in_bias, dispatch, gather=True, scatter=False
         )  # (M, F)
         out = grouped_linear(
-            F.gelu(hidden, approximate="tanh"),
+            hidden,
             folded.out_weight,
             folded.out_bias,
             dispatch,
             gather=False,
             scatter=True,
             row_weight=row_weight,
+            gelu=True,
         )
         return out.view_as(x)

@@ -193,7 +193,9 @@ class RandomRouter(FixedRouter):
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         if token_ids is None:
-            raise ValueError("inputs_embeds: given; input_ids with router random, whose choice is per token id")
+            raise ValueError(
+                "inputs_embeds: given; input_ids with router random, whose choice is per token id"
+            )
         slots = torch.arange(self.layout.num_slots, device=x.device)
         key = (token_ids[..., None] * 1_000_003 + round_index) * 8_191 + slots  # (B, T, slots), int64
         ranking = _hash_to_unit(key * 131 + self.salt)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,12 +38,12 @@ class _StraightThroughSign(torch.autograd.Function):
     """sign(w) forward; the gradient clamped to [-1, 1] backward."""
 
     @staticmethod
-    def forward(ctx, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, weights: Tensor) -> Tensor:
         return weights.sign()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         return grad.clamp(-1, 1)
 
 

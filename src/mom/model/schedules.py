@@ -89,14 +89,15 @@ class PoolLayout:
         and, for ``looped``, module h mod N gets ``strength``. Everything else 0. DESIGN: the recipe's prior.
         """
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
-        for round_index in range(self.num_rounds):
-            module, skip_slots = round_index % self.num_modules, range(self.num_modules, self.num_slots)
+        skip_slots = list(range(self.num_modules, self.num_slots))
+        for round_index, row in enumerate(table):
+            module = [round_index % self.num_modules]
             if round_index < self.num_modules:
-                first, second = [module], skip_slots
+                first, second = module, skip_slots
             else:
-                first, second = skip_slots, [module] if kind == "looped" else []
+                first, second = skip_slots, module if kind == "looped" else []
             for slot in first:
-                table[round_index][slot] = 2 * strength
+                row[slot] = 2 * strength
             for slot in second:
-                table[round_index][slot] = strength
+                row[slot] = strength
         return table
