@@ -28,8 +28,10 @@ FILES = sorted(
     if path.parts[len(CONF.parts)] != "hydra" and path.parent.name != "shared" and path.parent != CONF
 )
 NEEDED = {
+    "data/glue": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
     "task/evaluate": ["init=some.ckpt"],
+    "task/finetune": ["init=some.ckpt"],
     "task/generate": ["init=some.ckpt", "prompt=once"],
 }
 

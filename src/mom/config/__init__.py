@@ -5,6 +5,7 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
+from mom.config.data import GlueConfig
 from mom.config.nodes import NodeConfig
 from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
 from mom.config.sections import (
@@ -15,7 +16,7 @@ from mom.config.sections import (
     TaskConfig,
     TrainerConfig,
 )
-from mom.config.tasks import TASKS, EvaluateConfig, GenerateConfig, PretrainConfig
+from mom.config.tasks import TASKS, EvaluateConfig, FinetuneConfig, GenerateConfig, PretrainConfig
 
 __all__ = [
     "MODEL_FIELDS",
@@ -24,7 +25,9 @@ __all__ = [
     "DataConfig",
     "DataSection",
     "EvaluateConfig",
+    "FinetuneConfig",
     "GenerateConfig",
+    "GlueConfig",
     "NodeConfig",
     "OptimizerConfig",
     "PretrainConfig",

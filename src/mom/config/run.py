@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.checks import as_written, conform, in_range, known_names, unknown_option
+from mom.config.data import data_section
 from mom.config.nodes import NodeConfig
 from mom.config.sections import (
     DataConfig,
@@ -17,7 +18,6 @@ from mom.config.sections import (
     OptimizerConfig,
     TaskConfig,
     TrainerConfig,
-    data_section,
 )
 from mom.config.tasks import task_section
 from mom.errors import RequestError
@@ -55,7 +55,7 @@ MODEL_FIELDS: Mapping[str, Any] = {
 
 ROUTER_FIELDS: Mapping[str, Any] = {
     "router": str,
-    "router_dim": int,
+    "router_dim": int | None,
     "temperature": float,
     "normalize_weights": bool | Literal["auto"],
     "router_prior": str,

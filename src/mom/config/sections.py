@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self, get_type_hints
 
-from mom.config.checks import as_written, conform, in_range, known_names, one_of
+from mom.config.checks import conform, in_range, known_names
 from mom.errors import RequestError
 
 
@@ -135,22 +135,6 @@ class DataConfig(DataSection):
             )
         if not self.text_column:
             raise RequestError("data.text_column", "''", "the name of a column")
-
-
-DATA: Mapping[str, type[DataSection]] = {"language_modeling": DataConfig}
-"""Every kind of data and its section."""
-
-
-def data_section(given: Mapping[str, Any]) -> DataSection:
-    """Make the section of the kind of data that ``given`` names; none named is text for a language model.
-
-    Raises:
-        RequestError: no such kind, or an option that it does not have.
-    """
-    kind = given.get("kind", DataConfig.kind)
-    if kind not in DATA:
-        raise RequestError("data.kind", as_written(kind), one_of(kind, list(DATA)))
-    return DATA[kind].from_mapping(given)
 
 
 @dataclass(frozen=True)

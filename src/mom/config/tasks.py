@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mom.config.checks import as_written, one_of
+from mom.config.checks import as_written, in_range, one_of
+from mom.config.data import GlueName
 from mom.config.sections import TaskConfig
 from mom.errors import RequestError
 
@@ -94,8 +95,41 @@ class GenerateConfig(TaskConfig):
             raise RequestError("prompt", given, "a text to continue, or prompts=<file>; one of the two")
 
 
+@dataclass(frozen=True)
+class FinetuneConfig(TaskConfig):
+    """Fine-tune a model on a labelled task.
+
+    Args:
+        epochs: passes over the training rows; ``trainer.max_steps`` ends training if it comes first.
+        loss: ``plain``, or ``class_balanced``: classes weigh alike, however many rows each has.
+        dropout: in the place of the weights' own; None keeps that.
+        tasks: GLUE tasks to go through one after the other; None is the one of ``data.name``.
+        seeds: seeds to go through for each of them; None is the one of ``seed``.
+    """
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("glue",)
+    needs_init: ClassVar[bool] = True
+
+    name: Literal["finetune"] = "finetune"
+    epochs: float = 3.0
+    loss: Literal["plain", "class_balanced"] = "plain"
+    dropout: float | None = None
+    tasks: list[GlueName] | None = None
+    seeds: list[int] | None = None
+
+    def _check(self) -> None:
+        self._range("epochs", above=0)
+        self._range("dropout", least=0, below=1)
+        for seed in self.seeds or ():
+            in_range("task.seeds", seed, least=0, most=2**32 - 1)
+        for name in ("tasks", "seeds"):
+            given = getattr(self, name)
+            if given is not None and (not given or len(set(given)) < len(given)):
+                raise RequestError(f"task.{name}", as_written(given), "a list of different ones, or null")
+
+
 TASKS: Mapping[str, type[TaskConfig]] = {
-    section.name: section for section in (PretrainConfig, EvaluateConfig, GenerateConfig)
+    section.name: section for section in (PretrainConfig, FinetuneConfig, EvaluateConfig, GenerateConfig)
 }
 """Every task's section by the task's name."""
 

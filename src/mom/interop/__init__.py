@@ -2,7 +2,15 @@
 
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.gpt2 import from_gpt2
-from mom.interop.loading import load_model
+from mom.interop.loading import load_classifier, load_model
 from mom.interop.upcycling import UpcyclingPlan, plain_config, upcycle
 
-__all__ = ["UpcyclingPlan", "from_gpt2", "load_authors_checkpoint", "load_model", "plain_config", "upcycle"]
+__all__ = [
+    "UpcyclingPlan",
+    "from_gpt2",
+    "load_authors_checkpoint",
+    "load_classifier",
+    "load_model",
+    "plain_config",
+    "upcycle",
+]

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from mom.errors import RequestError
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.gpt2 import from_gpt2
-from mom.model import MoMConfig, MoMForCausalLM
+from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 
+Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
+
+# Of the model's weights in a Lightning checkpoint.
+_PREFIX = "model."
 _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2 folder or a Hub id"
 
 
@@ -36,6 +42,57 @@ def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
     return _from_hugging_face(source, option)
 
 
+def load_classifier(
+    source: str | Path, labels: Sequence[str], *, dropout: float | None = None, option: str = "init"
+) -> MoMForSequenceClassification:
+    """Load a classifier, or a language model's body with a fresh classifier on it.
+
+    Args:
+        source: as :func:`load_model` takes it, or a checkpoint or folder of a classifier.
+        labels: names of the classes by their number; empty for a regression.
+        dropout: in the place of the weights' own.
+        option: the option to name in errors.
+
+    Raises:
+        RequestError: as :func:`load_model`, or a classifier with another number of labels.
+    """
+    count = max(1, len(labels))
+    theirs = find_classifier(source, option)
+    if theirs is not None and theirs.config.num_labels != count:
+        raise RequestError(
+            option,
+            f"{source}, a classifier of {theirs.config.num_labels} label(s)",
+            f"a classifier of {count} label(s), or a language model",
+        )
+    start = load_model(source, option) if theirs is None else theirs
+    config = copy.deepcopy(start.config)
+    config.num_labels = count
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {name: number for number, name in enumerate(labels)}
+    if dropout is not None:
+        config.dropout = dropout
+    model = MoMForSequenceClassification(config)
+    model.model.load_state_dict(start.model.state_dict())
+    if theirs is not None:
+        model.score.load_state_dict(theirs.score.state_dict())
+    return model
+
+
+def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceClassification | None:
+    """The classifier in ``source``, a checkpoint or a folder; None if what is there is something else."""
+    path = Path(source)
+    if path.is_file():
+        checkpoint = read_checkpoint(path, option)
+        if f"{_PREFIX}score.weight" not in checkpoint["state_dict"]:
+            return None
+        return _with_weights(checkpoint, MoMForSequenceClassification, path, option)
+    config = path / "config.json"
+    if config.is_file() and '"MoMForSequenceClassification"' in config.read_text(encoding="utf-8"):
+        return MoMForSequenceClassification.from_pretrained(source)
+    return None
+
+
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     """A Lightning checkpoint of ours as a dictionary, read without running any code that it may hold.
 
@@ -56,12 +113,18 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
 
 def _from_lightning(path: Path, option: str) -> MoMForCausalLM:
     checkpoint = read_checkpoint(path, option)
-    model = MoMForCausalLM(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
-    prefix = "model."
+    if f"{_PREFIX}score.weight" in checkpoint["state_dict"]:
+        raise RequestError(option, f"{path}, a classifier", "the weights of a language model")
+    return _with_weights(checkpoint, MoMForCausalLM, path, option)
+
+
+def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, option: str) -> Model:
+    """A model of a kind by a checkpoint's configuration, with its weights."""
+    model = kind(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
     state = {
-        name.removeprefix(prefix): value
+        name.removeprefix(_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
+        if name.startswith(_PREFIX)
     }
     try:
         model.load_state_dict(state)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +18,30 @@ from mom.training.module import TrainingModule
 
 
 def evaluate_module(
-    config: RunConfig, module: TrainingModule, batches: Iterable[Any], directory: RunDirectory, *, phase: str
+    config: RunConfig,
+    module: TrainingModule,
+    batches: Any,
+    directory: RunDirectory,
+    *,
+    phase: str,
+    logged: bool = True,
 ) -> dict[str, float]:
     """Validate a module once, with the request's trainer, statistics and loggers.
 
     Args:
         config: the request.
         module: whose validation is run.
-        batches: a data loader.
+        batches: a data loader, or one for each of several sets.
         directory: where loggers write.
         phase: a name for the loggers.
+        logged: whether the loggers are told; false after a training in the same directory, whose curve they
+            hold.
 
     Returns:
         The metrics as :func:`mom.training.fit.fit_module` returns them, but the steps and the throughput.
     """
     loggers = build_loggers(
-        config.logger.values(),
+        config.logger.values() if logged else (),
         directory.path,
         run=Path(config.run_dir).name,
         phase=phase,
@@ -54,3 +61,11 @@ def evaluate_module(
     results = collect_results(trainer, module, callbacks)
     del results["steps"]
     return results
+
+
+def predict(config: RunConfig, module: TrainingModule, batches: Any, directory: RunDirectory) -> list[float]:
+    """Every prediction of a module for the rows of a data loader, in order."""
+    bars = [one for one in build_callbacks(config, "predict", False) if isinstance(one, ProgressBar)]
+    trainer = build_trainer(config, directory.path, config.trainer.max_steps, [*bars], [])
+    found = trainer.predict(module, dataloaders=batches) or []
+    return [float(value) for batch in found for value in batch]

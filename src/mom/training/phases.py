@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
 
@@ -51,10 +54,30 @@ def run_phase(
             model.load_state_dict(load_model(resume.path).state_dict())
             announce(f"{phase}: done before, {max_steps} steps")
             return results
-    directory.write_config({"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()})
+    plain = {"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()}
+    with recorded(directory, plain) as results:
+        results.update(
+            fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps, resume=resume)
+        )
+    return results
+
+
+@contextmanager
+def recorded(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """A part of a run in a folder of its own: its configuration, its status, and at its end its summary.
+
+    Args:
+        directory: the part's folder.
+        config: what it does, plain data.
+
+    Yields:
+        a dictionary to put the results in.
+    """
+    directory.write_config(config)
     directory.status("running")
+    results: dict[str, Any] = {}
     try:
-        results = fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps, resume=resume)
+        yield results
     except KeyboardInterrupt:
         directory.status("interrupted")
         raise
@@ -63,7 +86,6 @@ def run_phase(
         raise
     directory.write_summary(results)
     directory.status("succeeded")
-    return results
 
 
 def earlier_results(run: RunDirectory, phase: str) -> dict[str, float] | None:

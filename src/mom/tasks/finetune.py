@@ -1,0 +1,142 @@
+"""Fine-tune a model on GLUE: one task, or all of them and several seeds, and the row that papers print."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+
+from mom.config import FinetuneConfig, GlueConfig, RunConfig
+from mom.data.classification import GlueDataModule
+from mom.data.glue import TASKS
+from mom.errors import RequestError
+from mom.interop import load_classifier
+from mom.interop.tokenizer import tokenizer_of
+from mom.run_directory import RunDirectory
+from mom.training.classification import ClassificationModule, build_metrics, percent
+from mom.training.evaluation import evaluate_module, predict
+from mom.training.fit import CHECKPOINTS, fit_module
+from mom.training.glue_report import glue_row, print_task, write_submission
+from mom.training.phases import announce, recorded
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Fine-tune, take the best checkpoint by the validation score, measure it, predict the test set.
+
+    With ``task.tasks`` or ``task.seeds`` every combination is trained in a folder of its own,
+    ``<task>/seed_<n>``, from the same weights, and the row of means and deviations is printed.
+
+    Args:
+        config: the request.
+        run: the run's directory.
+
+    Returns:
+        For one training: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
+        ``majority/<metric>`` (of the commonest label) and what else the trainer measured. For several:
+        ``<task>/mean``, ``<task>/deviation`` and ``glue/average``.
+
+    Raises:
+        RequestError: weights, tokenizer or data that cannot be used, before anything is trained.
+    """
+    task, data, init = config.task, config.data, config.init
+    assert isinstance(task, FinetuneConfig) and isinstance(data, GlueConfig) and init is not None
+    names = task.tasks or [data.name]
+    if task.loss == "class_balanced" and "stsb" in names:
+        raise RequestError("task.loss", task.loss, "plain for stsb, whose labels are numbers and not classes")
+    # Everything is read before anything is trained: the ninth task's missing file ends the run now.
+    model = load_classifier(init, TASKS[names[0]].labels)
+    if data.sequence_length > model.config.max_positions:
+        raise RequestError(
+            "data.sequence_length",
+            data.sequence_length,
+            f"at most {model.config.max_positions}, the positions of the model",
+        )
+    tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+    of_task = {name: dataclasses.replace(data, name=name) for name in names}
+    modules = {name: GlueDataModule(of_task[name], config.seed, tokenizer) for name in names}
+    for name in names:
+        load_classifier(init, TASKS[name].labels)
+    if task.tasks is None and task.seeds is None:
+        summary = finetune(config, modules[data.name], run)
+        print_task(TASKS[data.name], summary, run.path)
+        return summary
+    scores: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    for name in names:
+        for seed in task.seeds or [config.seed]:
+            announce(f"{name}, seed {seed}")
+            one = dataclasses.replace(config, seed=seed, data=of_task[name])
+            directory = RunDirectory(run.path / name / f"seed_{seed}")
+            plain = {"task": "finetune", "init": init, "data.name": name, "seed": seed}
+            with recorded(directory, plain) as results:
+                modules[name].seed = seed
+                results.update(finetune(one, modules[name], directory))
+            scores[name].append(dict(results))
+    return glue_row(scores, init, run.path)
+
+
+def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -> dict[str, Any]:
+    """One training on one task with one seed; see :func:`run`."""
+    task = config.task
+    assert isinstance(task, FinetuneConfig) and config.init is not None
+    glue = data.task
+    seed_everything(config.seed, workers=True, verbose=False)  # the fresh classifier's weights
+    model = load_classifier(config.init, glue.labels, dropout=task.dropout)
+    module = ClassificationModule(
+        model,
+        dataclasses.asdict(config.optimizer),
+        glue.metrics,
+        sets=glue.validations,
+        class_weights=class_weights(data.label_counts) if task.loss == "class_balanced" else None,
+    )
+    steps = min(config.trainer.max_steps, num_steps(config, len(data.train_dataloader()), task.epochs))
+    results = fit_module(config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps)
+    best = directory.path / CHECKPOINTS / "best.ckpt"
+    if best.is_file():
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    measured = evaluate_module(
+        config, module, data.val_dataloader(), directory, phase=glue.name, logged=False
+    )
+    for split in data.tests:
+        values = predict(config, module, data.test_batches(split), directory)
+        write_submission(glue, split, values, directory)
+    return {**results, **measured, **majority(data)}
+
+
+def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
+    """Optimiser steps in so many passes over ``num_batches`` training batches, as the trainer limits them."""
+    limit = config.trainer.limit_train_batches
+    if isinstance(limit, int):
+        num_batches = min(num_batches, limit)
+    elif limit is not None:
+        num_batches = int(num_batches * limit)
+    return max(1, math.ceil(epochs * num_batches / config.trainer.accumulate_grad_batches))
+
+
+def class_weights(counts: Sequence[int]) -> list[float]:
+    """Weights by which every class has the same share of the loss; their mean over the rows is 1.
+
+    Raises:
+        RequestError: a class has no row.
+    """
+    if not all(counts):
+        raise RequestError("task.loss", "class_balanced", f"plain: a class has no training row ({counts})")
+    return [sum(counts) / (len(counts) * count) for count in counts]
+
+
+def majority(data: GlueDataModule) -> dict[str, float]:
+    """The validation metrics of always answering the commonest training label (a regression: the mean)."""
+    glue = data.task
+    labels = [label for _, label in data.splits["train"] if label is not None]
+    answer = statistics.mode(labels) if glue.labels else statistics.fmean(labels)
+    measured: dict[str, float] = {}
+    for suffix, split in zip(glue.validations, data.validations, strict=True):
+        metrics = build_metrics(glue.metrics, glue.num_labels)
+        truth = torch.tensor([label for _, label in data.splits[split]])
+        metrics.update(torch.full_like(truth, answer), truth)
+        measured |= {f"majority/{name}{suffix}": value for name, value in percent(metrics).items()}
+    return measured

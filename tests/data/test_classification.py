@@ -1,0 +1,93 @@
+"""Examples as tokens, batches as tensors."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from mom.config import GlueConfig
+from mom.data.classification import GlueDataModule, pad, truncate
+from mom.errors import RequestError
+from tests.checkpoints import small_tokenizer
+from tests.glue_files import sentences, write_glue
+
+
+def module(folder, name: str = "rte", **changes) -> GlueDataModule:
+    options = {"sequence_length": 64, "batch_size": 2, **changes}
+    return GlueDataModule(GlueConfig(name=name, path=str(folder), **options), 1, small_tokenizer())
+
+
+def test_an_example_is_its_sentences_each_with_an_end(tmp_path):
+    write_glue(tmp_path, "rte")
+    tokenizer = small_tokenizer()
+    ids, label = module(tmp_path).splits["train"][1]
+    first, second = (tokenizer(text)["input_ids"] for text in sentences(1))
+
+    assert ids == [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id]
+    assert label == 1
+
+
+def test_truncation_takes_from_the_longer_and_is_counted(tmp_path, caplog):
+    assert truncate([[1, 2, 3, 4, 5], [6, 7]], 5) == [[1, 2, 3], [6, 7]]
+    assert truncate([[1, 2, 3, 4, 5], [6, 7, 8, 9]], 4) == [[1, 2], [6, 7]]
+    assert truncate([[1, 2], [3]], 3) == [[1, 2], [3]]
+
+    write_glue(tmp_path, "rte")
+    with caplog.at_level(logging.INFO):
+        data = module(tmp_path, sequence_length=12)
+    lengths = [len(ids) for ids, _ in data.splits["train"]]
+    whole = [len(ids) for ids, _ in module(tmp_path).splits["train"]]
+    cut = sum(length > 12 for length in whole)
+    assert cut > 0
+    assert max(lengths) == 12
+    assert f"rte train: 6 rows, {cut} of them truncated to 12 tokens" in caplog.text
+    assert all(ids[-1] == data.tokenizer.eos_token_id for ids, _ in data.splits["train"])
+
+
+def test_batches_are_padded_where_the_mask_says(tmp_path):
+    write_glue(tmp_path, "rte")
+    data = module(tmp_path)
+    (loader,) = data.val_dataloader()
+    batches = list(loader)
+
+    assert [len(batch["labels"]) for batch in batches] == [2, 2]
+    for batch, rows in zip(
+        batches, (data.splits["validation"][:2], data.splits["validation"][2:]), strict=True
+    ):
+        for ids, mask, (row, _) in zip(batch["input_ids"], batch["attention_mask"], rows, strict=True):
+            assert ids[mask.bool()].tolist() == row
+            assert mask.tolist() == sorted(mask.tolist(), reverse=True)
+    assert "labels" not in next(iter(data.test_batches("test")))
+
+
+def test_padding_on_either_side():
+    assert pad([[1], [2, 3]], 0)["input_ids"].tolist() == [[1, 0], [2, 3]]
+    left = pad([[1], [2, 3]], 0, left=True)
+    assert left["input_ids"].tolist() == [[0, 1], [2, 3]]
+    assert left["attention_mask"].tolist() == [[0, 1], [1, 1]]
+
+
+def test_labels_are_classes_or_values(tmp_path):
+    for name, dtype in (("cola", torch.int64), ("stsb", torch.float32)):
+        write_glue(tmp_path, name)
+        data = module(tmp_path, name)
+        assert next(iter(data.train_dataloader()))["labels"].dtype == dtype
+    assert module(tmp_path, "cola").label_counts == [3, 3]
+    assert module(tmp_path, "stsb").label_counts == []
+
+
+def test_the_order_is_the_seeds_and_drops_the_incomplete_batch(tmp_path):
+    write_glue(tmp_path, "rte", {"train": 7, "dev": 2})
+    seen = [row.tolist() for batch in module(tmp_path).train_dataloader() for row in batch["input_ids"]]
+    again = [row.tolist() for batch in module(tmp_path).train_dataloader() for row in batch["input_ids"]]
+
+    assert len(seen) == 6
+    assert seen == again
+
+
+def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+    write_glue(tmp_path, "rte")
+    with pytest.raises(RequestError, match=r"^data.batch_size: 7; at most 6"):
+        module(tmp_path, batch_size=7)

@@ -1,0 +1,181 @@
+"""GLUE's nine tasks in the forms their files come in, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from mom.config import GlueConfig
+from mom.data.glue import TASKS, load_glue
+from mom.errors import RequestError
+from tests.glue_files import FOLDERS, NAMES, sentences, write_glue
+
+
+def load(path: Path | None, name: str, **changes):
+    return load_glue(GlueConfig(name=name, path=None if path is None else str(path), **changes))
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("inside", [False, True], ids=["glue_folder", "task_folder"])
+def test_every_task_in_glues_own_form(tmp_path, name, inside):
+    folder = write_glue(tmp_path, name)
+    splits = load(folder if inside else tmp_path, name)
+    task = TASKS[name]
+    sets = ["_matched", "_mismatched"] if name == "mnli" else [""]
+
+    assert list(splits) == ["train", *(f"validation{s}" for s in sets), *(f"test{s}" for s in sets)]
+    names = NAMES.get(name, ("0", "1"))
+    for number, example in enumerate(splits["train"]):
+        assert example.texts == tuple(sentences(number)[: len(task.texts)])
+        given = names[number % len(names)]
+        expected = (
+            float(given)
+            if name == "stsb"
+            else task.labels.index(given)
+            if given in task.labels
+            else int(given)
+        )
+        assert example.label == expected
+    assert len(splits["train"]) == 6
+    for s in sets:
+        assert len(splits[f"validation{s}"]) == 4
+        assert [example.label for example in splits[f"test{s}"]] == [None] * 3
+        assert splits[f"test{s}"][1].texts[0] == sentences(1)[0]
+
+
+def test_the_submission_names_and_metrics_are_glues():
+    assert {name: task.folder for name, task in TASKS.items()} == FOLDERS
+    assert {name: task.metrics for name, task in TASKS.items()} == {
+        "cola": ("matthews",),
+        "sst2": ("accuracy",),
+        "mrpc": ("f1", "accuracy"),
+        "stsb": ("pearson", "spearman"),
+        "qqp": ("f1", "accuracy"),
+        **dict.fromkeys(("mnli", "qnli", "rte", "wnli"), ("accuracy",)),
+    }
+
+
+@pytest.mark.parametrize("name", ["sst2", "rte", "mrpc", "stsb"])
+def test_a_missing_header_is_noticed(tmp_path, name):
+    folder = write_glue(tmp_path, name)
+    expected = load(tmp_path, name)
+    for file in folder.glob("*.tsv"):
+        file.write_bytes(file.read_bytes().split(b"\n", 1)[1])
+
+    assert load(tmp_path, name) == expected
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_the_hubs_columns_in_local_files(tmp_path, form):
+    rows = [
+        {"premise": "a", "hypothesis": "b", "label": 2, "idx": 0},
+        {"premise": "c", "hypothesis": "d", "label": 0, "idx": 1},
+    ]
+    for split in ("train", "validation_matched", "validation_mismatched", "test_matched"):
+        given = [row | ({"label": -1} if "test" in split else {}) for row in rows]
+        if form == "jsonl":
+            lines = "".join(json.dumps(row) + "\n" for row in given)
+            (tmp_path / f"{split}.jsonl").write_text(lines, encoding="utf-8")
+        else:
+            table = pyarrow.Table.from_pylist(given)
+            pyarrow.parquet.write_table(table, tmp_path / f"{split}-00000-of-00001.parquet")
+    splits = load(tmp_path, "mnli")
+
+    assert [(example.texts, example.label) for example in splits["train"]] == [
+        (("a", "b"), 2),
+        (("c", "d"), 0),
+    ]
+    assert splits["test_matched"][0].label is None
+    assert "test_mismatched" not in splits
+
+
+def test_the_hub(monkeypatch):
+    asked = []
+    rows = {"sentence": ["a", "b"], "label": [1, 0], "idx": [0, 1]}
+    split = datasets.Dataset.from_dict(rows)
+
+    def load_dataset(*name):
+        asked.append(name)
+        return datasets.DatasetDict(train=split, validation=split, test=split)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    splits = load(None, "sst2")
+    assert asked == [("nyu-mll/glue", "sst2")]
+    assert [example.label for example in splits["validation"]] == [1, 0]
+    assert [example.label for example in splits["test"]] == [None, None]
+
+
+def test_the_hub_out_of_reach_is_one_line(monkeypatch):
+    def load_dataset(*name):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(
+        RequestError, match=r"^data.path: null \(nyu-mll/glue cannot be had: no route\); a folder"
+    ):
+        load(None, "sst2")
+
+
+def change(file: Path, before: str, after: str) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert before in text
+    file.write_text(text.replace(before, after, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "message"),
+    [
+        ("train.tsv", "entailment\n1\t", "entailmnt\n1\t", r".*train.tsv:2 \(label 'entailmnt'\); a label of rte: 0 or"),
+        ("dev.tsv", "\tlabel", "\tlable", r"data.path: .*dev.tsv \(no label among index, .*lable\); columns"),
+        ("dev.tsv", "\n1\t", "\n1\tone more\t", r"data.path: .*dev.tsv:3 \(5 fields\); 4 fields on each line \(index"),
+        ("test.tsv", "sentence2", "sentence3", r"data.path: .*test.tsv \(no sentence2 among"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path, file, before, after, message):
+    folder = write_glue(tmp_path, "rte")
+    change(folder / file, before, after)
+    with pytest.raises(RequestError, match=f"^{message}"):
+        load(tmp_path, "rte")
+
+
+def test_broken_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
+    folder = write_glue(tmp_path, "rte")
+    change(folder / "dev.tsv", "\n1\t", "\n1\tone more\t")
+    splits = load(tmp_path, "rte", skip_broken_rows=True)
+
+    assert len(splits["validation"]) == 3
+    assert "dev.tsv: 1 rows with a wrong number of fields left out" in caplog.text
+
+
+@pytest.mark.parametrize("score", ["5.1", "high", "nan", ""])
+def test_a_score_outside_the_scale_is_refused(tmp_path, score):
+    folder = write_glue(tmp_path, "stsb")
+    change(folder / "train.tsv", "2.500", score)
+    with pytest.raises(
+        RequestError, match=rf"^data.path: .*train.tsv:3 \(label '{score}'\); a score from 0 to 5"
+    ):
+        load(tmp_path, "stsb")
+
+
+def test_missing_and_empty_splits_are_refused(tmp_path):
+    folder = write_glue(tmp_path, "cola")
+    (folder / "dev.tsv").write_text("", encoding="utf-8")
+    with pytest.raises(RequestError, match=r"^data.path: .* \(no row in validation\); "):
+        load(tmp_path, "cola")
+    (folder / "dev.tsv").unlink()
+    with pytest.raises(RequestError, match=r"^data.path: .* \(no validation\); a folder with dev.tsv"):
+        load(tmp_path, "cola")
+    with pytest.raises(RequestError, match=r"^data.path: .* \(not found\); a folder of GLUE"):
+        load(tmp_path / "elsewhere", "cola")
+
+
+def test_bytes_that_are_not_utf8_are_refused(tmp_path):
+    folder = write_glue(tmp_path, "cola")
+    (folder / "train.tsv").write_bytes(b"gj04\t1\t\tcaf\xe9\n")
+    with pytest.raises(RequestError, match=r"^data.path: .*train.tsv, byte 11; text in UTF-8"):
+        load(tmp_path, "cola")
