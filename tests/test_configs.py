@@ -30,7 +30,10 @@ FILES = sorted(
 NEEDED = {
     "data/glue": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
+    "data/token_files": ["data.path=tokens"],
+    "task/upcycle": ["init=some.ckpt"],
     "task/evaluate": ["init=some.ckpt"],
+    "task/export": ["init=some.ckpt"],
     "task/finetune": ["init=some.ckpt"],
     "task/generate": ["init=some.ckpt", "prompt=once"],
 }
@@ -40,10 +43,14 @@ def choice(file: Path) -> str:
     return file.with_suffix("").as_posix()
 
 
+def name_in_group(file: Path) -> str:
+    """As it is written behind ``group=``; a choice may lie in a folder of the group."""
+    return choice(file).partition("/")[2]
+
+
 def compose_choice(file: Path) -> DictConfig:
     """The default request with this one choice, and what the choice needs to be given."""
-    group, name = file.parent.as_posix(), file.stem
-    return composed(CONF, [f"{group}={name}", *NEEDED.get(choice(file), [])])
+    return composed(CONF, [f"{file.parts[0]}={name_in_group(file)}", *NEEDED.get(choice(file), [])])
 
 
 @pytest.mark.parametrize("file", FILES, ids=choice)
@@ -116,7 +123,7 @@ def test_the_help_names_every_group_and_choice() -> None:
     text = (CONF / "hydra/help/mom.yaml").read_text(encoding="utf-8")
     groups: dict[str, set[str]] = {}
     for file in FILES:
-        groups.setdefault(file.parts[0], set()).add(file.stem)
+        groups.setdefault(file.parts[0], set()).add(name_in_group(file))
     for group, choices in groups.items():
         if group == "task":
             listed = re.findall(

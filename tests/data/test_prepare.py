@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import shutil
 import threading
@@ -309,3 +310,59 @@ def test_python_stdlib(tmp_path: Path) -> None:
     assert len(texts) == prepared.validation.num_documents > 0
     meta = (prepared.folder / "meta.json").read_text()
     assert str(tmp_path) not in meta
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_long_preparation_goes_on_from_its_last_mark(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
+) -> None:
+    texts = some_texts(60)
+    whole = prepare(text_config(tmp_path / "whole", texts))
+    config = text_config(tmp_path / "killed", texts)
+    monkeypatch.setattr(preparing, "_BATCH_BYTES", 1_000)
+    monkeypatch.setattr(preparing, "_MARK_BYTES", 4_000)
+    write, written = TokenWriter.write, []
+
+    def failing(self: TokenWriter, documents: object) -> None:
+        write(self, documents)  # past the last mark, which has to be cut off
+        written.append(1)
+        if len(written) == 21:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenWriter, "write", failing)
+        with pytest.raises((RequestError, KeyboardInterrupt)):
+            prepare(config)
+    (part,) = cache_contents(config)
+    assert part.endswith(".part")
+    monkeypatch.setattr(preparing, "train_tokenizer", never)
+    with caplog.at_level(logging.INFO, "mom"):
+        resumed = prepare(config)
+    (line,) = (r.getMessage() for r in caplog.records if "going on after" in r.getMessage())
+    assert 10 < int(line.split()[3]) < 50
+    for ours, theirs in ((resumed.train, whole.train), (resumed.validation, whole.validation)):
+        assert ours.path.read_bytes() == theirs.path.read_bytes()
+        assert (ours.num_bytes, ours.num_documents) == (theirs.num_bytes, theirs.num_documents)
+    assert cache_contents(config) == [resumed.folder.name]
+
+
+def test_unfinished_preparations_of_others_are_kept_for_a_week(tmp_path: Path) -> None:
+    config = text_config(tmp_path, some_texts(20))
+    cache = Path(str(config.cache_dir))
+    for name in (".text-old.part", ".text-new.part"):
+        (cache / name).mkdir(parents=True)
+    os.utime(cache / ".text-old.part", (0, 0))
+    folder = prepare(config).folder
+    assert cache_contents(config) == sorted([".text-new.part", folder.name])
+
+
+def test_how_much_there_is_to_do_is_said_before_it_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))
+    config = text_config(tmp_path, some_texts(20))
+    with caplog.at_level(logging.INFO, "mom"):
+        prepare(config)
+    lines = [record.getMessage() for record in caplog.records]
+    assert any("MB of text" in line and "MB free" in line for line in lines)
+    assert f"{config.cache_dir} will probably not hold the tokens" in lines

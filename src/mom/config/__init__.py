@@ -16,7 +16,15 @@ from mom.config.sections import (
     TaskConfig,
     TrainerConfig,
 )
-from mom.config.tasks import TASKS, EvaluateConfig, FinetuneConfig, GenerateConfig, PretrainConfig
+from mom.config.tasks import (
+    TASKS,
+    EvaluateConfig,
+    FinetuneConfig,
+    GenerateConfig,
+    PrepareConfig,
+    PretrainConfig,
+    UpcycleConfig,
+)
 
 __all__ = [
     "MODEL_FIELDS",
@@ -30,10 +38,12 @@ __all__ = [
     "GlueConfig",
     "NodeConfig",
     "OptimizerConfig",
+    "PrepareConfig",
     "PretrainConfig",
     "RunConfig",
     "Section",
     "TaskConfig",
     "TrainerConfig",
+    "UpcycleConfig",
     "bind",
 ]

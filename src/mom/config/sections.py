@@ -100,10 +100,15 @@ class DataConfig(DataSection):
     """Text for a language model: how it becomes tokens, and how tokens become windows.
 
     Args:
-        corpus: where the text is from: the standard library of the running Python, the installed packages, or
-            the user's own files at ``path``.
-        path: file or folder of text, for ``corpus=text``; null for the others.
-        text_column: which column of a ``.jsonl`` or ``.parquet`` file holds the text.
+        corpus: where the text is from: the standard library of the running Python, the installed packages, the
+            user's own files at ``path``, a data set of the ``datasets`` library, or token files that exist.
+        path: for ``corpus=text`` a file or folder of text; for ``datasets`` a Hub id, or a local folder or file
+            that the library reads; for ``token_files`` a folder with ``train.bin`` and ``val.bin``; null for
+            the others.
+        text_column: which column of a data set, ``.jsonl`` or ``.parquet`` file holds the text.
+        subset: which configuration of a data set, for ``datasets``.
+        split: which split of a data set, for ``datasets``; validation documents are taken out of it.
+        streaming: read a data set as it is downloaded, keeping none of it.
         tokenizer: Hub name or local folder or file; None trains a byte-level BPE on the corpus.
         tokenizer_vocab_size: vocabulary of the trained tokenizer: the 256 bytes, the end of text, and merges.
         sequence_length: tokens in a window.
@@ -114,8 +119,11 @@ class DataConfig(DataSection):
     """
 
     kind: Literal["language_modeling"] = "language_modeling"
-    corpus: Literal["python_stdlib", "python_packages", "text"] = "python_stdlib"
+    corpus: Literal["python_stdlib", "python_packages", "text", "datasets", "token_files"] = "python_stdlib"
     text_column: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    streaming: bool = False
     tokenizer_vocab_size: int = 4096
     validation_fraction: float = 0.05
     max_bytes: int | None = None
@@ -127,14 +135,22 @@ class DataConfig(DataSection):
         self._range("tokenizer_vocab_size", least=257)
         self._range("max_bytes num_processes", least=1)
         self._range("validation_fraction", above=0, below=1)
-        if self.corpus == "text" and not self.path:
-            raise RequestError("data.path", "null", "a file or folder of text, for data=text")
-        if self.corpus != "text" and self.path is not None:
+        wanted = {
+            "text": "a file or folder of text, for data=text",
+            "datasets": "a Hub id, or a folder or file that the datasets library reads",
+            "token_files": "a folder with train.bin and val.bin, for data=token_files",
+        }
+        if self.corpus in wanted and not self.path:
+            raise RequestError("data.path", "null", wanted[self.corpus])
+        if self.corpus not in wanted and self.path is not None:
             raise RequestError(
                 "data.path", self.path, f"null for data={self.corpus}; files are read by data=text"
             )
-        if not self.text_column:
-            raise RequestError("data.text_column", "''", "the name of a column")
+        if self.corpus == "token_files" and self.tokenizer is None:
+            raise RequestError("data.tokenizer", "null", "the one that made the token files, such as gpt2")
+        for name in ("text_column", "split"):
+            if not getattr(self, name):
+                raise RequestError(f"data.{name}", "''", f"the name of a {name.removeprefix('text_')}")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ class PretrainConfig(TaskConfig):
     Args:
         plain_steps: optimiser steps of phase 1, in which the plain transformer is trained that is then
             upcycled. Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
+        plain_warmup_steps: warm-up of phase 1; None takes ``optimizer.warmup_steps``, as the other phases do.
         baseline: train the plain transformer on for as many steps as the MoM and report it beside.
     """
 
@@ -28,10 +29,41 @@ class PretrainConfig(TaskConfig):
 
     name: Literal["pretrain"] = "pretrain"
     plain_steps: int = 300
+    plain_warmup_steps: int | None = None
     baseline: bool = True
 
     def _check(self) -> None:
-        self._range("plain_steps", least=0)
+        self._range("plain_steps plain_warmup_steps", least=0)
+
+
+@dataclass(frozen=True)
+class UpcycleConfig(TaskConfig):
+    """Make a Mixture-of-Modules of the plain transformer in ``init``.
+
+    Args:
+        layers: the plain model's layers, counted from 0, in the order of the new model: bottom blocks, for
+            each stage its modules (as many as the larger pool has) and its anchor, top blocks. Any of them may
+            be left out or used again. None takes all in order, and there must be just as many.
+        attention_layers: where the attention modules come from instead, stage after stage.
+        ffn_layers: the same for the feed-forward modules.
+    """
+
+    builds_model: ClassVar[bool] = True
+    needs_init: ClassVar[bool] = True
+
+    name: Literal["upcycle"] = "upcycle"
+    layers: list[int] | None = None
+    attention_layers: list[int] | None = None
+    ffn_layers: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class PrepareConfig(TaskConfig):
+    """Tokenise a corpus into the cache."""
+
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+
+    name: Literal["prepare"] = "prepare"
 
 
 @dataclass(frozen=True)
@@ -128,8 +160,18 @@ class FinetuneConfig(TaskConfig):
                 raise RequestError(f"task.{name}", as_written(given), "a list of different ones, or null")
 
 
+@dataclass(frozen=True)
+class ExportConfig(TaskConfig):
+    """Write a model as a folder for transformers."""
+
+    needs_init: ClassVar[bool] = True
+
+    name: Literal["export"] = "export"
+
+
 TASKS: Mapping[str, type[TaskConfig]] = {
-    section.name: section for section in (PretrainConfig, FinetuneConfig, EvaluateConfig, GenerateConfig)
+    section.name: section
+    for section in (PretrainConfig, FinetuneConfig, EvaluateConfig, GenerateConfig, ExportConfig, UpcycleConfig, PrepareConfig)
 }
 """Every task's section by the task's name."""
 

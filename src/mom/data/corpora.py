@@ -1,8 +1,9 @@
 """Corpora: documents in a fixed order, streamed, with a fingerprint of their content.
 
-Three kinds: the sources and the language reference of the running Python (``python_stdlib``), the sources of
-all installed packages (``python_packages``), and the user's own files (``text``). The first two need no
-download and ship nothing: the Python that runs the program carries them.
+Four kinds: the sources and the language reference of the running Python (``python_stdlib``), the sources of
+all installed packages (``python_packages``), the user's own files (``text``), and a data set of the Hub or of
+local files (``datasets``). The first two need no download and ship nothing: the Python that runs the program
+carries them.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import os
 import site
 import sysconfig
 import tokenize
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mom.data import text_files
 from mom.errors import RequestError
@@ -29,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PACKAGES_MAX_BYTES = 100_000_000
+
+# Files that the datasets library reads, and its name for how.
+_DATASET_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+_ROWS = 256
 
 # Not prose of the standard library: installed packages, tests, caches, and the generated table of topics,
 # which is read as documents of its own.
@@ -200,6 +206,108 @@ class TextCorpus(Corpus):
         return digest.hexdigest()
 
 
+class DatasetsCorpus(Corpus):
+    """One split of a data set, by Hugging Face's ``datasets`` library.
+
+    Its fingerprint is that of where the rows come from as the library knows it (revision or files, and the
+    subset), the split, the column and ``max_bytes``; the rows themselves are not read for it.
+
+    Args:
+        path: a Hub id, a local folder that the library reads, or a ``.parquet``, ``.json``, ``.jsonl`` or
+            ``.csv`` file.
+        subset: the data set's configuration.
+        split: of the data set.
+        streaming: read rows as they are downloaded instead of downloading everything first.
+        text_column: the column that holds the text.
+        max_bytes: as in :class:`Corpus`.
+
+    Raises:
+        RequestError: no such data set, subset or split.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        subset: str | None,
+        split: str,
+        streaming: bool,
+        text_column: str,
+        max_bytes: int | None,
+    ) -> None:
+        super().__init__("datasets", "data.path", max_bytes)
+        self.path = path
+        self.subset = subset
+        self.split = split
+        self.streaming = streaming
+        self.text_column = text_column
+        self._builder = self._find(path, subset)
+
+    def _find(self, path: str, subset: str | None) -> Any:
+        from datasets import load_dataset_builder
+
+        kind = _DATASET_FILES.get(Path(path).suffix)
+        try:
+            if kind is not None and Path(path).is_file():
+                return load_dataset_builder(kind, data_files={self.split: path})
+            return load_dataset_builder(path, subset)
+        except Exception as error:  # the library raises dozens of kinds, from ValueError to HTTP errors
+            raise self._refusal(error) from error
+
+    def _refusal(self, error: Exception) -> RequestError:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        given = ", ".join(map(str, filter(None, (self.path, self.subset, self.split))))
+        return RequestError(
+            "data.path", f"{given} ({reason[:160]})", "a data set that the datasets library can read"
+        )
+
+    def _read(self) -> Iterator[Document]:
+        builder = self._builder
+        try:
+            if self.streaming:
+                rows = builder.as_streaming_dataset(split=self.split)
+            else:
+                builder.download_and_prepare()
+                rows = builder.as_dataset(split=self.split)
+            columns = rows.column_names
+        except Exception as error:
+            raise self._refusal(error) from error
+        if columns is not None and self.text_column not in columns:
+            raise RequestError(
+                "data.text_column", f"{self.text_column} (not in {self.path})", f"one of {', '.join(columns)}"
+            )
+        number = 0
+        for batch in rows.iter(batch_size=_ROWS):
+            for text in batch[self.text_column]:
+                if not isinstance(text, str | types.NoneType):
+                    raise RequestError(
+                        "data.text_column", f"{self.text_column} ({type(text).__name__})", "a column of text"
+                    )
+                yield Document(f"{self.split}:{number}", text or "")
+                number += 1
+
+    def estimate_bytes(self) -> int:
+        """What the data set says of itself, or its local files' sizes; 0 where neither is known."""
+        info = (self._builder.info.splits or {}).get(self.split)
+        size = 0 if info is None else info.num_bytes or 0
+        if size == 0:
+            files = (self._builder.config.data_files or {}).get(self.split, [])
+            size = sum(text_files.text_size(Path(file)) for file in files if os.path.isfile(file))
+        return size if self.max_bytes is None else min(size or self.max_bytes, self.max_bytes)
+
+    def fingerprint(self) -> str:
+        builder = self._builder
+        parts = (
+            self.kind,
+            builder.dataset_name,
+            builder.config_id,
+            str(builder.hash),
+            self.split,
+            self.text_column,
+            str(self.max_bytes),
+        )
+        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+
+
 def _python_files(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
     """Yield the ``.py`` files under ``root`` as (relative name, path), in no particular order."""
     for folder, subfolders, names in os.walk(root):
@@ -254,8 +362,15 @@ def open_corpus(config: DataConfig) -> Corpus:
         return python_stdlib(config.max_bytes)
     if config.corpus == "python_packages":
         return python_packages(config.max_bytes)
+    if config.corpus == "datasets":
+        assert config.path is not None
+        return DatasetsCorpus(
+            config.path, config.subset, config.split, config.streaming, config.text_column, config.max_bytes
+        )
     if config.corpus != "text":
-        raise RequestError("data.corpus", config.corpus, "one of python_stdlib, python_packages, text")
+        raise RequestError(
+            "data.corpus", config.corpus, "one of python_stdlib, python_packages, text, datasets"
+        )
     if config.path is None:
         raise RequestError("data.path", "null", "a file or folder of text, which data.corpus=text needs")
     return TextCorpus(config.path, config.text_column, config.max_bytes)

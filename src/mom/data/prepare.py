@@ -6,19 +6,24 @@ A prepared corpus is a folder in the cache:
 
 It is built beside its place under a temporary name and renamed when everything is on the disk, so that a
 folder that stands there is whole; its files' lengths are checked all the same, and a damaged one is built
-anew. A lock lets one process build while others wait for it. Whoever holds a folder's lock may remove what
-others began under that name: they must be dead.
+anew. A lock lets one process build while others wait for it. Whoever holds a folder's lock may remove or go
+on with what others began under that name: they must be dead.
+
+Every 256 MB of text a mark is set beside the files being written: all documents up to there are on the disk.
+A preparation that was killed, or ran out of space, goes on from its last mark.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,10 +31,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import filelock
+import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mom.data.corpora import Corpus, Document, open_corpus
+from mom.data.existing import open_token_files
 from mom.data.token_file import TokenFile, TokenWriter, token_dtype
 from mom.data.tokenizer import (
     TRAINING_BYTES,
@@ -42,6 +49,7 @@ from mom.data.tokenizer import (
     vocabulary_size,
 )
 from mom.errors import RequestError
+from mom.run_directory import write_json_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -56,6 +64,13 @@ FORMAT = 1
 # Tokenised at once. Large enough to keep all threads busy, small enough for memory: the tokenizers library
 # takes about a hundred bytes for each byte of text while it encodes.
 _BATCH_BYTES = 1_000_000
+# Text between two marks.
+_MARK_BYTES = 256_000_000
+_MARK = "mark.json"
+# An unfinished preparation that nobody went on with is removed after so many seconds.
+_UNFINISHED_SECONDS = 7 * 24 * 3600
+# What GPT-2's tokenizer makes of English text, for an estimate of the files' size.
+_BYTES_PER_TOKEN = 4
 _SPLITS = ("train", "validation")
 
 
@@ -98,8 +113,11 @@ def prepare(config: DataConfig) -> PreparedCorpus:
 
     Raises:
         RequestError: the corpus or the tokenizer cannot be read, or the cache cannot be written. Nothing is
-            left behind.
+            left behind but what a later call goes on from.
     """
+    if config.corpus == "token_files":
+        train, validation, its_tokenizer, key = open_token_files(config)
+        return PreparedCorpus(train.path.parent, train, validation, its_tokenizer, train.fingerprint, key)
     corpus = open_corpus(config)
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
     fingerprint = corpus.fingerprint()
@@ -141,10 +159,14 @@ def _open(folder: Path, key: str) -> PreparedCorpus | None:
     if not whole:
         log.warning("%s is damaged and will be built anew", folder)
         return None
+    tokenizer = _load_own_tokenizer(folder)
+    return PreparedCorpus(folder, files["train"], files["validation"], tokenizer, meta["fingerprint"], key)
+
+
+def _load_own_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
-    return PreparedCorpus(folder, files["train"], files["validation"], tokenizer, meta["fingerprint"], key)
+    return PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
 
 
 @contextmanager
@@ -183,9 +205,20 @@ def _temporary(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
 
 
+def _unfinished(folder: Path) -> Path:
+    """Where ``folder`` is built, the same name every time, so that it can be gone on with."""
+    return folder.parent / f".{folder.name}.part"
+
+
 def _remove_unfinished(folder: Path) -> None:
-    """Remove what dead processes left in the cache. The caller holds the lock of ``folder``."""
-    for leftover in folder.parent.glob(".*.tmp"):
+    """Remove what dead processes left in the cache. The caller holds the lock of ``folder``.
+
+    What can be gone on with stays: that of ``folder`` itself, and that of others for a week.
+    """
+    old = time.time() - _UNFINISHED_SECONDS
+    others = [part for part in folder.parent.glob(".*.part") if part != _unfinished(folder)]
+    abandoned = [part for part in others if part.stat().st_mtime < old]
+    for leftover in [*folder.parent.glob(".*.tmp"), *abandoned]:
         name = leftover.name.split(".")[1]
         if name == folder.name:
             shutil.rmtree(leftover, ignore_errors=True)
@@ -208,15 +241,23 @@ def _build(
     """Write a prepared corpus to ``folder``. The caller holds its lock."""
     _remove_unfinished(folder)
     limit = validation_limit(corpus, config.validation_fraction)
-    building = _temporary(folder)
-    building.mkdir()
+    building = _unfinished(folder)
+    mark = _read_mark(building)
+    if mark is None:
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+    else:
+        log.info("going on after %d documents that were tokenised before", mark["documents"])
+        tokenizer = _load_own_tokenizer(building)
     try:
         with tokenizer_threads(config.num_processes):
             if tokenizer is None:
                 log.info("training a tokenizer of %d tokens", config.tokenizer_vocab_size)
                 tokenizer = train_tokenizer(tokenizer_sample(corpus, limit), config.tokenizer_vocab_size)
-            files = _tokenise(building, corpus, tokenizer, limit, fingerprint)
-        tokenizer.save_pretrained(str(building / "tokenizer"))
+            if mark is None:
+                tokenizer.save_pretrained(str(building / "tokenizer"))
+            _announce(corpus, folder.parent, token_dtype(vocabulary_size(tokenizer)))
+            files = _tokenise(building, corpus, tokenizer, limit, fingerprint, mark)
         meta: dict[str, Any] = {"key": key, "fingerprint": fingerprint, "corpus": corpus.kind}
         for name, file in files.items():
             meta[name] = {
@@ -227,6 +268,7 @@ def _build(
                 "fingerprint": file.fingerprint,
             }
         (building / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        (building / _MARK).unlink(missing_ok=True)
         _sync(building)
         if folder.exists():  # damaged, or it would have been opened
             damaged = _temporary(folder)
@@ -234,9 +276,49 @@ def _build(
             shutil.rmtree(damaged)
         os.replace(building, folder)
         _sync_folder(folder.parent)
-    except BaseException:
+    except RequestError:  # the corpus will not do, so nothing goes on from here
         shutil.rmtree(building, ignore_errors=True)
         raise
+    except BaseException:
+        if _read_mark(building) is None:
+            shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _read_mark(building: Path) -> dict[str, Any] | None:
+    """How far the files in ``building`` are sure to be whole; ``None`` where they were not begun."""
+    try:
+        mark = json.loads((building / _MARK).read_text(encoding="utf-8"))
+        sizes = {name: (building / f"{name}.bin").stat().st_size for name in _SPLITS}
+    except (OSError, ValueError):
+        return None
+    return mark if all(sizes[name] >= mark[name]["size"] for name in _SPLITS) else None
+
+
+def _set_mark(building: Path, documents: int, writers: Mapping[str, TokenWriter]) -> None:
+    """Write down, after the files' own contents, that the first ``documents`` documents are in them."""
+    mark: dict[str, Any] = {"documents": documents}
+    for name, writer in writers.items():
+        mark[name] = {**writer.mark(), "size": writer.count * writer.dtype.itemsize}
+    write_json_atomic(building / _MARK, mark)
+
+
+def _announce(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
+    """Say how much is about to be read and written; warn where the disk has less room than that."""
+    size = corpus.estimate_bytes()
+    if size == 0:
+        log.info("%s: a text of unknown size", corpus.kind)
+        return
+    needed = size // _BYTES_PER_TOKEN * dtype.itemsize
+    free = shutil.disk_usage(cache).free
+    log.info(
+        "%s: about %s MB of text, %s MB as tokens; %s MB free in %s",
+        corpus.kind,
+        *(f"{amount / 1e6:,.0f}" for amount in (size, needed, free)),
+        cache,
+    )
+    if needed > free:
+        log.warning("%s will probably not hold the tokens", cache)
 
 
 def _sync(folder: Path) -> None:
@@ -305,33 +387,52 @@ def tokenizer_sample(corpus: Corpus, limit: int) -> Iterator[str]:
 
 
 def _tokenise(
-    folder: Path, corpus: Corpus, tokenizer: PreTrainedTokenizerFast, limit: int, fingerprint: str
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: PreTrainedTokenizerFast,
+    limit: int,
+    fingerprint: str,
+    mark: Mapping[str, Any] | None,
 ) -> dict[str, TokenFile]:
-    """Write the token files of both splits.
+    """Write the token files of both splits, from ``mark`` on if there is one.
 
     While the library's threads encode one batch, this one reads the next and writes the last.
     """
     encoder = text_encoder(tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))
-    writers = {name: TokenWriter(folder / f"{name}.bin", dtype, tokenizer.eos_token_id) for name in _SPLITS}
+    end = tokenizer.eos_token_id
+    writers = {
+        name: TokenWriter(folder / f"{name}.bin", dtype, end, None if mark is None else mark[name])
+        for name in _SPLITS
+    }
+    documents = 0 if mark is None else mark["documents"]
+    marked = sum(writer.num_bytes for writer in writers.values())
 
     def encode(batch: list[Document]) -> list[list[int]]:
         encodings = encoder.encode_batch_fast([item.text for item in batch], add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def write(batch: list[Document], encoded: list[list[int]]) -> None:
+        nonlocal documents, marked
         sizes = [len(item.text.encode("utf-8")) for item in batch]
         held_out = [split_position(item.text) < limit for item in batch]
         rows = list(zip(encoded, sizes, held_out, strict=True))
         writers["train"].write((ids, size) for ids, size, out in rows if not out)
         writers["validation"].write((ids, size) for ids, size, out in rows if out)
         progress.update(task, advance=sum(sizes))
+        documents += len(batch)
+        written = sum(writer.num_bytes for writer in writers.values())
+        if written - marked >= _MARK_BYTES:
+            _set_mark(folder, documents, writers)
+            marked = written
 
     try:
         with _progress() as progress, ThreadPoolExecutor(max_workers=1) as thread:
-            task = progress.add_task(f"tokenising {corpus.kind}", total=corpus.estimate_bytes())
+            task = progress.add_task(
+                f"tokenising {corpus.kind}", total=corpus.estimate_bytes() or None, completed=marked
+            )
             running: tuple[list[Document], Future[list[list[int]]]] | None = None
-            for batch in _batches(corpus.documents()):
+            for batch in _batches(itertools.islice(corpus.documents(), documents, None)):
                 following = (batch, thread.submit(encode, batch))
                 if running is not None:
                     write(running[0], running[1].result())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,8 @@ class TokenFile:
         path: where it is.
         dtype: ``uint16`` or ``uint32``.
         count: tokens in it, each document's end-of-text token among them.
-        num_bytes: UTF-8 bytes of the text they stand for; the end-of-text tokens stand for none.
-        num_documents: documents in it.
+        num_bytes: UTF-8 bytes of the text they stand for; the end-of-text tokens stand for none. 0: not known.
+        num_documents: documents in it. 0: not known.
         fingerprint: of the corpus, see :meth:`mom.data.corpora.Corpus.fingerprint`.
     """
 
@@ -92,16 +92,28 @@ class TokenWriter:
         path: the file to create.
         dtype: of a token.
         end_of_text: the id that follows every document.
+        mark: as :meth:`mark` gave it, to go on there with a file that was begun; what follows is cut off.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype, end_of_text: int) -> None:
+    def __init__(
+        self, path: Path, dtype: np.dtype, end_of_text: int, mark: Mapping[str, int] | None = None
+    ) -> None:
         self.path = path
         self.dtype = dtype
         self.end_of_text = end_of_text
-        self.count = 0
-        self.num_bytes = 0
-        self.num_documents = 0
-        self._stream = path.open("xb")
+        self.count = self.num_bytes = self.num_documents = 0
+        self._stream = path.open("xb" if mark is None else "r+b")
+        if mark is not None:
+            self.count, self.num_bytes = mark["count"], mark["num_bytes"]
+            self.num_documents = mark["num_documents"]
+            self._stream.truncate(self.count * dtype.itemsize)
+            self._stream.seek(0, os.SEEK_END)
+
+    def mark(self) -> dict[str, int]:
+        """Make sure that the disk has what was written, and say how much that is."""
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        return {"count": self.count, "num_bytes": self.num_bytes, "num_documents": self.num_documents}
 
     def write(self, documents: Iterable[tuple[list[int], int]]) -> None:
         """Append documents, each given as its ids and the UTF-8 bytes of its text."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from lightning.pytorch import seed_everything
 
 from mom.config import DataConfig, PretrainConfig, RunConfig
 from mom.data.module import LanguageModelingDataModule
-from mom.interop import load_model, plain_config
+from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
@@ -100,8 +101,10 @@ def _from_plain(
     if start is None:
         start = MoMForCausalLM(plain_config(model_config))
         announce(f"Phase 1: a plain transformer of {start.config.graph_depth} blocks")
+        for where, layers in UpcyclingPlan.consecutive(model_config).describe():
+            announce(f"  {layers} → {where}")
         others["plain"] = run_phase(
-            config, start, data, run, phase="plain", max_steps=config.task.plain_steps
+            _of_phase_1(config), start, data, run, phase="plain", max_steps=config.task.plain_steps
         )
     # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
     seed_everything(config.seed, workers=True, verbose=False)
@@ -112,6 +115,15 @@ def _from_plain(
         others["baseline"] = run_phase(config, start, data, run, phase="baseline", max_steps=steps)
     announce(f"Phase 2: its layers as modules, {model_config.num_rounds} rounds of assembly")
     return model, others
+
+
+def _of_phase_1(config: RunConfig) -> RunConfig:
+    """The request with phase 1's own warm-up."""
+    assert isinstance(config.task, PretrainConfig)
+    if config.task.plain_warmup_steps is None:
+        return config
+    optimizer = dataclasses.replace(config.optimizer, warmup_steps=config.task.plain_warmup_steps)
+    return dataclasses.replace(config, optimizer=optimizer)
 
 
 def _train(

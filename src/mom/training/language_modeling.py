@@ -24,7 +24,8 @@ class LanguageModelingModule(TrainingModule):
         model_config: the fields of :class:`MoMConfig`.
         optimizer: the fields of ``OptimizerConfig``.
         model: weights to start from; ``None`` initialises new ones.
-        bytes_per_token: mean UTF-8 bytes of a validation token; ``None`` logs no ``val/bits_per_byte``.
+        bytes_per_token: mean UTF-8 bytes of a validation token; ``None`` or 0 (not known) logs no
+            ``val/bits_per_byte``.
     """
 
     def __init__(
@@ -74,6 +75,6 @@ class LanguageModelingModule(TrainingModule):
         """Log the average over every predicted token of the validation, on all ranks together."""
         loss = self._val_nats.compute() / self._val_tokens.compute()
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
-        if self._bytes_per_token is not None:
+        if self._bytes_per_token:
             metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
