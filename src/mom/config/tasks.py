@@ -171,7 +171,15 @@ class ExportConfig(TaskConfig):
 
 TASKS: Mapping[str, type[TaskConfig]] = {
     section.name: section
-    for section in (PretrainConfig, FinetuneConfig, EvaluateConfig, GenerateConfig, ExportConfig, UpcycleConfig, PrepareConfig)
+    for section in (
+        PretrainConfig,
+        FinetuneConfig,
+        EvaluateConfig,
+        GenerateConfig,
+        ExportConfig,
+        UpcycleConfig,
+        PrepareConfig,
+    )
 }
 """Every task's section by the task's name."""
 

@@ -89,7 +89,7 @@ def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceC
         return _with_weights(checkpoint, MoMForSequenceClassification, path, option)
     config = path / "config.json"
     if config.is_file() and '"MoMForSequenceClassification"' in config.read_text(encoding="utf-8"):
-        return MoMForSequenceClassification.from_pretrained(source)
+        return _without_code(MoMForSequenceClassification.from_pretrained(source))
     return None
 
 
@@ -138,7 +138,6 @@ def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, opt
 def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
     from transformers import AutoConfig, GPT2LMHeadModel
 
-    _register()
     if (Path(source) / "config.json").is_file():
         import json
 
@@ -153,7 +152,9 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
     try:
         config = AutoConfig.from_pretrained(source)
         if config.model_type == MoMConfig.model_type:
-            return MoMForCausalLM.from_pretrained(source)
+            if config.architectures == [MoMForSequenceClassification.__name__]:
+                raise RequestError(option, f"{source}, a classifier", "the weights of a language model")
+            return _without_code(MoMForCausalLM.from_pretrained(source))
         if config.model_type == "gpt2":
             return from_gpt2(GPT2LMHeadModel.from_pretrained(source))
     except RequestError:
@@ -163,12 +164,11 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
     raise RequestError(option, source, f"{_ALLOWED}; not a model of type {config.model_type}")
 
 
-def _register() -> None:
-    """Tell transformers' Auto classes about ours; saying so twice is allowed."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    AutoConfig.register(MoMConfig.model_type, MoMConfig, exist_ok=True)
-    AutoModelForCausalLM.register(MoMConfig, MoMForCausalLM, exist_ok=True)
+def _without_code(model: Model) -> Model:
+    """Forget where an exported folder kept the code: what is saved from here on is not that folder."""
+    if hasattr(model.config, "auto_map"):
+        del model.config.auto_map
+    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,10 @@ from mom.model.modeling import (
     MoMModel,
     MoMModelOutput,
 )
+from mom.model.registration import register
 from mom.model.routing import RoundRouting, Routing
+
+register()
 
 __all__ = [
     "MoMCausalLMOutput",

@@ -1,0 +1,160 @@
+"""An exported folder: what is in it, and that transformers loads it where there is no `mom`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from mom.config import bind
+from mom.errors import RequestError
+from mom.interop import load_classifier, load_model
+from mom.interop.export import model_code
+from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
+from mom.run_directory import RunDirectory
+from mom.tasks import export
+from tests.checkpoints import request, small_tokenizer, write_run
+
+WITHOUT_MOM = """
+import sys, torch
+sys.modules["mom"] = None  # importing it fails
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
+folder, out = sys.argv[1:]
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = tokenizer(["module router", "skip"], padding=False)["input_ids"]
+with torch.no_grad():
+    logits = [model(input_ids=torch.tensor([row])).logits for row in ids]
+text = pipeline("text-generation", model=folder, trust_remote_code=True)(
+    "module router", max_new_tokens=6, do_sample=False
+)[0]["generated_text"]
+# The folder's code beside the package's: both are the same function.
+del sys.modules["mom"]
+import mom.model
+ours = AutoModelForCausalLM.from_pretrained(folder).eval()
+assert type(ours) is mom.model.MoMForCausalLM and type(model) is not type(ours)
+with torch.no_grad():
+    for row, expected in zip(ids, logits):
+        torch.testing.assert_close(ours(input_ids=torch.tensor([row])).logits, expected)
+        torch.testing.assert_close(model(input_ids=torch.tensor([row])).logits, expected)
+torch.save({"logits": logits, "text": text, "class": type(model).__module__}, out)
+"""
+
+
+def exported(folder: Path, init: Path, **groups: Any) -> Path:
+    config = bind(request(folder, {"name": "export"}, init=str(init), **groups))
+    summary = export.run(config, RunDirectory(config.run_dir))
+    assert summary["export/folder"] == str(Path(config.run_dir) / "export")
+    return Path(summary["export/folder"])
+
+
+def test_transformers_alone_loads_it(tmp_path):
+    init = write_run(tmp_path / "first")
+    folder = exported(tmp_path, init)
+    environment = {
+        **os.environ,
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_MOM, str(folder), str(tmp_path / "out.pt")],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "out.pt", weights_only=True)
+    assert found["class"].startswith("transformers_modules.")
+
+    model, tokenizer = load_model(init).eval(), small_tokenizer()
+    for text, logits in zip(("module router", "skip"), found["logits"], strict=True):
+        with torch.no_grad():
+            expected = model(input_ids=torch.tensor([tokenizer(text)["input_ids"]])).logits
+        torch.testing.assert_close(logits, expected)
+    ids = torch.tensor([tokenizer("module router")["input_ids"]])
+    generated = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
+    assert found["text"] == tokenizer.decode(generated[0], skip_special_tokens=True)
+
+
+def test_what_is_in_it(tmp_path):
+    folder = exported(tmp_path, write_run(tmp_path / "first"))
+    names = {path.name for path in folder.iterdir()}
+
+    assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md", "modeling.py"}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "configuration.py"}
+    assert json.loads((folder / "config.json").read_text())["architectures"] == ["MoMForCausalLM"]
+    # It can be started from again, and what is saved from then on is not a folder with code.
+    again = load_model(folder)
+    assert not hasattr(again.config, "auto_map")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer("module skip")["input_ids"] == small_tokenizer()("module skip")["input_ids"]
+
+
+def test_no_file_of_code_needs_the_package():
+    for name, source in model_code().items():
+        compile(source, name, "exec")
+        assert "import mom" not in source
+        assert "from mom" not in source
+        assert '"mom::' not in source
+        assert "torch.ops.mom." not in source
+
+
+def test_our_classes_need_no_remote_code(tmp_path):
+    folder = exported(tmp_path, write_run(tmp_path / "first"))
+
+    assert type(AutoConfig.from_pretrained(folder)) is MoMConfig
+    assert type(AutoModelForCausalLM.from_pretrained(folder)) is MoMForCausalLM
+
+
+def test_a_classifier(tmp_path):
+    model = load_classifier(write_run(tmp_path / "first"), ("no", "yes", "perhaps"))
+    init = write_run(tmp_path / "second", model=model)
+    folder = exported(tmp_path, init)
+    again = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    ids = torch.arange(8)[None]
+
+    assert type(again) is MoMForSequenceClassification
+    assert again.config.id2label == {0: "no", 1: "yes", 2: "perhaps"}
+    torch.testing.assert_close(again(input_ids=ids).logits, model.eval()(input_ids=ids).logits)
+    assert "text-classification" in (folder / "README.md").read_text(encoding="utf-8")
+    assert load_classifier(folder, ("no", "yes", "perhaps")).score.weight.equal(model.score.weight)
+    for source in (init, folder):
+        with pytest.raises(RequestError, match=r"^init: .*, a classifier; the weights of a language model"):
+            load_model(source)
+
+
+def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
+    init = write_run(tmp_path / "first")
+    (tmp_path / "first" / "summary.json").write_text('{"val/loss": 3.25, "steps": 7}', encoding="utf-8")
+    plain = {"task": {"name": "pretrain"}, "data": {"kind": "language_modeling", "corpus": "text"}}
+    (tmp_path / "first" / "config.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
+    card = (exported(tmp_path, init) / "README.md").read_text(encoding="utf-8")
+    assert "| val/loss | 3.2500 |" in card
+    assert "(pretrain language_modeling text)" in card
+    assert "steps" not in card
+
+    # The best checkpoint is another one than the summary is of.
+    best = init.with_name("best.ckpt")
+    init.rename(best)
+    card = (exported(tmp_path, best) / "README.md").read_text(encoding="utf-8")
+    assert "Nothing was recorded" in card
+    assert "3.25" not in card
+
+
+def test_without_a_tokenizer_it_is_refused(tmp_path):
+    init = write_run(tmp_path / "first")
+    (tmp_path / "first" / "tokenizer").rename(tmp_path / "gone")
+    with pytest.raises(RequestError, match=r"^data.tokenizer: null; the tokenizer of"):
+        exported(tmp_path, init)
+    assert (exported(tmp_path, init, data={"tokenizer": str(tmp_path / "gone")}) / "tokenizer.json").is_file()
