@@ -123,6 +123,25 @@ def equal(folder: Path) -> None:
         train(request(folder, 2, **EQUAL["accumulation"]), folder / "diverging", extra=extra)
     except NonFiniteError as error:
         (folder / f"divergence-{rank}.txt").write_text(str(error))
+    train_sharded(folder)
+
+
+class Shares(Callback):
+    """Sees that a rank holds about half of the weights."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        mine = sum(parameter.to_local().numel() for parameter in pl_module.parameters())
+        assert 0.4 < mine / sum(parameter.numel() for parameter in pl_module.parameters()) < 0.6
+
+
+def train_sharded(folder: Path) -> None:
+    """Sharded over two ranks: trained, stopped and gone on with; global balance; accumulation."""
+    for steps in (2, STEPS):
+        changes = EQUAL["accumulation"]["trainer"] | {"strategy": "fsdp", "max_steps": steps}
+        config = request(
+            folder, 2, **EQUAL["accumulation"] | {"trainer": changes, "optimizer": {"schedule": "constant"}}
+        )
+        train(config, folder / "sharded", resume=steps == STEPS, extra=(Shares(),))
 
 
 def dying(folder: Path) -> None:

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback
 
 from mom.data.module import LanguageModelingDataModule
 from mom.data.windows import ResumableSampler
+from mom.interop import load_model
 from tests.distributed.launch import launch, launch_all
 from tests.distributed.scenarios import EQUAL, RESUMED, request, train
 from tests.texts import some_texts, write_jsonl
@@ -133,3 +134,16 @@ def assert_same(left, right) -> None:
             assert_same(ours, theirs)
     else:
         assert left == right
+
+
+def test_sharded_ranks_train_as_one_and_resume_from_a_full_checkpoint(folder):
+    changes = EQUAL["accumulation"] | {"optimizer": {"schedule": "constant"}}
+    train(request(folder, 1, **changes), folder / "one-sharded")
+    one, two = rows(folder / "one-sharded"), rows(folder / "sharded")
+    losses = [[float(row["train/loss"]) for row in some if "train/loss" in row] for some in (one, two)]
+    assert len(losses[0]) == 4
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    ours, theirs = last(folder / "one-sharded"), last(folder / "sharded")
+    for key, weight in ours["state_dict"].items():
+        torch.testing.assert_close(weight, theirs["state_dict"][key], atol=1e-5, rtol=0)
+    assert load_model(folder / "sharded" / "checkpoints" / "last.ckpt").num_parameters() > 0

@@ -314,7 +314,7 @@ def _announce(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
     log.info(
         "%s: about %s MB of text, %s MB as tokens; %s MB free in %s",
         corpus.kind,
-        *(f"{amount / 1e6:,.0f}" for amount in (size, needed, free)),
+        *(f"{amount / 1e6:,.1f}" for amount in (size, needed, free)),
         cache,
     )
     if needed > free:

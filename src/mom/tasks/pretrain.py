@@ -13,10 +13,17 @@ from mom.data.module import LanguageModelingDataModule
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
+from mom.training.checkpoint import (
+    LAST,
+    Resume,
+    check_architecture,
+    last_checkpoint,
+    read_checkpoint,
+)
 from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.phases import adopt, announce, earlier_results, run_phase
 from mom.training.report import print_report, results_table
+from mom.training.sharding import is_sharded
 
 Results = dict[str, float]
 
@@ -106,6 +113,8 @@ def _from_plain(
         others["plain"] = run_phase(
             _of_phase_1(config), start, data, run, phase="plain", max_steps=config.task.plain_steps
         )
+        if is_sharded(start):  # this process has only its share
+            start = load_model(run.path / "plain" / CHECKPOINTS / LAST)
     # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
     seed_everything(config.seed, workers=True, verbose=False)
     model = adopt(start, model_config)  # copies, so training the baseline does not touch it

@@ -31,6 +31,7 @@ from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import build_loggers, finish_loggers
 from mom.training.module import TrainingModule
+from mom.training.sharding import FullyShardedStrategy
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -185,6 +186,8 @@ def build_trainer(
         options["check_val_every_n_epoch"] = 1
     has_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
     options = {name: value for name, value in options.items() if name not in _NOT_LIGHTNINGS}
+    if options["strategy"] == "fsdp":
+        options["strategy"] = FullyShardedStrategy()
     options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
     return Trainer(
         **options,

@@ -16,6 +16,7 @@ from mom.callbacks.window import logs_next_step
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.balance import balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
+from mom.training.sharding import is_sharded, shard
 
 
 class TrainingModule(LightningModule):
@@ -54,6 +55,11 @@ class TrainingModule(LightningModule):
     @abstractmethod
     def run_model(self, batch: Mapping[str, Any]) -> Any:
         """The model's output for a batch, with its losses and routing records."""
+
+    def configure_model(self) -> None:
+        """Shard the model where the strategy shards (``trainer=fsdp``); Lightning calls this on every start."""
+        if self._device_mesh is not None and not is_sharded(self.model):
+            shard(self.model, self._device_mesh["data_parallel"])
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """One micro-batch.
