@@ -29,6 +29,7 @@ FILES = sorted(
 )
 NEEDED = {
     "data/glue": ["task=finetune", "init=some.ckpt"],
+    "data/xsum": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
     "data/token_files": ["data.path=tokens"],
     "task/upcycle": ["init=some.ckpt"],

@@ -5,7 +5,7 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
-from mom.config.data import GlueConfig
+from mom.config.data import GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
 from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
 from mom.config.sections import (
@@ -45,5 +45,6 @@ __all__ = [
     "TaskConfig",
     "TrainerConfig",
     "UpcycleConfig",
+    "XsumConfig",
     "bind",
 ]

@@ -129,17 +129,17 @@ class GenerateConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(TaskConfig):
-    """Fine-tune a model on a labelled task.
+    """Fine-tune a model on a task of GLUE or on XSum.
 
     Args:
         epochs: passes over the training rows; ``trainer.max_steps`` ends training if it comes first.
-        loss: ``plain``, or ``class_balanced``: classes weigh alike, however many rows each has.
+        loss: ``plain``, or for GLUE ``class_balanced``: classes weigh alike, however many rows each has.
         dropout: in the place of the weights' own; None keeps that.
         tasks: GLUE tasks to go through one after the other; None is the one of ``data.name``.
         seeds: seeds to go through for each of them; None is the one of ``seed``.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("glue",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("glue", "xsum")
     needs_init: ClassVar[bool] = True
 
     name: Literal["finetune"] = "finetune"

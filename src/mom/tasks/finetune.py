@@ -1,7 +1,8 @@
-"""Fine-tune a model on GLUE: one task, or all of them and several seeds, and the row that papers print."""
+"""Fine-tune a model on GLUE (one task, or several tasks and seeds and the row that papers print) or on XSum."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import statistics
@@ -11,24 +12,31 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 
-from mom.config import FinetuneConfig, GlueConfig, RunConfig
+from mom.config import DataSection, FinetuneConfig, GlueConfig, RunConfig, XsumConfig
 from mom.data.classification import GlueDataModule
 from mom.data.glue import TASKS
+from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
-from mom.interop import load_classifier
+from mom.interop import load_classifier, load_model
 from mom.interop.tokenizer import tokenizer_of
+from mom.model import MoMConfig
 from mom.run_directory import RunDirectory
 from mom.training.classification import ClassificationModule, build_metrics, percent
 from mom.training.evaluation import evaluate_module, predict
 from mom.training.fit import CHECKPOINTS, fit_module
 from mom.training.glue_report import glue_row, print_task, write_submission
-from mom.training.phases import announce, recorded
+from mom.training.module import TrainingModule
+from mom.training.phases import adopt, announce, recorded
+from mom.training.summarization import SummarizationModule
+from mom.training.summary_report import measure_summaries
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Fine-tune, take the best checkpoint by the validation score, measure it, predict the test set.
 
-    With ``task.tasks`` or ``task.seeds`` every combination is trained in a folder of its own,
+    For XSum the score is minus the loss, and what is measured is ROUGE of generated summaries.
+
+    For GLUE with ``task.tasks`` or ``task.seeds`` every combination is trained in a folder of its own,
     ``<task>/seed_<n>``, from the same weights, and the row of means and deviations is printed.
 
     Args:
@@ -38,24 +46,31 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Returns:
         For one training: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
         ``majority/<metric>`` (of the commonest label) and what else the trainer measured. For several:
-        ``<task>/mean``, ``<task>/deviation`` and ``glue/average``.
+        what :func:`mom.training.glue_report.glue_row` returns. For XSum: ``val/loss``, ``val/rouge1``,
+        ``val/rouge2``, ``val/rougeL`` and the same of the first sentence under ``lead/val/``; with a test split
+        ``test/…`` too.
 
     Raises:
         RequestError: weights, tokenizer or data that cannot be used, before anything is trained.
     """
     task, data, init = config.task, config.data, config.init
-    assert isinstance(task, FinetuneConfig) and isinstance(data, GlueConfig) and init is not None
+    assert isinstance(task, FinetuneConfig) and init is not None
+    if isinstance(data, XsumConfig):
+        return finetune_xsum(config, task, data, init, run)
+    assert isinstance(data, GlueConfig)
+    return finetune_glue(config, task, data, init, run)
+
+
+def finetune_glue(
+    config: RunConfig, task: FinetuneConfig, data: GlueConfig, init: str, run: RunDirectory
+) -> dict[str, Any]:
+    """GLUE; see :func:`run`."""
     names = task.tasks or [data.name]
     if task.loss == "class_balanced" and "stsb" in names:
         raise RequestError("task.loss", task.loss, "plain for stsb, whose labels are numbers and not classes")
     # Everything is read before anything is trained: the ninth task's missing file ends the run now.
     model = load_classifier(init, TASKS[names[0]].labels)
-    if data.sequence_length > model.config.max_positions:
-        raise RequestError(
-            "data.sequence_length",
-            data.sequence_length,
-            f"at most {model.config.max_positions}, the positions of the model",
-        )
+    check_length(data, model.config)
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     of_task = {name: dataclasses.replace(data, name=name) for name in names}
     modules = {name: GlueDataModule(of_task[name], config.seed, tokenizer) for name in names}
@@ -95,9 +110,7 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
     )
     steps = min(config.trainer.max_steps, num_steps(config, len(data.train_dataloader()), task.epochs))
     results = fit_module(config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps)
-    best = directory.path / CHECKPOINTS / "best.ckpt"
-    if best.is_file():
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+    take_best(module, directory)
     measured = evaluate_module(
         config, module, data.val_dataloader(), directory, phase=glue.name, logged=False
     )
@@ -105,6 +118,23 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
         values = predict(config, module, data.test_batches(split), directory)
         write_submission(glue, split, values, directory)
     return {**results, **measured, **majority(data)}
+
+
+def take_best(module: TrainingModule, directory: RunDirectory) -> None:
+    """Put the weights of ``best.ckpt`` into a module; without one the last weights stay."""
+    best = directory.path / CHECKPOINTS / "best.ckpt"
+    if best.is_file():
+        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+
+
+def check_length(data: DataSection, config: MoMConfig) -> None:
+    """Refuse examples longer than the model's positions."""
+    if data.sequence_length > config.max_positions:
+        raise RequestError(
+            "data.sequence_length",
+            data.sequence_length,
+            f"at most {config.max_positions}, the positions of the model",
+        )
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
@@ -140,3 +170,28 @@ def majority(data: GlueDataModule) -> dict[str, float]:
         metrics.update(torch.full_like(truth, answer), truth)
         measured |= {f"majority/{name}{suffix}": value for name, value in percent(metrics).items()}
     return measured
+
+
+def finetune_xsum(
+    config: RunConfig, task: FinetuneConfig, data: XsumConfig, init: str, run: RunDirectory
+) -> dict[str, Any]:
+    """XSum; see :func:`run`."""
+    for name, given in (("tasks", task.tasks), ("seeds", task.seeds)):
+        if given is not None:
+            raise RequestError(f"task.{name}", given, "null for data=xsum")
+    if task.loss != "plain":
+        raise RequestError("task.loss", task.loss, "plain for data=xsum, which has no classes")
+    model = load_model(init)
+    check_length(data, model.config)
+    if task.dropout is not None:
+        changed = copy.deepcopy(model.config)
+        changed.dropout = task.dropout
+        model = adopt(model, changed)
+    tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+    examples = XsumDataModule(data, config.seed, tokenizer)
+    module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
+    steps = min(config.trainer.max_steps, num_steps(config, len(examples.train_dataloader()), task.epochs))
+    results = fit_module(config, module, examples, tokenizer, run, phase="xsum", max_steps=steps)
+    take_best(module, run)
+    measured = evaluate_module(config, module, examples.val_dataloader(), run, phase="xsum", logged=False)
+    return {**results, **measured, **measure_summaries(config, model, examples, run)}

@@ -44,6 +44,11 @@ class LanguageModelingModule(TrainingModule):
         self._val_tokens = SumMetric(nan_strategy="disable")
 
     @property
+    def validation_loss(self) -> Tensor:
+        """Mean cross-entropy in nats over every token that the last validation predicted."""
+        return self._val_nats.compute() / self._val_tokens.compute()
+
+    @property
     def num_predicted(self) -> int:
         """Tokens that the last validation predicted."""
         return int(self._val_tokens.compute())
@@ -73,7 +78,7 @@ class LanguageModelingModule(TrainingModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the average over every predicted token of the validation, on all ranks together."""
-        loss = self._val_nats.compute() / self._val_tokens.compute()
+        loss = self.validation_loss
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token:
             metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)
