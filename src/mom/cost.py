@@ -126,7 +126,7 @@ def _layouts(config: MoMConfig) -> tuple[PoolLayout, PoolLayout]:
 
 def _router_flops(config: MoMConfig, layout: PoolLayout) -> float:
     """One router's products for one token in one round."""
-    width, state, slots = config.d_model, config.router_dim, layout.num_slots
+    width, state, slots = config.d_model, config.router_width, layout.num_slots
     return {
         "gru": 2 * (3 * state * width + 3 * state * state + state * slots),
         "mlp": 2 * (state * width + state * slots),

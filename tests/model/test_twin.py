@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mom.model import pools
 from tests.models import small_model, tokens
 from tests.twin import twin_logits
 
@@ -35,8 +36,14 @@ GRID = [
 ]
 
 
-@pytest.mark.parametrize("changes", GRID, ids=lambda changes: "-".join(map(str, changes.values())))
-def test_equals_twin_in_value_and_every_gradient(changes):
+@pytest.mark.parametrize(
+    ("changes", "fold"),
+    [(changes, True) for changes in GRID] + [(changes, False) for changes in GRID[::5]],
+    ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else f"fold={given}",
+)
+def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
+    # LayerNorms are folded into weights or applied to rows by the amount of work; both must be the twin's.
+    monkeypatch.setattr(pools, "worth_folding", lambda *_: fold)
     model = small_model(**changes)
     ids = tokens(2, 7)
     output = model(input_ids=ids, labels=ids, output_routing=True)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mom.model.attention import AttentionContext
@@ -68,6 +69,7 @@ class Stage(nn.Module):
         self.ffn = RoutedFFN(config, stage_index)
         self.dropout = nn.Dropout(config.dropout)
         self.anchor = Block(config) if config.anchors else None
+        self._run_round: Callable = self.assemble
 
     def forward(
         self,
@@ -89,11 +91,12 @@ class Stage(nn.Module):
         Returns:
             The residual stream, the routing of each round, and the residual stream after each round and anchor.
         """
-        folded = self.attention.pool.fold(), self.ffn.pool.fold()
+        num_rows = x.shape[0] * x.shape[1] * self.num_rounds
+        folded = tuple(part.pool.fold(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
         state = RoundState(x, None, None)
         routing, passed = [], []
         for round_index in range(self.num_rounds):
-            one_round = partial(self.assemble, round_index, context, first_layer + round_index, token_ids)
+            one_round = partial(self._run_round, round_index, context, first_layer + round_index, token_ids)
             state, decided = run(one_round, state, *folded)
             routing.append(decided)
             passed.append(state.x)
@@ -102,6 +105,10 @@ class Stage(nn.Module):
             x = run(self.anchor, x, context, first_layer + self.num_rounds)
             passed.append(x)
         return x, routing, passed
+
+    def compile_rounds(self, **options: Any) -> None:
+        """`torch.compile` one round for all rounds; see :meth:`mom.model.MoMModel.compile_layers`."""
+        self._run_round = torch.compile(self.assemble, **options)
 
     def assemble(
         self,

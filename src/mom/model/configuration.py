@@ -43,7 +43,8 @@ class MoMConfig(PreTrainedConfig):
         ffn_skip: ``skip`` of the feed-forward pool; ``None`` means the same as the attention pool's.
         router: ``gru`` (the paper's), ``mlp``, ``linear``, ``sequential`` (round h takes module h mod N) or
             ``random`` (a fixed choice per token id and round); :mod:`mom.model.routers`.
-        router_dim: state size of ``gru`` and hidden size of ``mlp``.
+        router_dim: state size of ``gru`` and hidden size of ``mlp``; ``None`` means the paper's 256, or half of
+            ``d_model`` where that is less.
         temperature: divides the router's logits before the softmax.
         score_function: ``softmax``, or ``identity`` where the raw router outputs are the scores.
         normalize_weights: renormalise the K chosen scores to sum to 1; ``"auto"`` does so only for K > 1, since
@@ -103,7 +104,7 @@ class MoMConfig(PreTrainedConfig):
     ffn_schedule: str | None = None
     ffn_skip: bool | None = None
     router: str = "gru"
-    router_dim: int = 256
+    router_dim: int | None = None
     temperature: float = 1.0
     score_function: str = "softmax"
     normalize_weights: bool | str = "auto"
@@ -133,6 +134,7 @@ class MoMConfig(PreTrainedConfig):
         kwargs.pop("num_hidden_layers", None)
         super().__post_init__(**kwargs)
         self._check()
+        self.router_dim = self.router_width
         self.num_hidden_layers = self.graph_depth
 
     @property
@@ -145,6 +147,11 @@ class MoMConfig(PreTrainedConfig):
     def ffn_width(self) -> int:
         """Hidden width of a feed-forward module."""
         return 4 * self.d_model if self.d_ffn is None else self.d_ffn
+
+    @property
+    def router_width(self) -> int:
+        """``router_dim`` as a number."""
+        return max(1, min(256, self.d_model // 2)) if self.router_dim is None else self.router_dim
 
     def _check(self) -> None:
         """Refuse the first field that cannot be; the order is that of the fields."""
@@ -163,10 +170,12 @@ class MoMConfig(PreTrainedConfig):
             "num_heads",
             "num_attention_modules",
         )
-        counts += ("num_ffn_modules", "num_rounds", "router_dim", "num_skip_slots")
+        counts += ("num_ffn_modules", "num_rounds", "num_skip_slots")
         least = dict.fromkeys(counts, 1)
         least |= dict.fromkeys(("num_bottom_blocks", "num_top_blocks", "num_stages"), 0)
-        least |= {name: 1 for name in ("d_ffn", "ffn_skip_slots") if getattr(self, name) is not None}
+        least |= {
+            name: 1 for name in ("d_ffn", "router_dim", "ffn_skip_slots") if getattr(self, name) is not None
+        }
         for name, lowest in least.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:

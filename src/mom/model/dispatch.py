@@ -28,12 +28,14 @@ class Dispatch(NamedTuple):
         ends: where each group's rows end, int32 [G]; rows from ``ends[-1]`` on are SKIP.
         place: each row's position in the flattened [tokens, K] choices, int64 [M].
         row: the inverse of ``place``: the row of each (token, choice), int64 [tokens, K].
+        group: each row's group, int64 [M]; G or more is SKIP.
     """
 
     token: Tensor
     ends: Tensor
     place: Tensor
     row: Tensor
+    group: Tensor
 
 
 def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
@@ -48,7 +50,7 @@ def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
     bounds = torch.arange(num_groups, device=flat.device, dtype=ordered.dtype)
     ends = torch.searchsorted(ordered, bounds, right=True).to(torch.int32)  # (G,)
     row = torch.empty_like(place).scatter_(0, place, torch.arange(place.numel(), device=place.device))
-    return Dispatch(place // groups.shape[-1], ends, place, row.view_as(groups))
+    return Dispatch(place // groups.shape[-1], ends, place, row.view_as(groups), ordered)
 
 
 def grouped_linear(

@@ -220,6 +220,21 @@ class MoMModel(MoMPreTrainedModel):
             routing=tuple(routing) if output_routing else None,
         )
 
+    def compile_layers(self, **options: Any) -> None:
+        """`torch.compile` every block and every stage's round, in place; names in checkpoints stay as they are.
+
+        Each compiles as one graph (``fullgraph=True``) and is not compiled again for another routing or another
+        batch of one shape.
+
+        Args:
+            options: of `torch.compile`, such as ``mode`` or ``backend``.
+        """
+        for module in self.modules():
+            if isinstance(module, Block):
+                module.compile(fullgraph=True, **options)
+            elif isinstance(module, Stage):
+                module.compile_rounds(fullgraph=True, **options)
+
     def _positions(
         self,
         embedded: Tensor,

@@ -2,7 +2,8 @@
 
 A module carries its own LayerNorm. All modules of a pool normalise the same input, so the normalisation is done
 once and each module's scale and shift are folded into its first projection: W LN(x) = (W · scale) x̂ + W shift.
-Folding costs one pass over the weights per forward, where applying it would cost one per module and token.
+Folding costs one pass over the weights per forward, where applying it would cost one per module and token; with few
+tokens, as in decoding, it is the other way round, and they are applied (:func:`worth_folding`).
 """
 
 from __future__ import annotations
@@ -16,24 +17,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mom.model.configuration import MoMConfig
-from mom.model.dispatch import grouped_linear, sort_by_group
+from mom.model.dispatch import Dispatch, grouped_linear, sort_by_group
 from mom.model.routing import Routing
 
 
 class Folded(NamedTuple):
-    """A pool's weights, LayerNorms folded in and cast for the products; used by all rounds of one forward.
+    """A pool's weights, cast for the products; used by all rounds of one forward.
 
     Attributes:
         in_weight: [N, D, D_in].
         in_bias: [N, D_in].
         out_weight: [N, D_out, D].
         out_bias: [N, D].
+        norm_weight: the LayerNorms' scales, [N, D]; ``None`` if they are folded into ``in_weight``.
+        norm_bias: the LayerNorms' shifts, [N, D]; ``None`` if they are folded into ``in_bias``.
     """
 
     in_weight: Tensor
     in_bias: Tensor
     out_weight: Tensor
     out_bias: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
 
 
 class Pool(nn.Module):
@@ -78,23 +83,69 @@ class Pool(nn.Module):
         for name in ("norm", self._first, self._second):
             constant(getattr(self, f"{name}_bias"), 0.0)
 
-    def fold(self) -> Folded:
-        """Fold the LayerNorms and cast to the dtype that products run in."""
-        weight, bias = getattr(self, f"{self._first}_weight"), getattr(self, f"{self._first}_bias")
-        folded_bias = bias + torch.bmm(self.norm_bias[:, None], weight).squeeze(1)  # (N, D_in)
-        folded = (
-            weight * self.norm_weight[:, :, None],  # (N, D, D_in)
-            folded_bias,
-            getattr(self, f"{self._second}_weight"),
-            getattr(self, f"{self._second}_bias"),
-        )
-        dtype = product_dtype(weight)
-        return Folded(*(tensor.to(dtype) for tensor in folded))
+    def fold(self, num_rows: int) -> Folded:
+        """Cast the weights to the dtype that products run in, and fold the LayerNorms in where that is cheaper.
 
-    def normalize(self, x: Tensor) -> Tensor:
-        """LayerNorm without scale and shift, flattened over tokens: [B, T, D] → [tokens, D]."""
-        normal = F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon)
-        return normal.flatten(0, 1).to(product_dtype(x))
+        Args:
+            num_rows: rows of computation, tokens x K x rounds, that will use them.
+        """
+        weight, bias = getattr(self, f"{self._first}_weight"), getattr(self, f"{self._first}_bias")
+        out = getattr(self, f"{self._second}_weight"), getattr(self, f"{self._second}_bias")
+        if worth_folding(num_rows, weight.shape[0] * weight.shape[2]):
+            folded_bias = bias + torch.bmm(self.norm_bias[:, None], weight).squeeze(1)  # (N, D_in)
+            tensors: tuple[Tensor, ...] = (weight * self.norm_weight[:, :, None], folded_bias, *out)
+        else:
+            tensors = (weight, bias, *out, self.norm_weight, self.norm_bias)
+        dtype = product_dtype(weight)
+        return Folded(*(tensor.to(dtype) for tensor in tensors))
+
+    def project_in(
+        self,
+        x: Tensor,
+        folded: Folded,
+        dispatch: Dispatch,
+        *,
+        scatter: bool,
+        row_weight: Tensor | None = None,
+    ) -> Tensor:
+        """Every chosen module's LayerNorm and first projection.
+
+        Args:
+            x: residual stream, [B, T, D].
+            folded: this pool's :meth:`fold`.
+            dispatch: rows sorted by module.
+            scatter: sum over a token's choices.
+            row_weight: [M]; ``None`` means 1.
+
+        Returns:
+            [tokens, D_in] if ``scatter``, else [M, D_in] in dispatch order.
+        """
+        normal = F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon).flatten(
+            0, 1
+        )  # (tokens, D)
+        if folded.norm_weight is not None and folded.norm_bias is not None:
+            rows = normal.index_select(0, dispatch.token)  # (M, D)
+            module = dispatch.group.clamp(max=self.num_modules - 1)
+            normal = rows * folded.norm_weight[module] + folded.norm_bias[module]
+        return grouped_linear(
+            normal.to(folded.in_weight.dtype),
+            folded.in_weight,
+            folded.in_bias,
+            dispatch,
+            gather=folded.norm_weight is None,
+            scatter=scatter,
+            row_weight=row_weight,
+        )
+
+
+def worth_folding(num_rows: int, num_columns: int) -> bool:
+    """Whether to fold LayerNorms into the weights: [N, D, D_in] is scaled once, or ``num_rows`` rows of D are.
+
+    Args:
+        num_rows: rows that the LayerNorms would be applied to.
+        num_columns: columns that they would be folded into, N x D_in.
+    """
+    return num_rows >= num_columns
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -134,14 +185,8 @@ class AttentionPool(Pool):
         batch, length, width = x.shape
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
-        qkv = grouped_linear(
-            self.normalize(x),
-            folded.in_weight,
-            folded.in_bias,
-            dispatch,
-            gather=True,
-            scatter=True,
-            row_weight=row_weight if self.config.weight_qkv else None,
+        qkv = self.project_in(
+            x, folded, dispatch, scatter=True, row_weight=row_weight if self.config.weight_qkv else None
         )  # (tokens, 3D)
         active = (routing.selected < self.num_modules).any(dim=-1)  # (B, T)
         mixed = attend(qkv.view(batch, length, 3 * width), active)
@@ -182,9 +227,7 @@ class FFNPool(Pool):
         """
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
-        hidden = grouped_linear(
-            self.normalize(x), folded.in_weight, folded.in_bias, dispatch, gather=True, scatter=False
-        )  # (M, F)
+        hidden = self.project_in(x, folded, dispatch, scatter=False)  # (M, F)
         out = grouped_linear(
             hidden,
             folded.out_weight,

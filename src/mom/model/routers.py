@@ -104,8 +104,8 @@ class GRURouter(Router):
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
         super().__init__(config, layout, salt)
-        self.cell = nn.GRUCell(config.d_model, config.router_dim)
-        self.output = nn.Linear(config.router_dim, layout.num_slots)
+        self.cell = nn.GRUCell(config.d_model, config.router_width)
+        self.output = nn.Linear(config.router_width, layout.num_slots)
 
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
@@ -120,8 +120,8 @@ class MLPRouter(Router):
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
         super().__init__(config, layout, salt)
-        self.input = nn.Linear(config.d_model, config.router_dim)
-        self.output = nn.Linear(config.router_dim, layout.num_slots)
+        self.input = nn.Linear(config.d_model, config.router_width)
+        self.output = nn.Linear(config.router_width, layout.num_slots)
 
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None

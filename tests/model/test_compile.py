@@ -1,0 +1,58 @@
+"""`torch.compile`: one graph, the same numbers, no second compilation for another routing."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from tests.models import small_model, tokens
+
+VARIANTS = [{}, {"router": "mlp", "skipped_kv": "mask"}, {"router_prior": "looped", "schedule": "layerwise"}]
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(model, ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    output = model(input_ids=ids, labels=ids, output_logits=False)
+    output.loss.backward()
+    return output.loss.detach(), {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_the_whole_body_is_one_graph_for_every_routing(precision):
+    model = small_model(num_rounds=2).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    body = torch.compile(model.model, fullgraph=True, backend=counter)
+    choices = set()
+    for seed in range(3):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            routing = body(input_ids=tokens(2, 8, seed=seed), use_cache=False, output_routing=True).routing
+        choices.add(tuple(routing[0].ffn.selected.flatten().tolist()))
+    assert len(choices) == 3
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_compiled_layers_give_the_same_loss_and_gradients(changes):
+    ids = tokens(2, 8)
+    loss, gradients = step(small_model(**changes).train(), ids)
+    model = small_model(**changes).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    model.model.compile_layers(backend=counter)
+    compiled_loss, compiled_gradients = step(model, ids)
+    torch.testing.assert_close(compiled_loss, loss)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(compiled_gradients[name], gradient, atol=1e-6, rtol=1e-4, msg=name)
+    assert model.state_dict().keys() == small_model(**changes).state_dict().keys()
+
+    compiled = counter.frame_count
+    step(model, tokens(2, 8, seed=1))
+    step(model, tokens(2, 8, seed=2))
+    assert counter.frame_count == compiled
