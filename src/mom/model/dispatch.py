@@ -79,9 +79,21 @@ def grouped_linear(
     Returns:
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
     """
-    return _grouped_linear(
-        x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
+    arguments = (
+        x,
+        weight,
+        bias,
+        row_weight,
+        dispatch.token,
+        dispatch.ends,
+        dispatch.row,
+        gather,
+        scatter,
+        gelu,
     )
+    if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return forward_by_loop(*arguments)  # what the operator would call; its bookkeeping slows decoding
+    return _grouped_linear(*arguments)
 
 
 def forward_by_grouped_mm(
