@@ -21,7 +21,7 @@ class Ended:
 
 
 def launch(
-    scenario: str, folder: Path, *arguments: str, world_size: int = 2, timeout: float = 60
+    scenario: str, folder: Path, *arguments: str, world_size: int = 2, timeout: float = 300
 ) -> list[Ended]:
     """Run a scenario on ``world_size`` processes that find each other over a free port.
 

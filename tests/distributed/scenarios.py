@@ -80,6 +80,11 @@ def train(
         fit.build_callbacks = build
 
 
+def is_timed(metric: str) -> bool:
+    """Whether a metric is of the clock and so differs from run to run."""
+    return metric.startswith("throughput/") and metric != "throughput/tokens"
+
+
 class KillAt(Callback):
     """Kills this process, as ``kill -9`` does, after ``step`` steps and ``batch`` more micro-batches."""
 

@@ -14,7 +14,7 @@ from mom.data.module import LanguageModelingDataModule
 from mom.data.windows import ResumableSampler
 from mom.interop import load_model
 from tests.distributed.launch import launch, launch_all
-from tests.distributed.scenarios import EQUAL, RESUMED, request, train
+from tests.distributed.scenarios import EQUAL, RESUMED, is_timed, request, train
 from tests.texts import some_texts, write_jsonl
 
 
@@ -41,7 +41,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder, name):
     train(request(folder, 1, **EQUAL[name]), folder / f"one-{name}")
     one, two = rows(folder / f"one-{name}"), rows(folder / f"two-{name}")
     assert len(one) == len(two) > 4
-    compared = [key for key in sorted(set().union(*one)) if "per_second" not in key]
+    compared = [key for key in sorted(set().union(*one)) if not is_timed(key)]
     assert "train/balance_loss" in compared and "val/loss" in compared
     for left, right in zip(one, two, strict=True):
         for key in compared:
@@ -88,8 +88,8 @@ def test_a_rank_that_dies_ends_the_job_and_resuming_goes_on_bit_for_bit(folder):
     assert_same(again["optimizer_states"], whole["optimizer_states"])
     assert_same(again["lr_schedulers"], whole["lr_schedulers"])
     assert_same(again["callbacks"]["RandomState"], whole["callbacks"]["RandomState"])
-    kept = [{k: v for k, v in row.items() if "per_second" not in k} for row in rows(directory)]
-    assert kept == [{k: v for k, v in row.items() if "per_second" not in k} for row in rows(folder / "whole")]
+    kept = [{k: v for k, v in row.items() if not is_timed(k)} for row in rows(directory)]
+    assert kept == [{k: v for k, v in row.items() if not is_timed(k)} for row in rows(folder / "whole")]
 
 
 def test_ranks_drop_out_different_positions(folder):

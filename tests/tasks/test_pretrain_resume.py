@@ -14,7 +14,7 @@ from mom.run_directory import RunDirectory
 from mom.tasks import pretrain
 from mom.training import fit
 from tests.distributed.launch import launch
-from tests.distributed.scenarios import KillAt
+from tests.distributed.scenarios import KillAt, is_timed
 from tests.runs import tiny_request
 
 # Dropout, accumulation and validations inside a window: everything that a careless resume would shift.
@@ -66,7 +66,7 @@ def run_until(monkeypatch, folder: Path, name: str, phase: str, **changes) -> No
 def curve(directory: Path) -> list[dict[str, str]]:
     with (directory / "metrics.csv").open(newline="") as file:
         rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
-    return [{name: value for name, value in row.items() if "per_second" not in name} for row in rows]
+    return [{name: value for name, value in row.items() if not is_timed(name)} for row in rows]
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
@@ -105,13 +105,29 @@ def test_kill_9_in_a_process_of_its_own(folder):
     assert_equal_runs(folder / "whole", folder / "killed-baseline")
 
 
-def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatch, caplog):
-    run_until(monkeypatch, folder, "torn", "mom", trainer=CHANGES["trainer"] | {"val_check_interval": 2})
-    checkpoints = folder / "torn" / "checkpoints"
+def cut(content: bytes) -> bytes:
+    return content[:-100]
+
+
+def spoil(content: bytes) -> bytes:
+    """One byte in the middle is another."""
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, spoil])
+def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatch, caplog, damage):
+    changes = {
+        "trainer": CHANGES["trainer"] | {"val_check_interval": 2},
+        "task": {**CHANGES["task"], "baseline": False},
+    }
+    name = f"torn-{damage.__name__}"
+    run_until(monkeypatch, folder, name, "mom", **changes)
+    checkpoints = folder / name / "checkpoints"
     last = checkpoints / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:-100])
+    last.write_bytes(damage(last.read_bytes()))
     with caplog.at_level(logging.WARNING, "mom"):
-        run(folder, "torn", resume="auto", trainer=CHANGES["trainer"] | {"val_check_interval": 2})
+        run(folder, name, resume="auto", **changes)
     (line,) = (record.getMessage() for record in caplog.records)
     assert line.startswith(f"resume: {last}; a whole checkpoint")
     assert line.endswith(f"going on from {checkpoints / 'previous.ckpt'} (step 2)")

@@ -7,6 +7,7 @@ from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.random_state import RandomState
 from mom.callbacks.ranks import RankAgreement
+from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.throughput import ThroughputMonitor
 
@@ -17,6 +18,7 @@ __all__ = [
     "NonFinite",
     "RandomState",
     "RankAgreement",
+    "RouterPriorDecay",
     "RoutingStatistics",
     "StepProgressBar",
     "ThroughputMonitor",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,6 +119,7 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
         raise RequestError(
             option, path, "a checkpoint file, such as checkpoints/last.ckpt in a run directory"
         )
+    _check_sums(path, option)
     checkpoint = load_plain(path, option)
     missing = [name for name in TRAINING_STATE if name not in checkpoint]
     if missing:
@@ -130,6 +132,17 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
             "accumulation window (init starts from its weights)",
         )
     return Resume(path, checkpoint["global_step"], checkpoint["hyper_parameters"]["model_config"])
+
+
+def _check_sums(path: Path, option: str) -> None:
+    """Refuse a file whose contents are not what was written; PyTorch's loader does not look."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, EOFError):
+        return  # no checkpoint at all, or half of one: the loader will say so
+    if damaged is not None:
+        raise RequestError(option, path, f"a whole checkpoint of a run ({damaged} is damaged)")
 
 
 def last_checkpoint(folder: str | Path) -> Resume | None:
