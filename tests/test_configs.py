@@ -32,6 +32,7 @@ NEEDED = {
     "data/xsum": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
     "data/token_files": ["data.path=tokens"],
+    "experiment/paper/glue": ["init=some.ckpt"],
     "task/upcycle": ["init=some.ckpt"],
     "task/evaluate": ["init=some.ckpt"],
     "task/export": ["init=some.ckpt"],

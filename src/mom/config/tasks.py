@@ -75,17 +75,29 @@ class EvaluateConfig(TaskConfig):
         stride: tokens from one window to the next, for text; each token is then predicted once, with at least
             ``data.sequence_length - stride`` tokens before it. None takes windows that do not overlap, as
             validation in training does, and predicts no window's first token.
+        harness: tasks of the evaluation harness (lm-eval) to measure instead of the data.
+        harness_path: a folder of task files to find their names in, in the place of the harness's own.
+        harness_shots: solved examples in front of each; None is as each task has it.
+        harness_limit: only so many examples of each task.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
     needs_init: ClassVar[bool] = True
+    top_level: ClassVar[tuple[str, ...]] = ("harness",)
 
     name: Literal["evaluate"] = "evaluate"
     split: Literal["validation", "train", "all"] = "validation"
     stride: int | None = None
+    harness: list[str] | None = None
+    harness_path: str | None = None
+    harness_shots: int | None = None
+    harness_limit: int | None = None
 
     def _check(self) -> None:
-        self._range("stride", least=1)
+        self._range("stride harness_limit", least=1)
+        self._range("harness_shots", least=0)
+        if self.harness is not None and not self.harness:
+            raise RequestError("harness", "[]", "names of tasks, such as [lambada_openai], or null")
 
 
 @dataclass(frozen=True)
@@ -169,6 +181,30 @@ class ExportConfig(TaskConfig):
     name: Literal["export"] = "export"
 
 
+@dataclass(frozen=True)
+class CostConfig(TaskConfig):
+    """Tell what models cost.
+
+    Args:
+        models: names of choices of the model group; None is the chosen one, or the model of ``init``.
+        routed_on: what the modules that the model of ``init`` uses are counted on: a few batches of random
+            tokens, which need no data, or of validation text.
+        measure_memory: also run a forward and a training step of each model to measure their peak memory.
+    """
+
+    builds_model: ClassVar[bool] = True
+    top_level: ClassVar[tuple[str, ...]] = ("models",)
+
+    name: Literal["cost"] = "cost"
+    models: list[str] | None = None
+    routed_on: Literal["random", "validation"] = "random"
+    measure_memory: bool = True
+
+    def _check(self) -> None:
+        if self.models is not None and (not self.models or len(set(self.models)) < len(self.models)):
+            raise RequestError("models", as_written(self.models), "a list of different models, or null")
+
+
 TASKS: Mapping[str, type[TaskConfig]] = {
     section.name: section
     for section in (
@@ -179,6 +215,7 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         ExportConfig,
         UpcycleConfig,
         PrepareConfig,
+        CostConfig,
     )
 }
 """Every task's section by the task's name."""

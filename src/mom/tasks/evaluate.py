@@ -1,4 +1,4 @@
-"""Measure a model: perplexity and bits per byte on text."""
+"""Measure a model: perplexity and bits per byte on text, or the tasks of the evaluation harness."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import dataclasses
 import logging
 from typing import Any
 
+from lightning.fabric import Fabric
+from rich.table import Table
 from torch.utils.data import ConcatDataset, DataLoader
+from transformers import PreTrainedTokenizerFast
 
 from mom.config import DataConfig, EvaluateConfig, RunConfig
 from mom.data.prepare import prepare
@@ -14,6 +17,7 @@ from mom.data.token_file import TokenFile
 from mom.data.windows import ScoringWindows
 from mom.errors import RequestError
 from mom.interop import load_model
+from mom.interop.harness import run_harness
 from mom.interop.tokenizer import find_tokenizer, tokenizer_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
@@ -35,15 +39,47 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Returns:
         ``val/loss``, ``val/perplexity``, ``val/bits_per_byte``, ``depth/*`` and ``routing/*``,
-        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``.
+        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``; for ``harness``
+        what :func:`mom.interop.harness.run_harness` returns.
 
     Raises:
         RequestError: weights, tokenizer or data that cannot be used, before anything is measured.
     """
-    assert config.init is not None
-    model = load_model(config.init)
-    assert isinstance(config.task, EvaluateConfig) and isinstance(config.data, DataConfig)
-    return evaluate_text(config, config.task, config.data, config.init, model, run)
+    task, data, init = config.task, config.data, config.init
+    assert isinstance(task, EvaluateConfig) and isinstance(data, DataConfig) and init is not None
+    model = load_model(init).eval()
+    if task.harness is not None:
+        tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+        return evaluate_harness(config, task, task.harness, model, tokenizer, run)
+    return evaluate_text(config, task, data, init, model, run)
+
+
+def evaluate_harness(
+    config: RunConfig,
+    task: EvaluateConfig,
+    names: list[str],
+    model: MoMForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    run: RunDirectory,
+) -> dict[str, Any]:
+    """Tasks of the evaluation harness; returns and prints ``harness/<task>/<metric>``."""
+    device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
+    model.to(device)  # type: ignore[arg-type]  # transformers wraps the method out of its type
+    results = run_harness(
+        model,
+        tokenizer,
+        names,
+        batch_size=config.data.batch_size,
+        path=task.harness_path,
+        shots=task.harness_shots,
+        limit=task.harness_limit,
+        seed=config.seed,
+    )
+    table = Table("task and metric", "value", title=f"lm-eval, {config.init}", title_justify="left")
+    for name, value in results.items():
+        table.add_row(name.removeprefix("harness/"), f"{value:.4f}")
+    print_report(table, run.path)
+    return results
 
 
 def evaluate_text(
