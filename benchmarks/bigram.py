@@ -1,0 +1,51 @@
+"""What a bigram model gets on the tokens that a run is validated on: a floor for its loss.
+
+    python benchmarks/bigram.py data=text data.path=… data.tokenizer=…
+
+takes the data options of `run.py` and reads the same token files and the same validation windows. The model is
+``P(w | v) = (count(v, w) + a · P(w)) / (count(v) + a)`` with P(w) from add-one counts; the best ``a`` of a few is
+taken on the validation tokens themselves, which can only flatter it.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mom.config import bind
+from mom.config.composition import composed
+from mom.data.module import LanguageModelingDataModule
+
+
+def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -> tuple[float, float]:
+    """Mean loss in nats over every predicted token of the windows, and the ``a`` that gave it."""
+    first, second = train[:-1].astype(np.int64), train[1:].astype(np.int64)
+    pairs, pair_counts = np.unique(first * vocab_size + second, return_counts=True)
+    before = np.bincount(first, minlength=vocab_size)
+    unigram = (np.bincount(train, minlength=vocab_size) + 1.0) / (len(train) + vocab_size)
+    v = np.concatenate([window[:-1] for window in windows]).astype(np.int64)
+    w = np.concatenate([window[1:] for window in windows]).astype(np.int64)
+    at = np.minimum(np.searchsorted(pairs, v * vocab_size + w), len(pairs) - 1)
+    count = np.where(pairs[at] == v * vocab_size + w, pair_counts[at], 0)
+    losses = {a: -np.log((count + a * unigram[w]) / (before[v] + a)).mean() for a in (10, 30, 100, 300, 1000, 3000)}
+    best = min(losses, key=losses.__getitem__)
+    return float(losses[best]), float(best)
+
+
+def main() -> None:
+    """Read the request, prepare its data, print the loss."""
+    config = bind(composed(Path(__file__).parents[1] / "conf", sys.argv[1:]))
+    data = LanguageModelingDataModule(config.data, config.seed)
+    data.setup()
+    windows = [data.validation_windows[index]["input_ids"].numpy() for index in range(len(data.validation_windows))]
+    train = np.asarray(data.prepared.train.tokens)
+    loss, smoothing = bigram_loss(train, windows, data.vocab_size)
+    bits = loss / (math.log(2) * data.validation_bytes_per_token)
+    print(f"bigram: {loss:.4f} nats/token, perplexity {math.exp(loss):.2f}, {bits:.4f} bits per byte (a = {smoothing:g})")
+
+
+if __name__ == "__main__":
+    main()
