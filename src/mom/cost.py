@@ -6,7 +6,9 @@ is left out. A training step costs three forwards (the backward pass has two pro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -38,6 +40,23 @@ class Usage:
         if config.router == "sequential":
             places = [1, 1]
         return cls(*map(float, places))
+
+    @classmethod
+    def of(cls, config: MoMConfig, routing: Sequence[Any]) -> Usage:
+        """What was used, from the records that the model returns for its rounds; all positions count.
+
+        Args:
+            config: the model's configuration.
+            routing: the records of all rounds; empty for a plain model.
+        """
+        if not routing:
+            return cls(0.0, 0.0)
+        pools = (("attention", config.num_attention_modules), ("ffn", config.num_ffn_modules))
+        used = [
+            torch.stack([(getattr(one, pool).selected < size).sum(-1).float().mean() for one in routing])
+            for pool, size in pools
+        ]
+        return cls(*torch.stack([one.mean() for one in used]).tolist())
 
 
 @dataclass(frozen=True)
@@ -93,12 +112,12 @@ def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> floa
     return num_parameters(config) - idle
 
 
-def flops_per_token(config: MoMConfig, sequence_length: int, usage: Usage | None = None) -> Flops:
+def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | None = None) -> Flops:
     """Forward FLOPs per token at a sequence length.
 
     Args:
         config: the model's configuration.
-        sequence_length: T; causal attention sees (T + 1) / 2 keys on average.
+        sequence_length: T; causal attention sees (T + 1) / 2 keys on average. A mean over sequences may be given.
         usage: modules per step; ``None`` counts K (no SKIP). Every round attends over all tokens, whoever skips.
     """
     usage = usage or Usage.nominal(config)

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import ThroughputMonitor, throughput
+from mom.cost import Usage, flops_per_token
 from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 
@@ -30,6 +31,8 @@ class Clock(Callback):
 def clock(monkeypatch) -> Clock:
     clock = Clock(step=2.0)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock.now)
+    # Timed by that clock, a matrix product would take no time at all.
+    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype: (1e6, "said by the test"))
     return clock
 
 
@@ -75,6 +78,7 @@ def test_all_ranks_count(monkeypatch):
         global_step=0,
         max_steps=9,
         log_every_n_steps=5,
+        precision="32-true",
         strategy=SimpleNamespace(root_device=torch.device("cpu")),
     )
     monitor.on_train_start(trainer, None)
@@ -82,3 +86,32 @@ def test_all_ranks_count(monkeypatch):
     trainer.global_step = 1
     monitor.on_train_batch_end(trainer, None, None, token_batch(0))
     assert monitor.state_dict() == {"tokens": 48}
+
+
+def test_mfu_is_useful_operations_over_what_the_device_can_do(tmp_path, clock):
+    module, monitor, recorder = small_module(), ThroughputMonitor(), Recorder()
+    trainer = plain_trainer(tmp_path, [monitor, clock, recorder], max_steps=3, limit_val_batches=0)
+    trainer.fit(module, datamodule=FixedBatches([token_batch(seed) for seed in range(3)], []))
+    config, logged = module.model.config, recorder.logged[2]
+    used = [
+        [
+            (getattr(one, pool).selected < 3).sum(-1).float().mean()
+            for one in recorder.train_outputs[2]["routing"]
+        ]
+        for pool in ("attention", "ffn")
+    ]
+    usage = Usage(*(float(sum(one)) / 4 for one in used))
+    assert usage.attention < 2  # SKIP was chosen somewhere
+    flops = 3 * flops_per_token(config, 8, usage).total
+    assert logged["throughput/flops"] == pytest.approx(flops * 16 / 2, rel=1e-5)
+    assert logged["throughput/mfu"] == pytest.approx(logged["throughput/flops"] / 1e6)
+    assert monitor.mfu == pytest.approx(flops * 8 / 1e6, rel=1e-5)
+
+
+def test_sequences_of_several_lengths_count_each_with_its_own(tmp_path, clock):
+    module, recorder = small_module(num_stages=0), Recorder()
+    options = {"max_steps": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    trainer = plain_trainer(tmp_path, [ThroughputMonitor(), clock, recorder], **options)
+    trainer.fit(module, datamodule=FixedBatches([token_batch(0, length=4), token_batch(0, length=16)], []))
+    flops = sum(6 * length * flops_per_token(module.model.config, length).total for length in (4, 16))
+    assert recorder.logged[1]["throughput/flops"] == pytest.approx(flops / 102, rel=1e-5)

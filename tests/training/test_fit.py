@@ -224,3 +224,19 @@ def test_lightning_is_quiet(tmp_path, capfd, recwarn):
     assert captured.out == ""
     assert captured.err == ""
     assert [str(warning.message) for warning in recwarn if "lightning" in str(warning.filename)] == []
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_bfloat16_on_the_cpu_trains_and_memory_is_kept_where_wanted(tmp_path, monkeypatch, wanted):
+    asked = []
+    monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append(True))
+    trainer = {
+        "precision": "bf16-mixed",
+        "max_steps": 2,
+        "val_check_interval": 2,
+        "keep_freed_memory": wanted,
+    }
+    results = train(tmp_path, trainer=trainer)
+    assert 4 < results["val/loss"] < 7  # 300 tokens: ln 300 is 5.7
+    assert 0 < results["throughput/mfu"] < 1
+    assert bool(asked) is wanted

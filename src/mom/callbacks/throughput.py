@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 
-from mom.callbacks.window import logs_next_step
+from mom.callbacks.window import config_of, logs_next_step
+from mom.cost import Usage, flops_per_token
+from mom.measurement import peak_flops, product_dtype_of
+
+log = logging.getLogger(__name__)
 
 
 class ThroughputMonitor(Callback):
@@ -18,6 +25,12 @@ class ThroughputMonitor(Callback):
     data loading and logging, without the time spent in validation and in writing checkpoints.
     ``throughput/tokens`` counts the tokens trained on since step 0, those before a resumed checkpoint
     included.
+
+    ``throughput/flops`` is the rate of useful floating-point operations over all ranks, three forwards for a
+    training step (:mod:`mom.cost`), at the modules per token that the logged step's last micro-batch of this
+    rank really used; recomputation (``activation_checkpointing``) is no useful work. ``throughput/mfu`` is its
+    share of what the devices can do: the maker's figure for a GPU that Lightning knows, else the rate of a
+    large matrix product in the same precision, measured once at the start.
 
     Lightning's callback of this name says nothing until a window of 100 steps is full, has names of its own,
     and waits for the GPU in every micro-batch; this one waits only where it logs.
@@ -33,6 +46,16 @@ class ThroughputMonitor(Callback):
         self._running_since: float | None = None
         self._first_mark = (0.0, 0)  # after the first step, which also pays for warming up
         self._last_mark = (0.0, 0)
+        self._lengths = 0  # sum over tokens since the last mark of the length of their sequence
+        self._flops_per_token: float | None = None
+        self._peak: float | None = None
+
+    @property
+    def mfu(self) -> float | None:
+        """``throughput/mfu`` over the whole training, at the modules per token of the last logged step."""
+        if self.tokens_per_second is None or self._flops_per_token is None or self._peak is None:
+            return None
+        return self.tokens_per_second * self._flops_per_token / self._peak
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -43,6 +66,10 @@ class ThroughputMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing: a callback may see several trainings."""
         self._reset()
+        dtype = product_dtype_of(trainer.precision)
+        rate, source = peak_flops(trainer.strategy.root_device, dtype)
+        self._peak = rate * trainer.world_size
+        _tell(f"throughput/mfu: of {rate / 1e9:,.0f} GFLOP/s ({str(dtype).removeprefix('torch.')}), {source}")
         self._running_since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -55,7 +82,9 @@ class ThroughputMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
         """Count the micro-batch; after the last one of a logged step, log."""
-        self._tokens += batch["input_ids"].numel() * trainer.world_size
+        tokens = batch["input_ids"].numel() * trainer.world_size
+        self._tokens += tokens
+        self._lengths += tokens * batch["input_ids"].shape[1]
         if trainer.global_step == self._step_before:
             return
         if self._first_mark[1] == 0:
@@ -71,7 +100,12 @@ class ThroughputMonitor(Callback):
         rate = _rate(self._last_mark, mark)
         if rate is not None:
             metrics["throughput/tokens_per_second"] = rate
-        self._last_mark = mark
+            length = self._lengths / (self._tokens - self._last_mark[1])
+            self._flops_per_token = _training_flops(pl_module, outputs, length)
+            metrics["throughput/flops"] = rate * self._flops_per_token
+            assert self._peak is not None  # set when training started
+            metrics["throughput/mfu"] = metrics["throughput/flops"] / self._peak
+        self._last_mark, self._lengths = mark, 0
         pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,3 +138,16 @@ def _rate(start: tuple[float, int], end: tuple[float, int]) -> float | None:
     """Tokens per second between two (seconds, tokens) marks."""
     seconds, tokens = end[0] - start[0], end[1] - start[1]
     return tokens / seconds if seconds > 0 and tokens > 0 else None
+
+
+def _training_flops(pl_module: LightningModule, outputs: Mapping[str, Any], length: float) -> float:
+    """Useful operations of a training step, per token, at the modules that this batch used."""
+    config = config_of(pl_module)
+    flops = flops_per_token(config, length, Usage.of(config, outputs["routing"]))
+    # A classifier's head is as good as free.
+    return flops.training if hasattr(pl_module.model, "lm_head") else 3 * (flops.total - flops.head)
+
+
+@rank_zero_only
+def _tell(message: str) -> None:
+    log.info(message)

@@ -18,6 +18,7 @@ from mom.config.sections import (
 )
 from mom.config.tasks import (
     TASKS,
+    CostConfig,
     EvaluateConfig,
     FinetuneConfig,
     GenerateConfig,
@@ -30,6 +31,7 @@ __all__ = [
     "MODEL_FIELDS",
     "ROUTER_FIELDS",
     "TASKS",
+    "CostConfig",
     "DataConfig",
     "DataSection",
     "EvaluateConfig",

@@ -24,6 +24,7 @@ from mom.callbacks import (
 from mom.config import NodeConfig, RunConfig
 from mom.data.module import LanguageModelingDataModule
 from mom.interop.tokenizer import save_tokenizer
+from mom.measurement import keep_freed_memory
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import AtomicCheckpointIO, Resume
@@ -41,7 +42,7 @@ CHECKPOINTS = "checkpoints"
 # Options that may differ between ranks without a difference to what they compute.
 _OF_ONE_RANK = ("cache_dir", "num_processes", "num_workers")
 # Options of the trainer group that Lightning's Trainer does not know.
-_NOT_LIGHTNINGS = ("on_nonfinite", "activation_checkpointing")
+_NOT_LIGHTNINGS = ("on_nonfinite", "activation_checkpointing", "keep_freed_memory")
 
 # Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks
 # before they are logged, and windows of a memory-mapped file need no loader processes.
@@ -189,7 +190,7 @@ def build_trainer(
     if options["strategy"] == "fsdp":
         options["strategy"] = FullyShardedStrategy()
     options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
-    return Trainer(
+    trainer = Trainer(
         **options,
         default_root_dir=directory,
         callbacks=callbacks,
@@ -198,6 +199,9 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's sampler shares windows out among ranks itself
     )
+    if config.trainer.keep_freed_memory and trainer.strategy.root_device.type == "cpu":
+        keep_freed_memory()
+    return trainer
 
 
 def _request(
@@ -241,6 +245,8 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
     for callback in callbacks:
         if isinstance(callback, ThroughputMonitor) and callback.tokens_per_second is not None:
             results["throughput/tokens_per_second"] = callback.tokens_per_second
+            if callback.mfu is not None:
+                results["throughput/mfu"] = callback.mfu
     return results | {"depth/graph": module.model.config.graph_depth}
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.optim import Optimizer
 from torchmetrics import MeanMetric
 
 from mom.callbacks.window import logs_next_step
@@ -85,6 +86,21 @@ class TrainingModule(LightningModule):
         for name, mean in self._means():
             self.log(f"train/{name}", mean.compute(), on_step=True, on_epoch=False, batch_size=1)
             mean.reset()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip; under ``bf16-mixed`` here, since Lightning refuses to with a fused optimiser.
+
+        It fears gradients that are still scaled, which only float16 has.
+        """
+        if self.trainer.precision == "bf16-mixed" and gradient_clip_val is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+        else:
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW by groups; warm-up and cosine over the trainer's ``max_steps``."""

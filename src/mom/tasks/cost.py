@@ -1,0 +1,294 @@
+"""What models cost: parameters, depth, operations, cache, and measured memory; no training, no data needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from mom.config import CostConfig, DataConfig, RunConfig
+from mom.config.composition import CONFIG_NAME
+from mom.cost import (
+    Usage,
+    flops_per_token,
+    kv_cache_bytes_per_token,
+    num_active_parameters,
+    num_parameters,
+)
+from mom.data.prepare import prepare
+from mom.data.windows import TokenWindows
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.interop.tokenizer import find_tokenizer
+from mom.measurement import peak_memory, product_dtype_of
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.run_directory import RunDirectory, write_json_atomic
+from mom.training.optimizer import build_adamw
+
+FILE = "cost.json"
+
+_COUNT, _TERA, _MIB, _DEPTH = "{:,.0f}", "{:.4f}", "{:,.1f}", "{:.2f}"
+# Label, name, how it is written, what one unit is in the table.
+ROWS = (
+    ("parameters", "parameters", _COUNT, 1),
+    ("parameters a token passes (at most)", "parameters/active", _COUNT, 1),
+    ("vocabulary", "vocab_size", _COUNT, 1),
+    ("graph depth (blocks)", "depth/graph", _COUNT, 1),
+    ("forward, no SKIP (TFLOP per sequence)", "flops/forward", _TERA, 1e12),
+    ("  plain blocks", "flops/blocks", _TERA, 1e12),
+    ("  modules", "flops/modules", _TERA, 1e12),
+    ("  attention scores and sums", "flops/attention", _TERA, 1e12),
+    ("  routers", "flops/routers", _TERA, 1e12),
+    ("  output head", "flops/head", _TERA, 1e12),
+    ("forward, as routed (TFLOP per sequence)", "flops/forward_actual", _TERA, 1e12),
+    ("attention modules per round, as routed", "usage/attention", _DEPTH, 1),
+    ("FFN modules per round, as routed", "usage/ffn", _DEPTH, 1),
+    ("KV cache (bytes per token)", "kv_cache/bytes_per_token", _COUNT, 1),
+    ("peak of a forward (MiB)", "memory/forward", _MIB, 2**20),
+    ("peak of a training step (MiB)", "memory/training", _MIB, 2**20),
+    ("  parameters", "memory/parameters", _MIB, 2**20),
+    ("  optimizer state", "memory/optimizer", _MIB, 2**20),
+    ("  gradients, activations, buffers", "memory/working", _MIB, 2**20),
+)
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Print what each model costs and write the same as ``cost.json``.
+
+    The models are those of ``models``, and that of ``init``; without either, that of the model group.
+
+    Args:
+        config: the request; ``data.sequence_length`` tokens a sequence, ``data.batch_size`` of them in the
+            memory measurements, ``trainer.precision`` and ``trainer.accelerator`` as in training.
+        run: the run's directory.
+
+    Returns:
+        Every number as ``<model>/<name>``; without ``<model>/`` where there is one model.
+
+    Raises:
+        RequestError: a model that does not exist or does not fit the sequence length, or unusable weights.
+    """
+    task = config.task
+    assert isinstance(task, CostConfig)
+    length = config.data.sequence_length
+    configs = _configs(config, task)
+    weights = None if config.init is None else load_model(config.init)
+    if weights is not None:
+        configs[str(config.init)] = weights.config
+    for name, model_config in configs.items():
+        if length > model_config.max_positions:
+            raise RequestError(
+                "data.sequence_length",
+                length,
+                f"at most the {model_config.max_positions} positions of {name}",
+            )
+    columns = {name: static_costs(one, length, config.trainer.precision) for name, one in configs.items()}
+    if weights is not None:
+        usage = Usage(*_routed(weights, config, task))
+        columns[str(config.init)] |= {
+            "usage/attention": usage.attention,
+            "usage/ffn": usage.ffn,
+            "flops/forward_actual": flops_per_token(weights.config, length, usage).total * length,
+        }
+    device = _device(config.trainer.accelerator)
+    if task.measure_memory:
+        for name, model_config in configs.items():
+            columns[name] |= _in_fresh_process(config, model_config, device)
+    settings = {
+        "sequence_length": length,
+        "batch_size": config.data.batch_size,
+        "precision": str(config.trainer.precision),
+        "device": device,
+        "routed_on": task.routed_on if weights is not None else None,
+    }
+    _print(columns, settings, run.path)
+    if run.writes:
+        write_json_atomic(run.path / FILE, {"settings": settings, "models": columns})
+    if len(columns) == 1:
+        return {**next(iter(columns.values())), **settings}
+    return {f"{name}/{key}": value for name, column in columns.items() for key, value in column.items()}
+
+
+def static_costs(config: MoMConfig, length: int, precision: str | int = "32-true") -> dict[str, float]:
+    """What follows from a configuration alone; operations of a forward over one sequence.
+
+    Args:
+        config: the model's configuration.
+        length: T, tokens in the sequence.
+        precision: ``trainer.precision``, which is what keys and values are kept in.
+    """
+    flops = flops_per_token(config, length)
+    parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
+    size = product_dtype_of(precision).itemsize
+    return {
+        "parameters": num_parameters(config),
+        "parameters/active": num_active_parameters(config),
+        "vocab_size": config.vocab_size,
+        "depth/graph": config.graph_depth,
+        "flops/forward": flops.total * length,
+        **{f"flops/{name}": value * length for name, value in parts.items()},
+        "kv_cache/bytes_per_token": kv_cache_bytes_per_token(config, size),
+    }
+
+
+def measure_memory(
+    fields: dict[str, Any],
+    shape: tuple[int, int],
+    precision: str,
+    device: str,
+    checkpointing: bool,
+    optimizer: dict[str, Any],
+    what: str,
+) -> dict[str, float]:
+    """Peak memory of a forward or of a training step of a fresh model on random tokens, in bytes.
+
+    Args:
+        fields: of the ``MoMConfig``.
+        shape: B and T.
+        precision: ``trainer.precision``.
+        device: ``cpu`` or ``cuda``.
+        checkpointing: ``trainer.activation_checkpointing``.
+        optimizer: fields of ``OptimizerConfig``.
+        what: ``forward``: logits of every position, no gradients; ``training``: forward, backward and AdamW,
+            the second step, when the optimizer's state is there.
+
+    Returns:
+        ``memory/<what>``; for a training step also the parts it is made of at its peak.
+    """
+    torch.manual_seed(0)
+    dtype = product_dtype_of(precision)
+    mixed = str(precision).endswith("-mixed")
+    model = MoMForCausalLM(MoMConfig(**fields))
+    model.to(device=device, dtype=torch.float32 if mixed else dtype)  # type: ignore[call-arg]
+    ids = torch.randint(model.config.vocab_size, shape, device=device)
+    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+
+    def forward(**options: Any) -> Any:
+        with torch.autocast(device, dtype, enabled=mixed):
+            return model(input_ids=ids, **options)
+
+    if what == "forward":
+        model.eval()
+        with torch.no_grad():
+            return {"memory/forward": weights + peak_memory(lambda: forward(use_cache=False), device)}
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    adamw = build_adamw(model, optimizer, fused=True)
+
+    def step() -> None:
+        forward(labels=ids, output_logits=False, output_routing=True).loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+
+    step()
+    state = sum(one.nbytes for slot in adamw.state.values() for one in slot.values())
+    working = peak_memory(step, device)
+    return {
+        "memory/training": weights + state + working,
+        "memory/parameters": weights,
+        "memory/optimizer": state,
+        "memory/working": working,
+    }
+
+
+def _in_fresh_process(config: RunConfig, model_config: MoMConfig, device: str) -> dict[str, float]:
+    """Both measurements, each in a process of its own, so that neither finds the other's memory."""
+    shape = (config.data.batch_size, config.data.sequence_length)
+    trainer = config.trainer
+    request = (
+        model_config.to_dict(),
+        shape,
+        str(trainer.precision),
+        device,
+        trainer.activation_checkpointing,
+        dataclasses.asdict(config.optimizer),
+    )
+    measured: dict[str, float] = {}
+    for what in ("forward", "training"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            measured |= pool.apply(measure_memory, (*request, what))
+    return measured
+
+
+def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
+    """The models to be told about, by name."""
+    # No tokenizer is made here; null means the size that one trained by this request would have.
+    vocabulary = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
+    vocabulary = config.model.get("vocab_size") or vocabulary
+    if task.models is None:
+        return {} if config.init is not None else {"model": config.model_config(vocabulary)}
+    if not GlobalHydra.instance().is_initialized():
+        raise RequestError("models", ",".join(task.models), "null outside of the command line")
+    choices = GlobalHydra.instance().config_loader().get_group_options("model")
+    found = {}
+    for name in task.models:
+        if name not in choices:
+            raise RequestError("models", name, f"any of {', '.join(choices)}")
+        fields = dict(compose(CONFIG_NAME, overrides=[f"model={name}"]).model)
+        found[name] = MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
+    return found
+
+
+@torch.no_grad()
+def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> tuple[float, float]:
+    """Modules per round of each pool, over a few batches."""
+    shape = (config.data.batch_size, config.data.sequence_length)
+    if task.routed_on == "random":
+        generator = torch.Generator().manual_seed(config.seed)
+        batches = [torch.randint(model.config.vocab_size, shape, generator=generator) for _ in range(4)]
+    else:
+        batches = _validation_batches(config)
+    model.eval()
+    used = []
+    for ids in batches:
+        one = Usage.of(model.config, model(input_ids=ids, output_routing=True, logits_to_keep=1).routing)
+        used.append((one.attention, one.ffn))
+    return tuple(sum(one) / len(used) for one in zip(*used, strict=True))
+
+
+def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
+    """Up to four batches of the data's validation windows, tokenised by the model's own tokenizer."""
+    if not isinstance(config.data, DataConfig):
+        raise RequestError("task.routed_on", "validation", "random, for data that is no text to model")
+    assert config.init is not None
+    own = find_tokenizer(config.init, config.data.tokenizer)
+    windows = TokenWindows(
+        prepare(dataclasses.replace(config.data, tokenizer=own)).validation, config.data.sequence_length
+    )
+    loader: DataLoader[Any] = DataLoader(windows, batch_size=config.data.batch_size)
+    return [batch["input_ids"] for batch, _ in zip(loader, range(4), strict=False)]
+
+
+def _device(accelerator: str) -> str:
+    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folder: Path) -> None:
+    title = (
+        f"Cost; sequences of {settings['sequence_length']} tokens, memory at {settings['batch_size']} of them, "
+        f"{settings['precision']} on {settings['device']}"
+    )
+    note = {
+        "random": "As routed: the modules of init that random tokens took.",
+        "validation": "As routed: the modules of init that validation text took.",
+    }.get(settings["routed_on"])
+    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for name in columns:
+        table.add_column(name, justify="right", overflow="fold")
+    for label, key, form, unit in ROWS:
+        values = [column.get(key) for column in columns.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *("–" if value is None else form.format(value / unit) for value in values))
+    console = Console()
+    console.print(table)
+    console.print(f"Written to {folder / FILE}", soft_wrap=True, highlight=False)

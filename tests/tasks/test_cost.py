@@ -1,0 +1,128 @@
+"""What a model costs: the table's numbers against the built model, and what is measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from mom.cli import main
+from mom.config import bind
+from mom.cost import Usage, flops_per_token
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+from mom.tasks import cost
+from tests.checkpoints import request, write_run
+from tests.models import small_config, small_model, tokens
+from tests.runs import OPTIMIZER, SMALL_MODEL
+from tests.texts import some_texts, write_jsonl
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def told(folder: Path, task: dict[str, Any] | None = None, **groups: Any) -> tuple[dict[str, Any], dict]:
+    """The summary and ``cost.json``; memory is measured only where asked for."""
+    groups = {
+        "model": SMALL_MODEL,
+        "router": {"router_dim": 8},
+        "data": {"sequence_length": 16, "batch_size": 2, "tokenizer_vocab_size": 300},
+    } | groups
+    whole = request(folder, {"name": "cost", "measure_memory": False, **(task or {})}, **groups)
+    config = bind(whole)
+    run = RunDirectory(config.run_dir)
+    return cost.run(config, run), json.loads((run.path / "cost.json").read_text())
+
+
+def test_numbers_of_a_configuration(tmp_path, capsys):
+    summary, file = told(tmp_path)
+    config = small_config(**SMALL_MODEL, vocab_size=300, temperature=1.0)
+    flops = flops_per_token(config, 16)
+    assert summary["flops/forward"] == 16 * flops.total == sum(summary[f"flops/{part}"] for part in PARTS)
+    assert summary["depth/graph"] == config.graph_depth
+    assert summary["kv_cache/bytes_per_token"] == 2 * config.graph_depth * 16 * 4
+    assert "flops/forward_actual" not in summary and "memory/training" not in summary
+    assert file["models"]["model"].items() <= summary.items()
+    out = capsys.readouterr().out
+    assert "sequences of 16 tokens" in out and f"{summary['parameters']:,}" in out
+
+
+PARTS = ("blocks", "modules", "attention", "routers", "head")
+
+
+def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
+    model = small_model(vocab_size=300, max_positions=64)
+    init = write_run(tmp_path / "of", model)
+    summary, file = told(tmp_path, init=str(init))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        used = [
+            Usage.of(model.config, model(input_ids=ids, output_routing=True).routing)
+            for ids in [torch.randint(300, (2, 16), generator=generator) for _ in range(4)]
+        ]
+    assert summary["usage/attention"] == pytest.approx(sum(one.attention for one in used) / 4)
+    assert 1 <= summary["usage/ffn"] < 2  # SKIP takes a place somewhere
+    usage = Usage(summary["usage/attention"], summary["usage/ffn"])
+    assert summary["flops/forward_actual"] == 16 * flops_per_token(model.config, 16, usage).total
+    assert summary["flops/forward_actual"] < summary["flops/forward"]
+    assert file["settings"]["routed_on"] == "random"
+
+    texts = tmp_path / "texts.jsonl"
+    write_jsonl(texts, some_texts(40))
+    data = {"corpus": "text", "path": str(texts), "cache_dir": str(tmp_path / "cache"), "num_processes": 1}
+    data |= {"sequence_length": 16, "batch_size": 2, "validation_fraction": 0.3}
+    on_text, file = told(tmp_path, {"routed_on": "validation"}, init=str(init), data=data)
+    assert on_text["usage/attention"] != summary["usage/attention"]
+    assert file["settings"]["routed_on"] == "validation"
+
+
+def test_memory_of_a_forward_and_of_a_training_step():
+    fields = small_config(d_model=32).to_dict()
+    request = (fields, (2, 16), "32-true", "cpu", False, OPTIMIZER)
+    forward = cost.measure_memory(*request, "forward")["memory/forward"]
+    training = cost.measure_memory(*request, "training")
+    model = small_model(d_model=32)
+    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+    parameters = sum(one.nbytes for one in model.parameters())
+    logits = model(input_ids=tokens(2, 16)).logits.nbytes
+    assert forward > weights + logits
+    assert training["memory/parameters"] == weights
+    assert 2 * parameters <= training["memory/optimizer"] < 2.01 * parameters + 1000
+    assert training["memory/working"] > parameters  # the gradients at least
+    parts = ("parameters", "optimizer", "working")
+    assert training["memory/training"] == sum(training[f"memory/{part}"] for part in parts)
+    kept = cost.measure_memory(fields, (2, 16), "32-true", "cpu", True, OPTIMIZER, "training")
+    assert kept["memory/working"] < training["memory/working"]
+
+
+def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
+    line = ["task=cost", "models=[gpt2_small,mom_small]", "model.vocab_size=50257", "run_dir=told"]
+    line += ["task.measure_memory=false", "data.sequence_length=128"]
+    monkeypatch.setattr("sys.argv", ["run.py", *line])
+    try:
+        assert main(ROOT / "conf") == 0
+        summary = json.loads((tmp_path / "told/summary.json").read_text())
+        assert summary["gpt2_small/parameters"] == 124_439_808
+        assert summary["mom_small/depth/graph"] == 12
+        assert set(json.loads((tmp_path / "told/cost.json").read_text())["models"]) == {
+            "gpt2_small",
+            "mom_small",
+        }
+        monkeypatch.setattr("sys.argv", ["run.py", "task=cost", "models=[gpt3]"])
+        capsys.readouterr()
+        assert main(ROOT / "conf") == 2
+        assert capsys.readouterr().err.startswith("error: models: gpt3; any of gpt2_small, ")
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def test_a_model_shorter_than_the_sequence_is_refused(tmp_path):
+    init = write_run(tmp_path / "of", small_model(vocab_size=300, max_positions=8))
+    with pytest.raises(RequestError, match=r"data.sequence_length: 16; at most the 8 positions"):
+        told(tmp_path, init=str(init))
