@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mom.config import DataConfig, OptimizerConfig, Section, PretrainConfig, TrainerConfig
+from mom.config import DataConfig, OptimizerConfig, PretrainConfig, Section, TrainerConfig
 from mom.errors import RequestError
 
 SECTIONS = [PretrainConfig, DataConfig, OptimizerConfig, TrainerConfig]
