@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check clean
+.PHONY: help install demo test check bench clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: install ## Check format, lint, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+bench: install ## Time models beside GPT-2, a dense stack and a matrix product (ARGS="--size small")
+	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 clean: ## Remove caches and builds; runs and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

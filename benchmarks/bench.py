@@ -1,0 +1,336 @@
+"""Time and memory of this project's models beside what they should be measured against; one run, interleaved.
+
+    python -m benchmarks.bench --size small --precision float32 bfloat16
+    make bench ARGS="--size quickstart --measure step decode memory growth"
+
+Every repetition times all contenders one after the other, so that a machine that slows down slows all of them;
+medians and spread are over repetitions. Timed are forward and backward, without the optimiser.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from benchmarks.naive import naive_loss
+from mom.cost import Usage, flops_per_token
+from mom.measurement import keep_freed_memory, peak_memory, synchronize
+from mom.model import MoMConfig, MoMForCausalLM
+
+MEASURES = ("step", "decode", "memory", "growth")
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A width with its shapes; ``layers`` is of the GPT-2 beside it."""
+
+    d_model: int
+    num_heads: int
+    vocab_size: int
+    length: int
+    batch: int
+    layers: int
+    matmul: int
+    new_tokens: int
+
+    def config(self, **changes: Any) -> MoMConfig:
+        """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
+        fields = {
+            "vocab_size": self.vocab_size,
+            "max_positions": self.length,
+            "d_model": self.d_model,
+            "num_heads": self.num_heads,
+        }
+        return MoMConfig(**fields | changes)
+
+
+SIZES = {
+    "smallest": Size(16, 2, 64, 16, 2, 2, 64, 4),
+    "quickstart": Size(128, 4, 4096, 256, 8, 8, 1024, 200),
+    "small": Size(768, 12, 50257, 1024, 2, 12, 4096, 64),
+    "medium": Size(1024, 16, 50257, 1024, 8, 24, 8192, 128),
+    "large": Size(1280, 20, 50257, 1024, 8, 36, 8192, 128),
+}
+
+Seconds = dict[str, list[float]]
+
+
+class Bench:
+    """One size in one precision on one device."""
+
+    def __init__(self, size: Size, dtype: torch.dtype, device: str, repeats: int) -> None:
+        self.size, self.dtype, self.device, self.repeats = size, dtype, device, repeats
+        torch.manual_seed(0)
+        self.ids = torch.randint(size.vocab_size, (size.batch, size.length), device=device)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as the trainer has it."""
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+
+    def model(self, config: MoMConfig) -> MoMForCausalLM:
+        """A fresh model, seeded."""
+        torch.manual_seed(0)
+        return MoMForCausalLM(config).train().to(self.device)
+
+    def usage(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Usage:
+        """What the batch uses of a model's modules."""
+        with torch.no_grad(), self.autocast():
+            output = model(input_ids=self.ids if ids is None else ids, output_routing=True, logits_to_keep=1)
+        return Usage.of(model.config, output.routing)
+
+    def training(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Callable[[], None]:
+        """Forward and backward of one of our models."""
+        ids = self.ids if ids is None else ids
+
+        def step() -> None:
+            with self.autocast():
+                loss = model(input_ids=ids, labels=ids, output_logits=False).loss
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        return step
+
+    def timed(self, contenders: Mapping[str, Callable[[], object]]) -> Seconds:
+        """Seconds of every contender in every repetition, after one that is not counted."""
+        seconds: Seconds = {name: [] for name in contenders}
+        for repeat in range(self.repeats + 1):
+            for name, work in contenders.items():
+                synchronize(self.device)
+                start = time.perf_counter()
+                work()
+                synchronize(self.device)
+                if repeat:
+                    seconds[name].append(time.perf_counter() - start)
+        return seconds
+
+    def step(self) -> dict[str, float]:
+        """A training step of ours, of a dense stack of ours, of transformers' GPT-2, and a matrix product."""
+        size = self.size
+        mom = self.model(size.config())
+        usage = self.usage(mom)
+        flops = self.flops(mom.config, usage)
+        layer = (self.flops(_plain(size, 2)) - self.flops(_plain(size, 1))) or 1.0
+        layers = max(1, round((flops - self.flops(_plain(size, 1))) / layer) + 1)
+        dense = self.model(_plain(size, layers))
+        theirs = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=size.vocab_size,
+                n_positions=size.length,
+                n_embd=size.d_model,
+                n_head=size.num_heads,
+                n_layer=size.layers,
+                resid_pdrop=0.0,
+                embd_pdrop=0.0,
+                attn_pdrop=0.0,
+            )
+        )
+        theirs.train().to(self.device)
+
+        def gpt2() -> None:
+            with self.autocast():
+                loss = theirs(input_ids=self.ids, labels=self.ids, use_cache=False).loss
+            loss.backward()
+            theirs.zero_grad(set_to_none=True)
+
+        left = torch.randn(size.matmul, size.matmul, device=self.device, dtype=self.dtype)
+        out = torch.empty_like(left)
+        work = {
+            "mom": self.training(mom),
+            "dense": self.training(dense),
+            "gpt2": gpt2,
+            "matmul": lambda: torch.mm(left, left, out=out),
+        }
+        seconds = self.timed(work)
+        return ratios(
+            seconds,
+            {
+                "mom": flops,
+                "dense": self.flops(dense.config),
+                "gpt2": self.flops(_plain(size, size.layers)),
+                "matmul": 2.0 * size.matmul**3,
+            },
+        ) | {"usage/attention": usage.attention, "usage/ffn": usage.ffn, "dense/layers": layers}
+
+    def flops(self, config: MoMConfig, usage: Usage | None = None) -> float:
+        """Operations of a training step on this batch."""
+        length = self.ids.shape[1]
+        return flops_per_token(config, length, usage).training * self.ids.numel()
+
+    def decode(self) -> dict[str, float]:
+        """Greedy continuation of half a context, batch 1, with and without the cache."""
+        model = self.model(self.size.config()).eval()
+        prompt = self.ids[:1, : self.size.length - self.size.new_tokens][:, :8]
+        options = {"max_new_tokens": self.size.new_tokens, "do_sample": False, "pad_token_id": 0}
+        options |= {"min_new_tokens": self.size.new_tokens}
+
+        def generate(use_cache: bool) -> None:
+            with torch.no_grad(), self.autocast():
+                model.generate(prompt, use_cache=use_cache, **options)
+
+        seconds = self.timed({"cached": lambda: generate(True), "uncached": lambda: generate(False)})
+        cached, uncached = (statistics.median(seconds[name]) for name in ("cached", "uncached"))
+        new = self.size.new_tokens
+        return {
+            **spread(seconds),
+            "decode/new_tokens": new,
+            "cached/tokens_per_second": new / cached,
+            "uncached/tokens_per_second": new / uncached,
+            "decode/cached_over_uncached": uncached / cached,
+        }
+
+    def memory(self) -> dict[str, float]:
+        """Peak of a training step beside the naive variant: parameters and gradients in both."""
+        model = self.model(self.size.config())
+        weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+
+        def naive() -> None:
+            with self.autocast():
+                loss = naive_loss(model, self.ids)
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+
+        ours = weights + peak_memory(self.training(model), self.device)
+        theirs = weights + peak_memory(naive, self.device)
+        model.model.gradient_checkpointing = True
+        checkpointed = weights + peak_memory(self.training(model), self.device)
+        return {
+            "memory/ours": ours,
+            "memory/checkpointed": checkpointed,
+            "memory/naive": theirs,
+            "memory/ours_over_naive": ours / theirs,
+            "memory/checkpointed_over_naive": checkpointed / theirs,
+        }
+
+    def growth(self) -> dict[str, float]:
+        """Step time as tokens, rounds and modules grow; each next to its neighbours in every repetition."""
+        vocabulary = self.size.vocab_size
+        modules = {
+            n: self.model(self.size.config(num_attention_modules=n, num_ffn_modules=n)) for n in (4, 16, 64)
+        }
+        work: dict[str, Callable[[], object]] = {}
+        for factor in (1, 2, 4):
+            ids = torch.randint(vocabulary, (self.size.batch * factor, self.size.length), device=self.device)
+            work[f"tokens/{ids.numel()}"] = self.training(modules[4], ids)
+        for rounds in (4, 8, 16):
+            work[f"rounds/{rounds}"] = self.training(self.model(self.size.config(num_rounds=rounds)))
+        for count, model in modules.items():
+            work[f"modules/{count}"] = self.training(model)
+        return spread(self.timed(work))
+
+    def profile(self) -> str:
+        """Where a training step's time goes."""
+        step = self.training(self.model(self.size.config()))
+        step()
+        activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
+        with profile(activities=activities) as profiler:
+            step()
+        key = "self_cuda_time_total" if self.device == "cuda" else "self_cpu_time_total"
+        return profiler.key_averages().table(sort_by=key, row_limit=25, max_name_column_width=50)
+
+
+def _plain(size: Size, layers: int) -> MoMConfig:
+    return size.config(num_stages=0, num_bottom_blocks=layers, num_top_blocks=0)
+
+
+def spread(seconds: Seconds) -> dict[str, float]:
+    """Median, fastest and slowest of each contender, in seconds."""
+    parts = {"seconds": statistics.median, "fastest": min, "slowest": max}
+    return {
+        f"{name}/{part}": float(take(values))
+        for name, values in seconds.items()
+        for part, take in parts.items()
+    }
+
+
+def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
+    """What the targets are about, from the medians of one interleaved run.
+
+    Args:
+        seconds: of ``mom``, ``dense``, ``gpt2`` and ``matmul``.
+        flops: useful operations of each.
+    """
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    rate = {name: flops[name] / median[name] for name in median}
+    return {
+        **spread(seconds),
+        **{f"{name}/flops": float(value) for name, value in flops.items()},
+        **{f"{name}/flops_per_second": value for name, value in rate.items()},
+        "ratio/of_matmul_rate": rate["mom"] / rate["matmul"],
+        "ratio/to_gpt2_per_step": median["mom"] / median["gpt2"],
+        "ratio/to_gpt2_per_flop": rate["gpt2"] / rate["mom"],
+        "ratio/to_dense_per_flop": rate["dense"] / rate["mom"],
+    }
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What was measured on, without names of machines or people."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = [line for line in info.read_text().splitlines() if line.startswith("model name")]
+        model = lines[0].partition(": ")[2] if lines else model
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else model,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write what was asked for."""
+    parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__.splitlines()[0])
+    parser.add_argument("--size", nargs="+", choices=SIZES, default=["quickstart"])
+    parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
+    parser.add_argument("--measure", nargs="+", choices=MEASURES, default=["step", "decode", "memory"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", action="store_true", help="only say where a step's time goes")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
+    options = parser.parse_args(arguments)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    keeps = keep_freed_memory() if device == "cpu" else False
+    console = Console()
+    results: dict[str, Any] = {"machine": machine(device) | {"freed memory kept": keeps}, "results": {}}
+    for size in options.size:
+        for precision in options.precision:
+            bench = Bench(SIZES[size], getattr(torch, precision), device, options.repeats)
+            if options.profile:
+                console.print(bench.profile(), soft_wrap=True)
+                continue
+            measured: dict[str, float] = {}
+            for measure in options.measure:
+                measured |= getattr(bench, measure)()
+            results["results"][f"{size}, {precision}"] = measured
+            console.print(table(f"{size}, {precision}", measured))
+    if not options.profile:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(results, indent=2) + "\n")
+        console.print(f"Written to {options.out}", soft_wrap=True, highlight=False)
+    return results
+
+
+def table(title: str, measured: Mapping[str, float]) -> Table:
+    """Every number, in the order measured."""
+    shown = Table("", "", title=title, title_justify="left")
+    for name, value in measured.items():
+        shown.add_row(name, f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}")
+    return shown
+
+
+if __name__ == "__main__":
+    main()
