@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,7 @@ def _in_fresh_process(config: RunConfig, model_config: MoMConfig, device: str) -
         dataclasses.asdict(config.optimizer),
     )
     measured: dict[str, float] = {}
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would say in the terminal that it starts
     for what in ("forward", "training"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             measured |= pool.apply(measure_memory, (*request, what))
