@@ -30,7 +30,9 @@ def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -
     w = np.concatenate([window[1:] for window in windows]).astype(np.int64)
     at = np.minimum(np.searchsorted(pairs, v * vocab_size + w), len(pairs) - 1)
     count = np.where(pairs[at] == v * vocab_size + w, pair_counts[at], 0)
-    losses = {a: -np.log((count + a * unigram[w]) / (before[v] + a)).mean() for a in (10, 30, 100, 300, 1000, 3000)}
+    losses = {
+        a: -np.log((count + a * unigram[w]) / (before[v] + a)).mean() for a in (10, 30, 100, 300, 1000, 3000)
+    }
     best = min(losses, key=losses.__getitem__)
     return float(losses[best]), float(best)
 
@@ -40,11 +42,15 @@ def main() -> None:
     config = bind(composed(Path(__file__).parents[1] / "conf", sys.argv[1:]))
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
-    windows = [data.validation_windows[index]["input_ids"].numpy() for index in range(len(data.validation_windows))]
+    windows = [
+        data.validation_windows[index]["input_ids"].numpy() for index in range(len(data.validation_windows))
+    ]
     train = np.asarray(data.prepared.train.tokens)
     loss, smoothing = bigram_loss(train, windows, data.vocab_size)
     bits = loss / (math.log(2) * data.validation_bytes_per_token)
-    print(f"bigram: {loss:.4f} nats/token, perplexity {math.exp(loss):.2f}, {bits:.4f} bits per byte (a = {smoothing:g})")
+    print(
+        f"bigram: {loss:.4f} nats/token, perplexity {math.exp(loss):.2f}, {bits:.4f} bits per byte (a = {smoothing:g})"
+    )
 
 
 if __name__ == "__main__":

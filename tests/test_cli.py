@@ -101,7 +101,7 @@ def test_a_run_without_a_name_gets_one(launch: Callable[..., int]) -> None:
     [
         (["model.topk=2"], "model.topk: 2; no such option, did you mean model.top_k?"),
         (["model=mom_tny"], "model: mom_tny; did you mean mom_tiny?"),
-        (["task=finetune"], "task: finetune; one of "),
+        (["task=finetun"], "task: finetun; did you mean finetune? one of "),
         (["seed=x"], "seed: x; an integer"),
         (["data.batch_size=0"], "data.batch_size: 0; an integer, at least 1"),
         (["model.d_model=15"], "model.d_model: 15; a multiple of num_heads (4)"),

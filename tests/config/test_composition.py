@@ -19,7 +19,7 @@ EXPLAINED = [
     (["experiments=smoke"], "experiments: smoke; no such option, did you mean experiment?"),
     (["lr=1"], "lr: 1; no such option, did you mean optimizer.lr?"),
     (["modl.d_model=1"], "modl.d_model: 1; no such option, did you mean model.d_model?"),
-    (["zzz=1"], "zzz: 1; no such option; there are task, "),
+    (["zzz=1"], "zzz: 1; no such option; there are model, "),
     (["data.zzz=1"], "data.zzz: 1; no such option; data has "),
     (["~zzz"], "zzz: null; no such option; "),
     (

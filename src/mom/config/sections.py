@@ -85,7 +85,7 @@ class DataSection(Section):
     kind: str
     path: str | None = None
     tokenizer: str | None = None
-    sequence_length: int = 256
+    sequence_length: int = 128
     batch_size: int = 8
     num_workers: int = 0
 
@@ -125,7 +125,7 @@ class DataConfig(DataSection):
     split: str = "train"
     streaming: bool = False
     tokenizer_vocab_size: int = 4096
-    validation_fraction: float = 0.05
+    validation_fraction: float = 0.01
     max_bytes: int | None = None
     cache_dir: str | None = None
     num_processes: int | None = None
