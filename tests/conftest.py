@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
+import absl.logging
+
+# absl (of rouge-score and tensorboard) remembers the stderr it was imported under, pytest's own capture file, and
+# closes it when Hydra sets up logging in a test that captures differently. This one it leaves open.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
 import atexit
 import os
 import shutil
