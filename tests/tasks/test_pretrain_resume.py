@@ -128,7 +128,7 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatc
     last.write_bytes(damage(last.read_bytes()))
     with caplog.at_level(logging.WARNING, "mom"):
         run(folder, name, resume="auto", **changes)
-    (line,) = (record.getMessage() for record in caplog.records)
+    (line,) = (one.getMessage() for one in caplog.records if one.getMessage().startswith("resume"))
     assert line.startswith(f"resume: {last}; a whole checkpoint")
     assert line.endswith(f"going on from {checkpoints / 'previous.ckpt'} (step 2)")
     whole = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
