@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -141,9 +143,6 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
     from transformers import AutoConfig, GPT2LMHeadModel
 
     if (Path(source) / "config.json").is_file():
-        import json
-import pickle
-
         try:
             kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type")
         except (ValueError, AttributeError) as error:
