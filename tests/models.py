@@ -37,6 +37,9 @@ def small_model(seed: int = 0, std: float = 0.25, **changes: Any) -> MoMForCausa
             scale_of_norm = "norm" in name and name.endswith("weight")
             if not name.endswith("prior"):
                 parameter.copy_(1 + noise if scale_of_norm else noise)
+        for name, buffer in model.named_buffers():
+            if name.endswith("balance_bias"):
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * std)
     return model
 
 

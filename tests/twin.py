@@ -113,7 +113,10 @@ def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, token
             for i in range(n + 1)
         ]
         scores = torch.stack(exps) / sum(exps)
-        order = sorted((i for i in range(n + 1) if allowed[i]), key=lambda i: -float(scores[i].detach()))
+        bias = torch.zeros(n + 1) if router.balance_bias is None else router.balance_bias
+        order = sorted(
+            (i for i in range(n + 1) if allowed[i]), key=lambda i: -float(scores[i].detach() + bias[i])
+        )
     k = n + 1 if config.top_k == "all" else config.top_k
     order = (order + [i for i in range(n + 1) if i not in order])[:k]
     weights = [scores[i] for i in order]

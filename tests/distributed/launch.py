@@ -46,7 +46,7 @@ def launch(
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
     }
     command = [sys.executable, "-m", "tests.distributed.scenarios", scenario, str(folder), *arguments]
     processes = []

@@ -34,6 +34,10 @@ EQUAL: dict[str, dict[str, Any]] = {
         "trainer": {"accumulate_grad_batches": 2},
         "router": {"balance_scope": "global", "balance_coefficient": 1.0, "balance_skip": False},
     },
+    "bias": {
+        "trainer": {"accumulate_grad_batches": 2, "activation_checkpointing": True},
+        "router": {"balance_bias_rate": 0.05, "balance_coefficient": 0.0},
+    },
     # Round h may only take module h mod 6 of 6: with 3 rounds three modules never get a token.
     "starved": {
         "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.model.balance import balance_loss, z_loss
+from mom.model.balance import balance_loss, choice_counts, moved_bias, z_loss
 from tests.models import small_model, tokens
 
 
@@ -79,6 +79,42 @@ def test_z_loss_is_the_mean_square_of_logsumexp():
     assert float(output.z_loss) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
     expected = output.lm_loss + 0.01 * output.balance_loss + 0.5 * output.z_loss
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_counts_are_those_of_every_place_of_every_pool(padded):
+    model = small_model(num_stages=2, num_ffn_modules=4)
+    ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
+    if padded:
+        mask[0, 5:] = 0
+    routing = model(input_ids=ids, attention_mask=mask, output_routing=True).routing
+    counts = choice_counts(routing, 4, mask if padded else None)
+    for pool, (stage, name) in enumerate((s, n) for s in (0, 1) for n in ("attention", "ffn")):
+        expected = [0] * (5 if name == "ffn" else 4)
+        for decided in routing[4 * stage : 4 * stage + 4]:
+            for row, column in mask.nonzero().tolist():
+                for choice in getattr(decided, name).selected[row, column].tolist():
+                    expected[choice] += 1
+        assert counts[pool].tolist() == expected
+
+
+def test_a_bias_moves_towards_the_mean_load_of_what_can_be_chosen():
+    def moved(counts, *, open_choices=(True, True, True, True), include_skip=True):
+        bias = torch.tensor([0.0, 1.0, 0.0, 0.0])
+        after = moved_bias(
+            bias,
+            torch.tensor(counts),
+            0.5,
+            open_choices=torch.tensor(open_choices),
+            include_skip=include_skip,
+        )
+        return (after - bias).tolist()
+
+    assert moved([4, 0, 2, 2]) == [-0.5, 0.5, 0.0, 0.0]
+    assert moved([4, 1, 4, 0], include_skip=False) == [-0.5, 0.5, -0.5, 0.0]
+    assert moved([4, 1, 4, 0], open_choices=(True, True, True, False)) == [-0.5, 0.5, -0.5, 0.0]
+    assert moved([6, 0, 6, 0], open_choices=(True, False, True, False)) == [0.0, 0.0, 0.0, 0.0]
+    assert moved([2, 2, 2, 2]) == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_a_plain_model_has_none():

@@ -33,6 +33,11 @@ from tests.models import small_config
         ({"dropout": 1.0}, "dropout: 1.0; a number from 0"),
         ({"anchors": 2}, "anchors: 2; true or false"),
         ({"router": "random", "router_prior": "ordered"}, "router_prior: ordered; none with router random"),
+        ({"balance_bias_rate": -0.1}, "balance_bias_rate: -0.1; a number of at least 0"),
+        (
+            {"router": "sequential", "balance_bias_rate": 0.1},
+            "balance_bias_rate: 0.1; 0 with router sequential",
+        ),
     ],
 )
 def test_refusals_name_field_value_and_what_is_allowed(changes, said):

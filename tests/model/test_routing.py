@@ -48,6 +48,25 @@ def test_unreachable_slots_are_never_chosen_even_when_scores_underflow():
     assert torch.isfinite(routing.weights).all()
 
 
+def test_a_bias_changes_the_choice_and_no_weight():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).view(1, 1, 4).requires_grad_()
+    bias = torch.tensor([0.0, 0.0, 0.9, 0.0])
+    routing = choose(logits, num_modules=3, top_k=2, normalize=False, bias=bias)
+    scores = logits.softmax(-1)
+    assert routing.selected.flatten().tolist() == [2, 0]  # by 0.09 + 0.9, then 0.64
+    torch.testing.assert_close(routing.weights, scores[..., [2, 0]])
+    torch.testing.assert_close(routing.scores, scores)
+    left = choose(
+        logits,
+        num_modules=3,
+        top_k=1,
+        normalize=False,
+        bias=bias,
+        reachable=torch.tensor([1, 1, 0, 1]).bool(),
+    )
+    assert left.selected.flatten().tolist() == [0]
+
+
 def test_several_skip_slots_fold_into_one():
     logits = torch.tensor([1.0, 0.0, 3.0, 2.0]).view(1, 1, 4)
     routing = choose(logits, num_modules=2, top_k=2, normalize=True)

@@ -32,6 +32,8 @@ GRID = [
     {"num_attention_modules": 2, "num_ffn_modules": 5, "d_ffn": 24},
     {"router_prior": "ordered", "router_prior_strength": 1.0},
     {"router_prior": "looped", "router_prior_strength": 0.5, "num_rounds": 5},
+    {"balance_bias_rate": 0.1},
+    {"balance_bias_rate": 0.1, "skip_rule": "first", "schedule": "grouped", "num_rounds": 2},
     {"num_stages": 0, "num_bottom_blocks": 3},
 ]
 

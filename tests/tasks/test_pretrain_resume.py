@@ -17,9 +17,10 @@ from tests.distributed.launch import launch
 from tests.distributed.scenarios import KillAt, is_timed
 from tests.runs import tiny_request
 
-# Dropout, accumulation and validations inside a window: everything that a careless resume would shift.
+# Dropout, biases, accumulation and validations inside a window: everything that a careless resume would shift.
 CHANGES = {
     "model": {"dropout": 0.1},
+    "router": {"balance_bias_rate": 0.05},
     "task": {"plain_steps": 5},
     "trainer": {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3},
 }

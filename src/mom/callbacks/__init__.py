@@ -1,5 +1,6 @@
 """Lightning callbacks: routing statistics, throughput, checkpoints, progress."""
 
+from mom.callbacks.balance_bias import BalanceBias
 from mom.callbacks.effective_depth import EffectiveDepth
 from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
@@ -12,6 +13,7 @@ from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.throughput import ThroughputMonitor
 
 __all__ = [
+    "BalanceBias",
     "EffectiveDepth",
     "FinalValidation",
     "LastCheckpoint",

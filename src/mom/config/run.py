@@ -63,6 +63,7 @@ ROUTER_FIELDS: Mapping[str, Any] = {
     "balance_coefficient": float,
     "balance_skip": bool,
     "balance_scope": str,
+    "balance_bias_rate": float,
     "z_loss_coefficient": float,
 }
 """Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""

@@ -1,4 +1,4 @@
-"""Auxiliary losses on routing: the balance loss of Switch Transformers and the router z-loss of ST-MoE."""
+"""Balance: the balance loss of Switch Transformers, a bias instead of a loss, and the router z-loss of ST-MoE."""
 
 from __future__ import annotations
 
@@ -90,6 +90,59 @@ def _probabilities(routing: Routing, num_slots: int) -> Tensor:
     probabilities = routing.logits.softmax(dim=-1)
     skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
     return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
+
+
+def choice_counts(
+    routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None
+) -> list[Tensor]:
+    """How many of the K places each choice of each pool held, over all rounds of its stage.
+
+    Args:
+        routing: every round of every stage, stages in order.
+        num_rounds: rounds in a stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+
+    Returns:
+        One int64 [N+1] for each pool, SKIP last: stage by stage, attention before feed-forward.
+    """
+    counts = []
+    for start in range(0, len(routing), num_rounds):
+        for name in ("attention", "ffn"):
+            pool = [getattr(decided, name) for decided in routing[start : start + num_rounds]]
+            selected = torch.stack([decided.selected for decided in pool])  # (H, B, T, K)
+            real = torch.ones_like(selected)
+            if mask is not None:
+                real = real * mask.to(real.dtype)[None, :, :, None]
+            count = real.new_zeros(pool[0].scores.shape[-1])
+            counts.append(count.scatter_add_(0, selected.flatten(), real.flatten()))
+    return counts
+
+
+def moved_bias(
+    bias: Tensor, counts: Tensor, rate: float, *, open_choices: Tensor, include_skip: bool
+) -> Tensor:
+    """The selection bias after one optimiser step (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+
+    ``b_i + rate · sign(mean load - load_i)``: what was taken less than the mean gains, what was taken more loses.
+    The rule of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) is the same.
+
+    Args:
+        bias: of each choice, SKIP last, [N+1].
+        counts: places that each choice held in the step's batch, all micro-batches and ranks together, [N+1].
+        rate: what a bias moves by.
+        open_choices: choices that some round can reach, boolean [N+1]; the others stay and count in no mean.
+        include_skip: SKIP is to be balanced too; otherwise its bias stays 0.
+
+    Returns:
+        The new bias, [N+1].
+    """
+    counted = open_choices.clone()
+    if not include_skip:
+        counted[-1] = False
+    load = counts.to(torch.float64)
+    mean = (load * counted).sum() / counted.sum().clamp_min(1)
+    step = rate * torch.sign(mean - load) * counted
+    return bias + step.to(bias.dtype)
 
 
 def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:

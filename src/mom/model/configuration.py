@@ -69,6 +69,9 @@ class MoMConfig(PreTrainedConfig):
         balance_scope: whose tokens are balanced together in training: those of one process's ``microbatch``,
             or of all processes (``global``). Either way each micro-batch of an accumulation window counts
             alone.
+        balance_bias_rate: what a choice's bias moves by after each optimiser step, up where it was taken less
+            than the mean and down where more: balancing without a loss. The bias counts in choosing, not in
+            weights. 0: there is none. In training the step is taken by :class:`mom.callbacks.BalanceBias`.
         z_loss_coefficient: weight of the router z-loss.
         initializer_range: standard deviation of initial weights; projections into the residual stream are
             divided by ``sqrt(2 * graph_depth)``.
@@ -120,6 +123,7 @@ class MoMConfig(PreTrainedConfig):
     balance_coefficient: float = 0.01
     balance_skip: bool = True
     balance_scope: str = "microbatch"
+    balance_bias_rate: float = 0.0
     z_loss_coefficient: float = 0.0
     initializer_range: float = 0.02
     layer_norm_epsilon: float = 1e-5
@@ -190,6 +194,7 @@ class MoMConfig(PreTrainedConfig):
             ("dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
             ("router_prior_strength", "a number of at least 0", lambda value: value >= 0),
             ("balance_coefficient", "a number of at least 0", lambda value: value >= 0),
+            ("balance_bias_rate", "a number of at least 0", lambda value: value >= 0),
             ("z_loss_coefficient", "a number of at least 0", lambda value: value >= 0),
             ("initializer_range", "a number above 0", lambda value: value > 0),
             ("layer_norm_epsilon", "a number above 0", lambda value: value > 0),
@@ -228,5 +233,8 @@ class MoMConfig(PreTrainedConfig):
                     f"{layout.name} pool has ({layout.num_modules} modules, schedule {layout.schedule}, "
                     f"{'with' if layout.skip else 'without'} SKIP), or all"
                 )
-        if self.router_prior != "none" and self.router not in ("gru", "mlp", "linear"):
-            raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")
+        if self.router not in ("gru", "mlp", "linear"):  # nothing is learned, so nothing can be preferred
+            if self.router_prior != "none":
+                raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")
+            if self.balance_bias_rate:
+                raise ValueError(f"balance_bias_rate: {self.balance_bias_rate}; 0 with router {self.router}")

@@ -30,6 +30,7 @@ class Router(nn.Module):
 
     reachable: Tensor
     prior: nn.Parameter | None
+    balance_bias: Tensor | None
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
         super().__init__()
@@ -45,6 +46,9 @@ class Router(nn.Module):
             self.register_parameter("prior", None)
         else:
             self.prior = nn.Parameter(self._initial_prior())
+        # Of each module and SKIP, [N+1]; no parameter, since a rule moves it and not a gradient.
+        bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
+        self.register_buffer("balance_bias", bias)
 
     def _initial_prior(self) -> Tensor:
         """[H, slots], in logits: the preference in units of the temperature times the temperature."""
@@ -60,6 +64,15 @@ class Router(nn.Module):
         copy(self.reachable, torch.tensor(self.layout.reachable()))
         if self.prior is not None:
             copy(self.prior, self._initial_prior())
+        if self.balance_bias is not None:
+            copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
+
+    def slot_bias(self) -> Tensor | None:
+        """``balance_bias`` of each slot, [slots], float32: all slots that mean SKIP share one."""
+        if self.balance_bias is None:
+            return None
+        bias, modules = self.balance_bias.float(), self.layout.num_modules
+        return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
 
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
@@ -95,6 +108,7 @@ class Router(nn.Module):
             leave_when_skip_first=self.config.skip_rule == "first",
             reachable=None if self.all_reachable else self.reachable[round_index],
             ranking=ranking,
+            bias=self.slot_bias(),
         )
         return routing, state
 

@@ -58,6 +58,7 @@ def choose(
     leave_when_skip_first: bool = False,
     reachable: Tensor | None = None,
     ranking: Tensor | None = None,
+    bias: Tensor | None = None,
 ) -> Routing:
     """Choose K slots for each token (paper, section 3.2).
 
@@ -71,6 +72,7 @@ def choose(
         leave_when_skip_first: ``skip_rule: first``; where SKIP ranks first it takes all K places.
         reachable: slots this round may choose, boolean [slots]; ``None`` means all.
         ranking: what to rank by instead of the scores, [B, T, slots].
+        bias: added to the scores for ranking only, [slots]; the weights are those of the scores without it.
 
     Returns:
         The record; gradients reach ``logits`` through ``scores``, ``weights`` and ``logits``.
@@ -83,6 +85,8 @@ def choose(
         scores = logits if reachable is None else logits.masked_fill(~reachable, 0.0)
     if ranking is None:
         ranking = scores
+    if bias is not None:
+        ranking = ranking.detach() + bias
     if reachable is not None:
         # A reachable score may underflow to 0, which must still rank before an unreachable one.
         ranking = ranking.masked_fill(~reachable, float("-inf"))

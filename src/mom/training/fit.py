@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, Pr
 from lightning.pytorch.loggers import Logger
 
 from mom.callbacks import (
+    BalanceBias,
     FinalValidation,
     LastCheckpoint,
     NonFinite,
@@ -159,7 +160,7 @@ def fit_module(
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
-    """The configured callbacks, a guard, random numbers that resume, and a validation at the end.
+    """The configured callbacks, a guard, random numbers that resume, biases that balance, a last validation.
 
     Lightning refuses a ``LearningRateMonitor`` where nothing is logged, and a progress bar where none is
     wanted; they are left out there.
@@ -172,6 +173,7 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
         *(one for one in callbacks if not isinstance(one, unwanted)),
         NonFinite(config.trainer.on_nonfinite),
         RandomState(),
+        BalanceBias(),
         FinalValidation(),
     ]
 
