@@ -56,3 +56,17 @@ def test_compiled_layers_give_the_same_loss_and_gradients(changes):
     step(model, tokens(2, 8, seed=1))
     step(model, tokens(2, 8, seed=2))
     assert counter.frame_count == compiled
+
+
+def test_decoding_with_a_cache_leaves_compiled_layers_alone():
+    """Every length would be another shape, and a compilation of its own."""
+    model, ids = small_model().eval(), tokens(2, 6)
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
+    expected = model.generate(ids, **options)
+    counter = CompileCounterWithBackend("aot_eager")
+    model.model.compile_layers(backend=counter)
+    assert torch.equal(model.generate(ids, **options), expected)
+    assert counter.frame_count == 0
+    with torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    assert counter.frame_count > 0

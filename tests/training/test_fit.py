@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, seed_everything
 from mom.callbacks import FinalValidation, LastCheckpoint, StepProgressBar
 from mom.data.module import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
+from mom.model.modeling import MoMModel
 from mom.run_directory import RunDirectory
 from mom.training import fit
 from mom.training.checkpoint import read_checkpoint
@@ -240,3 +241,22 @@ def test_bfloat16_on_the_cpu_trains_and_memory_is_kept_where_wanted(tmp_path, mo
     assert 4 < results["val/loss"] < 7  # 300 tokens: ln 300 is 5.7
     assert 0 < results["throughput/mfu"] < 1
     assert bool(asked) is wanted
+
+
+def test_compiled_layers_train_to_the_same_losses(tmp_path, monkeypatch):
+    compiled = []
+    compile_layers = MoMModel.compile_layers
+    monkeypatch.setattr(
+        MoMModel,
+        "compile_layers",
+        lambda self, **options: compiled.append(compile_layers(self, backend="aot_eager", **options)),
+    )
+    results = train(tmp_path, "eager")
+    assert not compiled
+    assert train(tmp_path, "compiled", trainer={"compile": True})["val/loss"] == pytest.approx(
+        results["val/loss"], abs=1e-5
+    )
+    assert len(compiled) == 1
+    assert state(tmp_path / "compiled/checkpoints/last.ckpt")["state_dict"].keys() == (
+        state(tmp_path / "eager/checkpoints/last.ckpt")["state_dict"].keys()
+    )

@@ -209,13 +209,15 @@ class TrainerConfig(Section):
     """Lightning's ``Trainer``, by its own names; see its documentation for each.
 
     ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches if
-    it is an integer and is a share of the epoch if it is a float. Three options are not Lightning's:
+    it is an integer and is a share of the epoch if it is a float. Four options are not Lightning's:
 
     Args:
         on_nonfinite: what to do before an optimiser step whose gradient holds NaN or infinity: ``stop``, or
             ``skip`` the step.
         activation_checkpointing: keep only the input of every block and round in the forward pass and compute
             the rest again in the backward pass: less memory, about a third more time.
+        compile: `torch.compile` every block and round: faster steps after a first one that takes a minute or more.
+            On the CPU it needs a C++ compiler.
         keep_freed_memory: in runs on the CPU keep the memory that one step frees for the next one, in the place
             of giving it back to the kernel; faster. Linux with glibc only, elsewhere it does nothing.
     """
@@ -242,6 +244,7 @@ class TrainerConfig(Section):
     inference_mode: bool = True
     on_nonfinite: Literal["stop", "skip"] = "stop"
     activation_checkpointing: bool = False
+    compile: bool = False
     keep_freed_memory: bool = True
 
     def _check(self) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_TOKENS = 512
+CHUNK_TOKENS = 256
 """Tokens whose logits stand in memory at a time; larger ones were no faster (docs/performance.md)."""
 
 

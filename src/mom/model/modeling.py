@@ -22,6 +22,7 @@ from mom.model.assembly import Stage
 from mom.model.attention import AttentionContext
 from mom.model.balance import balance_loss, z_loss
 from mom.model.blocks import Block, ResidualProjection
+from mom.model.cache import grow_in_place
 from mom.model.configuration import MoMConfig
 from mom.model.loss import chunked_cross_entropy
 from mom.model.pools import Pool, product_dtype
@@ -187,6 +188,8 @@ class MoMModel(MoMPreTrainedModel):
         embedded = self.embedding.token(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
+        if isinstance(past_key_values, DynamicCache):
+            grow_in_place(past_key_values)
         position_ids = self._positions(embedded, attention_mask, position_ids, past_key_values)
         x = self.embedding(embedded, position_ids)
         context = AttentionContext.build(
@@ -198,6 +201,8 @@ class MoMModel(MoMPreTrainedModel):
             mask_skipped=self.config.skipped_kv == "mask" and self.config.num_stages > 0,
         )
         run = _checkpointed if self.gradient_checkpointing and self.training else _run
+        if past_key_values is not None and not torch.compiler.is_compiling():
+            run = _eager
         passed, routing = [x], []
         layer = 0
         for block in self.bottom:
@@ -259,6 +264,12 @@ class MoMModel(MoMPreTrainedModel):
 
 def _run(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
+
+
+def _eager(function: Callable, *arguments: Any) -> Any:
+    """Without what :meth:`MoMModel.compile_layers` compiled: with a cache every length would compile anew."""
+    with torch.compiler.set_stance("force_eager"):
+        return function(*arguments)
 
 
 def _checkpointed(function: Callable, *arguments: Any) -> Any:

@@ -3,7 +3,11 @@
 A module carries its own LayerNorm. All modules of a pool normalise the same input, so the normalisation is done
 once and each module's scale and shift are folded into its first projection: W LN(x) = (W · scale) x̂ + W shift.
 Folding costs one pass over the weights per forward, where applying it would cost one per module and token; with few
-tokens, as in decoding, it is the other way round, and they are applied (:func:`worth_folding`).
+tokens it is the other way round, and they are applied (:func:`worth_folding`).
+
+With very few tokens, as in decoding with a cache, even sorting them costs more than the products. Then every module
+runs for every token, and a table of weights, 0 where a module was not chosen, sums them in one product
+(:func:`all_modules_are_cheaper`).
 """
 
 from __future__ import annotations
@@ -120,9 +124,7 @@ class Pool(nn.Module):
         Returns:
             [tokens, D_in] if ``scatter``, else [M, D_in] in dispatch order.
         """
-        normal = F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon).flatten(
-            0, 1
-        )  # (tokens, D)
+        normal = self._normalized(x)  # (tokens, D)
         if folded.norm_weight is not None and folded.norm_bias is not None:
             rows = normal.index_select(0, dispatch.token)  # (M, D)
             module = dispatch.group.clamp(max=self.num_modules - 1)
@@ -137,6 +139,17 @@ class Pool(nn.Module):
             row_weight=row_weight,
         )
 
+    def _normalized(self, x: Tensor) -> Tensor:
+        """What all LayerNorms of the pool share, [B, T, D] → [tokens, D]."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon).flatten(0, 1)
+
+    def _rows_of_all(self, x: Tensor, folded: Folded) -> Tensor:
+        """The input of each module's first projection for each token, [B, T, D] → [tokens, N or 1, D]."""
+        normal = self._normalized(x).to(folded.in_weight.dtype)[:, None]  # (tokens, 1, D)
+        if folded.norm_weight is None or folded.norm_bias is None:
+            return normal
+        return torch.addcmul(folded.norm_bias, normal, folded.norm_weight)  # (tokens, N, D)
+
 
 def worth_folding(num_rows: int, num_columns: int) -> bool:
     """Whether to fold LayerNorms into the weights: [N, D, D_in] is scaled once, or ``num_rows`` rows of D are.
@@ -146,6 +159,56 @@ def worth_folding(num_rows: int, num_columns: int) -> bool:
         num_columns: columns that they would be folded into, N x D_in.
     """
     return num_rows >= num_columns
+
+
+def all_modules_are_cheaper(num_tokens: int, num_weights: int) -> bool:
+    """Whether to run every module for every token instead of sorting tokens by module.
+
+    Only without gradients: that is decoding. What is computed in vain must cost less than the sorting, so both the
+    tokens and the weights must be few; the bounds are measured (docs/performance.md, "Decoding").
+
+    Args:
+        num_tokens: tokens of this forward, B x T.
+        num_weights: entries of the pool's first projection, all modules together.
+    """
+    few = num_tokens <= ALL_MODULES_MAX_TOKENS and num_weights <= ALL_MODULES_MAX_WEIGHTS
+    return few and not torch.is_grad_enabled()
+
+
+ALL_MODULES_MAX_TOKENS = 32
+ALL_MODULES_MAX_WEIGHTS = 2**19
+
+
+def choice_table(selected: Tensor, values: Tensor, num_modules: int) -> Tensor:
+    """Lay the values of the K choices out over the modules.
+
+    Args:
+        selected: [B, T, K]; ``num_modules`` or more is SKIP.
+        values: [B, T, K].
+        num_modules: modules N.
+
+    Returns:
+        [tokens, N], 0 where a module was not chosen.
+    """
+    table = values.new_zeros(selected.shape[0] * selected.shape[1], num_modules + 1)
+    table.scatter_(1, selected.flatten(0, 1), values.flatten(0, 1))
+    return table[:, :num_modules]
+
+
+def sum_modules(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Every module's linear map of every token, summed with a table of weights, in one product.
+
+    Args:
+        rows: each token's rows, [tokens, N, D_in]; [tokens, 1, D_in] if the modules share one.
+        table: :func:`choice_table`, [tokens, N].
+        weight: [N, D_in, D_out].
+        bias: [N, D_out].
+
+    Returns:
+        [tokens, D_out].
+    """
+    weighted = (rows * table[:, :, None]).flatten(1)  # (tokens, N · D_in)
+    return torch.addmm(table @ bias, weighted, weight.flatten(0, 1))
 
 
 def product_dtype(tensor: Tensor) -> torch.dtype:
@@ -183,6 +246,8 @@ class AttentionPool(Pool):
             What the step adds to the residual stream, [B, T, D].
         """
         batch, length, width = x.shape
+        if all_modules_are_cheaper(batch * length, folded.in_weight.numel()):
+            return self._run_all(x, routing, folded, attend)
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
         qkv = self.project_in(
@@ -200,6 +265,23 @@ class AttentionPool(Pool):
             row_weight=row_weight,
         )
         return out.view(batch, length, width)
+
+    def _run_all(
+        self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """:meth:`forward` with every module run for every token."""
+        batch, length, width = x.shape
+        weights = routing.weights.to(folded.in_weight.dtype)  # (B, T, K)
+        table = choice_table(routing.selected, weights, self.num_modules)  # (tokens, N)
+        first = (
+            table
+            if self.config.weight_qkv
+            else choice_table(routing.selected, torch.ones_like(weights), self.num_modules)
+        )
+        qkv = sum_modules(self._rows_of_all(x, folded), first, folded.in_weight, folded.in_bias)
+        active = (routing.selected < self.num_modules).any(dim=-1)  # (B, T)
+        mixed = attend(qkv.view(batch, length, 3 * width), active).view(batch * length, 1, width)
+        return sum_modules(mixed, table, folded.out_weight, folded.out_bias).view_as(x)
 
 
 class FFNPool(Pool):
@@ -225,6 +307,8 @@ class FFNPool(Pool):
         Returns:
             What the step adds to the residual stream, [B, T, D].
         """
+        if all_modules_are_cheaper(x.shape[0] * x.shape[1], folded.in_weight.numel()):
+            return self._run_all(x, routing, folded)
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
         hidden = self.project_in(x, folded, dispatch, scatter=False)  # (M, F)
@@ -239,3 +323,12 @@ class FFNPool(Pool):
             gelu=True,
         )
         return out.view_as(x)
+
+    def _run_all(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
+        """:meth:`forward` with every module run for every token."""
+        rows = self._rows_of_all(x, folded)  # (tokens, N or 1, D)
+        by_module = rows.transpose(0, 1).expand(self.num_modules, -1, -1)  # (N, tokens, D)
+        hidden = torch.baddbmm(folded.in_bias[:, None], by_module, folded.in_weight)  # (N, tokens, F)
+        hidden = F.gelu(hidden, approximate="tanh").transpose(0, 1)  # (tokens, N, F)
+        table = choice_table(routing.selected, routing.weights.to(hidden.dtype), self.num_modules)
+        return sum_modules(hidden, table, folded.out_weight, folded.out_bias).view_as(x)

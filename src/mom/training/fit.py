@@ -43,7 +43,7 @@ CHECKPOINTS = "checkpoints"
 # Options that may differ between ranks without a difference to what they compute.
 _OF_ONE_RANK = ("cache_dir", "num_processes", "num_workers")
 # Options of the trainer group that Lightning's Trainer does not know.
-_NOT_LIGHTNINGS = ("on_nonfinite", "activation_checkpointing", "keep_freed_memory")
+_NOT_LIGHTNINGS = ("on_nonfinite", "activation_checkpointing", "compile", "keep_freed_memory")
 
 # Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks
 # before they are logged, and windows of a memory-mapped file need no loader processes.
@@ -129,6 +129,8 @@ def fit_module(
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.activation_checkpointing:
         module.model.gradient_checkpointing_enable()
+    if config.trainer.compile:
+        module.model.model.compile_layers()
     save_tokenizer(tokenizer, directory)
     loggers = build_loggers(
         config.logger.values(),

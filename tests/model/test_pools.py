@@ -1,0 +1,58 @@
+"""Two ways to run a pool, sorted by module or every module for every token, give the same."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mom.model import pools
+from mom.model.pools import choice_table, sum_modules
+from tests.models import small_model, tokens
+
+VARIANTS = [
+    {},
+    {"weight_qkv": True},
+    {"top_k": 1, "normalize_weights": False},
+    {"top_k": "all"},
+    {"skip_rule": "first", "skipped_kv": "mask"},
+    {"num_attention_modules": 2, "num_ffn_modules": 5, "router": "mlp"},
+    {"schedule": "layerwise"},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("folds", [False, True])
+def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds, monkeypatch):
+    monkeypatch.setattr(pools, "worth_folding", lambda *_: folds)
+    model, ids = small_model(**changes).eval(), tokens(2, 8)
+    outputs = {}
+    for bound in (0, 10**6):
+        monkeypatch.setattr(pools, "ALL_MODULES_MAX_TOKENS", bound)
+        with torch.no_grad():
+            outputs[bound] = model(input_ids=ids, output_routing=True)
+    assert torch.equal(outputs[0].routing[-1].ffn.selected, outputs[10**6].routing[-1].ffn.selected)
+    assert not torch.equal(outputs[0].logits, outputs[10**6].logits)  # two ways indeed
+    torch.testing.assert_close(outputs[10**6].logits, outputs[0].logits, atol=1e-5, rtol=1e-4)
+
+
+def test_every_module_runs_only_without_gradients_for_few_tokens_and_few_weights():
+    few, small = pools.ALL_MODULES_MAX_TOKENS, pools.ALL_MODULES_MAX_WEIGHTS
+    assert not pools.all_modules_are_cheaper(few, small)
+    with torch.no_grad():
+        assert pools.all_modules_are_cheaper(few, small)
+        assert not pools.all_modules_are_cheaper(few + 1, small)
+        assert not pools.all_modules_are_cheaper(few, small + 1)
+
+
+def test_sum_of_modules_against_a_loop():
+    torch.manual_seed(0)
+    selected = torch.tensor([[[0, 2], [3, 3]], [[1, 3], [2, 1]]])  # 3 is SKIP
+    values = torch.rand(2, 2, 2)
+    weight, bias, rows = torch.randn(3, 4, 5), torch.randn(3, 5), torch.randn(4, 3, 4)
+    expected = torch.zeros(4, 5)
+    for token, (choices, shares) in enumerate(zip(selected.flatten(0, 1), values.flatten(0, 1), strict=True)):
+        for module, share in zip(choices.tolist(), shares, strict=True):
+            if module < 3:
+                expected[token] += share * (rows[token, module] @ weight[module] + bias[module])
+    table = choice_table(selected, values, 3)
+    torch.testing.assert_close(sum_modules(rows, table, weight, bias), expected)
