@@ -30,11 +30,12 @@ class GrowingLayer(DynamicLayer):
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self._append("keys", self.keys, key_states)
-        self.values = self._append("values", self.values, value_states)
-        return self.keys, self.values
+        self.keys = keys = self._append("keys", self.keys, key_states)
+        self.values = values = self._append("values", self.values, value_states)
+        return keys, values
 
-    def _append(self, name: str, cached: Tensor, new: Tensor) -> Tensor:
+    def _append(self, name: str, cached: Tensor | None, new: Tensor) -> Tensor:
+        assert cached is not None
         length = cached.shape[-2] if cached.numel() else 0
         total = length + new.shape[-2]
         buffer, handed_out = self._room.get(name, (cached, None))
