@@ -32,6 +32,5 @@ class EffectiveDepth(WindowedStatistics):
 
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
         config = config_of(pl_module)
-        fixed = config.graph_depth - config.num_stages * config.num_rounds
-        metrics = depth_metrics(totals, fixed_depth=fixed, graph_depth=config.graph_depth)
+        metrics = depth_metrics(totals, fixed_depth=config.fixed_depth, graph_depth=config.graph_depth)
         return {f"depth/{name}": value for name, value in metrics.items()}

@@ -65,6 +65,8 @@ ROUTER_FIELDS: Mapping[str, Any] = {
     "balance_scope": str,
     "balance_bias_rate": float,
     "z_loss_coefficient": float,
+    "depth_target": float | None,
+    "depth_coefficient": float,
 }
 """Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
+
+if TYPE_CHECKING:
+    from mom.model.schedules import PoolLayout
 
 ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
 SCHEDULES = ("all", "layerwise", "grouped")
@@ -73,6 +76,10 @@ class MoMConfig(PreTrainedConfig):
             than the mean and down where more: balancing without a loss. The bias counts in choosing, not in
             weights. 0: there is none. In training the step is taken by :class:`mom.callbacks.BalanceBias`.
         z_loss_coefficient: weight of the router z-loss.
+        depth_target: average effective depth to train towards, in blocks (:func:`mom.model.depth_target.depth_loss`);
+            ``None``: whatever comes. A number where tokens can leave steps: with SKIP, and ``top_k`` 1 or
+            ``skip_rule: first``.
+        depth_coefficient: weight of the penalty on the distance to ``depth_target``.
         initializer_range: standard deviation of initial weights; projections into the residual stream are
             divided by ``sqrt(2 * graph_depth)``.
         layer_norm_epsilon: epsilon of every LayerNorm.
@@ -125,6 +132,8 @@ class MoMConfig(PreTrainedConfig):
     balance_scope: str = "microbatch"
     balance_bias_rate: float = 0.0
     z_loss_coefficient: float = 0.0
+    depth_target: float | None = None
+    depth_coefficient: float = 1.0
     initializer_range: float = 0.02
     layer_norm_epsilon: float = 1e-5
     use_cache: bool = True
@@ -146,6 +155,11 @@ class MoMConfig(PreTrainedConfig):
         """Blocks a token passes: bottom + top + anchors + stages x rounds. Also the layers of a KV cache."""
         per_stage = self.num_rounds + int(self.anchors)
         return self.num_bottom_blocks + self.num_top_blocks + self.num_stages * per_stage
+
+    @property
+    def fixed_depth(self) -> int:
+        """Blocks that every token passes whatever the routers choose: bottom + top + anchors."""
+        return self.graph_depth - self.num_stages * self.num_rounds
 
     @property
     def ffn_width(self) -> int:
@@ -196,6 +210,7 @@ class MoMConfig(PreTrainedConfig):
             ("balance_coefficient", "a number of at least 0", lambda value: value >= 0),
             ("balance_bias_rate", "a number of at least 0", lambda value: value >= 0),
             ("z_loss_coefficient", "a number of at least 0", lambda value: value >= 0),
+            ("depth_coefficient", "a number of at least 0", lambda value: value >= 0),
             ("initializer_range", "a number above 0", lambda value: value > 0),
             ("layer_norm_epsilon", "a number above 0", lambda value: value > 0),
         ):
@@ -238,3 +253,21 @@ class MoMConfig(PreTrainedConfig):
                 raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")
             if self.balance_bias_rate:
                 raise ValueError(f"balance_bias_rate: {self.balance_bias_rate}; 0 with router {self.router}")
+        if self.depth_target is not None:
+            self._check_depth_target((PoolLayout.attention(self), PoolLayout.ffn(self)))
+
+    def _check_depth_target(self, layouts: tuple[PoolLayout, ...]) -> None:
+        target = self.depth_target
+        if self.router not in ("gru", "mlp", "linear"):
+            raise ValueError(f"depth_target: {target}; null with router {self.router}")
+        if self.top_k != 1 and self.skip_rule != "first":
+            raise ValueError(
+                f"depth_target: {target}; null with top_k {self.top_k} and skip_rule {self.skip_rule}, where every "
+                "token takes a module in every step"
+            )
+        least = self.graph_depth - 0.5 * self.num_stages * self.num_rounds * sum(one.skip for one in layouts)
+        number = isinstance(target, int | float) and not isinstance(target, bool)
+        if not number or not least <= target <= self.graph_depth:
+            raise ValueError(
+                f"depth_target: {target!r}; a number from {least:g} to {self.graph_depth}, or null"
+            )

@@ -24,6 +24,7 @@ from mom.model.balance import balance_loss, z_loss
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import grow_in_place
 from mom.model.configuration import MoMConfig
+from mom.model.depth_target import depth_loss
 from mom.model.loss import chunked_cross_entropy
 from mom.model.pools import Pool, product_dtype
 from mom.model.routers import Router
@@ -52,10 +53,12 @@ class MoMCausalLMOutput(ModelOutput):
     """Output of the language model.
 
     Attributes:
-        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``.
+        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``, and with
+            a ``depth_target`` + ``depth_coefficient`` · ``depth_loss``.
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
+        depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
         logits: [B, T, V].
         past_key_values: the cache, one layer per executed attention.
         hidden_states: see :class:`MoMModelOutput`.
@@ -66,6 +69,7 @@ class MoMCausalLMOutput(ModelOutput):
     lm_loss: Tensor | None = None
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
+    depth_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -80,6 +84,7 @@ class MoMSequenceClassifierOutput(ModelOutput):
     task_loss: Tensor | None = None
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
+    depth_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None
@@ -376,13 +381,17 @@ def routing_losses(
         task_loss: the loss of the task, a scalar.
 
     Returns:
-        ``balance_loss``, ``z_loss`` and ``loss``, scalars.
+        ``balance_loss``, ``z_loss``, with a ``depth_target`` ``depth_loss``, and ``loss``, scalars.
     """
     balance = balance_loss(routing, config.num_rounds, attention_mask, include_skip=config.balance_skip)
     balance = balance.to(task_loss.device)
     router_z = z_loss(routing, attention_mask).to(task_loss.device)
     total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
-    return {"balance_loss": balance, "z_loss": router_z, "loss": total}
+    losses = {"balance_loss": balance, "z_loss": router_z}
+    if config.depth_target is not None:
+        losses["depth_loss"] = depth_loss(config, routing, attention_mask).to(task_loss.device)
+        total = total + config.depth_coefficient * losses["depth_loss"]
+    return losses | {"loss": total}
 
 
 class MoMForSequenceClassification(MoMPreTrainedModel):

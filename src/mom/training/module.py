@@ -33,7 +33,8 @@ class TrainingModule(LightningModule):
     Args:
         model: what to train, in place.
         optimizer: the fields of ``OptimizerConfig``.
-        losses: names of the fields of the model's output to log under ``train/``.
+        losses: names of the fields of the model's output to log under ``train/``; with a ``depth_target``,
+            ``depth_loss`` is logged too.
     """
 
     def __init__(
@@ -48,6 +49,8 @@ class TrainingModule(LightningModule):
             {"model_config": model.config.to_dict(), "optimizer": dict(optimizer)}, logger=False
         )
         self.model = model
+        if model.config.depth_target is not None and model.config.num_stages:
+            losses = (*losses, "depth_loss")
         # A NaN must show in the curve, so the metrics must not drop it (torchmetrics' default).
         self._train_means = torch.nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in (*losses, "routing_loss")}
@@ -74,6 +77,8 @@ class TrainingModule(LightningModule):
             config = self.model.config
             routing_loss = config.balance_coefficient * output.balance_loss
             routing_loss = routing_loss + config.z_loss_coefficient * output.z_loss
+            if output.depth_loss is not None:
+                routing_loss = routing_loss + config.depth_coefficient * output.depth_loss
             for name, mean in self._means():
                 value = routing_loss if name == "routing_loss" else getattr(output, name)
                 mean.update(value.detach())
