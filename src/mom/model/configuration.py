@@ -266,8 +266,8 @@ class MoMConfig(PreTrainedConfig):
                 "token takes a module in every step"
             )
         least = self.graph_depth - 0.5 * self.num_stages * self.num_rounds * sum(one.skip for one in layouts)
-        number = isinstance(target, int | float) and not isinstance(target, bool)
-        if not number or not least <= target <= self.graph_depth:
+        number = None if isinstance(target, bool) or not isinstance(target, int | float) else target
+        if number is None or not least <= number <= self.graph_depth:
             raise ValueError(
                 f"depth_target: {target!r}; a number from {least:g} to {self.graph_depth}, or null"
             )
