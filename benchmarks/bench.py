@@ -10,6 +10,7 @@ medians and spread are over repetitions. Timed are forward and backward, without
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
@@ -25,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
-from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
 from benchmarks.naive import naive_loss
 from mom.cost import Usage, flops_per_token
 from mom.measurement import keep_freed_memory, peak_memory, synchronize
@@ -47,6 +48,7 @@ class Size:
     layers: int
     matmul: int
     new_tokens: int
+    sequences: int = 8  # decoded together
 
     def config(self, **changes: Any) -> MoMConfig:
         """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
@@ -61,7 +63,7 @@ class Size:
 
 SIZES = {
     "smallest": Size(16, 2, 64, 16, 2, 2, 64, 4),
-    "quickstart": Size(128, 4, 4096, 256, 8, 8, 1024, 200),
+    "quickstart": Size(128, 4, 4096, 256, 8, 8, 1024, 512),
     "small": Size(768, 12, 50257, 1024, 2, 12, 4096, 64),
     "medium": Size(1024, 16, 50257, 1024, 8, 24, 8192, 128),
     "large": Size(1280, 20, 50257, 1024, 8, 36, 8192, 128),
@@ -127,41 +129,28 @@ class Bench:
         layer = (self.flops(_plain(size, 2)) - self.flops(_plain(size, 1))) or 1.0
         layers = max(1, round((flops - self.flops(_plain(size, 1))) / layer) + 1)
         dense = self.model(_plain(size, layers))
-        theirs = GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=size.vocab_size,
-                n_positions=size.length,
-                n_embd=size.d_model,
-                n_head=size.num_heads,
-                n_layer=size.layers,
-                resid_pdrop=0.0,
-                embd_pdrop=0.0,
-                attn_pdrop=0.0,
-            )
-        )
-        theirs.train().to(self.device)
-
-        def gpt2() -> None:
-            with self.autocast():
-                loss = theirs(input_ids=self.ids, labels=self.ids, use_cache=False).loss
-            loss.backward()
-            theirs.zero_grad(set_to_none=True)
-
         left = torch.randn(size.matmul, size.matmul, device=self.device, dtype=self.dtype)
         out = torch.empty_like(left)
         work = {
             "mom": self.training(mom),
             "dense": self.training(dense),
-            "gpt2": gpt2,
+            "gpt2": gpt2_training(self),
             "matmul": lambda: torch.mm(left, left, out=out),
         }
-        seconds = self.timed(work)
+        beside: tuple[str, ...] = ()
+        with contextlib.ExitStack() as stack:
+            if self.device == "cpu":
+                beside = ("gpt2_default_allocator",)
+                work[beside[0]] = stack.enter_context(GPT2Elsewhere(self)).step
+            seconds = self.timed(work)
+        theirs = self.flops(_plain(size, size.layers))
         return ratios(
             seconds,
             {
                 "mom": flops,
                 "dense": self.flops(dense.config),
-                "gpt2": self.flops(_plain(size, size.layers)),
+                "gpt2": theirs,
+                **dict.fromkeys(beside, theirs),
                 "matmul": 2.0 * size.matmul**3,
             },
         ) | {"usage/attention": usage.attention, "usage/ffn": usage.ffn, "dense/layers": layers}
@@ -172,11 +161,14 @@ class Bench:
         return flops_per_token(config, length, usage).training * self.ids.numel()
 
     def decode(self) -> dict[str, float]:
-        """Greedy continuation of half a context, batch 1, with and without the cache."""
-        model = self.model(self.size.config()).eval()
-        prompt = self.ids[:1, : self.size.length - self.size.new_tokens][:, :8]
-        options = {"max_new_tokens": self.size.new_tokens, "do_sample": False, "pad_token_id": 0}
-        options |= {"min_new_tokens": self.size.new_tokens}
+        """Greedy continuations of 16 tokens, several together, with and without the cache."""
+        size, prompt_length = self.size, min(16, self.size.length)
+        model = self.model(
+            size.config(max_positions=max(size.length, prompt_length + size.new_tokens))
+        ).eval()
+        prompt = torch.randint(size.vocab_size, (size.sequences, prompt_length), device=self.device)
+        options = {"max_new_tokens": size.new_tokens, "do_sample": False, "pad_token_id": 0}
+        options |= {"min_new_tokens": size.new_tokens}
 
         def generate(use_cache: bool) -> None:
             with torch.no_grad(), self.autocast():
@@ -184,10 +176,11 @@ class Bench:
 
         seconds = self.timed({"cached": lambda: generate(True), "uncached": lambda: generate(False)})
         cached, uncached = (statistics.median(seconds[name]) for name in ("cached", "uncached"))
-        new = self.size.new_tokens
+        new = size.new_tokens * size.sequences
         return {
             **spread(seconds),
-            "decode/new_tokens": new,
+            "decode/new_tokens": size.new_tokens,
+            "decode/sequences": size.sequences,
             "cached/tokens_per_second": new / cached,
             "uncached/tokens_per_second": new / uncached,
             "decode/cached_over_uncached": uncached / cached,
@@ -261,7 +254,7 @@ def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
     """What the targets are about, from the medians of one interleaved run.
 
     Args:
-        seconds: of ``mom``, ``dense``, ``gpt2`` and ``matmul``.
+        seconds: of ``mom``, ``dense``, ``gpt2`` and ``matmul``, and of any others.
         flops: useful operations of each.
     """
     median = {name: statistics.median(values) for name, values in seconds.items()}
@@ -273,6 +266,9 @@ def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
         "ratio/of_matmul_rate": rate["mom"] / rate["matmul"],
         "ratio/to_gpt2_per_step": median["mom"] / median["gpt2"],
         "ratio/to_gpt2_per_flop": rate["gpt2"] / rate["mom"],
+        **{
+            f"ratio/to_{name}_per_flop": rate[name] / rate["mom"] for name in rate if name.startswith("gpt2_")
+        },
         "ratio/to_dense_per_flop": rate["dense"] / rate["mom"],
     }
 
