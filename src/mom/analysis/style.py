@@ -22,7 +22,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
 """Colour map of every heat map: as good for colour-blind eyes, and still in order when printed grey."""
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {  # matplotlib names every key in a type of its own
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.labelsize": 10,
