@@ -227,31 +227,6 @@ def test_a_folder_with_another_runs_checkpoints_is_refused_unless_resumed(
     assert launch("run_dir=here", "resume=auto", *SMALL) == 0
 
 
-def test_each_job_of_a_multirun_has_its_own_folder(launch: Callable[..., int]) -> None:
-    seen: list[tuple[int, str]] = []
-
-    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-        seen.append((config.seed, config.run_dir))
-        if config.seed == 1:
-            raise ValueError("this one fails")
-        return {"seed": config.seed}
-
-    assert launch("seed=1,2", "-m", *SMALL, "hydra.sweep.dir=sweep", task=task) == 1
-    assert seen == [(1, "sweep/0"), (2, "sweep/1")]
-    assert (status("sweep/0")["state"], status("sweep/1")["state"]) == ("failed", "succeeded")
-
-
-def test_a_multirun_of_refusals_leaves_nothing(launch: Callable[..., int]) -> None:
-    assert launch("-m", "seed=1,2", *SMALL, task=refuse) == 2
-    assert left_behind() == []
-
-
-def test_an_interrupt_ends_a_multirun(launch: Callable[..., int]) -> None:
-    assert launch("-m", "seed=1,2", *SMALL, "hydra.sweep.dir=sweep", task=by_key) == 130
-    assert status("sweep/0")["state"] == "interrupted"
-    assert not Path("sweep/1").exists()
-
-
 def test_showing_the_configuration_runs_nothing(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ NEEDED = {
     "data/text": ["data.path=some.txt"],
     "data/token_files": ["data.path=tokens"],
     "experiment/paper/glue": ["init=some.ckpt"],
+    "task/compare": ["runs=some_folder"],
     "task/upcycle": ["init=some.ckpt"],
     "task/evaluate": ["init=some.ckpt"],
     "task/export": ["init=some.ckpt"],
@@ -101,7 +102,7 @@ def test_the_files_say_what_the_sections_default_to() -> None:
 
 
 def test_top_level_keys() -> None:
-    groups = {"task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger"}
+    groups = {"task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger", "launcher"}
 
     assert set(composed(CONF, [])) == groups | {"seed", "init", "ckpt", "resume", "debug", "run_dir"}
 

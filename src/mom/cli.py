@@ -6,8 +6,6 @@ prints one line and leaves nothing behind.
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import importlib
 import os
 import signal
@@ -20,12 +18,11 @@ from typing import NoReturn
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
-from mom.config.composition import CONFIG_NAME, composed, explain, is_composition_error, jobs
-from mom.errors import RequestError
+from mom.config.composition import CONFIG_NAME, explain, is_composition_error
+from mom.errors import JobsFailed, RequestError
 from mom.run_directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
 
 SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -46,14 +43,13 @@ def main(config_dir: Path) -> int:
     debug = False
     signal.signal(signal.SIGTERM, _interrupt)
     try:
-        arguments = _parsed_arguments()
-        overrides = arguments.overrides
+        overrides = _parsed_overrides()
         debug = "debug=true" in (override.lower() for override in overrides)
-        if arguments.multirun:
-            _check_every_job(config_dir, overrides)
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.job)()
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt:
         return INTERRUPTED
+    except JobsFailed:
+        return FAILED
     except Exception as error:
         if launch.started or not is_composition_error(error):
             raise
@@ -61,53 +57,27 @@ def main(config_dir: Path) -> int:
         refusal.__cause__ = None if refusal is error else error
         _tell(refusal, debug)
         return WRONG_REQUEST
-    finally:
-        launch.forget_empty_sweep()
     return launch.exit_code
 
 
 class _Launch:
-    """The jobs of one launch, one or many, and how they ended.
+    """The run of this process and how it ended.
 
-    Errors end here and not in Hydra, which would print lines of its own.
+    Errors end here and not in Hydra, which would print lines of its own. Under ``-m`` Hydra hands the jobs to
+    ``hydra_plugins.mom_sweeps``, and each comes back here in a process of its own.
     """
 
     def __init__(self) -> None:
         self.started = False
         self.exit_code = SUCCEEDED
-        self._sweep_dir: Path | None = None
 
-    def job(self, composed_config: DictConfig) -> None:
-        """Run one job; called by Hydra."""
+    def run(self, composed_config: DictConfig) -> None:
+        """Carry out one request; called by Hydra."""
         self.started = True
         try:
-            self._place(composed_config)
-            code = _run(composed_config)
+            self.exit_code = _run(composed_config)
         finally:
-            # The next job of a multirun has a folder of its own.
             os.environ.pop(RUN_DIR_VARIABLE, None)
-            if self._sweep_dir is not None:
-                _remove_if_empty(Path(HydraConfig.get().runtime.output_dir))
-        self.exit_code = max(self.exit_code, code)
-
-    def _place(self, composed_config: DictConfig) -> None:
-        """Under multirun a job's folder is Hydra's: the sweep's folder and the job's number."""
-        runtime = HydraConfig.get()
-        if runtime.mode != RunMode.MULTIRUN:
-            return
-        self._sweep_dir = Path(runtime.sweep.dir)
-        if composed_config.run_dir is None:
-            with open_dict(composed_config):
-                composed_config.run_dir = str(self._sweep_dir / str(runtime.sweep.subdir))
-
-    def forget_empty_sweep(self) -> None:
-        """Remove a sweep's folder in which no job left anything."""
-        if self._sweep_dir is None or not self._sweep_dir.exists():
-            return
-        if all(one.name == "multirun.yaml" for one in self._sweep_dir.iterdir()):
-            (self._sweep_dir / "multirun.yaml").unlink(missing_ok=True)
-            _remove_if_empty(self._sweep_dir)
-            _remove_if_empty(self._sweep_dir.parent)
 
 
 def _run(composed_config: DictConfig) -> int:
@@ -115,6 +85,7 @@ def _run(composed_config: DictConfig) -> int:
     debug = composed_config.get("debug") is True
     run: RunDirectory | None = None
     try:
+        _check_single()
         config = bind(composed_config)
         _check_unoccupied(config)
         config.check_buildable()
@@ -142,6 +113,13 @@ def _run(composed_config: DictConfig) -> int:
     return SUCCEEDED
 
 
+def _check_single() -> None:
+    """Refuse to run one job where the configuration asks for a grid of them."""
+    grid = HydraConfig.get().sweeper.get("params")
+    if grid:
+        raise RequestError("sweep", ", ".join(map(str, grid)), "the flag -m, which runs every combination")
+
+
 def _check_unoccupied(config: RunConfig) -> None:
     """Refuse a folder with the checkpoints of another run, which a fresh start would mix with its own."""
     starts_afresh = config.init is None and config.ckpt is None and config.resume is None
@@ -163,7 +141,7 @@ def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
     return run
 
 
-def _parsed_arguments() -> _Arguments:
+def _parsed_overrides() -> list[str]:
     """Hydra's own flags and overrides; a flag it does not have is a wrong request."""
     parser = get_args_parser()
 
@@ -181,19 +159,7 @@ def _parsed_arguments() -> _Arguments:
     for override in found.overrides:
         flags.remove(override)
     sys.argv[1:] = [*found.overrides, *flags]
-    return _Arguments(list(found.overrides), bool(found.multirun))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Arguments:
-    overrides: list[str]
-    multirun: bool
-
-
-def _check_every_job(config_dir: Path, overrides: list[str]) -> None:
-    """Compose and bind each job of a multirun before the first one runs."""
-    for job in jobs([override for override in overrides if not override.startswith("hydra.")]):
-        bind(composed(config_dir, job))
+    return list(found.overrides)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -222,8 +188,3 @@ def _tell(error: RequestError, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-
-
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty, or not there
-        folder.rmdir()

@@ -1,4 +1,4 @@
-"""The one error a user can mend: a request that cannot be met."""
+"""The one error a user can mend, a request that cannot be met; and the end of a sweep with failures."""
 
 from __future__ import annotations
 
@@ -23,3 +23,15 @@ class RequestError(ValueError):
     def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
         """Keep all three parts when the error crosses a process boundary."""
         return type(self), (self.option, self.given, self.allowed)
+
+
+class JobsFailed(Exception):
+    """Some jobs of a sweep failed. Which and why has been told; the command line exits with code 1.
+
+    Args:
+        failed: how many.
+        jobs: of how many.
+    """
+
+    def __init__(self, failed: int, jobs: int) -> None:
+        super().__init__(f"{failed} of {jobs} jobs failed")

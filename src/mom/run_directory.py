@@ -79,6 +79,14 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
     _write_atomic(Path(path), json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON file of a run; nothing where it is not there (yet), or is no JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
 class RunDirectory:
     """A run's folder and the files the command line keeps in it.
 

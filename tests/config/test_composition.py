@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mom.config.composition import composed, explain, is_composition_error, jobs
+from mom.config.composition import composed, explain, is_composition_error
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -56,18 +56,3 @@ def test_an_error_nobody_foresaw_is_still_one_line() -> None:
     told = str(explain(ValueError("one\n  two"), CONF, []))
 
     assert told == "request: one; see python run.py --help"
-
-
-def test_jobs_are_every_combination_in_order() -> None:
-    found = list(jobs(["router=gru,mlp", "seed=1,2", "data=text"]))
-
-    assert found == [
-        ["router=gru", "seed=1", "data=text"],
-        ["router=gru", "seed=2", "data=text"],
-        ["router=mlp", "seed=1", "data=text"],
-        ["router=mlp", "seed=2", "data=text"],
-    ]
-
-
-def test_a_line_without_choices_is_one_job() -> None:
-    assert list(jobs(["model.top_k=1"])) == [["model.top_k=1"]]

@@ -18,6 +18,7 @@ from mom.config.sections import (
 )
 from mom.config.tasks import (
     TASKS,
+    CompareConfig,
     CostConfig,
     EvaluateConfig,
     FinetuneConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "MODEL_FIELDS",
     "ROUTER_FIELDS",
     "TASKS",
+    "CompareConfig",
     "CostConfig",
     "DataConfig",
     "DataSection",

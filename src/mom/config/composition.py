@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -30,21 +28,6 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
-
-
-def jobs(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The overrides of every job of a multirun, in the order Hydra's basic sweeper runs them.
-
-    Raises:
-        OverrideParseException: if one cannot be read.
-    """
-    choices = [
-        [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
-        if one.is_sweep_override() and one.is_discrete_sweep()
-        else [str(one.input_line)]
-        for one in OverridesParser.create().parse_overrides(list(overrides))
-    ]
-    return (list(job) for job in product(*choices))
 
 
 def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> RequestError:

@@ -11,6 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.checks import as_written, conform, in_range, known_names, unknown_option
 from mom.config.data import data_section
+from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.nodes import NodeConfig
 from mom.config.sections import (
     DataConfig,
@@ -70,7 +71,7 @@ ROUTER_FIELDS: Mapping[str, Any] = {
 }
 """Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
 
-_GROUPS = ("task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger")
+_GROUPS = ("task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger", "launcher")
 _TOP_LEVEL: Mapping[str, Any] = {
     "seed": int,
     "init": str | None,
@@ -94,6 +95,7 @@ class RunConfig:
         trainer: Lightning's Trainer.
         callbacks: callbacks by name.
         logger: loggers by name.
+        launcher: how the jobs of a sweep are started.
         seed: of everything random.
         init: weights to start from: a checkpoint, an exported folder or a Hub id.
         ckpt: a run's checkpoint to go on from, optimiser and all.
@@ -110,6 +112,7 @@ class RunConfig:
     trainer: TrainerConfig
     callbacks: dict[str, NodeConfig]
     logger: dict[str, NodeConfig]
+    launcher: LauncherConfig
     seed: int
     init: str | None
     ckpt: str | None
@@ -141,21 +144,27 @@ class RunConfig:
         except ValueError as reason:
             raise _of_model(reason) from reason
 
-    def check_buildable(self) -> None:
+    def check_buildable(self, *, devices: bool = True) -> None:
         """Check what needs the libraries: the model, the callbacks, the loggers and the devices.
 
         Reads no data and builds no model, but imports PyTorch, Lightning and transformers.
 
+        Args:
+            devices: whether the run will be on this machine, which then must have the trainer's devices.
+
         Raises:
             RequestError: for the first option that cannot be.
         """
+        if not self.task.computes:
+            return
         if self.task.builds_model:
             self._check_model()
         for node in (*self.callbacks.values(), *self.logger.values()):
             node.check()
         for callback in self.callbacks.values():
             callback.check_builds()
-        _check_devices(self.trainer)
+        if devices:
+            _check_devices(self.trainer)
 
     def _check_model(self) -> None:
         # The tokenizer may not exist yet; whatever its size, no other check depends on it.
@@ -228,6 +237,7 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         trainer=TrainerConfig.from_mapping(groups["trainer"]),
         callbacks=_nodes("callbacks", groups["callbacks"]),
         logger=_nodes("logger", groups["logger"]),
+        launcher=launcher_section(groups["launcher"]),
         **{**top, "run_dir": choose_run_dir(task.name, top["run_dir"])},
     )
 

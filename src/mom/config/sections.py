@@ -56,6 +56,8 @@ class TaskConfig(Section):
     group: ClassVar[str] = "task"
     # Whether the task makes a model by the model and router groups, which are then checked together.
     builds_model: ClassVar[bool] = False
+    # Whether the task needs PyTorch, and with it devices, callbacks and loggers to check.
+    computes: ClassVar[bool] = True
     # Which kinds of data the task works on; empty where it reads none.
     data_kinds: ClassVar[tuple[str, ...]] = ()
     # Options that the command line also knows without ``task.`` in front.

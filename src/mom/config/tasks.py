@@ -205,6 +205,45 @@ class CostConfig(TaskConfig):
             raise RequestError("models", as_written(self.models), "a list of different models, or null")
 
 
+@dataclass(frozen=True)
+class CompareConfig(TaskConfig):
+    """Compare finished runs.
+
+    Args:
+        runs: folders of runs, folders that hold some (as a sweep's), or patterns of such.
+        metric: a name in ``summary.json``.
+        mode: whether the smallest or the largest mean is best.
+        baseline: folder of a run; every group is compared with that run's group, seed by seed.
+        against: another metric, which each run is compared with by itself; ``baseline/val/loss`` is the plain
+            transformer trained on.
+        by: options to group by; None is all in which the runs differ.
+        ignore: options, or groups of them, in which the runs of a group may differ, beside the seed.
+        confidence: of the interval of the mean difference.
+    """
+
+    top_level: ClassVar[tuple[str, ...]] = ("runs",)
+    computes: ClassVar[bool] = False
+
+    name: Literal["compare"] = "compare"
+    runs: str | list[str] | None = None
+    metric: str = "val/loss"
+    mode: Literal["min", "max"] = "min"
+    baseline: str | None = None
+    against: str | None = None
+    by: list[str] | None = None
+    ignore: list[str] | None = None
+    confidence: float = 0.95
+
+    def _check(self) -> None:
+        self._range("confidence", above=0, below=1)
+        if not self.runs:
+            raise RequestError("runs", as_written(self.runs), "folders of runs, or a pattern of such")
+        if self.baseline is not None and self.against is not None:
+            raise RequestError(
+                "task.against", self.against, "null with task.baseline given: one partner each"
+            )
+
+
 TASKS: Mapping[str, type[TaskConfig]] = {
     section.name: section
     for section in (
@@ -216,6 +255,7 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         UpcycleConfig,
         PrepareConfig,
         CostConfig,
+        CompareConfig,
     )
 }
 """Every task's section by the task's name."""

@@ -1,0 +1,331 @@
+"""Compare runs: groups that differ in options, their mean and deviation over seeds, and paired differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from mom.config.checks import as_written, nearest
+from mom.errors import RequestError
+from mom.run_directory import read_json
+
+NOT_OPTIONS = (
+    "seed",
+    "run_dir",
+    "resume",
+    "ckpt",
+    "debug",
+    "logger",
+    "launcher",
+    "data.cache_dir",
+    "data.num_processes",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+    "callbacks.progress_bar",
+)
+"""Options, and groups of them, that tell runs apart without a difference to what they measure."""
+
+ABSENT = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Args:
+        folder: the run directory.
+        options: its configuration, dotted names to values as they are written.
+        seed: of everything random.
+        status: the content of ``status.json``.
+        summary: the content of ``summary.json``.
+    """
+
+    folder: Path
+    options: Mapping[str, str]
+    seed: int
+    status: Mapping[str, Any]
+    summary: Mapping[str, Any]
+
+    def value(self, metric: str) -> float | None:
+        """A final number of a run that succeeded; None where there is none."""
+        found = self.summary.get(metric)
+        succeeded = self.status.get("state") == "succeeded"
+        return float(found) if succeeded and isinstance(found, int | float) else None
+
+    def why_not(self, metric: str) -> str:
+        """Why the run has no such number, in a few words."""
+        state = self.status.get("state", "no status")
+        error = self.status.get("error")
+        told = f": {' '.join(str(error['message']).split())}" if error else ""
+        return f"has no {metric}" if state == "succeeded" else f"{state}{told}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Differences between partners with the same seed.
+
+    Args:
+        pairs: how many.
+        mean: of the differences.
+        error: standard error of the mean; None for one pair.
+        low: lower end of the confidence interval of the mean (Student's t); None for one pair.
+        high: upper end.
+    """
+
+    pairs: int
+    mean: float
+    error: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Args:
+        options: values of the options in which the groups differ.
+        values: the metric of each seed.
+        others: the metric that each run is compared with itself by, of each seed that has it.
+        folders: where the runs are.
+        difference: paired with the baseline group or the run's own other metric; None without partners.
+    """
+
+    options: tuple[str, ...]
+    values: Mapping[int, float]
+    others: Mapping[int, float]
+    folders: tuple[Path, ...]
+    difference: Paired | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of a sample (divided by n − 1); None for one seed."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Groups, best first.
+
+    Args:
+        options: the options in which the groups differ; of those that always change together, one.
+        together: for an option in ``options``, the others that change with it.
+        groups: best first.
+        baseline: the group that the others are compared with, an index; None without one.
+        left_out: runs without the metric, and why.
+    """
+
+    options: tuple[str, ...]
+    together: Mapping[str, tuple[str, ...]]
+    groups: tuple[Group, ...]
+    baseline: int | None
+    left_out: tuple[tuple[Run, str], ...]
+
+
+def find_runs(places: Sequence[str]) -> list[Run]:
+    """The runs in folders, or in folders below them.
+
+    Args:
+        places: run directories, folders that hold some (as a sweep's), or patterns of such (``*``, ``**``).
+
+    Raises:
+        RequestError: ``runs``, if there is none in one of them.
+    """
+    found: dict[Path, Run] = {}
+    for place in places:
+        folders = [Path(one) for one in sorted(glob.glob(place, recursive=True)) if Path(one).is_dir()]
+        runs = [run for folder in folders for run in _runs_below(folder)]
+        if not runs:
+            what = "a folder that is there" if not folders else "a folder with runs (config.yaml) in it"
+            raise RequestError("runs", as_written(place), f"{what}, or a pattern of such")
+        found |= {run.folder.resolve(): run for run in runs}
+    return list(found.values())
+
+
+def compare(
+    runs: Sequence[Run],
+    metric: str,
+    *,
+    largest_is_best: bool = False,
+    baseline: Path | None = None,
+    against: str | None = None,
+    by: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    confidence: float = 0.95,
+) -> Comparison:
+    """Group runs by the options in which they differ and compare the groups over their seeds.
+
+    Args:
+        runs: what to compare.
+        metric: a name in ``summary.json``.
+        largest_is_best: whether the groups are ordered from the largest mean downwards.
+        baseline: the folder of a run; every group is compared with that run's group, seed by seed.
+        against: another metric; every run is compared with its own.
+        by: the options to group by; None takes all in which the runs differ.
+        ignore: options, or groups of them, in which the runs of a group may differ beside the seed.
+        confidence: of the interval around the mean difference.
+
+    Raises:
+        RequestError: no run has the metric, no run is of the baseline, or two runs of a group share a seed.
+    """
+    counted = [run for run in runs if run.value(metric) is not None]
+    left_out = tuple((run, run.why_not(metric)) for run in runs if run.value(metric) is None)
+    if not counted:
+        names = sorted({name for run in runs for name in run.summary})
+        close = nearest(metric, names)
+        hint = f"did you mean {close}? " if close else ""
+        raise RequestError("metric", metric, f"{hint}a number in summary.json of at least one finished run")
+    options, together = _differing(counted, by, ignore)
+    gathered: dict[tuple[str, ...], dict[int, Run]] = {}
+    for run in counted:
+        members = gathered.setdefault(tuple(run.options.get(name, ABSENT) for name in options), {})
+        if run.seed in members:
+            raise RequestError(
+                "runs",
+                f"{members[run.seed].folder} and {run.folder} have the same options and seed",
+                "runs that differ, or by=[…] naming the options in which they do",
+            )
+        members[run.seed] = run
+    groups = [_group(key, members, metric, against) for key, members in gathered.items()]
+    groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
+    chosen = None if baseline is None else _index_of(baseline, groups)
+    return Comparison(
+        options,
+        together,
+        tuple(_with_difference(group, groups, chosen, against, confidence) for group in groups),
+        chosen,
+        left_out,
+    )
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired | None:
+    """The mean difference ``ours − theirs`` over the seeds that both have; None if there are none.
+
+    Its interval is Student's t with one degree of freedom less than there are pairs.
+    """
+    differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    number = len(differences)
+    if number == 0:
+        return None
+    mean = float(differences.mean())
+    if number == 1:
+        return Paired(1, mean, None, None, None)
+    error = float(differences.std(ddof=1) / math.sqrt(number))
+    width = float(stats.t.ppf((1 + confidence) / 2, number - 1)) * error
+    return Paired(number, mean, error, mean - width, mean + width)
+
+
+def _runs_below(folder: Path) -> Iterator[Run]:
+    """The run in a folder, or those in the folders below; the phases inside a run are part of it."""
+    config = folder / "config.yaml"
+    given = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
+    if isinstance(given, dict) and "task" in given:
+        yield Run(
+            folder,
+            dict(_dotted(given)),
+            int(given.get("seed", 0)),
+            read_json(folder / "status.json"),
+            read_json(folder / "summary.json"),
+        )
+        return
+    for inner in sorted(folder.iterdir()):
+        if inner.is_dir():
+            yield from _runs_below(inner)
+
+
+def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in node.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", as_written(value)
+
+
+def _differing(
+    runs: Sequence[Run], by: Sequence[str] | None, ignore: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The options in which runs differ, one of those that split the runs alike; and which go with each."""
+    names = list(dict.fromkeys(name for run in runs for name in run.options))
+    for option, wanted in (("by", by or ()), ("ignore", ignore)):
+        for one in wanted:
+            if not any(_is_within(name, one) for name in names):
+                close = nearest(one, names)
+                raise RequestError(
+                    option, one, f"did you mean {close}?" if close else "options in the runs' config.yaml"
+                )
+    if by is not None:
+        return tuple(name for one in by for name in names if _is_within(name, one)), {}
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        if not any(_is_within(name, one) for one in (*NOT_OPTIONS, *ignore)):
+            values = [run.options.get(name, ABSENT) for run in runs]
+            if len(set(values)) > 1:
+                columns[name] = values
+    together: dict[str, tuple[str, ...]] = {}
+    shown = list(columns)
+    for name in columns:
+        leader = next((one for one in shown if one != name and _follows(name, one, columns)), None)
+        if leader is not None:
+            shown.remove(name)
+            together[leader] = (*together.get(leader, ()), name, *together.pop(name, ()))
+    return tuple(shown), together
+
+
+def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an option need not be shown because another tells it.
+
+    It changes exactly when the other does, or it is of the same group and has one value for each of the
+    other's, as the options have that come with a choice of the group.
+    """
+    pairs = len(set(zip(columns[name], columns[leader], strict=True)))
+    of_one_group = name.partition(".")[0] == leader.partition(".")[0]
+    leads = pairs == len(set(columns[leader]))
+    is_led_too = pairs == len(set(columns[name]))
+    earlier = list(columns).index(leader) < list(columns).index(name)
+    return leads and (earlier if is_led_too else of_one_group)
+
+
+def _is_within(name: str, place: str) -> bool:
+    """Whether an option is the one named, or inside the group named."""
+    return name == place or name.startswith(f"{place}.")
+
+
+def _group(key: tuple[str, ...], members: Mapping[int, Run], metric: str, against: str | None) -> Group:
+    values = {seed: run.value(metric) for seed, run in sorted(members.items())}
+    others = {} if against is None else {seed: run.value(against) for seed, run in sorted(members.items())}
+    return Group(
+        key,
+        {seed: value for seed, value in values.items() if value is not None},
+        {seed: value for seed, value in others.items() if value is not None},
+        tuple(run.folder for run in members.values()),
+    )
+
+
+def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
+    for index, group in enumerate(groups):
+        if baseline.resolve() in [folder.resolve() for folder in group.folders]:
+            return index
+    raise RequestError("baseline", baseline, "the folder of one of the finished runs that are compared")
+
+
+def _with_difference(
+    group: Group, groups: Sequence[Group], baseline: int | None, against: str | None, confidence: float
+) -> Group:
+    if against is not None:
+        return dataclasses.replace(group, difference=paired(group.values, group.others, confidence))
+    if baseline is None or group is groups[baseline]:
+        return group
+    return dataclasses.replace(group, difference=paired(group.values, groups[baseline].values, confidence))

@@ -1,0 +1,72 @@
+"""The figure of a comparison: every seed of every group, and the paired differences beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mom.comparison import Comparison
+
+if TYPE_CHECKING:
+    from mom.config import CompareConfig
+
+
+def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
+    """Draw the groups from the best downwards, as ``.png`` and ``.svg``.
+
+    On the left each seed's value, the mean and the standard deviation; on the right, where there are
+    differences, their mean and confidence interval.
+
+    Args:
+        comparison: what to draw.
+        task: metric, baseline and confidence, for the axes.
+        labels: of the groups.
+        path: the files' name without an ending.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = comparison.groups
+    has_differences = any(group.difference is not None for group in groups)
+    figure = Figure(figsize=(9 if has_differences else 6.5, 1.3 + 0.36 * len(groups)), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, 2 if has_differences else 1, sharey=True, squeeze=False)[0]
+    places = range(len(groups))
+    for place, group in zip(places, groups, strict=True):
+        values = list(group.values.values())
+        panels[0].plot(
+            values, [place] * len(values), "o", color="tab:blue", alpha=0.7, markersize=4, zorder=3
+        )
+        panels[0].errorbar(
+            group.mean,
+            place,
+            xerr=group.deviation,
+            fmt="|",
+            color="black",
+            capsize=3,
+            markersize=10,
+            elinewidth=1,
+        )
+    panels[0].set_yticks(places, labels)
+    panels[0].set_ylim(len(groups) - 0.5, -0.5)
+    panels[0].set_xlabel(f"{task.metric}\n(each seed, mean, deviation)")
+    if has_differences:
+        _draw_differences(panels[1], comparison, task)
+    for panel in panels:
+        panel.grid(axis="x", alpha=0.3)
+        panel.spines[["top", "right"]].set_visible(False)
+    for ending in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{ending}"), dpi=150)
+
+
+def _draw_differences(panel, comparison: Comparison, task: CompareConfig) -> None:  # type: ignore[no-untyped-def]
+    panel.axvline(0, color="grey", linewidth=1)
+    for place, group in enumerate(comparison.groups):
+        found = group.difference
+        if found is None:
+            continue
+        width = None if found.low is None else found.mean - found.low
+        panel.errorbar(found.mean, place, xerr=width, fmt="o", color="tab:red", capsize=3, markersize=4)
+    partner = task.against or "the baseline"
+    panel.set_xlabel(f"difference from {partner}\n({task.confidence:.0%} interval)")

@@ -1,0 +1,1 @@
+"""Sweeps: jobs that are processes, started, skipped, resumed and reported."""

@@ -1,0 +1,61 @@
+"""What a sweep says: a line when a job starts and ends, and a table of all at its end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from mom.sweeps.jobs import Job
+from mom.sweeps.process import OUTPUT
+
+METRIC = "val/loss"
+_COLOURS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
+
+
+def tell_started(job: Job) -> None:
+    """Say that a job's process begins, and where its output goes."""
+    _say(f"{job.folder}: {job.label} → {OUTPUT}")
+
+
+def tell_ended(job: Job) -> None:
+    """Say how a job ended."""
+    value = job.summary.get(METRIC) if job.state == "succeeded" else None
+    _say(f"{job.folder}: {job.state}" + (f", {METRIC} {value:.4f}" if value is not None else ""))
+
+
+def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None) -> None:
+    """Print a table of the jobs with their states, and under it why some failed.
+
+    Args:
+        jobs: in the order of the sweep.
+        folder: of the sweep.
+        console: where to.
+    """
+    console = console or Console()
+    table = Table(title=f"{len(jobs)} jobs", title_justify="left")
+    table.add_column("folder")
+    table.add_column("job", overflow="fold")
+    table.add_column("state")
+    values = [job.summary.get(METRIC) if job.state == "succeeded" else None for job in jobs]
+    if any(value is not None for value in values):
+        table.add_column(METRIC, justify="right")
+    for job, value in zip(jobs, values, strict=True):
+        colour = _COLOURS.get(job.state)
+        state = f"[{colour}]{job.state}[/]" if colour else job.state
+        shown = ["–" if value is None else f"{value:.4f}"] if len(table.columns) == 4 else []
+        table.add_row(str(job.folder.relative_to(folder)), job.label or "–", state, *shown)
+    if not console.is_terminal:  # a file is as wide as the table
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print()
+    console.print(table)
+    for job in jobs:
+        if job.state == "failed":
+            _say(f"{job.folder}: {job.error}", console)
+    _say(f"Written to {folder}", console)
+
+
+def _say(line: str, console: Console | None = None) -> None:
+    (console or Console()).print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,177 @@
+"""Compare runs: one table and one figure of any set of them, from their config.yaml and summary.json."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from tabulate import tabulate
+
+from mom.comparison import Comparison, Group, compare, find_runs
+from mom.comparison_figure import draw
+from mom.config import CompareConfig, RunConfig
+from mom.run_directory import RunDirectory
+
+NAME = "comparison"
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Print a table of the groups of runs, best first, and write it with a figure.
+
+    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``.
+
+    Args:
+        config: the request.
+        run: the run's directory.
+
+    Returns:
+        How many runs were ``counted`` and ``left_out``, how many ``groups``, and the best one's ``mean``.
+
+    Raises:
+        RequestError: no runs, none with the metric, or runs that cannot be told apart.
+    """
+    task = config.task
+    assert isinstance(task, CompareConfig) and task.runs is not None
+    runs = find_runs([task.runs] if isinstance(task.runs, str) else task.runs)
+    comparison = compare(
+        runs,
+        task.metric,
+        largest_is_best=task.mode == "max",
+        baseline=None if task.baseline is None else Path(task.baseline),
+        against=task.against,
+        by=task.by,
+        ignore=task.ignore or (),
+        confidence=task.confidence,
+    )
+    if run.writes:
+        _write(comparison, task, run.path)
+        _print(comparison, task, run.path)
+    return {
+        "groups": len(comparison.groups),
+        "counted": len(runs) - len(comparison.left_out),
+        "left_out": len(comparison.left_out),
+        "metric": task.metric,
+        "mean": comparison.groups[0].mean,
+        "best": label(comparison, comparison.groups[0]),
+    }
+
+
+def label(comparison: Comparison, group: Group) -> str:
+    """A group's options in one line, by their last names."""
+    named = zip(comparison.options, group.options, strict=True)
+    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in named) or "all runs"
+
+
+def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
+    """The table as texts: headings and a row for each group."""
+    has_differences = task.baseline is not None or task.against is not None
+    heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
+    heads += ["n", task.metric, "±"]
+    if task.against is not None:
+        heads.append(task.against)
+    if has_differences:
+        heads += ["difference", f"{task.confidence:.0%} interval", "pairs"]
+    body = []
+    for index, group in enumerate(comparison.groups):
+        row = [*(group.options or ("all",)), str(len(group.values)), *_number(group.mean, group.deviation)]
+        if task.against is not None:
+            others = list(group.others.values())
+            row.append(f"{sum(others) / len(others):.4f}" if others else "–")
+        if has_differences:
+            row += _difference(group, is_baseline=index == comparison.baseline)
+        body.append(row)
+    return heads, body
+
+
+def _number(mean: float, deviation: float | None) -> tuple[str, str]:
+    return f"{mean:.4f}", "–" if deviation is None else f"{deviation:.4f}"
+
+
+def _difference(group: Group, *, is_baseline: bool) -> list[str]:
+    found = group.difference
+    if found is None:
+        return ["baseline" if is_baseline else "–", "–", "–"]
+    interval = "–" if found.low is None else f"{found.low:+.4f} … {found.high:+.4f}"
+    return [f"{found.mean:+.4f}", interval, str(found.pairs)]
+
+
+def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
+    """What the table leaves unsaid: options that go together, runs that are not in it."""
+    notes = []
+    if task.against is not None:
+        notes.append(f"difference: {task.metric} − {task.against} of the same run")
+    elif comparison.baseline is not None:
+        of = label(comparison, comparison.groups[comparison.baseline])
+        notes.append(f"difference: from the runs of {of} with the same seed")
+    for name, others in comparison.together.items():
+        shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
+        notes.append(f"with {name} also differ {shown}")
+    notes += [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
+    return notes
+
+
+def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
+    heads, body = rows(comparison, task)
+    title = f"{task.metric}, mean and deviation over seeds, best first"
+    table = Table(title=title, title_justify="left")
+    options = len(comparison.options) or 1
+    for place, head in enumerate(heads):
+        if place < options:
+            table.add_column(head, overflow="fold")
+        else:
+            table.add_column(head, justify="right", no_wrap=True)
+    for row in body:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:  # a file is as wide as the table
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
+    for note in _notes(comparison, task):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
+
+
+def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
+    heads, body = rows(comparison, task)
+    numeric = len(heads) - (len(comparison.options) or 1)
+    align = ["left"] * (len(heads) - numeric) + ["right"] * numeric
+    notes = "".join(f"\n- {note}" for note in _notes(comparison, task))
+    markdown = tabulate(body, heads, tablefmt="github", disable_numparse=True, colalign=align)
+    (folder / f"{NAME}.md").write_text(
+        f"{markdown}\n{notes}\n" if notes else f"{markdown}\n", encoding="utf-8"
+    )
+    latex = tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
+    (folder / f"{NAME}.tex").write_text(latex + "\n", encoding="utf-8")
+    _write_csv(comparison, task, folder / f"{NAME}.csv")
+    draw(comparison, task, [label(comparison, group) for group in comparison.groups], folder / NAME)
+
+
+def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
+    heads = [
+        *comparison.options,
+        "n",
+        "mean",
+        "deviation",
+        "difference",
+        "error",
+        "low",
+        "high",
+        "pairs",
+        "seeds",
+    ]
+    body: list[Sequence[Any]] = []
+    for group in comparison.groups:
+        found = group.difference
+        differences = (
+            ("", "", "", "", "")
+            if found is None
+            else (found.mean, found.error, found.low, found.high, found.pairs)
+        )
+        seeds = " ".join(map(str, group.values))
+        body.append([*group.options, len(group.values), group.mean, group.deviation, *differences, seeds])
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([heads, *body])

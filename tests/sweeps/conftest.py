@@ -1,0 +1,44 @@
+"""An empty working folder, and the command line of :mod:`tests.sweeps.program` in this process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from mom.cli import main
+from tests.sweeps import program
+
+SOURCES = f"{program.ROOT}{os.pathsep}{program.ROOT / 'src'}"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; signals and variables are afterwards as they were."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    monkeypatch.setenv("PYTHONPATH", SOURCES)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield tmp_path
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def launch(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """The command line in this process; the jobs it starts are processes of the stand-in."""
+
+    def run(*line: str) -> int:
+        monkeypatch.setattr(sys, "argv", [program.__file__, *line])
+        return main(program.ROOT / "conf")
+
+    return run

@@ -1,0 +1,47 @@
+"""``run.py`` with a stand-in for the task, so that a job costs little; what it does hangs on the seed.
+
+1, 3: succeeds. 2: fails until the file ``mended`` is there. 6: is killed. 7: refuses the request.
+8: saves something to resume, says its process id in the pipe ``news``, and waits for a signal; resumed, it succeeds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from mom.cli import main
+from mom.config import RunConfig
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    print("working")
+    if config.seed == 2 and not Path("mended").exists():
+        raise ZeroDivisionError("no\nway")
+    if config.seed == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if config.seed == 7:
+        raise RequestError("data.path", "x", "a file that is there")
+    if config.seed == 8 and config.resume is None:
+        (run.path / "checkpoints").mkdir()
+        (run.path / "checkpoints" / "last.ckpt").touch()
+        Path("news").write_text(f"{os.getpid()}\n")
+        signal.pause()
+    return {
+        "val/loss": float(config.seed),
+        "resumed": config.resume == "auto",
+        "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
+    }
+
+
+if __name__ == "__main__":
+    sys.modules["mom.tasks.pretrain"] = SimpleNamespace(run=task)  # type: ignore[assignment]
+    RunConfig.check_buildable = lambda self, devices=True: None  # type: ignore[method-assign,misc]
+    sys.exit(main(ROOT / "conf"))

@@ -1,0 +1,232 @@
+"""Comparing runs, against pandas and SciPy on the same numbers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from mom.cli import main
+from mom.comparison import compare, find_runs, paired
+from mom.errors import RequestError
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def write_run(
+    folder: Path, options: dict[str, Any], summary: dict[str, Any], state: str = "succeeded"
+) -> None:
+    """A run directory as the command line leaves it; options are dotted."""
+    config: dict[str, Any] = {"task": {"name": "pretrain"}, "seed": 0, "run_dir": str(folder)}
+    for name, value in options.items():
+        group, _, inner = name.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[inner] = value
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    error = None if state == "succeeded" else {"type": "ValueError", "message": "loss\nis NaN"}
+    (folder / "status.json").write_text(json.dumps({"state": state, "error": error}))
+    (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def write_grid(root: Path, seeds: int = 3) -> pd.DataFrame:
+    """Two routers (one with a prior of its own), two K, some seeds; the same as a table."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for router in ("gru", "mlp"):
+        for top_k in (1, 2):
+            for seed in range(seeds):
+                plain, gain = 4 + 0.1 * seed, draw.normal(0.1 * top_k, 0.03)
+                row = {"router": router, "top_k": top_k, "seed": seed, "loss": plain - gain, "plain": plain}
+                prior = {"gru": "none", "mlp": "looped"}[router]
+                options = {
+                    "router.router": router,
+                    "router.router_prior": prior,
+                    "model.top_k": top_k,
+                    "seed": seed,
+                }
+                summary = {"val/loss": row["loss"], "baseline/val/loss": plain}
+                write_run(root / str(len(rows)), options, summary)
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def test_groups_are_those_of_pandas_best_first(tmp_path: Path) -> None:
+    frame = write_grid(tmp_path / "runs")
+    found = compare(find_runs([str(tmp_path / "runs")]), "val/loss")
+
+    wanted = frame.groupby(["router", "top_k"]).loss.agg(["mean", "std", "count"]).sort_values("mean")
+    assert found.options == ("router.router", "model.top_k")
+    assert found.together == {"router.router": ("router.router_prior",)}
+    assert [group.options for group in found.groups] == [(router, str(k)) for router, k in wanted.index]
+    for group, row in zip(found.groups, wanted.itertuples(), strict=True):
+        assert (group.mean, group.deviation, len(group.values)) == pytest.approx(
+            (row.mean, row.std, row.count)
+        )
+    reverse = compare(find_runs([str(tmp_path / "runs")]), "val/loss", largest_is_best=True)
+    assert [group.options for group in reverse.groups] == [group.options for group in found.groups][::-1]
+
+
+def test_differences_from_a_group_are_paired_by_seed(tmp_path: Path) -> None:
+    frame = write_grid(tmp_path / "runs")
+    found = compare(find_runs([str(tmp_path / "runs/*")]), "val/loss", baseline=tmp_path / "runs" / "1")
+
+    table = frame.pivot_table(index="seed", columns=["router", "top_k"], values="loss")
+    assert found.baseline is not None
+    for index, group in enumerate(found.groups):
+        router, top_k = group.options
+        if (router, top_k) == ("gru", "1"):
+            assert index == found.baseline and group.difference is None
+            continue
+        test = stats.ttest_rel(table[router, int(top_k)], table["gru", 1])
+        interval = test.confidence_interval(0.95)
+        difference = group.difference
+        assert difference is not None
+        assert difference.mean == pytest.approx((table[router, int(top_k)] - table["gru", 1]).mean())
+        assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
+        assert difference.mean / difference.error == pytest.approx(test.statistic)  # type: ignore[operator]
+
+
+def test_differences_from_the_runs_own_other_metric(tmp_path: Path) -> None:
+    frame = write_grid(tmp_path / "runs")
+    found = compare(
+        find_runs([str(tmp_path / "runs")]), "val/loss", against="baseline/val/loss", confidence=0.9
+    )
+
+    for group in found.groups:
+        own = frame[(frame.router == group.options[0]) & (frame.top_k == int(group.options[1]))]
+        interval = stats.ttest_rel(own.loss, own.plain).confidence_interval(0.9)
+        assert group.difference is not None
+        assert (group.difference.low, group.difference.high) == pytest.approx((interval.low, interval.high))
+
+
+@given(
+    ours=st.dictionaries(st.integers(0, 6), st.floats(-5, 5), max_size=6),
+    theirs=st.dictionaries(st.integers(0, 6), st.floats(-5, 5), max_size=6),
+)
+def test_only_common_seeds_are_paired(ours: dict[int, float], theirs: dict[int, float]) -> None:
+    found = paired(ours, theirs)
+    both = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+    assert (found is None) == (not both)
+    if found is not None:
+        assert found.pairs == len(both)
+        assert found.mean == pytest.approx(sum(both) / len(both))
+        assert (found.error is None) == (len(both) == 1)
+
+
+def test_runs_that_do_not_count_are_listed(tmp_path: Path) -> None:
+    write_grid(tmp_path / "runs")
+    write_run(tmp_path / "runs" / "x" / "failed", {"seed": 9}, {"val/loss": 1.0}, "failed")
+    write_run(tmp_path / "runs" / "y", {"seed": 9}, {"train/loss": 1.0})
+    write_run(tmp_path / "runs" / "z", {"seed": 9}, {}, "running")
+    # A phase has no task of its own and belongs to its run.
+    (tmp_path / "runs" / "0" / "plain").mkdir()
+    (tmp_path / "runs" / "0" / "plain" / "config.yaml").write_text("phase: plain\n")
+
+    found = compare(find_runs([str(tmp_path / "runs"), str(tmp_path / "runs" / "y")]), "val/loss")
+    assert [(run.folder.name, why) for run, why in found.left_out] == [
+        ("failed", "failed: loss is NaN"),
+        ("y", "has no val/loss"),
+        ("z", "running: loss is NaN"),
+    ]
+    assert sum(len(group.values) for group in found.groups) == 12
+
+
+def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(
+            tmp_path / f"{seed}", {"seed": seed, "init": f"plain{seed}", "data.num_workers": seed}, {"a": 1}
+        )
+
+    assert len(compare(find_runs([str(tmp_path)]), "a").groups) == 2
+    (alone,) = compare(find_runs([str(tmp_path)]), "a", ignore=["init"]).groups
+    assert (alone.options, sorted(alone.values)) == ((), [0, 1])
+    (alone,) = compare(find_runs([str(tmp_path)]), "a", by=["task"]).groups
+    assert alone.options == ("pretrain",)
+
+
+def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"seed": 1, "model.top_k": 1}, {"val/loss": 1.0})
+    write_run(tmp_path / "b", {"seed": 1, "model.top_k": 2}, {"val/loss": 2.0})
+    runs = find_runs([str(tmp_path)])
+
+    for message, options in (
+        (r"^metric: val/los; did you mean val/loss\?", {"metric": "val/los"}),
+        (r"^runs: .*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
+        (r"^by: model.topk; did you mean model.top_k\?", {"by": ["model.topk"]}),
+        (r"^ignore: zzz; options in ", {"ignore": ["zzz"]}),
+        (r"^baseline: nowhere; the folder of one ", {"baseline": Path("nowhere")}),
+    ):
+        with pytest.raises(RequestError, match=message):
+            compare(runs, **({"metric": "val/loss"} | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY", "MOM_RUN_DIR"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+
+    def run(*line: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["run.py", "task=compare", *line])
+        GlobalHydra.instance().clear()
+        return main(CONF)
+
+    return run
+
+
+def test_the_task_writes_its_table_in_every_form(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_grid(Path("runs"))
+    assert command("runs=runs", "task.against=baseline/val/loss", "run_dir=out") == 0
+
+    told = capsys.readouterr().out
+    best = compare(find_runs(["runs"]), "val/loss", against="baseline/val/loss").groups[0]
+    assert f"{best.mean:.4f}" in told and f"{best.difference.mean:+.4f}" in told  # type: ignore[union-attr]
+    assert "with router.router also differ router.router_prior" in told
+    with Path("out/comparison.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean"]) for row in rows] == sorted(float(row["mean"]) for row in rows)
+    assert float(rows[0]["difference"]) == best.difference.mean  # type: ignore[union-attr]
+    assert Path("out/comparison.md").read_text().count(f" {best.mean:.4f} |") == 1
+    assert r"\toprule" in Path("out/comparison.tex").read_text()
+    assert Path("out/comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in Path("out/comparison.svg").read_text()
+    assert json.loads(Path("out/summary.json").read_text())["counted"] == 12
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ([], "runs: null; folders of runs"),
+        (["runs=nowhere"], "runs: nowhere; a folder that is there"),
+        (["runs=empty"], "runs: empty; a folder with runs"),
+        (["runs=runs", "task.metric=x"], "metric: x; a number in summary.json"),
+        (["runs=runs", "task.baseline=a", "task.against=b"], "task.against: b; null with "),
+        (["runs=runs", "task.confidence=1"], "task.confidence: 1.0; "),
+    ],
+)
+def test_a_wrong_request_is_one_line(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str], line: list[str], message: str
+) -> None:
+    write_run(Path("runs/a"), {}, {"val/loss": 1.0})
+    Path("empty").mkdir()
+
+    assert command(*line) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: {message}")
+    assert not Path("outputs").exists()
