@@ -6,9 +6,20 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
+from mom.model.routers import Router
 from tests.models import small_model, tokens
 
-VARIANTS = [{}, {"router": "mlp", "skipped_kv": "mask"}, {"router_prior": "looped", "schedule": "layerwise"}]
+VARIANTS = [
+    {},
+    {"module_dropout": 0.3, "balance_bias_rate": 0.1},
+    {"router": "mlp", "skipped_kv": "mask"},
+    {"router_prior": "looped", "schedule": "layerwise"},
+]
+    {},
+    {"module_dropout": 0.3, "balance_bias_rate": 0.1},
+    {"router": "mlp", "skipped_kv": "mask"},
+    {"router_prior": "looped", "schedule": "layerwise"},
+]
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +30,7 @@ def fresh_compiler():
 
 
 def step(model, ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)  # of dropped modules
     model.zero_grad()
     output = model(input_ids=ids, labels=ids, output_logits=False)
     output.loss.backward()
@@ -70,3 +82,16 @@ def test_decoding_with_a_cache_leaves_compiled_layers_alone():
     with torch.no_grad():
         model(input_ids=ids, use_cache=False)
     assert counter.frame_count > 0
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "gumbel"])
+def test_noise_that_anneals_compiles_once(kind):
+    model = small_model(num_rounds=2).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    body = torch.compile(model.model, fullgraph=True, backend=counter)
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    for scale in (1.0, 0.5, 0.25):
+        for router in routers:
+            router.set_noise(kind, scale)
+        body(input_ids=tokens(2, 8), use_cache=False)
+    assert counter.frame_count == 1

@@ -33,6 +33,9 @@ from tests.models import small_config
         ({"dropout": 1.0}, "dropout: 1.0; a number from 0"),
         ({"anchors": 2}, "anchors: 2; true or false"),
         ({"router": "random", "router_prior": "ordered"}, "router_prior: ordered; none with router random"),
+        ({"module_dropout": 1.0}, "module_dropout: 1.0; a number from 0 up to, not including, 1"),
+        ({"module_dropout_per": "row"}, "module_dropout_per: 'row'; one of sequence, token"),
+        ({"router": "random", "module_dropout": 0.1}, "module_dropout: 0.1; 0 with router random"),
         ({"balance_bias_rate": -0.1}, "balance_bias_rate: -0.1; a number of at least 0"),
         (
             {"router": "sequential", "balance_bias_rate": 0.1},

@@ -67,6 +67,28 @@ def test_a_bias_changes_the_choice_and_no_weight():
     assert left.selected.flatten().tolist() == [0]
 
 
+def test_noise_changes_the_choice_and_no_weight():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).view(1, 1, 4).requires_grad_()
+    noise = torch.tensor([-5.0, 0.0, 0.0, 2.5]).view(1, 1, 4)
+    routing = choose(logits, num_modules=3, top_k=2, normalize=False, noise=noise)
+    scores = logits.softmax(-1)
+    assert routing.selected.flatten().tolist() == [3, 1]  # by 1.5, then 1.0
+    torch.testing.assert_close(routing.weights, scores[..., [3, 1]])
+    torch.testing.assert_close(routing.scores, scores)
+    raw = choose(logits, num_modules=3, top_k=2, normalize=False, noise=noise, softmax=False)
+    assert raw.selected.flatten().tolist() == [3, 1] and raw.weights.flatten().tolist() == [-1.0, 1.0]
+
+
+def test_skip_takes_the_places_that_dropped_modules_leave():
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(2, 1, 4)
+    reachable = torch.tensor([[True, False, False, True], [True, True, True, False]]).view(2, 1, 4)
+    routing = choose(logits, num_modules=3, top_k=3, normalize=True, reachable=reachable)
+    assert routing.selected.flatten(1).tolist() == [[0, 3, 3], [0, 1, 2]]
+    first = logits[0, 0, [0, 3]].softmax(-1)
+    torch.testing.assert_close(routing.weights[0, 0], torch.tensor([*first.tolist(), 0.0]))
+    torch.testing.assert_close(routing.scores[0, 0], torch.tensor([first[0], 0.0, 0.0, first[1]]))
+
+
 def test_several_skip_slots_fold_into_one():
     logits = torch.tensor([1.0, 0.0, 3.0, 2.0]).view(1, 1, 4)
     routing = choose(logits, num_modules=2, top_k=2, normalize=True)

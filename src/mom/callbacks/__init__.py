@@ -8,9 +8,11 @@ from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.random_state import RandomState
 from mom.callbacks.ranks import RankAgreement
+from mom.callbacks.router_noise import RouterNoise
 from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.throughput import ThroughputMonitor
+from mom.callbacks.top_k_growth import TopKGrowth
 
 __all__ = [
     "BalanceBias",
@@ -20,8 +22,10 @@ __all__ = [
     "NonFinite",
     "RandomState",
     "RankAgreement",
+    "RouterNoise",
     "RouterPriorDecay",
     "RoutingStatistics",
     "StepProgressBar",
     "ThroughputMonitor",
+    "TopKGrowth",
 ]

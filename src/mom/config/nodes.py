@@ -61,11 +61,14 @@ class NodeConfig:
             if name in hints and is_plain(hints[name]):
                 conform(option, value, hints[name])
 
-    def check_builds(self) -> None:
-        """Build the object once and drop it, if it needs no more than its keywords.
+    def check_builds(self) -> Any:
+        """Build the object once, if it needs no more than its keywords.
 
         For classes that do nothing when made, as Lightning's callbacks: what their constructor refuses
         is then told before the run begins.
+
+        Returns:
+            The object, or ``None`` if it cannot be built yet.
 
         Raises:
             RequestError: if the class refuses its keywords.
@@ -73,8 +76,8 @@ class NodeConfig:
         try:
             inspect.signature(self.load()).bind(**self.arguments)
         except TypeError:  # the task adds what is missing
-            return
-        self.instantiate()
+            return None
+        return self.instantiate()
 
     def load(self) -> Callable[..., Any]:
         """Import the target.

@@ -49,6 +49,8 @@ MODEL_FIELDS: Mapping[str, Any] = {
     "skipped_kv": str,
     "skip_rule": str,
     "dropout": float,
+    "module_dropout": float,
+    "module_dropout_per": str,
     "initializer_range": float,
     "layer_norm_epsilon": float,
 }
@@ -157,16 +159,23 @@ class RunConfig:
         """
         if not self.task.computes:
             return
-        if self.task.builds_model:
-            self._check_model()
+        model = self._check_model() if self.task.builds_model else None
         for node in (*self.callbacks.values(), *self.logger.values()):
             node.check()
-        for callback in self.callbacks.values():
-            callback.check_builds()
+        for node in self.callbacks.values():
+            callback = node.check_builds()
+            # Some of ours do not go with every model.
+            if model is not None and hasattr(callback, "check_fits"):
+                try:
+                    callback.check_fits(model, self.trainer.max_steps)
+                except ValueError as reason:
+                    name, _, rest = str(reason).partition(": ")
+                    given, _, allowed = rest.partition("; ")
+                    raise RequestError(f"{node.option}.{name}", given, allowed) from reason
         if devices:
             _check_devices(self.trainer)
 
-    def _check_model(self) -> None:
+    def _check_model(self) -> MoMConfig:
         # The tokenizer may not exist yet; whatever its size, no other check depends on it.
         wanted = self.data.tokenizer_vocab_size if isinstance(self.data, DataConfig) else 1
         config = self.model_config(self.model.get("vocab_size") or wanted)
@@ -184,6 +193,7 @@ class RunConfig:
                 "true",
                 "auto or false with model.top_k=1: every weight would be 1 and the router learn nothing",
             )
+        return config
 
 
 def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:

@@ -93,10 +93,13 @@ class Stage(nn.Module):
         """
         num_rows = x.shape[0] * x.shape[1] * self.num_rounds
         folded = tuple(part.pool.fold(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
+        draws = self.attention.router.draw_dropped(x), self.ffn.router.draw_dropped(x)
         state = RoundState(x, None, None)
         routing, passed = [], []
         for round_index in range(self.num_rounds):
-            one_round = partial(self._run_round, round_index, context, first_layer + round_index, token_ids)
+            one_round = partial(
+                self._run_round, round_index, context, first_layer + round_index, token_ids, draws
+            )
             state, decided = run(one_round, state, *folded)
             routing.append(decided)
             passed.append(state.x)
@@ -116,6 +119,7 @@ class Stage(nn.Module):
         context: AttentionContext,
         layer_index: int,
         token_ids: Tensor | None,
+        draws: tuple[Tensor | None, Tensor | None],
         state: RoundState,
         folded_attention: Folded,
         folded_ffn: Folded,
@@ -123,7 +127,9 @@ class Stage(nn.Module):
         """One round: the attention router chooses and its modules run, then the same for the feed-forward."""
         x = state.x  # (B, T, D); the routers read it un-normalised
 
-        attention, attention_state = self.attention.router(x, state.attention, round_index, token_ids)
+        attention, attention_state = self.attention.router(
+            x, state.attention, round_index, token_ids, draws[0]
+        )
         attend = partial(context.attend, layer_index=layer_index)
         x = x + self.dropout(
             self.attention.pool(
@@ -131,7 +137,7 @@ class Stage(nn.Module):
             )
         )
 
-        ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids)
+        ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids, draws[1])
         x = x + self.dropout(self.ffn.pool(x, ffn, folded_ffn))
 
         return RoundState(x, attention_state, ffn_state), RoundRouting(attention, ffn)

@@ -67,6 +67,10 @@ class MoMConfig(PreTrainedConfig):
         skip_rule: ``share`` (SKIP takes its share of the weight, the other choices still run) or ``first`` (a
             token leaves the step when SKIP ranks first).
         dropout: on the embeddings and on each step's output.
+        module_dropout: probability that a module is dropped in training; of the modules that a round may choose
+            one always stays.
+        module_dropout_per: ``sequence`` (a module is there or not for a sequence's tokens and a stage's rounds
+            together) or ``token`` (drawn for each token).
         balance_coefficient: weight of the balance loss.
         balance_skip: count SKIP among the choices that are to be balanced.
         balance_scope: whose tokens are balanced together in training: those of one process's ``microbatch``,
@@ -127,6 +131,8 @@ class MoMConfig(PreTrainedConfig):
     skipped_kv: str = "zero"
     skip_rule: str = "share"
     dropout: float = 0.0
+    module_dropout: float = 0.0
+    module_dropout_per: str = "sequence"
     balance_coefficient: float = 0.01
     balance_skip: bool = True
     balance_scope: str = "microbatch"
@@ -206,6 +212,7 @@ class MoMConfig(PreTrainedConfig):
         for name, allowed, fits in (
             ("temperature", "a number above 0", lambda value: value > 0),
             ("dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
+            ("module_dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
             ("router_prior_strength", "a number of at least 0", lambda value: value >= 0),
             ("balance_coefficient", "a number of at least 0", lambda value: value >= 0),
             ("balance_bias_rate", "a number of at least 0", lambda value: value >= 0),
@@ -228,6 +235,7 @@ class MoMConfig(PreTrainedConfig):
             ("router_prior", ROUTER_PRIORS),
             ("skipped_kv", ("zero", "mask")),
             ("skip_rule", ("share", "first")),
+            ("module_dropout_per", ("sequence", "token")),
             ("balance_scope", BALANCE_SCOPES),
         ):
             value = getattr(self, name)
@@ -251,8 +259,9 @@ class MoMConfig(PreTrainedConfig):
         if self.router not in ("gru", "mlp", "linear"):  # nothing is learned, so nothing can be preferred
             if self.router_prior != "none":
                 raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")
-            if self.balance_bias_rate:
-                raise ValueError(f"balance_bias_rate: {self.balance_bias_rate}; 0 with router {self.router}")
+            for name in ("balance_bias_rate", "module_dropout"):
+                if getattr(self, name):
+                    raise ValueError(f"{name}: {getattr(self, name)}; 0 with router {self.router}")
         if self.depth_target is not None:
             self._check_depth_target((PoolLayout.attention(self), PoolLayout.ffn(self)))
 

@@ -16,6 +16,8 @@ from mom.model.configuration import MoMConfig
 from mom.model.routing import Routing, choose
 from mom.model.schedules import PoolLayout
 
+NOISE_KINDS = ("gaussian", "gumbel")
+
 
 class Router(nn.Module):
     """What all routers share: reachability, temperature, the prior, and the choice itself.
@@ -31,15 +33,16 @@ class Router(nn.Module):
     reachable: Tensor
     prior: nn.Parameter | None
     balance_bias: Tensor | None
+    noise_scale: Tensor
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
         super().__init__()
         self.config = config
         self.layout = layout
         self.salt = salt
-        self.top_k = layout.num_selected(config.top_k)
-        normalize = config.normalize_weights
-        self.normalize = self.top_k > 1 if normalize == "auto" else bool(normalize)
+        self.set_top_k(layout.num_selected(config.top_k))
+        self.noise_kind: str | None = None
+        self.register_buffer("noise_scale", torch.zeros(()), persistent=False)
         self.register_buffer("reachable", torch.tensor(layout.reachable()), persistent=False)
         self.all_reachable = all(map(all, layout.reachable()))
         if config.router_prior == "none":
@@ -49,6 +52,64 @@ class Router(nn.Module):
         # Of each module and SKIP, [N+1]; no parameter, since a rule moves it and not a gradient.
         bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
         self.register_buffer("balance_bias", bias)
+
+    def set_top_k(self, top_k: int) -> None:
+        """Choose K places from now on, at most the configuration's; ``normalize_weights: auto`` goes by it."""
+        assert 1 <= top_k <= self.layout.num_selected(self.config.top_k)
+        self.top_k = top_k
+        normalize = self.config.normalize_weights
+        self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)
+
+    def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
+        """From now on rank noisy logits in training.
+
+        Args:
+            kind: ``gaussian`` or ``gumbel``; ``None`` for no noise.
+            scale: what the noise is multiplied by.
+        """
+        assert kind in (None, *NOISE_KINDS)
+        self.noise_kind = kind
+        self.noise_scale.fill_(scale)  # a tensor, since a number would be compiled in
+
+    def _noise(self, logits: Tensor) -> Tensor | None:
+        """Noise of one round, [B, T, slots]; ``None`` outside of training or where there is none."""
+        if self.noise_kind is None or not self.training:
+            return None
+        if self.noise_kind == "gaussian":
+            return self.noise_scale * torch.randn_like(logits)
+        tiny = torch.finfo(logits.dtype).tiny
+        return -self.noise_scale * torch.empty_like(logits).exponential_().clamp_min(tiny).log()
+
+    def draw_dropped(self, x: Tensor) -> Tensor | None:
+        """What decides which modules are dropped in a stage's rounds: uniform, [B, 1 or T, N].
+
+        Args:
+            x: residual stream, [B, T, D].
+
+        Returns:
+            ``None`` outside of training or where none are.
+        """
+        if not self.training or not self.config.module_dropout:
+            return None
+        length = x.shape[1] if self.config.module_dropout_per == "token" else 1
+        return torch.rand(x.shape[0], length, self.layout.num_modules, device=x.device)
+
+    def open_slots(self, round_index: int, draws: Tensor | None) -> Tensor | None:
+        """Slots a round may choose: [slots], or [B, 1 or T, slots] if modules are dropped; ``None``: all.
+
+        Of the modules that the round can reach the one with the highest draw always stays.
+
+        Args:
+            round_index: the round within the stage.
+            draws: this forward's :meth:`draw_dropped`.
+        """
+        reachable = self.reachable[round_index]  # (slots,)
+        if draws is None:
+            return None if self.all_reachable else reachable
+        modules, skip = reachable.split([self.layout.num_modules, self.layout.num_skip_slots])
+        highest = draws.masked_fill(~modules, -1.0).amax(dim=-1, keepdim=True)
+        kept = modules & ((draws >= self.config.module_dropout) | (draws == highest))  # (B, 1 or T, N)
+        return torch.cat([kept, skip.expand(*kept.shape[:-1], -1)], dim=-1)
 
     def _initial_prior(self) -> Tensor:
         """[H, slots], in logits: the preference in units of the temperature times the temperature."""
@@ -62,6 +123,7 @@ class Router(nn.Module):
             copy: ``copy(destination, source)``, the initialiser's way to overwrite a tensor.
         """
         copy(self.reachable, torch.tensor(self.layout.reachable()))
+        copy(self.noise_scale, torch.zeros(()))
         if self.prior is not None:
             copy(self.prior, self._initial_prior())
         if self.balance_bias is not None:
@@ -91,23 +153,30 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        round_index: int,
+        token_ids: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
-        """Choose for every token; see :meth:`score` for the arguments."""
+        """Choose for every token; see :meth:`score` for the arguments, and :meth:`draw_dropped` for ``draws``."""
         outputs, state, ranking = self.score(x, state, round_index, token_ids)
         outputs = outputs.float()
         if self.prior is not None:
             outputs = outputs + self.prior[round_index]
+        logits = outputs / self.config.temperature
         routing = choose(
-            outputs / self.config.temperature,
+            logits,
             num_modules=self.layout.num_modules,
             top_k=self.top_k,
             normalize=self.normalize,
             softmax=self.config.score_function == "softmax",
             straight_through=self.config.straight_through,
             leave_when_skip_first=self.config.skip_rule == "first",
-            reachable=None if self.all_reachable else self.reachable[round_index],
+            reachable=self.open_slots(round_index, draws),
             ranking=ranking,
+            noise=self._noise(logits),
             bias=self.slot_bias(),
         )
         return routing, state
@@ -160,9 +229,14 @@ class FixedRouter(Router):
     """A router without parameters: its own rule fixes scores and ranking, and every slot it ranks is allowed."""
 
     def forward(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        round_index: int,
+        token_ids: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
-        """As :meth:`Router.forward`; temperature, prior, score function and sign do not apply."""
+        """As :meth:`Router.forward`; temperature, prior, noise, score function and sign do not apply."""
         logits, state, ranking = self.score(x, state, round_index, token_ids)
         routing = choose(
             logits,
@@ -187,10 +261,15 @@ class SequentialRouter(FixedRouter):
         return logits, None, None
 
     def forward(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        round_index: int,
+        token_ids: Tensor | None = None,
+        draws: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
         """As :meth:`Router.forward`; the places after the first are SKIP by definition, not by rank."""
-        routing, state = super().forward(x, state, round_index, token_ids)
+        routing, state = super().forward(x, state, round_index, token_ids, draws)
         selected = torch.full_like(routing.selected, self.layout.num_modules)
         selected[..., 0] = round_index % self.layout.num_modules
         return routing._replace(selected=selected), state

@@ -58,6 +58,7 @@ def choose(
     leave_when_skip_first: bool = False,
     reachable: Tensor | None = None,
     ranking: Tensor | None = None,
+    noise: Tensor | None = None,
     bias: Tensor | None = None,
 ) -> Routing:
     """Choose K slots for each token (paper, section 3.2).
@@ -70,8 +71,10 @@ def choose(
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
         straight_through: replace weights by their sign, gradients passing through.
         leave_when_skip_first: ``skip_rule: first``; where SKIP ranks first it takes all K places.
-        reachable: slots this round may choose, boolean [slots]; ``None`` means all.
+        reachable: slots this round may choose, boolean [slots], or for each token [B, 1 or T, slots], where they may
+            be fewer than K: SKIP with weight 0 takes the places left. ``None`` means all.
         ranking: what to rank by instead of the scores, [B, T, slots].
+        noise: added to the logits for ranking only, [B, T, slots].
         bias: added to the scores for ranking only, [slots]; the weights are those of the scores without it.
 
     Returns:
@@ -85,6 +88,9 @@ def choose(
         scores = logits if reachable is None else logits.masked_fill(~reachable, 0.0)
     if ranking is None:
         ranking = scores
+        if noise is not None:
+            ranking = allowed.detach() + noise
+            ranking = ranking.softmax(dim=-1) if softmax else ranking
     if bias is not None:
         ranking = ranking.detach() + bias
     if reachable is not None:
@@ -94,6 +100,8 @@ def choose(
     weights = scores.gather(-1, selected)
     if normalize:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    if reachable is not None and reachable.dim() > 1:
+        selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
     if straight_through:
         weights = _StraightThroughSign.apply(weights)
     if scores.shape[-1] > num_modules + 1:  # several slots mean SKIP: fold them into one
