@@ -15,11 +15,6 @@ VARIANTS = [
     {"router": "mlp", "skipped_kv": "mask"},
     {"router_prior": "looped", "schedule": "layerwise"},
 ]
-    {},
-    {"module_dropout": 0.3, "balance_bias_rate": 0.1},
-    {"router": "mlp", "skipped_kv": "mask"},
-    {"router_prior": "looped", "schedule": "layerwise"},
-]
 
 
 @pytest.fixture(autouse=True)

@@ -92,7 +92,7 @@ def test_without_skip_a_token_may_be_left_with_fewer_modules_than_places():
     output = model(input_ids=ids, labels=ids, output_routing=True)
     step = output.routing[0].ffn
     assert bool((step.selected == 3).any())
-    assert float(step.weights[step.selected == 3].abs().max()) == 0
+    assert not step.weights[step.selected == 3].any()
     torch.testing.assert_close(step.weights.sum(-1), torch.ones(4, 6))
     assert bool(output.loss.isfinite())
 
