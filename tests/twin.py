@@ -32,10 +32,12 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
     states_a, states_f = [None] * len(x), [None] * len(x)
     pool_a, pool_f = stage.attention.pool, stage.ffn.pool
     n_a, n_f = config.num_attention_modules, config.num_ffn_modules
+    gone = [False] * len(x)
     for h in range(config.num_rounds):
         chosen = [
             route(config, stage.attention.router, h, n_a, x[t], states_a, t, tokens) for t in range(len(x))
         ]
+        chosen = absorb(config, chosen, n_a, gone)
         record.append(chosen)
         q, k, v, ran = [], [], [], []
         for t in range(len(x)):
@@ -60,6 +62,7 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
         x = after
 
         chosen = [route(config, stage.ffn.router, h, n_f, x[t], states_f, t, tokens) for t in range(len(x))]
+        chosen = absorb(config, chosen, n_f, gone)
         record.append(chosen)
         after = []
         for t in range(len(x)):
@@ -79,6 +82,19 @@ def modules(choice: tuple, num_modules: int) -> list[tuple[int, Tensor]]:
     """The (module, weight) pairs that run: SKIP takes its share of the weight and contributes nothing."""
     _, selected, weights = choice
     return [(i, w) for i, w in zip(selected, weights, strict=True) if i < num_modules]
+
+
+def absorb(config, chosen: list[tuple], n: int, gone: list[bool]) -> list[tuple]:
+    """Who has left takes SKIP; who took no module has left from now on, if SKIP is absorbing."""
+    out = []
+    for t, choice in enumerate(chosen):
+        k = len(choice[1])
+        if gone[t]:
+            skip = torch.tensor([0.0] * n + [1.0])
+            choice = (skip, [n] * k, [torch.tensor(1.0)] + [torch.tensor(0.0)] * (k - 1))
+        gone[t] = config.absorbing_skip and not modules(choice, n)
+        out.append(choice)
+    return out
 
 
 def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, tokens: Tensor) -> tuple:
@@ -117,7 +133,8 @@ def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, token
         order = sorted(
             (i for i in range(n + 1) if allowed[i]), key=lambda i: -float(scores[i].detach() + bias[i])
         )
-    k = n + 1 if config.top_k == "all" else config.top_k
+    k = config.ffn_top_k if router.layout.name == "ffn" and config.ffn_top_k else config.top_k
+    k = n + 1 if k == "all" else k
     order = (order + [i for i in range(n + 1) if i not in order])[:k]
     weights = [scores[i] for i in order]
     if config.router == "sequential":

@@ -30,16 +30,10 @@ class Usage:
 
     @classmethod
     def nominal(cls, config: MoMConfig) -> Usage:
-        """Every place holds a module, as many as the pool has: what a token may cost at most."""
+        """Every place holds a module, as many as a round may choose: what a token may cost at most."""
         if config.num_stages == 0:
             return cls(0.0, 0.0)
-        places = [
-            min(layout.num_selected(config.top_k), layout.num_modules)
-            for layout in (PoolLayout.attention(config), PoolLayout.ffn(config))
-        ]
-        if config.router == "sequential":
-            places = [1, 1]
-        return cls(*map(float, places))
+        return cls(*(layout.most_modules(config.router) for layout in _layouts(config)))
 
     @classmethod
     def of(cls, config: MoMConfig, routing: Sequence[Any]) -> Usage:

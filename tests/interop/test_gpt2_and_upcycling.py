@@ -157,3 +157,19 @@ def test_shapes_that_do_not_fit_are_refused(changes, said):
 def test_an_mom_is_not_upcycled_again():
     with pytest.raises(RequestError, match="init: a model with 1 stages"):
         upcycle(small_model(), small_config())
+
+
+@pytest.mark.parametrize(
+    "experts", [{"num_ffn_modules": 4, "ffn_top_k": 1}, {"num_ffn_modules": 12, "ffn_top_k": 2}]
+)
+def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
+    moe = {"schedule": "layerwise", "ffn_schedule": "grouped", "skip": False, "top_k": 1, "anchors": False}
+    config = small_config(num_attention_modules=4, num_rounds=4, router_prior="looped", **moe, **experts)
+    plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
+    assert plain_config(config).num_bottom_blocks == 6
+    plan = UpcyclingPlan.consecutive(config).stages[0]
+    assert plan.ffn == tuple(layer for layer in (1, 2, 3, 4) for _ in range(config.num_ffn_modules // 4))
+    ids = tokens(2, 9)
+    torch.testing.assert_close(
+        upcycle(plain, config)(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4, rtol=0
+    )

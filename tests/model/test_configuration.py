@@ -41,6 +41,21 @@ from tests.models import small_config
             {"router": "sequential", "balance_bias_rate": 0.1},
             "balance_bias_rate: 0.1; 0 with router sequential",
         ),
+        (
+            {"ffn_top_k": 5},
+            "ffn_top_k: 5; an integer from 1 to 4, the choices that every round of the ffn pool",
+        ),
+        ({"ffn_top_k": "most"}, "ffn_top_k: 'most'; an integer of at least 1, or all"),
+        ({"absorbing_skip": 1}, "absorbing_skip: 1; true or false"),
+        (
+            {"absorbing_skip": True},
+            "absorbing_skip: true; false where every token takes a module in every step",
+        ),
+        (
+            {"absorbing_skip": True, "top_k": 1, "skip": False},
+            "absorbing_skip: true; false where every token",
+        ),
+        ({"absorbing_skip": True, "top_k": 1, "router": "sequential"}, "absorbing_skip: true; false where"),
     ],
 )
 def test_refusals_name_field_value_and_what_is_allowed(changes, said):

@@ -100,6 +100,14 @@ def test_without_a_target_there_is_no_penalty_and_a_plain_model_has_none():
         ({"top_k": 1, "depth_target": 2.5}, "depth_target: 2.5; a number from 3 to 7, or null"),
         ({"top_k": 1, "depth_target": 7.5}, "depth_target: 7.5; a number from 3 to 7, or null"),
         (
+            {"top_k": 1, "depth_target": 2.5, "absorbing_skip": True, "ffn_skip": False},
+            "depth_target: 2.5; a number from 3 to 7, or null",
+        ),
+        (
+            {"top_k": 1, "depth_target": 2.5, "absorbing_skip": True, "skip": False, "ffn_skip": True},
+            "depth_target: 2.5; a number from 3.5 to 7, or null",
+        ),
+        (
             {"top_k": 1, "depth_target": 4.5, "skip": False, "ffn_skip": True},
             "depth_target: 4.5; a number from 5",
         ),

@@ -13,8 +13,8 @@ from mom.model.schedules import PoolLayout
 from tests.models import small_config, small_model, tokens
 
 
-def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1) -> PoolLayout:
-    return PoolLayout("attention", num_modules, slots, num_rounds, schedule, skip)
+def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_k=2) -> PoolLayout:
+    return PoolLayout("attention", num_modules, slots, num_rounds, schedule, skip, top_k)
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,6 +117,17 @@ def test_priors_prefer_order_then_skip():
     looped = layout(num_modules=2, num_rounds=4).prior("looped", 1.5)
     assert ordered == [[3.0, 0, 1.5], [0, 3.0, 1.5], [0, 0, 3.0], [0, 0, 3.0]]
     assert looped == [[3.0, 0, 1.5], [0, 3.0, 1.5], [1.5, 0, 3.0], [0, 1.5, 3.0]]
+
+
+def test_a_grouped_prior_prefers_the_rounds_whole_group():
+    table = layout(num_modules=4, num_rounds=2, schedule="grouped").prior("looped", 1.0)
+    assert table == [[2.0, 2.0, 0, 0, 1.0], [0, 0, 2.0, 2.0, 1.0]]
+
+
+def test_modules_come_from_layers():
+    assert layout(num_modules=4, num_rounds=2).layers() == [0, 1, 2, 3]
+    assert layout(num_modules=7, num_rounds=3, schedule="grouped").layers() == [0, 0, 1, 1, 2, 2, 2]
+    assert layout(num_modules=2, num_rounds=4, schedule="grouped").layers() == [0, 1]
 
 
 def test_prior_is_in_units_of_the_temperature_and_learned():

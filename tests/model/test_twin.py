@@ -35,6 +35,14 @@ GRID = [
     {"balance_bias_rate": 0.1},
     {"balance_bias_rate": 0.1, "skip_rule": "first", "schedule": "grouped", "num_rounds": 2},
     {"num_stages": 0, "num_bottom_blocks": 3},
+    {"ffn_top_k": 1},
+    {"top_k": 1, "ffn_top_k": 3, "skip_rule": "first"},
+    {"top_k": 1, "ffn_top_k": 2, "ffn_schedule": "grouped", "num_ffn_modules": 6, "num_rounds": 2},
+    {"top_k": 1, "absorbing_skip": True},
+    {"top_k": 1, "absorbing_skip": True, "schedule": "layerwise", "ffn_skip": False, "skipped_kv": "mask"},
+    {"top_k": 2, "absorbing_skip": True, "skip_rule": "first", "num_stages": 2},
+    {"top_k": 1, "absorbing_skip": True, "router": "random", "skipped_kv": "mask"},
+    {"top_k": 1, "absorbing_skip": True, "router": "linear", "skip": False, "ffn_skip": True},
 ]
 
 

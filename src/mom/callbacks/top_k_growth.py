@@ -45,9 +45,7 @@ class TopKGrowth(Callback):
         """
         if not self._at or not config.num_stages:
             return
-        full = min(
-            one.num_selected(config.top_k) for one in (PoolLayout.attention(config), PoolLayout.ffn(config))
-        )
+        full = min(one.num_selected() for one in (PoolLayout.attention(config), PoolLayout.ffn(config)))
         if len(self._at) >= full:
             raise ValueError(f"at: {self._at}; at most {full - 1} steps, for top_k {config.top_k}")
         if 0 <= max_steps <= self._at[-1]:
@@ -66,4 +64,4 @@ class TopKGrowth(Callback):
         ahead = sum(step > trainer.global_step for step in self._at)
         for router in pl_module.modules() if self._at else ():
             if isinstance(router, Router):
-                router.set_top_k(router.layout.num_selected(router.config.top_k) - ahead)
+                router.set_top_k(router.layout.num_selected() - ahead)

@@ -41,6 +41,7 @@ MODEL_FIELDS: Mapping[str, Any] = {
     "num_ffn_modules": int,
     "num_rounds": int,
     "top_k": int | Literal["all"],
+    "ffn_top_k": int | Literal["all"] | None,
     "schedule": str,
     "skip": bool,
     "ffn_schedule": str | None,
@@ -48,6 +49,7 @@ MODEL_FIELDS: Mapping[str, Any] = {
     "weight_qkv": bool,
     "skipped_kv": str,
     "skip_rule": str,
+    "absorbing_skip": bool,
     "dropout": float,
     "module_dropout": float,
     "module_dropout_per": str,
@@ -187,7 +189,12 @@ class RunConfig:
             )
         # The model itself allows this: the authors' checkpoints have it. To train so is always a mistake.
         learns = config.router not in ("sequential", "random")
-        if config.num_stages and config.top_k == 1 and config.normalize_weights is True and learns:
+        if (
+            config.num_stages
+            and 1 in (config.top_k, config.ffn_top_k)
+            and config.normalize_weights is True
+            and learns
+        ):
             raise RequestError(
                 "router.normalize_weights",
                 "true",

@@ -10,6 +10,7 @@ from torch import nn
 from mom.errors import RequestError
 from mom.interop.layers import copy_affine, read_block, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.schedules import PoolLayout
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,11 @@ class UpcyclingPlan:
     def consecutive(cls, config: MoMConfig) -> UpcyclingPlan:
         """Layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
 
-        A stage takes as many layers as its larger pool has modules; the smaller pool takes the first of them.
+        A stage takes as many layers as its larger pool has modules; the smaller pool takes the first of them. A
+        ``grouped`` pool takes one for each round (:meth:`PoolLayout.layers`).
         """
         layers = iter(range(num_plain_layers(config)))
+        attention_layers, ffn_layers = (layout.layers() for layout in _layouts(config))
 
         def take(count: int) -> tuple[int, ...]:
             return tuple(next(layers) for _ in range(count))
@@ -49,10 +52,10 @@ class UpcyclingPlan:
         bottom = take(config.num_bottom_blocks)
         stages = []
         for _ in range(config.num_stages):
-            modules = take(max(config.num_attention_modules, config.num_ffn_modules))
+            modules = take(num_layers_of_modules(config))
             anchor = next(layers) if config.anchors else None
-            attention, ffn = modules[: config.num_attention_modules], modules[: config.num_ffn_modules]
-            stages.append(StagePlan(attention, ffn, anchor))
+            attention = tuple(modules[layer] for layer in attention_layers)
+            stages.append(StagePlan(attention, tuple(modules[layer] for layer in ffn_layers), anchor))
         return cls(bottom, tuple(stages), take(config.num_top_blocks))
 
     def describe(self) -> list[tuple[str, str]]:
@@ -70,10 +73,18 @@ def _listed(layers: tuple[int, ...]) -> str:
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers))
 
 
+def _layouts(config: MoMConfig) -> tuple[PoolLayout, PoolLayout]:
+    return PoolLayout.attention(config), PoolLayout.ffn(config)
+
+
+def num_layers_of_modules(config: MoMConfig) -> int:
+    """Layers of the plain transformer that the modules of one stage come from."""
+    return 1 + max(max(layout.layers()) for layout in _layouts(config))
+
+
 def num_plain_layers(config: MoMConfig) -> int:
     """Layers of the plain transformer that ``config`` is upcycled from."""
-    modules = max(config.num_attention_modules, config.num_ffn_modules)
-    per_stage = modules + int(config.anchors)
+    per_stage = num_layers_of_modules(config) + int(config.anchors)
     return config.num_bottom_blocks + config.num_stages * per_stage + config.num_top_blocks
 
 
@@ -120,7 +131,7 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
                 "init",
                 f"a plain model of {len(blocks)} layers",
                 f"one of {wanted_layers}: {config.num_bottom_blocks} bottom, {config.num_stages} stage(s) of "
-                f"{max(config.num_attention_modules, config.num_ffn_modules)} modules"
+                f"{num_layers_of_modules(config)} modules"
                 f"{' and an anchor' if config.anchors else ''}, {config.num_top_blocks} top",
             )
         plan = UpcyclingPlan.consecutive(config)

@@ -18,7 +18,7 @@ from mom.model.blocks import Block
 from mom.model.configuration import MoMConfig
 from mom.model.pools import AttentionPool, FFNPool, Folded
 from mom.model.routers import build_router
-from mom.model.routing import RoundRouting
+from mom.model.routing import RoundRouting, Routing, leave
 from mom.model.schedules import PoolLayout
 
 
@@ -29,11 +29,13 @@ class RoundState(NamedTuple):
         x: residual stream, [B, T, D].
         attention: the attention router's state, [B, T, router_dim], or ``None``.
         ffn: the feed-forward router's state, likewise.
+        gone: tokens that have left the stage (``absorbing_skip``), boolean [B, T]; ``None`` at first and without.
     """
 
     x: Tensor
     attention: Tensor | None
     ffn: Tensor | None
+    gone: Tensor | None = None
 
 
 class RoutedAttention(nn.Module):
@@ -65,6 +67,7 @@ class Stage(nn.Module):
     def __init__(self, config: MoMConfig, stage_index: int) -> None:
         super().__init__()
         self.num_rounds = config.num_rounds
+        self.absorbing_skip = config.absorbing_skip
         self.attention = RoutedAttention(config, stage_index)
         self.ffn = RoutedFFN(config, stage_index)
         self.dropout = nn.Dropout(config.dropout)
@@ -130,6 +133,7 @@ class Stage(nn.Module):
         attention, attention_state = self.attention.router(
             x, state.attention, round_index, token_ids, draws[0]
         )
+        attention, gone = self._absorb(attention, state.gone, self.attention.pool.num_modules)
         attend = partial(context.attend, layer_index=layer_index)
         x = x + self.dropout(
             self.attention.pool(
@@ -138,6 +142,17 @@ class Stage(nn.Module):
         )
 
         ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids, draws[1])
+        ffn, gone = self._absorb(ffn, gone, self.ffn.pool.num_modules)
         x = x + self.dropout(self.ffn.pool(x, ffn, folded_ffn))
 
-        return RoundState(x, attention_state, ffn_state), RoundRouting(attention, ffn)
+        return RoundState(x, attention_state, ffn_state, gone), RoundRouting(attention, ffn)
+
+    def _absorb(
+        self, routing: Routing, gone: Tensor | None, num_modules: int
+    ) -> tuple[Routing, Tensor | None]:
+        """With ``absorbing_skip``: SKIP for the tokens that have left, and who has left after this step."""
+        if not self.absorbing_skip:
+            return routing, None
+        if gone is not None:
+            routing = leave(routing, gone, num_modules)
+        return routing, (routing.selected == num_modules).all(dim=-1)  # (B, T); who had left has again

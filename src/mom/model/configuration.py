@@ -39,6 +39,7 @@ class MoMConfig(PreTrainedConfig):
         num_rounds: rounds of assembly H in a stage.
         top_k: choices K per step, SKIP included, or ``"all"`` for every choice of the pool: the authors'
             all-paths mode, where every module runs for every token.
+        ffn_top_k: ``top_k`` of the feed-forward pool; ``None`` means the same as the attention pool's.
         schedule: which modules a round may choose (:mod:`mom.model.schedules`): ``all`` of them, ``layerwise``
             (round h only module h mod N) or ``grouped`` (the pool split evenly over the rounds, in order).
         skip: whether SKIP may be chosen.
@@ -66,6 +67,8 @@ class MoMConfig(PreTrainedConfig):
             0, still attended to, as in the authors' code) or ``mask`` (nobody else attends to it).
         skip_rule: ``share`` (SKIP takes its share of the weight, the other choices still run) or ``first`` (a
             token leaves the step when SKIP ranks first).
+        absorbing_skip: a token that took no module in a step takes none in any later step of the stage: early exit.
+            Where tokens can leave steps: with SKIP, and ``top_k`` 1 or ``skip_rule: first``.
         dropout: on the embeddings and on each step's output.
         module_dropout: probability that a module is dropped in training; of the modules that a round may choose
             one always stays.
@@ -113,6 +116,7 @@ class MoMConfig(PreTrainedConfig):
     num_ffn_modules: int = 4
     num_rounds: int = 8
     top_k: int | str = 2
+    ffn_top_k: int | str | None = None
     schedule: str = "all"
     skip: bool = True
     ffn_schedule: str | None = None
@@ -130,6 +134,7 @@ class MoMConfig(PreTrainedConfig):
     weight_qkv: bool = False
     skipped_kv: str = "zero"
     skip_rule: str = "share"
+    absorbing_skip: bool = False
     dropout: float = 0.0
     module_dropout: float = 0.0
     module_dropout_per: str = "sequence"
@@ -177,6 +182,11 @@ class MoMConfig(PreTrainedConfig):
         """``router_dim`` as a number."""
         return max(1, min(256, self.d_model // 2)) if self.router_dim is None else self.router_dim
 
+    def may_leave(self, layout: PoolLayout) -> bool:
+        """Whether a token can take no module in a step of this pool: SKIP may hold all K places."""
+        alone = layout.num_selected() == 1 or self.skip_rule == "first"
+        return layout.skip and alone and self.router != "sequential"
+
     def _check(self) -> None:
         """Refuse the first field that cannot be; the order is that of the fields."""
         self._check_ranges()
@@ -204,7 +214,7 @@ class MoMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: {value!r}; an integer of at least {lowest}")
-        for name in ("anchors", "skip", "weight_qkv", "straight_through", "balance_skip"):
+        for name in ("anchors", "skip", "weight_qkv", "straight_through", "absorbing_skip", "balance_skip"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: {getattr(self, name)!r}; true or false")
         if self.ffn_skip is not None and not isinstance(self.ffn_skip, bool):
@@ -246,16 +256,25 @@ class MoMConfig(PreTrainedConfig):
     def _check_routing(self) -> None:
         from mom.model.schedules import PoolLayout  # here, since a layout is built from a configuration
 
-        if isinstance(self.top_k, bool) or not (isinstance(self.top_k, int) or self.top_k == "all"):
-            raise ValueError(f"top_k: {self.top_k!r}; an integer of at least 1, or all")
-        for layout in (PoolLayout.attention(self), PoolLayout.ffn(self)):
+        layouts = (PoolLayout.attention(self), PoolLayout.ffn(self))
+        for layout, name in zip(
+            layouts, ("top_k", "top_k" if self.ffn_top_k is None else "ffn_top_k"), strict=True
+        ):
             most = layout.most_choices(self.router)
-            if isinstance(self.top_k, int) and not 1 <= self.top_k <= most:
+            top_k = layout.top_k
+            if isinstance(top_k, bool) or not (isinstance(top_k, int) or top_k == "all"):
+                raise ValueError(f"{name}: {top_k!r}; an integer of at least 1, or all")
+            if isinstance(top_k, int) and not 1 <= top_k <= most:
                 raise ValueError(
-                    f"top_k: {self.top_k}; an integer from 1 to {most}, the choices that every round of the "
+                    f"{name}: {top_k}; an integer from 1 to {most}, the choices that every round of the "
                     f"{layout.name} pool has ({layout.num_modules} modules, schedule {layout.schedule}, "
                     f"{'with' if layout.skip else 'without'} SKIP), or all"
                 )
+        if self.absorbing_skip and not any(map(self.may_leave, layouts)):
+            raise ValueError(
+                "absorbing_skip: true; false where every token takes a module in every step: it needs skip, and "
+                "top_k 1 or skip_rule first"
+            )
         if self.router not in ("gru", "mlp", "linear"):  # nothing is learned, so nothing can be preferred
             if self.router_prior != "none":
                 raise ValueError(f"router_prior: {self.router_prior}; none with router {self.router}")
@@ -263,18 +282,24 @@ class MoMConfig(PreTrainedConfig):
                 if getattr(self, name):
                     raise ValueError(f"{name}: {getattr(self, name)}; 0 with router {self.router}")
         if self.depth_target is not None:
-            self._check_depth_target((PoolLayout.attention(self), PoolLayout.ffn(self)))
+            self._check_depth_target(layouts)
 
     def _check_depth_target(self, layouts: tuple[PoolLayout, ...]) -> None:
         target = self.depth_target
         if self.router not in ("gru", "mlp", "linear"):
             raise ValueError(f"depth_target: {target}; null with router {self.router}")
-        if self.top_k != 1 and self.skip_rule != "first":
+        if self.skip_rule != "first" and not any(layout.num_selected() == 1 for layout in layouts):
             raise ValueError(
                 f"depth_target: {target}; null with top_k {self.top_k} and skip_rule {self.skip_rule}, where every "
                 "token takes a module in every step"
             )
-        least = self.graph_depth - 0.5 * self.num_stages * self.num_rounds * sum(one.skip for one in layouts)
+        leaves = [layout for layout in layouts if self.may_leave(layout)]
+        steps = self.num_rounds * len(leaves)
+        if (
+            self.absorbing_skip
+        ):  # who leaves in the first step that allows it takes no later one of either pool
+            steps = 2 * self.num_rounds - (0 if layouts[0] in leaves else 1)
+        least = self.graph_depth - 0.5 * self.num_stages * steps
         number = None if isinstance(target, bool) or not isinstance(target, int | float) else target
         if number is None or not least <= number <= self.graph_depth:
             raise ValueError(

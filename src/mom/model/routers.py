@@ -40,7 +40,7 @@ class Router(nn.Module):
         self.config = config
         self.layout = layout
         self.salt = salt
-        self.set_top_k(layout.num_selected(config.top_k))
+        self.set_top_k(layout.num_selected())
         self.noise_kind: str | None = None
         self.register_buffer("noise_scale", torch.zeros(()), persistent=False)
         self.register_buffer("reachable", torch.tensor(layout.reachable()), persistent=False)
@@ -55,7 +55,7 @@ class Router(nn.Module):
 
     def set_top_k(self, top_k: int) -> None:
         """Choose K places from now on, at most the configuration's; ``normalize_weights: auto`` goes by it."""
-        assert 1 <= top_k <= self.layout.num_selected(self.config.top_k)
+        assert 1 <= top_k <= self.layout.num_selected()
         self.top_k = top_k
         normalize = self.config.normalize_weights
         self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)

@@ -111,3 +111,29 @@ def choose(
     if leave_when_skip_first:
         selected = torch.where(selected[..., :1] == num_modules, num_modules, selected)
     return Routing(scores, selected, weights, allowed)
+
+
+def leave(routing: Routing, gone: Tensor, num_modules: int) -> Routing:
+    """Make SKIP the only choice of some tokens (``absorbing_skip``); nothing of them depends on the router then.
+
+    Args:
+        routing: what the router decided.
+        gone: tokens that have left, boolean [B, T].
+        num_modules: modules N in the pool.
+
+    Returns:
+        The record, for ``gone`` with probability 1 for SKIP, SKIP in all K places, and the first holding all weight.
+    """
+
+    def instead(tensor: Tensor, columns: slice, value: float, rest: float) -> Tensor:
+        filled = torch.full_like(tensor[:1, :1], rest)  # (1, 1, columns)
+        filled[..., columns] = value
+        return torch.where(gone[..., None], filled, tensor)
+
+    skip = slice(num_modules, None)
+    return Routing(
+        scores=instead(routing.scores, skip, 1.0, 0.0),
+        selected=routing.selected.masked_fill(gone[..., None], num_modules),
+        weights=instead(routing.weights, slice(0, 1), 1.0, 0.0),
+        logits=instead(routing.logits, skip, 0.0, float("-inf")),
+    )

@@ -17,7 +17,7 @@ from mom.data.tokenizer import load_tokenizer
 from mom.errors import RequestError
 from mom.interop import UpcyclingPlan, load_model, upcycle
 from mom.interop.tokenizer import find_tokenizer
-from mom.interop.upcycling import StagePlan, num_plain_layers
+from mom.interop.upcycling import StagePlan, num_layers_of_modules, num_plain_layers
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
 
@@ -83,7 +83,7 @@ def plan_of(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> Upcyclin
         list(range(wanted)) if task.layers is None else task.layers,
         wanted,
         f"{config.num_bottom_blocks} bottom, then for each of {config.num_stages} stage(s) "
-        f"{max(config.num_attention_modules, config.num_ffn_modules)} modules"
+        f"{num_layers_of_modules(config)} modules"
         f"{' and an anchor' if config.anchors else ''}, then {config.num_top_blocks} top",
         num_layers,
     )
