@@ -36,6 +36,7 @@ NEEDED = {
     "task/compare": ["runs=some_folder"],
     "task/upcycle": ["init=some.ckpt"],
     "task/evaluate": ["init=some.ckpt"],
+    "task/analyze": ["ckpt=some.ckpt"],
     "task/export": ["init=some.ckpt"],
     "task/finetune": ["init=some.ckpt"],
     "task/generate": ["init=some.ckpt", "prompt=once"],

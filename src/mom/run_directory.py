@@ -76,7 +76,7 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
     Raises:
         OSError: if it cannot be written; the old file is untouched.
     """
-    _write_atomic(Path(path), json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n")
+    write_text_atomic(Path(path), json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class RunDirectory:
         if not self.writes:
             return
         try:
-            _write_atomic(self.path / name, text)
+            write_text_atomic(self.path / name, text)
         except OSError as reason:
             raise self._refusal(reason) from reason
 
@@ -177,8 +177,12 @@ def _missing_parents(path: Path) -> list[Path]:
     return [one for one in (path, *path.parents) if not one.exists()]
 
 
-def _write_atomic(path: Path, text: str) -> None:
-    """Write beside the file, flush to the disk, rename over it."""
+def write_text_atomic(path: Path, text: str) -> None:
+    """Write a text in UTF-8 beside the file, flush to the disk, rename over it.
+
+    Raises:
+        OSError: if it cannot be written; the old file is untouched.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:

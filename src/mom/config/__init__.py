@@ -5,6 +5,7 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
+from mom.config.analysis import AnalyzeConfig
 from mom.config.data import GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
 from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
@@ -32,6 +33,7 @@ __all__ = [
     "MODEL_FIELDS",
     "ROUTER_FIELDS",
     "TASKS",
+    "AnalyzeConfig",
     "CompareConfig",
     "CostConfig",
     "DataConfig",

@@ -234,9 +234,9 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
             "ckpt", top["ckpt"], "null when resume=auto is given, which finds the checkpoint itself"
         )
     for name in ("ckpt", "resume"):
-        if top[name] is not None and not task.resumes:
+        if top[name] is not None and not task.resumes and not (name == "ckpt" and task.reads_ckpt):
             raise RequestError(name, top[name], f"null for task={task.name}; init names the weights")
-    if top["init"] is None and task.needs_init:
+    if top["init"] is None and task.needs_init and not (task.reads_ckpt and top["ckpt"] is not None):
         raise RequestError(
             "init", "null", f"the weights for task={task.name}: a checkpoint, a folder or a Hub id"
         )

@@ -65,6 +65,8 @@ class TaskConfig(Section):
     # Whether the task cannot do without ``init``, and whether it can go on from ``ckpt`` or ``resume``.
     needs_init: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
+    # Whether `ckpt` may name the weights in the place of `init`.
+    reads_ckpt: ClassVar[bool] = False
 
     name: str
 

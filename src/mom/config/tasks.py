@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from mom.config.analysis import AnalyzeConfig
 from mom.config.checks import as_written, in_range, one_of
 from mom.config.data import GlueName
 from mom.config.sections import TaskConfig
@@ -250,6 +251,7 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         PretrainConfig,
         FinetuneConfig,
         EvaluateConfig,
+        AnalyzeConfig,
         GenerateConfig,
         ExportConfig,
         UpcycleConfig,

@@ -6,7 +6,8 @@ stage, so nothing of it passes between tokens and cached decoding needs no more 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
@@ -136,6 +137,45 @@ class Router(nn.Module):
         bias, modules = self.balance_bias.float(), self.layout.num_modules
         return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
 
+    def can_spare(self, modules: Collection[int]) -> bool:
+        """Whether every round could still fill its K places without these modules, which :meth:`without` needs."""
+        kept = self.reachable.clone()
+        kept[:, list(modules)] = False
+        return int(kept.sum(dim=-1).min()) >= self._places_without(modules)
+
+    @contextmanager
+    def without(self, modules: Collection[int]) -> Iterator[None]:
+        """Within the context, choose as a router whose pool never had these modules.
+
+        Their slots are out of reach in every round, so that the softmax runs over the others alone: the model
+        equals one that is built without their columns and their modules. For measuring what modules are worth.
+
+        Args:
+            modules: their indices in the pool.
+
+        Raises:
+            ValueError: a round would be left with fewer choices than places.
+        """
+        if not self.can_spare(modules):
+            raise ValueError(
+                f"modules: {sorted(modules)} of the {self.layout.name} pool; few enough to leave every round "
+                f"{self._places_without(modules)} choices"
+            )
+        before, top_k = (self.reachable, self.all_reachable), self.top_k
+        self.set_top_k(self._places_without(modules))
+        self.reachable = self.reachable.clone()
+        self.reachable[:, list(modules)] = False
+        self.all_reachable = False
+        try:
+            yield
+        finally:
+            self.reachable, self.all_reachable = before
+            self.set_top_k(top_k)
+
+    def _places_without(self, modules: Collection[int]) -> int:
+        """K without these modules; ``top_k: all`` has a place for each slot that is there."""
+        return self.top_k - len(set(modules)) if self.config.top_k == "all" else self.top_k
+
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -251,6 +291,10 @@ class FixedRouter(Router):
 
 class SequentialRouter(FixedRouter):
     """Round h takes module h mod N with weight 1; the other K-1 places hold SKIP with weight 0."""
+
+    def can_spare(self, modules: Collection[int]) -> bool:
+        """Only none: each round takes the one module that its number says."""
+        return not modules
 
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None

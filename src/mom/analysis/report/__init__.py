@@ -1,0 +1,1 @@
+"""``report.html``: one page for a browser, self-contained, with the token path viewer."""

@@ -1,0 +1,215 @@
+"""Builds ``report.html`` from recorded traces and what was measured; the page is ``template.html`` beside this file.
+
+Everything is in the one file: style, script, figures, and the data of the token path viewer as typed arrays in
+base64. The page's own content security policy forbids the browser to load anything else.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any
+
+import matplotlib
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.figure import Figure
+from tokenizers.decoders import DecodeStream
+from transformers import PreTrainedTokenizerFast
+
+from mom.analysis.style import STYLE
+from mom.analysis.traces import Traces
+from mom.callbacks.statistics import POOLS
+
+_STEPS = 65_534
+# What a token can be coloured by: its column, what it is called, digits after the point.
+MEASURES = (
+    ("effective_depth", "effective depth (blocks)", 1),
+    ("weighted_depth", "weighted depth (blocks)", 2),
+    ("modules_per_token", "modules per token", 0),
+    ("loss", "loss of the next token (nats)", 2),
+)
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """A figure with a caption and a text for those who do not see it."""
+
+    figure: Figure
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class PoolTable:
+    """The modules of one pool.
+
+    Attributes:
+        title: over the table.
+        kind: ``attention`` or ``ffn``.
+        stage: of the pool.
+        headings: of the columns of numbers.
+        rows: for each slot ``choice``, ``name``, ``full_name``, ``numbers`` (as written) and ``tokens`` (each with
+            ``text`` and ``title``).
+    """
+
+    title: str
+    kind: str
+    stage: int
+    headings: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+
+
+def render(
+    traces: Traces,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    title: str,
+    facts: Sequence[tuple[str, str, str]],
+    pools: Sequence[PoolTable],
+    module_notes: Sequence[str],
+    figures: Sequence[ReportFigure],
+    footer: str,
+    num_tokens: int,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        traces: as recorded.
+        tokenizer: that made the tokens.
+        title: of the page.
+        facts: rows of the run's table: name, value, meaning.
+        pools: tables of modules.
+        module_notes: paragraphs above them.
+        figures: to be drawn in, as SVG.
+        footer: how the page was made.
+        num_tokens: the viewer shows at most so many tokens, the first ones.
+    """
+    data = viewer_data(traces, tokenizer, num_tokens)
+    shown = f"The first {data['count']:,} of {traces.num_tokens:,} recorded tokens."
+    if data["count"] == traces.num_tokens:
+        shown = f"All {traces.num_tokens:,} recorded tokens."
+    folder = files("mom.analysis.report")
+    template = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    ).from_string(folder.joinpath("template.html").read_text(encoding="utf-8"))
+    return template.render(
+        title=title,
+        facts=facts,
+        pools=pools,
+        module_notes=module_notes,
+        shown=shown,
+        figures=[
+            {"svg": base64.b64encode(svg(one.figure)).decode(), "alt": one.alt, "caption": one.caption}
+            for one in figures
+        ],
+        footer=footer,
+        style=folder.joinpath("style.css").read_text(encoding="utf-8"),
+        script=folder.joinpath("viewer.js").read_text(encoding="utf-8"),
+        data=script_json(data),
+    )
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as the bytes of an SVG file, the same for the same figure."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE), matplotlib.rc_context({"svg.hashsalt": "mom"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def script_json(data: Any) -> str:
+    """JSON that can stand between script tags: no ``<`` in it, so nothing ends the script or opens a comment."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+
+
+def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: int) -> dict[str, Any]:
+    """What the viewer's script reads, for the first ``num_tokens`` tokens."""
+    header, config = traces.header, traces.header.config
+    tokens = traces.tokens(first=num_tokens)
+    columns = {name: tokens[name].to_numpy() for name in tokens.schema.names}
+    count = tokens.num_rows
+    texts = pieces(tokenizer, columns["token_id"].tolist())
+    names = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    rounds = [(stage, number) for stage in header.stages for number in range(header.num_rounds)]
+    kinds = {}
+    for kind, (choice, weight) in _choices(traces, rounds, count).items():
+        kinds[kind] = {
+            "modules": header.num_modules(kind),
+            "places": choice.shape[-1],
+            "choice": packed(choice),
+            "weight": packed_real(weight),
+        }
+    varied = [name for name, _, _ in MEASURES if np.unique(columns[name][:count]).size > 1]
+    return {
+        "count": count,
+        "pieces": list(names),
+        "piece": packed(np.array([names[text] for text in texts], dtype=np.int64)),
+        **{name: packed(columns[name]) for name in ("window", "position", "document", "token_id")},
+        "measures": [
+            {"name": label, "digits": digits, "values": packed_real(columns[name])}
+            for name, label, digits in MEASURES
+        ],
+        # The first that differs between tokens: at K >= 2 under skip_rule share effective depth does not.
+        "coloured_by": next((n for n, (name, _, _) in enumerate(MEASURES) if name in varied), 0),
+        "rounds": rounds,
+        "kinds": kinds,
+        "bottom": config.num_bottom_blocks,
+        "top": config.num_top_blocks,
+        "anchors": config.anchors,
+    }
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[str]:
+    """The text that each token adds; a character of several tokens comes with its last one, "" before.
+
+    Together they are the text.
+    """
+    stream = DecodeStream(skip_special_tokens=False)
+    backend = tokenizer.backend_tokenizer
+    return [stream.step(backend, int(one)) or "" for one in ids]
+
+
+def packed(values: np.ndarray) -> dict[str, Any]:
+    """Whole numbers from 0, of any shape, in the fewest bytes that hold them, little-endian in base64."""
+    most = int(values.max(initial=0))
+    size = next(size for size in (1, 2, 4) if most < 256**size)
+    return {"type": f"u{size}", "data": _base64(values.astype(f"<u{size}"))}
+
+
+def packed_real(values: np.ndarray) -> dict[str, Any]:
+    """Real numbers in 65,534 steps between the least and the greatest; the value above is "none" (NaN)."""
+    values = values.astype(np.float64)
+    there = values[~np.isnan(values)]
+    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 0.0)
+    steps = _STEPS
+    scaled = np.rint((values - low) / ((high - low) or 1.0) * steps)
+    whole = np.where(np.isnan(values), steps + 1, np.nan_to_num(scaled)).astype("<u2")
+    return {"type": "u2", "low": low, "high": high, "steps": steps, "data": _base64(whole)}
+
+
+def _choices(
+    traces: Traces, rounds: Sequence[tuple[int, int]], count: int
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Choices and weights of the first ``count`` tokens by kind, [count, rounds, K] each."""
+    index_of = {one: index for index, one in enumerate(rounds)}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for stage, number, kind, rows in traces.steps(first=count):
+        size = int(rows["place"].to_numpy().max()) + 1
+        if kind not in found:
+            shape = (count, len(rounds), size)
+            found[kind] = (np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32))
+        first = rows["token"][0].as_py()
+        for table, name in zip(found[kind], ("choice", "weight"), strict=True):
+            values = rows[name].to_numpy().reshape(-1, size)[: count - first]
+            table[first : first + len(values), index_of[stage, number]] = values
+    return {kind: found[kind] for kind in POOLS}
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()

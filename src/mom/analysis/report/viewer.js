@@ -1,0 +1,340 @@
+"use strict";
+// The token path viewer. Everything it shows comes from the JSON in #data (mom/analysis/report/page.py writes it);
+// text only ever enters the page as textContent. One listener for all tokens, whatever their number.
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const element = (id) => document.getElementById(id);
+  const text = element("text"), path = element("path"), status = element("status"), legend = element("legend");
+  const count = data.count, places = data.kinds, number = new Intl.NumberFormat("en");
+  const NAMES = { attention: "attention", ffn: "FFN" };
+  const BINS = 7;
+
+  // Columns are little-endian arrays in base64; real numbers are stored as 16-bit steps between two bounds.
+  const TYPES = { u1: Uint8Array, u2: Uint16Array, u4: Uint32Array };
+  function column(packed) {
+    const bytes = Uint8Array.from(atob(packed.data), (character) => character.charCodeAt(0));
+    const values = new TYPES[packed.type](bytes.buffer);
+    if (packed.low === undefined) return values;
+    const step = (packed.high - packed.low) / packed.steps;
+    return Float32Array.from(values, (value) => (value > packed.steps ? NaN : packed.low + value * step));
+  }
+  const piece = column(data.piece), windowOf = column(data.window), position = column(data.position);
+  const documentOf = column(data.document), tokenId = column(data.token_id);
+  const measures = data.measures.map((one) => ({ ...one, values: column(one.values) }));
+  const choice = {}, weight = {};
+  for (const kind of Object.keys(places)) {
+    choice[kind] = column(places[kind].choice);
+    weight[kind] = column(places[kind].weight);
+  }
+  const rounds = data.rounds; // [stage, round] of each recorded round
+  const severalStages = rounds.length > 0 && rounds[rounds.length - 1][0] !== rounds[0][0];
+  const roundName = ([stage, round]) => (severalStages ? `${stage}.${round}` : `${round}`);
+
+  // ---- the text
+
+  const cells = new Array(count);
+  function visible(string) {
+    return string.replace(/[\u0000-\u0008\u000b-\u001f]/g, (one) => String.fromCharCode(0x2400 + one.charCodeAt(0)))
+      .replaceAll("\n", "⏎\n");
+  }
+  function spoken(string) {
+    if (string === "") return "part of a character";
+    if (string.trim() !== "") return string;
+    const lines = string.split("\n").length - 1;
+    const spaces = string.length - lines;
+    return [lines && `${lines} line end${lines > 1 ? "s" : ""}`, spaces && `${spaces} space${spaces > 1 ? "s" : ""}`]
+      .filter(Boolean).join(" and ");
+  }
+  function build() {
+    const all = document.createDocumentFragment();
+    let body = null;
+    for (let index = 0; index < count; index++) {
+      if (index === 0 || windowOf[index] !== windowOf[index - 1]) {
+        const group = document.createElement("div");
+        group.className = "window";
+        group.setAttribute("role", "group");
+        group.setAttribute("aria-label", `Window ${windowOf[index]}`);
+        const name = document.createElement("div");
+        name.className = "name";
+        name.setAttribute("aria-hidden", "true");
+        name.textContent = `window ${windowOf[index]} · document ${documentOf[index]}`;
+        body = document.createElement("div");
+        body.className = "body";
+        body.setAttribute("role", "presentation");
+        group.append(name, body);
+        all.append(group);
+      }
+      const string = data.pieces[piece[index]];
+      const cell = document.createElement("span");
+      cell.index = index;
+      cell.id = `t${index}`;
+      cell.setAttribute("role", "option");
+      cell.setAttribute("aria-selected", "false");
+      cell.tabIndex = -1;
+      if (string === "") cell.dataset.mark = "▯";
+      else cell.textContent = visible(string);
+      if (string.trim() === "") cell.setAttribute("aria-label", spoken(string));
+      cells[index] = cell;
+      body.append(cell);
+    }
+    text.replaceChildren(all);
+  }
+
+  // ---- colours
+
+  function bins(values) {
+    const sorted = values.filter((value) => !Number.isNaN(value)).sort();
+    const distinct = [];
+    for (const value of sorted) {
+      if (!distinct.length || value !== distinct[distinct.length - 1]) distinct.push(value);
+      if (distinct.length > BINS) break;
+    }
+    if (distinct.length <= BINS) return { lows: distinct, exact: true };
+    // Between the first and the last hundredth, so that a few extremes do not take all the colours.
+    const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
+    const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
+    const step = (high - low) / BINS || 1;
+    return { lows: Array.from({ length: BINS }, (_, bin) => low + bin * step), exact: false };
+  }
+  function colour() {
+    const { values, digits } = measures[element("colour").selectedIndex];
+    const { lows, exact } = bins(values);
+    const class_of = (bin) => `c${exact && lows.length > 1 ? Math.round(bin * (BINS - 1) / (lows.length - 1)) : bin}`;
+    for (let index = 0; index < count; index++) {
+      let bin = 0;
+      while (bin + 1 < lows.length && values[index] >= lows[bin + 1]) bin++;
+      const matched = cells[index].classList.contains("match");
+      cells[index].className = `token ${Number.isNaN(values[index]) ? "none" : class_of(bin)}`
+        + (cells[index].dataset.mark ? " mark" : "") + (matched ? " match" : "");
+    }
+    const show = (value) => value.toFixed(digits);
+    legend.replaceChildren(...lows.map((low, bin) => {
+      const item = document.createElement("span");
+      const swatch = document.createElement("span");
+      swatch.className = `swatch ${class_of(bin)}`;
+      let label = show(low);
+      if (!exact) {
+        label = bin === 0 ? `below ${show(lows[1])}` : bin === BINS - 1 ? `${show(low)} and above`
+          : `${show(low)} to ${show(lows[bin + 1])}`;
+      }
+      item.append(swatch, label);
+      return item;
+    }));
+  }
+
+  // ---- one token's path
+
+  let chosen = -1, focused = 0;
+  const quoted = (index) => `“${spoken(data.pieces[piece[index]])}”`;
+  function make(name, content, attributes = {}) {
+    const made = document.createElement(name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    made.append(...[content].flat());
+    return made;
+  }
+  function choicesOf(index, round, kind) {
+    const size = places[kind].places;
+    const first = (index * rounds.length + round) * size;
+    return Array.from({ length: size }, (_, place) => [choice[kind][first + place], weight[kind][first + place]]);
+  }
+  function step(index, round, kind) {
+    return choicesOf(index, round, kind).map(([slot, share]) => {
+      const skip = slot === places[kind].modules;
+      const line = make("div", [
+        make("span", skip ? "SKIP" : `${slot}`, { class: "slot" }),
+        make("span", share.toFixed(3), { class: "weight" }),
+      ], { class: `choice${skip ? " skip" : ""}` });
+      line.style.setProperty("--weight", `${Math.min(100, Math.max(0, 100 * share)).toFixed(1)}%`);
+      return line;
+    });
+  }
+  function plain(blocks) {
+    return make("tr", make("td", blocks, { colspan: "3" }), { class: "plain" });
+  }
+  const blocks = (size, name) => `${size} ${name} block${size > 1 ? "s" : ""}`;
+  function describe(index) {
+    const facts = make("dl", [
+      ["token", `${number.format(index)} (id ${tokenId[index]})`],
+      ["window, position", `${windowOf[index]}, ${position[index]}`],
+      ["document", `${documentOf[index]}`],
+      ...measures.map(({ name, values, digits }) =>
+        [name, Number.isNaN(values[index]) ? "none: the window ends" : values[index].toFixed(digits)]),
+    ].flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
+    const rows = [];
+    if (data.bottom) rows.push(plain(blocks(data.bottom, "bottom")));
+    rounds.forEach(([stage], round) => {
+      rows.push(make("tr", [
+        make("th", roundName(rounds[round]), { scope: "row" }),
+        make("td", step(index, round, "attention")),
+        make("td", step(index, round, "ffn")),
+      ], { "data-round": round }));
+      const last = round + 1 === rounds.length || rounds[round + 1][0] !== stage;
+      if (last && data.anchors) rows.push(plain("anchor block"));
+    });
+    if (data.top) rows.push(plain(blocks(data.top, "top")));
+    const head = make("thead", make("tr", ["Round", "Attention", "FFN"].map((name) => make("th", name, { scope: "col" }))));
+    path.replaceChildren(facts, make("table", [
+      make("caption", `Path of ${quoted(index)}: modules and weights`), head, make("tbody", rows),
+    ]));
+    path.scrollTop = 0;
+  }
+  function choose(index) {
+    if (chosen >= 0) cells[chosen].setAttribute("aria-selected", "false");
+    chosen = index;
+    cells[index].setAttribute("aria-selected", "true");
+    focus(index, false);
+    describe(index);
+    const shown = measures[element("colour").selectedIndex];
+    const value = shown.values[index];
+    status.textContent = `Token ${number.format(index)} of ${number.format(count)}: ${quoted(index)}`
+      + (Number.isNaN(value) ? "." : `, ${shown.name} ${value.toFixed(shown.digits)}.`);
+  }
+  function focus(index, move = true) {
+    cells[focused].tabIndex = -1;
+    focused = index;
+    cells[index].tabIndex = 0;
+    if (move) {
+      cells[index].focus({ preventScroll: true });
+      cells[index].scrollIntoView({ block: "nearest" });
+    }
+  }
+
+  // ---- keys
+
+  function vertical(index, direction) {
+    const from = cells[index].getClientRects()[0];
+    if (!from) return index;
+    const middle = (from.left + from.right) / 2;
+    let best = index, line = null, distance = Infinity;
+    for (let other = index + direction; other >= 0 && other < count; other += direction) {
+      const box = cells[other].getClientRects()[0];
+      if (!box || (direction > 0 ? box.top < from.bottom - 1 : box.bottom > from.top + 1)) continue;
+      if (line === null) line = box.top;
+      if (Math.abs(box.top - line) > 2) break;
+      const away = Math.abs((box.left + box.right) / 2 - middle);
+      if (away < distance) [best, distance] = [other, away];
+    }
+    return best;
+  }
+  function windowEdge(index, direction) {
+    let other = index;
+    if (direction < 0) {
+      while (other > 0 && windowOf[other - 1] === windowOf[index]) other--;
+      return other === index && index > 0 ? windowEdge(index - 1, -1) : other;
+    }
+    while (other < count - 1 && windowOf[other] === windowOf[index]) other++;
+    return other;
+  }
+  const KEYS = {
+    ArrowRight: (index) => Math.min(index + 1, count - 1),
+    ArrowLeft: (index) => Math.max(index - 1, 0),
+    ArrowDown: (index) => vertical(index, 1),
+    ArrowUp: (index) => vertical(index, -1),
+    PageDown: (index) => windowEdge(index, 1),
+    PageUp: (index) => windowEdge(index, -1),
+    Home: () => 0,
+    End: () => count - 1,
+  };
+  text.addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.index === undefined) return;
+    if (event.key === "Enter" || event.key === " ") choose(event.target.index);
+    else if (event.key in KEYS) focus(KEYS[event.key](event.target.index));
+    else return;
+    event.preventDefault();
+  });
+  text.addEventListener("click", (event) => {
+    const cell = event.target.closest(".token");
+    if (cell) {
+      choose(cell.index);
+      cell.focus({ preventScroll: true });
+    }
+  });
+
+  // ---- the filter
+
+  const kindMenu = element("filter-kind"), moduleMenu = element("filter-module"), roundMenu = element("filter-round");
+  let matches = [];
+  function fill(menu, options) {
+    menu.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
+  }
+  function fillModules() {
+    const { modules } = places[kindMenu.value];
+    fill(moduleMenu, [["", "(all tokens)"], ...Array.from({ length: modules }, (_, slot) => [slot, `${slot}`]),
+      [modules, "SKIP"]]);
+  }
+  function fillRounds() {
+    const stages = [...new Set(rounds.map(([stage]) => stage))];
+    fill(roundMenu, [
+      ...stages.map((stage) => [`s${stage}`, severalStages ? `any of stage ${stage}` : "any"]),
+      ...rounds.map((one, round) => [`r${round}`, roundName(one)]),
+    ]);
+  }
+  function wantedRounds() {
+    const place = Number(roundMenu.value.slice(1));
+    if (roundMenu.value[0] === "r") return [place];
+    return rounds.flatMap(([stage], round) => (stage === place ? [round] : []));
+  }
+  function filter() {
+    const slot = moduleMenu.value, kind = kindMenu.value;
+    matches = [];
+    if (slot !== "") {
+      const wanted = wantedRounds(), size = places[kind].places, chosen_slots = choice[kind];
+      for (let index = 0; index < count; index++) {
+        const took = wanted.some((round) => {
+          const first = (index * rounds.length + round) * size;
+          for (let place = first; place < first + size; place++) if (chosen_slots[place] === Number(slot)) return true;
+          return false;
+        });
+        cells[index].classList.toggle("match", took);
+        if (took) matches.push(index);
+      }
+      const module = Number(slot) === places[kind].modules ? `SKIP in ${NAMES[kind]}` : `${NAMES[kind]} ${slot}`;
+      const where = roundMenu.value[0] === "r" ? `round ${roundName(rounds[wanted[0]])}`
+        : severalStages ? `any round of stage ${roundMenu.value.slice(1)}` : "any round";
+      status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} in ${where}.`;
+    } else {
+      for (const cell of cells) cell.classList.remove("match");
+      status.textContent = "";
+    }
+    text.classList.toggle("filtered", slot !== "");
+    for (const id of ["match-next", "match-previous"]) element(id).disabled = matches.length === 0;
+  }
+  function go(direction) {
+    const after = matches.findIndex((index) => index > focused);
+    const before = matches.findLastIndex((index) => index < focused);
+    const place = direction > 0 ? (after < 0 ? 0 : after) : before < 0 ? matches.length - 1 : before;
+    choose(matches[place]);
+    cells[matches[place]].scrollIntoView({ block: "center" });
+    status.textContent = `Match ${number.format(place + 1)} of ${number.format(matches.length)}. ${status.textContent}`;
+  }
+  kindMenu.addEventListener("change", () => { fillModules(); filter(); });
+  moduleMenu.addEventListener("change", filter);
+  roundMenu.addEventListener("change", filter);
+  element("filter-clear").addEventListener("click", () => { moduleMenu.value = ""; filter(); });
+  element("match-next").addEventListener("click", () => go(1));
+  element("match-previous").addEventListener("click", () => go(-1));
+  element("modules").addEventListener("click", (event) => {
+    const button = event.target.closest(".show");
+    if (!button) return;
+    kindMenu.value = button.dataset.kind;
+    fillModules();
+    moduleMenu.value = button.dataset.module;
+    roundMenu.value = `s${button.dataset.stage}`;
+    filter();
+    element("tokens").scrollIntoView();
+    if (matches.length) go(matches[0] === focused ? -1 : 1);
+  });
+
+  // ---- start
+
+  fill(kindMenu, Object.keys(places).map((kind) => [kind, NAMES[kind]]));
+  fillModules();
+  fillRounds();
+  fill(element("colour"), measures.map(({ name }, index) => [index, name]));
+  element("colour").selectedIndex = data.coloured_by;
+  element("colour").addEventListener("change", colour);
+  build();
+  colour();
+  path.append(make("p", "Choose a token to see its path round by round."));
+  if (count) cells[0].tabIndex = 0;
+})();

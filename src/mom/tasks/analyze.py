@@ -1,0 +1,246 @@
+"""See what a model's tokens do: record their routing on any text; tables, figures and a page to look through."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.fabric import Fabric
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from mom.analysis.modules import Pair, Removal, measure_removal, measure_similarity, num_passes
+from mom.analysis.overview import draw, measured, module_parameters
+from mom.analysis.report.page import render
+from mom.analysis.statistics import depth_statistics, routing_statistics
+from mom.analysis.style import write_figure
+from mom.analysis.tables import (
+    Rows,
+    module_table,
+    removal_table,
+    similarity_table,
+    token_table,
+    use_table,
+    write_tables,
+)
+from mom.analysis.traces import Header, Traces, batches_of, record, windows_of
+from mom.analysis.wording import (
+    KINDS,
+    fact_rows,
+    footer,
+    module_cells,
+    module_notes,
+    pool_tables,
+    slot_name,
+)
+from mom.config import AnalyzeConfig, DataConfig, RunConfig
+from mom.data.prepare import prepare
+from mom.data.token_file import TokenFile
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.interop.tokenizer import find_tokenizer, tokenizer_of
+from mom.model import MoMForCausalLM
+from mom.run_directory import RunDirectory, write_text_atomic
+
+Context = Callable[[], AbstractContextManager]
+
+REPORT, FIGURES = "report.html", "figures"
+WRITTEN = (
+    (REPORT, "the page to open in a browser"),
+    ("routing.parquet", "every choice: stage, round, kind, place, choice, weight"),
+    ("tokens.parquet", "every token: loss, effective and weighted depth"),
+    ("modules.csv", "each module: use, loss without it, its like"),
+    ("use.csv", "use of each module by round"),
+    ("tokens_of_modules.csv", "token types that set each module apart"),
+    ("similarity.csv", "how alike modules are"),
+    ("removal.csv", "loss without modules, alone and greedily"),
+    ("tables.json", "all tables"),
+    (FIGURES, "figures as PNG files"),
+)
+"""What is found in the run's folder afterwards."""
+
+
+def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+    """Record and report the routing of the model of ``ckpt`` or ``init`` on the data of the request.
+
+    The text is tokenised by the model's own tokenizer. Written are ``routing.parquet`` and ``tokens.parquet``
+    (:mod:`mom.analysis.traces`), the tables of :mod:`mom.analysis.tables`, ``figures/`` and ``report.html``.
+
+    Args:
+        config: the request.
+        run: the run's directory.
+
+    Returns:
+        What the run's table says, under the names that metrics have elsewhere.
+
+    Raises:
+        RequestError: weights, tokenizer or data that cannot be used, before anything is recorded.
+    """
+    task, data = config.task, config.data
+    option = "init" if config.ckpt is None else "ckpt"
+    source = config.init or config.ckpt
+    assert isinstance(task, AnalyzeConfig) and isinstance(data, DataConfig) and source is not None
+    model = load_model(source, option).eval()
+    stages = _check(model, task, data, option, source)
+    tokenizer = tokenizer_of(source, data.tokenizer, model.config)
+    files, fingerprint = _text(task, data, source)
+    fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
+    model.to(fabric.device)
+    text = f"{data.path or data.corpus}, {task.split}"
+    header = Header(model.config.to_dict(), source, text, stages)
+    with Progress(transient=True, disable=not config.trainer.enable_progress_bar) as progress:
+        traces = _record(
+            model, files, tokenizer.eos_token_id, task, data, header, run.path, fabric.autocast, progress
+        )
+        routing = routing_statistics(traces)
+        depths = depth_statistics(traces)
+        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device)
+        pairs = _similarity(model, batches, task, config.seed, fabric.autocast)
+        removal = _removal(model, batches, task, fabric.autocast, progress)
+    name = Path(config.run_dir).name
+    facts = measured(model, header, depths, routing, removal, task.removal_tolerance, data.sequence_length)
+    drawn = draw(header, routing, depths, pairs, removal, task.removal_tolerance, name)
+    tables = {
+        "use": use_table(header, routing),
+        "modules": module_table(
+            header, routing, module_parameters(model), pairs, removal, task.removal_tolerance
+        ),
+        "tokens_of_modules": token_table(header, routing, tokenizer, task.top_tokens),
+        "similarity": similarity_table(pairs),
+        "removal": [] if removal is None else removal_table(removal),
+    }
+    if run.writes:
+        for key, one in drawn.items():
+            write_figure(one.figure, run.path / FIGURES / f"{key}.png")
+        write_tables(run.path, tables)
+        page = render(
+            traces,
+            tokenizer,
+            title=f"Routing of {name}",
+            facts=fact_rows(facts, header),
+            pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
+            module_notes=module_notes(removal, task.removal_tolerance),
+            figures=list(drawn.values()),
+            footer=footer(source, text, fingerprint),
+            num_tokens=task.report_tokens,
+        )
+        write_text_atomic(run.path / REPORT, page)
+    _print(facts, header, tables["modules"], run.path)
+    return {**facts, "data/fingerprint": fingerprint}
+
+
+def _check(
+    model: MoMForCausalLM, task: AnalyzeConfig, data: DataConfig, option: str, source: str
+) -> list[int]:
+    """The stages to be written; refuses what does not fit the model."""
+    config = model.config
+    if not config.num_stages:
+        raise RequestError(option, f"{source}, a plain transformer", "a model with stages, which has routing")
+    if data.sequence_length > config.max_positions:
+        raise RequestError(
+            "data.sequence_length",
+            data.sequence_length,
+            f"at most {config.max_positions}, the positions of the model",
+        )
+    stages = list(range(config.num_stages)) if task.stages is None else sorted(task.stages)
+    if stages[-1] >= config.num_stages:
+        raise RequestError("task.stages", stages, f"numbers below {config.num_stages}, the model's stages")
+    return stages
+
+
+def _text(task: AnalyzeConfig, data: DataConfig, source: str) -> tuple[list[TokenFile], str]:
+    """The tokens of the split, by the tokenizer of the weights, and the corpus's fingerprint."""
+    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
+    splits = ("train", "validation") if task.split == "all" else (task.split,)
+    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
+    if not files:
+        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
+        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
+    return files, prepared.fingerprint
+
+
+def _record(
+    model: MoMForCausalLM,
+    files: Sequence[TokenFile],
+    end_of_text: int | None,
+    task: AnalyzeConfig,
+    data: DataConfig,
+    header: Header,
+    folder: Path,
+    context: Context,
+    progress: Progress,
+) -> Traces:
+    windows = windows_of(files, data.sequence_length, end_of_text)
+    total = sum(file.count for file in files)
+    bar = progress.add_task("recording tokens", total=min(total, task.num_tokens or total))
+    return record(
+        model,
+        batches_of(windows, data.batch_size, task.num_tokens),
+        folder,
+        header,
+        context=context,
+        told=lambda tokens: progress.advance(bar, tokens),
+    )
+
+
+def _batches(
+    files: Sequence[TokenFile], task: AnalyzeConfig, data: DataConfig, end_of_text: int | None, device: Any
+) -> list[torch.Tensor]:
+    """The first recorded tokens again, ids [B, T], for what is measured of modules."""
+    most = min(task.removal_tokens, task.num_tokens or task.removal_tokens)
+    found = batches_of(windows_of(files, data.sequence_length, end_of_text), data.batch_size, most)
+    # Nothing is predicted in a window of one token.
+    stacked = (torch.from_numpy(np.stack([one.ids for one in batch])) for batch in found)
+    return [ids.to(device) for ids in stacked if ids.shape[1] > 1]
+
+
+def _similarity(
+    model: MoMForCausalLM, batches: Sequence[torch.Tensor], task: AnalyzeConfig, seed: int, context: Context
+) -> list[Pair]:
+    if not task.similarity_inputs:
+        return []
+    return measure_similarity(model, batches, task.similarity_inputs, seed=seed, context=context)
+
+
+def _removal(
+    model: MoMForCausalLM,
+    batches: Sequence[torch.Tensor],
+    task: AnalyzeConfig,
+    context: Context,
+    progress: Progress,
+) -> Removal | None:
+    if task.removal == "none":
+        return None
+    greedily = task.removal == "greedily"
+    bar = progress.add_task("removing modules", total=num_passes(model, greedily=greedily))
+    return measure_removal(
+        model, batches, greedily=greedily, context=context, told=lambda passes: progress.advance(bar, passes)
+    )
+
+
+def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
+    """The run's table, the modules, and what was written where."""
+    console = Console()
+    table = Table(title=f"{header.source} on {header.text}", title_justify="left", show_header=False)
+    for name, value, _ in fact_rows(facts, header)[2:]:
+        table.add_row(name, value)
+    console.print(table)
+    headings, cells = module_cells(modules)
+    table = Table("module", box=SIMPLE_HEAD, pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row, values in zip(modules, cells, strict=True):
+        place = f", stage {row['stage']}" if len(header.stages) > 1 else ""
+        table.add_row(f"{KINDS[row['kind']]} {slot_name(row)}{place}", *values)
+    console.print(table)
+    for name, meaning in WRITTEN:
+        if (folder / name).exists():
+            console.print(f"  {name:<22} {meaning}", highlight=False)
+    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)

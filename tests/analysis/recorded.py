@@ -1,0 +1,48 @@
+"""Traces of a small model on random tokens, for the tests that read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mom.analysis.traces import Header, Traces, batches_of, record, windows_of
+from mom.data.token_file import TokenFile
+from mom.model import MoMForCausalLM
+from tests.models import small_model
+
+END = 0
+"""The id that ends a document in :func:`token_file`."""
+
+
+def token_file(folder: Path, ids: np.ndarray, name: str = "tokens.bin") -> TokenFile:
+    """A file of these ids."""
+    path = folder / name
+    path.write_bytes(ids.astype(np.uint16).tobytes())
+    return TokenFile(path, "uint16", len(ids), 4 * len(ids), int((ids == END).sum()), "fingerprint")
+
+
+def some_ids(count: int, vocab_size: int = 61, seed: int = 0) -> np.ndarray:
+    """Random ids, the document's end among them."""
+    return np.random.default_rng(seed).integers(0, vocab_size, count)
+
+
+def recorded(
+    folder: Path,
+    ids: np.ndarray,
+    *,
+    model: MoMForCausalLM | None = None,
+    length: int = 16,
+    batch: int = 2,
+    stages: list[int] | None = None,
+    num_tokens: int | None = None,
+    **changes: Any,
+) -> tuple[Traces, MoMForCausalLM]:
+    """Traces of a small model (``changes`` of its configuration) on these ids."""
+    folder.mkdir(exist_ok=True)
+    model = model or small_model(**changes)
+    stages = list(range(model.config.num_stages)) if stages is None else stages
+    header = Header(model.config.to_dict(), "small.ckpt", "random tokens", stages)
+    windows = windows_of([token_file(folder, ids)], length, END)
+    return record(model, batches_of(windows, batch, num_tokens), folder, header), model

@@ -1,0 +1,173 @@
+"""The report's data and text: what comes back is what went in, and nothing breaks out of its place."""
+
+from __future__ import annotations
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+
+from mom.analysis.report.page import (
+    PoolTable,
+    ReportFigure,
+    packed,
+    packed_real,
+    pieces,
+    render,
+    script_json,
+    viewer_data,
+)
+from tests.analysis.recorded import recorded
+from tests.checkpoints import VOCABULARY, small_tokenizer
+
+NASTY = 'a</script><script>alert(1)</script><!-- & "quoted" \u2028 模块 naïve 😀 <b>module</b>'
+
+
+def unpacked(one: dict) -> np.ndarray:
+    values = np.frombuffer(base64.b64decode(one["data"]), dtype=f"<{one['type']}")
+    if "low" not in one:
+        return values
+    real = one["low"] + values.astype(float) * (one["high"] - one["low"]) / one["steps"]
+    return np.where(values > one["steps"], np.nan, real)
+
+
+@given(st.lists(st.integers(0, 2**31), max_size=20))
+def test_whole_numbers_come_back(values: list[int]) -> None:
+    assert unpacked(packed(np.array(values, dtype=np.int64))).tolist() == values
+
+
+@given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=20))
+def test_real_numbers_come_back_within_a_step(values: list[float]) -> None:
+    given_values = np.array(values)
+    one = packed_real(given_values)
+    step = (one["high"] - one["low"]) / one["steps"]
+    found = unpacked(one)
+
+    np.testing.assert_array_equal(np.isnan(found), np.isnan(given_values))
+    assert np.all(np.isnan(found) | (np.abs(found - given_values) <= 0.51 * step + 1e-9))
+
+
+def test_one_value_only() -> None:
+    assert unpacked(packed_real(np.array([2.5, np.nan, 2.5]))).tolist()[::2] == [2.5, 2.5]
+
+
+@given(st.text())
+def test_json_between_script_tags_is_still_that_json(text: str) -> None:
+    written = script_json({"text": text})
+
+    assert "<" not in written
+    assert json.loads(written) == {"text": text}
+
+
+def test_the_pieces_are_the_text() -> None:
+    tokenizer = small_tokenizer()
+    ids = tokenizer(NASTY)["input_ids"]
+    found = pieces(tokenizer, ids)
+
+    assert "".join(found) == NASTY
+    assert len(found) == len(ids)
+    assert found[found.index("😀") - 1] == ""
+
+
+def test_ids_that_are_no_text_still_make_pieces() -> None:
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 5000).tolist()
+
+    assert len(pieces(small_tokenizer(), ids)) == 5000
+
+
+@pytest.mark.parametrize("count", [20, 37, 1000])
+def test_the_viewer_reads_what_was_recorded(tmp_path: Path, count: int) -> None:
+    tokenizer = small_tokenizer()
+    ids = np.array(tokenizer(NASTY * 2)["input_ids"])
+    traces, _ = recorded(
+        tmp_path / "traces", ids, vocab_size=VOCABULARY, num_stages=2, num_ffn_modules=2, top_k=1
+    )
+    data = json.loads(script_json(viewer_data(traces, tokenizer, count)))
+    size = min(count, len(ids))
+    rows = {
+        (row["token"], row["stage"], row["round"], row["kind"], row["place"]): row
+        for row in traces.routing(first=size).to_pylist()
+    }
+
+    assert data["count"] == size
+    assert [data["pieces"][n] for n in unpacked(data["piece"])] == pieces(tokenizer, ids[:size].tolist())
+    assert data["rounds"] == [[stage, number] for stage in range(2) for number in range(4)]
+    assert (data["bottom"], data["top"], data["anchors"]) == (1, 1, True)
+    assert data["kinds"]["ffn"]["modules"] == 2 and data["kinds"]["attention"]["modules"] == 3
+    for kind, one in data["kinds"].items():
+        choice = unpacked(one["choice"]).reshape(size, 8, one["places"])
+        weight = unpacked(one["weight"]).reshape(choice.shape)
+        for token, index, place in np.ndindex(choice.shape):
+            row = rows[(token, *data["rounds"][index], kind, place)]
+            assert choice[token, index, place] == row["choice"]
+            assert weight[token, index, place] == pytest.approx(row["weight"], abs=1e-4)
+    columns = traces.tokens(first=size).to_pydict()
+    names = [one["name"].split(" (")[0].replace(" ", "_") for one in data["measures"]]
+    for name, one in zip(names[:3], data["measures"][:3], strict=True):
+        np.testing.assert_allclose(unpacked(one["values"]), columns[name], atol=1e-3)
+    assert np.isnan(unpacked(data["measures"][3]["values"])).tolist() == [
+        one is None for one in columns["loss"]
+    ]
+
+
+def test_the_first_measure_that_differs_colours(tmp_path: Path) -> None:
+    tokenizer, ids = small_tokenizer(), np.arange(40) % VOCABULARY
+    shared, _ = recorded(tmp_path / "share", ids, vocab_size=VOCABULARY)
+    first, _ = recorded(tmp_path / "first", ids, vocab_size=VOCABULARY, skip_rule="first")
+
+    # With two places, one of which at most is SKIP's, every token has the same effective depth.
+    assert viewer_data(shared, tokenizer, 40)["coloured_by"] == 1
+    assert viewer_data(first, tokenizer, 40)["coloured_by"] == 0
+
+
+class Elements(HTMLParser):
+    """Which elements a page has, and the texts of scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+
+def test_no_text_becomes_markup_and_nothing_is_fetched(tmp_path: Path) -> None:
+    tokenizer = small_tokenizer()
+    ids = np.array(tokenizer(NASTY)["input_ids"])
+    traces, _ = recorded(tmp_path / "traces", ids, vocab_size=VOCABULARY)
+    row = {"choice": 0, "name": NASTY, "full_name": NASTY, "numbers": [NASTY]}
+    row |= {"tokens": [{"text": NASTY, "title": NASTY}]}
+    page = render(
+        traces,
+        tokenizer,
+        title=NASTY,
+        facts=[(NASTY, NASTY, NASTY)],
+        pools=[PoolTable(NASTY, "ffn", 0, [NASTY], [row])],
+        module_notes=[NASTY],
+        figures=[ReportFigure(Figure(figsize=(1, 1)), NASTY, NASTY)],
+        footer=NASTY,
+        num_tokens=1000,
+    )
+    elements = Elements(page)
+
+    assert elements.names.count("script") == 2
+    assert "b" not in elements.names
+    assert page.count("</script>") == 2 and "<!-- " not in page
+    fetched = [value for name, value in elements.attributes if name in ("src", "href", "srcset", "action")]
+    assert all(
+        value is not None and value.startswith(("#", "data:image/svg+xml;base64,")) for value in fetched
+    )
+    assert (
+        "content",
+        "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:",
+    ) in (elements.attributes)
+    assert "@import" not in page and "url(" not in page

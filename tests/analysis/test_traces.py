@@ -1,0 +1,248 @@
+"""Recorded traces against the model's own records, window by window and token by token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mom.analysis import traces as module
+from mom.analysis.traces import (
+    ROUTING_SCHEMA,
+    TOKENS_SCHEMA,
+    Header,
+    Traces,
+    TraceWriter,
+    Window,
+    batches_of,
+    depths,
+    read_batch,
+    record,
+    windows_of,
+)
+from mom.callbacks.statistics import collect, depth_metrics, depth_sums
+from tests.analysis.recorded import END, recorded, some_ids, token_file
+from tests.models import small_model, tokens
+
+CHANGES = [
+    {},
+    {"top_k": 1, "num_stages": 2, "num_ffn_modules": 2},
+    {"skip_rule": "first", "router": "linear"},
+    {"top_k": "all", "num_attention_modules": 2},
+]
+
+
+@pytest.mark.parametrize("changes", CHANGES, ids=str)
+def test_every_choice_loss_and_depth_is_what_the_model_says(tmp_path: Path, changes: dict[str, Any]) -> None:
+    ids = some_ids(70)
+    traces, model = recorded(tmp_path / "traces", ids, **changes)
+    config = model.config
+    expected_rows, expected_tokens = [], []
+    document = 0
+    for window, start in enumerate(range(0, 70, 16)):
+        part = torch.from_numpy(ids[start : start + 16])[None]
+        with torch.no_grad():
+            output = model(input_ids=part, output_routing=True)
+        log_p = output.logits[0].log_softmax(-1)
+        for position in range(part.shape[1]):
+            token = start + position
+            depth = {"effective": 0.0, "weighted": 0.0, "modules": 0.0}
+            for index, one in enumerate(output.routing):
+                for kind in ("attention", "ffn"):
+                    choice = getattr(one, kind)
+                    size = getattr(config, f"num_{kind}_modules")
+                    selected, weights = (
+                        choice.selected[0, position].tolist(),
+                        choice.weights[0, position].tolist(),
+                    )
+                    for place, (taken, weight) in enumerate(zip(selected, weights, strict=True)):
+                        stage, number = divmod(index, config.num_rounds)
+                        expected_rows.append(
+                            (
+                                token,
+                                document,
+                                position,
+                                int(ids[token]),
+                                stage,
+                                number,
+                                kind,
+                                place,
+                                taken,
+                                weight,
+                            )
+                        )
+                        if taken < size:
+                            depth["weighted"] += 0.5 * weight
+                            depth["modules"] += 1
+                    depth["effective"] += 0.5 * any(taken < size for taken in selected)
+            fixed = 2 + config.num_stages
+            last = position + 1 == part.shape[1]
+            loss = None if last else -float(log_p[position, part[0, position + 1]])
+            expected_tokens.append(
+                (
+                    token,
+                    window,
+                    position,
+                    document,
+                    int(ids[token]),
+                    loss,
+                    fixed + depth["effective"],
+                    fixed + depth["weighted"],
+                    2 * fixed + depth["modules"],
+                )
+            )
+            document += int(ids[token] == END)
+    found = traces.routing().to_pylist()
+    order = ("token", "stage", "round", "kind", "place")
+    found.sort(key=lambda row: tuple(row[name] for name in order))
+    expected_rows.sort(key=lambda row: (row[0], row[4], row[5], row[6], row[7]))
+
+    assert [tuple(row.values())[:-1] for row in found] == [row[:-1] for row in expected_rows]
+    np.testing.assert_allclose(
+        [row["weight"] for row in found], [row[-1] for row in expected_rows], atol=1e-5
+    )
+    whole = [tuple(row.values()) for row in traces.tokens().to_pylist()]
+    assert [row[:5] for row in whole] == [row[:5] for row in expected_tokens]
+    assert [row[5] is None for row in whole] == [row[5] is None for row in expected_tokens]
+    losses = [(row[5] or 0.0, other[5] or 0.0) for row, other in zip(whole, expected_tokens, strict=True)]
+    np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose([row[6:] for row in whole], [row[6:] for row in expected_tokens], rtol=1e-5)
+
+
+def test_depths_of_tokens_average_to_the_metrics() -> None:
+    model = small_model(skip_rule="first")
+    ids = tokens(3, 20)
+    with torch.no_grad():
+        routing = model(input_ids=ids, output_routing=True).routing
+    sizes = {"num_attention_modules": 3, "num_ffn_modules": 3}
+    totals = collect(depth_sums(routing, torch.ones_like(ids, dtype=torch.bool), **sizes))
+    metrics = depth_metrics(totals, fixed_depth=3, graph_depth=7)
+    found = {name: float(value.mean()) for name, value in depths(routing, model.config).items()}
+
+    assert found == {
+        "effective_depth": pytest.approx(metrics["effective"]),
+        "weighted_depth": pytest.approx(metrics["weighted"]),
+        "modules_per_token": pytest.approx(metrics["modules_per_token"]),
+    }
+    assert metrics["effective"] < 7
+
+
+@given(
+    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3),
+    length=st.integers(1, 17),
+    batch=st.integers(1, 4),
+    most=st.none() | st.integers(1, 60),
+)
+def test_windows_hold_the_text_in_order(
+    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, batch: int, most: int | None
+) -> None:
+    folder = tmp_path_factory.mktemp("files")
+    texts = [some_ids(count, vocab_size=5, seed=n) for n, count in enumerate(lengths)]
+    files = [token_file(folder, ids, f"{n}.bin") for n, ids in enumerate(texts)]
+    batches = list(batches_of(windows_of(files, length, END), batch, most))
+    documents, current = [], 0
+    for ids in texts:
+        for one in ids:
+            documents.append(current)
+            current += int(one == END)
+        if len(ids) and ids[-1] != END:
+            current += 1
+    flat = [one for group in batches for one in group]
+
+    assert all(len({len(one.ids) for one in group}) == 1 and len(group) <= batch for group in batches)
+    assert all(1 <= len(one.ids) <= length for one in flat)
+    np.testing.assert_array_equal(
+        np.concatenate([np.empty(0), *(one.ids for one in flat)]), np.concatenate(texts)[:most]
+    )
+    np.testing.assert_array_equal(
+        np.concatenate([np.empty(0), *(one.document for one in flat)]), documents[:most]
+    )
+
+
+def test_what_is_in_memory_does_not_grow_with_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "GROUP_TOKENS", 64)
+    model = small_model()
+    header = Header(model.config.to_dict(), "", "", [0])
+    written = []
+
+    def endless(writer: TraceWriter) -> Any:
+        """Batches of 2 x 16 tokens; each is asked for only after those before were counted or written."""
+        for number in range(20):
+            assert writer.num_held < 64
+            assert writer.num_tokens == 32 * number
+            written.append(writer.num_tokens - writer.num_held)
+            yield [Window(some_ids(16, seed=number), np.zeros(16)) for _ in range(2)]
+
+    with TraceWriter(tmp_path, header) as writer:
+        for number, batch in enumerate(endless(writer)):
+            writer.add(read_batch(model, batch, 2 * number))
+    with pq.ParquetFile(tmp_path / "routing.parquet") as file:
+        groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
+
+    assert written == [64 * (number // 2) for number in range(20)]
+    # 640 tokens, 64 in a group, K = 2 places, 4 rounds of 2 pools
+    assert groups == [64 * 2] * (10 * 4 * 2)
+
+
+def test_a_group_is_of_one_stage_round_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GROUP_TOKENS", 32)
+    traces, _ = recorded(tmp_path / "traces", some_ids(100), num_stages=2)
+    seen: dict[tuple[int, int, str], list[int]] = {}
+    for stage, number, kind, rows in traces.steps():
+        assert set(rows["stage"].to_pylist()) == {stage}
+        assert set(rows["round"].to_pylist()) == {number}
+        assert set(rows["kind"].to_pylist()) == {kind}
+        assert rows["place"].to_pylist() == [0, 1] * (len(rows) // 2)
+        seen.setdefault((stage, number, kind), []).extend(rows["token"].to_pylist()[::2])
+
+    assert len(seen) == 2 * 4 * 2
+    assert all(one == list(range(100)) for one in seen.values())
+    assert sum(len(rows) for *_, rows in traces.steps(first=40)) == 64 * 2 * 2 * 8
+
+
+def test_only_some_stages_and_tokens(tmp_path: Path) -> None:
+    ids = some_ids(64)
+    whole, model = recorded(tmp_path / "whole", ids, num_stages=2)
+    part, _ = recorded(tmp_path / "part", ids, model=model, stages=[1], num_tokens=40)
+
+    assert set(part.routing()["stage"].to_pylist()) == {1}
+    # A row's 40 tokens are 16 + 16 + 8 here and 16 + 16 + 16 there, so only whole windows see the same.
+    assert part.routing(first=32) == whole.routing(first=32, stage=1)
+    assert part.num_tokens == 40
+    assert part.tokens(["token_id"])["token_id"].to_pylist() == ids[:40].tolist()
+    assert part.tokens(["effective_depth"], first=32) == whole.tokens(["effective_depth"], first=32)
+    assert part.header.stages == [1]
+    assert set(whole.routing(["choice"], kind="ffn", round=2, stage=0)["choice"].to_pylist()) <= {0, 1, 2, 3}
+
+
+def test_a_recording_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    model = small_model()
+
+    def broken() -> Any:
+        yield [Window(some_ids(16), np.zeros(16))]
+        raise OSError("the disk went away")
+
+    with pytest.raises(OSError, match="the disk went away"):
+        record(model, broken(), tmp_path, Header(model.config.to_dict(), "", "", [0]))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_say_what_they_are_of(tmp_path: Path) -> None:
+    traces, model = recorded(tmp_path / "traces", some_ids(20))
+
+    assert pq.read_schema(tmp_path / "traces" / "routing.parquet").equals(ROUTING_SCHEMA)
+    assert pq.read_schema(tmp_path / "traces" / "tokens.parquet").equals(TOKENS_SCHEMA)
+    assert traces.header.config.to_dict() == model.config.to_dict()
+    assert (traces.header.num_modules("ffn"), traces.header.num_rounds) == (3, 4)
+    pq.write_table(traces.tokens().replace_schema_metadata({}), tmp_path / "tokens.parquet")
+    with pytest.raises(ValueError, match=r"^folder: .*; one with routing\.parquet and tokens.parquet"):
+        Traces(tmp_path)

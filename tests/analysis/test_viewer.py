@@ -1,0 +1,291 @@
+"""The token path viewer in a real browser, from a file, beside the traces it was made of.
+
+Chromium is found as ``chromium`` on the path. Where there is none these tests are skipped, which pytest's summary
+shows; under CI (``CI=true``) they fail instead.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from mom.analysis.report.page import PoolTable, pieces, render
+from mom.analysis.traces import Traces
+from tests.analysis.recorded import recorded
+from tests.checkpoints import VOCABULARY, small_tokenizer
+from tests.texts import some_texts
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+FLAGS += ["--disable-sync", "--no-first-run"]
+NASTY = "def f(x):\n\treturn '</script><script>alert(1)</script>' <b>模块</b> & 😀\n\n"
+
+
+@dataclass
+class Opened:
+    """A page, the traces behind it, and what it said and asked for since it was opened."""
+
+    page: Page
+    traces: Traces
+    texts: list[str]
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        message = "no chromium on the path: the viewer was not tested"
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail(message)
+        pytest.skip(message)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield started
+        started.close()
+
+
+def write_report(folder: Path, ids: np.ndarray, **changes: Any) -> tuple[Path, Traces, list[str]]:
+    tokenizer = small_tokenizer()
+    traces, model = recorded(folder / "traces", ids, vocab_size=VOCABULARY, length=32, **changes)
+    row = {"choice": 1, "name": "1", "full_name": "FFN 1", "numbers": [], "tokens": []}
+    page = render(
+        traces,
+        tokenizer,
+        title="A report",
+        facts=[("weights", "a very long name " * 8, "")],
+        pools=[PoolTable("FFN", "ffn", model.config.num_stages - 1, [], [row])],
+        module_notes=[],
+        figures=[],
+        footer="",
+        num_tokens=len(ids),
+    )
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path, traces, pieces(tokenizer, ids.tolist())
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traces, list[str]]:
+    ids = np.array(small_tokenizer()(NASTY + " ".join(some_texts(3)))["input_ids"])
+    return write_report(tmp_path_factory.mktemp("report"), ids, num_stages=2, num_ffn_modules=4)
+
+
+@pytest.fixture
+def opened(browser: Browser, report: tuple[Path, Traces, list[str]]) -> Iterator[Opened]:
+    with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
+        one = Opened(context.new_page(), *report[1:])
+        one.page.on("console", lambda message: one.complaints.append(message.text))
+        one.page.on("pageerror", lambda error: one.complaints.append(str(error)))
+        one.page.on("dialog", lambda dialog: (one.complaints.append(dialog.message), dialog.dismiss()))
+        one.page.on("request", lambda request: one.requests.append(request.url))
+        one.page.goto(report[0].as_uri())
+        yield one
+        assert one.complaints == []
+        assert one.requests == [report[0].as_uri()]
+
+
+def path_of(traces: Traces, token: int) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
+    """A token's choices and weights by stage, round and kind, from the Parquet file."""
+    found: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
+    for row in traces.routing(token=token).to_pylist():
+        place = (row["stage"], row["round"], row["kind"])
+        found.setdefault(place, []).append((row["choice"], row["weight"]))
+    return found
+
+
+def shown_path(page: Page) -> list[tuple[str, list[list[str]]]]:
+    """What the table says: for each round its name, and the cells' lines."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("#path tr[data-round]")].map((row) => [
+            row.querySelector("th").textContent,
+            [...row.querySelectorAll("td")].map((cell) => [...cell.querySelectorAll(".choice")].map(
+                (line) => [...line.children].map((one) => one.textContent).join(" "))),
+        ])"""
+    )
+
+
+def expected_path(traces: Traces, token: int) -> list[tuple[str, list[list[str]]]]:
+    choices = path_of(traces, token)
+    rows = []
+    for stage, number in sorted({place[:2] for place in choices}):
+        cells = []
+        for kind in ("attention", "ffn"):
+            skip = traces.header.num_modules(kind)
+            lines = choices[stage, number, kind]
+            cells.append([f"{'SKIP' if one == skip else one} {weight:.3f}" for one, weight in lines])
+        rows.append((f"{stage}.{number}", cells))
+    return rows
+
+
+def same_path(shown: list[Any], expected: list[Any]) -> None:
+    """Equal but for the last digit of a weight, which the page keeps in 65,534 steps."""
+    assert [name for name, _ in shown] == [name for name, _ in expected]
+    for (_, cells), (_, wanted) in zip(shown, expected, strict=True):
+        for lines, others in zip(cells, wanted, strict=True):
+            assert [line.split()[0] for line in lines] == [line.split()[0] for line in others]
+            weights, reference = ([float(line.split()[1]) for line in one] for one in (lines, others))
+            assert weights == pytest.approx(reference, abs=1.01e-3)
+
+
+def test_the_text_is_there_token_by_token(opened: Opened) -> None:
+    shown = opened.page.evaluate(
+        "() => [...document.querySelectorAll('.token')].map((one) => one.textContent)"
+    )
+
+    assert len(shown) == len(opened.texts)
+    for text, one in zip(shown, opened.texts, strict=True):
+        assert text == one.replace("\n", "⏎\n")
+    assert "</script>" in "".join(opened.texts)
+    windows = opened.page.locator(".window").count()
+    assert windows == -(-len(opened.texts) // 32)
+
+
+def test_a_click_shows_the_path_of_the_trace(opened: Opened) -> None:
+    for token in (3, 70):
+        opened.page.locator(f"#t{token}").click()
+
+        same_path(shown_path(opened.page), expected_path(opened.traces, token))
+        assert opened.page.get_attribute(f"#t{token}", "aria-selected") == "true"
+        assert opened.page.locator("[aria-selected=true]").count() == 1
+        row = opened.traces.tokens().slice(token, 1).to_pylist()[0]
+        details = opened.page.inner_text("#path dl")
+        assert f"{row['weighted_depth']:.2f}" in details and f"{row['loss']:.2f}" in details
+        assert f"Token {token} of" in opened.page.inner_text("#status")
+
+
+@pytest.mark.parametrize(
+    ("kind", "module", "where", "took"),
+    [
+        ("ffn", "3", "r5", lambda row: row["stage"] == 1 and row["round"] == 1 and row["choice"] == 3),
+        ("ffn", "4", "s0", lambda row: row["stage"] == 0 and row["choice"] == 4),
+        ("attention", "0", "s1", lambda row: row["stage"] == 1 and row["choice"] == 0),
+    ],
+)
+def test_a_filter_finds_what_a_count_of_rows_finds(
+    opened: Opened, kind: str, module: str, where: str, took: Callable[[dict[str, Any]], bool]
+) -> None:
+    page = opened.page
+    page.select_option("#filter-kind", kind)
+    page.select_option("#filter-round", where)
+    page.select_option("#filter-module", module)
+    expected = sorted({row["token"] for row in opened.traces.routing(kind=kind).to_pylist() if took(row)})
+    marked = page.evaluate(
+        "() => [...document.querySelectorAll('.match')].map((one) => Number(one.id.slice(1)))"
+    )
+
+    assert marked == expected
+    assert 0 < len(expected) < len(opened.texts)
+    assert page.inner_text("#status").startswith(f"{len(expected)} of {len(opened.texts)} tokens took ")
+    page.click("#match-next")
+    first = next((one for one in expected if one > 0), expected[0])
+    assert page.get_attribute(f"#t{first}", "aria-selected") == "true"
+    page.click("#match-previous")
+    before = [one for one in expected if one < first]
+    assert page.get_attribute(f"#t{(before or expected)[-1]}", "aria-selected") == "true"
+    page.click("#filter-clear")
+    assert page.locator(".match").count() == 0
+    assert page.is_disabled("#match-next")
+
+
+def test_a_module_of_the_table_filters_too(opened: Opened) -> None:
+    opened.page.click("button.show")
+    expected = {row["token"] for row in opened.traces.routing(kind="ffn", stage=1, choice=1).to_pylist()}
+
+    assert opened.page.locator(".match").count() == len(expected) > 0
+
+
+def test_the_keyboard_goes_everywhere(opened: Opened) -> None:
+    page, last = opened.page, len(opened.texts) - 1
+
+    def focused() -> str:
+        return page.evaluate("() => document.activeElement.id")
+
+    page.focus("#t0")
+    for key, place in (("ArrowRight", "t1"), ("ArrowRight", "t2"), ("ArrowLeft", "t1"), ("PageDown", "t32")):
+        page.keyboard.press(key)
+        assert focused() == place
+    page.keyboard.press("Enter")
+    same_path(shown_path(page), expected_path(opened.traces, 32))
+    for key, place in (("End", f"t{last}"), ("ArrowRight", f"t{last}"), ("Home", "t0"), ("ArrowLeft", "t0")):
+        page.keyboard.press(key)
+        assert focused() == place
+    page.keyboard.press("ArrowDown")
+    below = page.evaluate(
+        "() => document.activeElement.getBoundingClientRect().top"
+        " > document.getElementById('t0').getBoundingClientRect().top"
+    )
+    assert below
+    page.keyboard.press("ArrowUp")
+    assert page.evaluate(
+        "() => document.activeElement.getBoundingClientRect().top"
+        " === document.getElementById('t0').getBoundingClientRect().top"
+    )
+    # One stop for the whole text, then on to the path.
+    assert page.locator(".token[tabindex='0']").count() == 1
+    page.keyboard.press("Tab")
+    assert focused() == "path"
+
+
+def test_what_a_screen_reader_is_told(opened: Opened) -> None:
+    page = opened.page
+    assert page.locator("#text[role=listbox] [role=group] [role=option]").count() == len(opened.texts)
+    assert page.get_attribute("#status", "aria-live") == "polite"
+    unnamed = page.evaluate(
+        "() => [...document.querySelectorAll('.token')].filter("
+        "(one) => !one.textContent.replaceAll('⏎', '').trim() && !one.getAttribute('aria-label')).length"
+    )
+    assert unnamed == 0
+    assert page.evaluate("() => [...document.images].filter((one) => !one.alt).length") == 0
+    for name in ("Colour by", "pool", "module", "round"):
+        assert page.get_by_label(name, exact=True).count() == 1
+    newline = next(index for index, one in enumerate(opened.texts) if "\n" in one and not one.strip())
+    assert "line end" in (page.get_attribute(f"#t{newline}", "aria-label") or "")
+
+
+def test_colours_have_a_legend(opened: Opened) -> None:
+    page = opened.page
+    choices = page.evaluate("() => [...document.getElementById('colour').options].map((one) => one.text)")
+    assert choices[0].startswith("effective depth") and choices[3].startswith("loss")
+    for label in choices:
+        page.select_option("#colour", label=label)
+        used = page.evaluate(
+            "() => [...new Set([...document.querySelectorAll('.token')].map((one) => one.className.split(' ')[1]))]"
+        )
+        legend = page.evaluate(
+            "() => [...document.querySelectorAll('#legend .swatch')].map((one) => one.className.split(' ')[1])"
+        )
+        assert set(used) - {"none"} <= set(legend)
+        assert 1 <= len(legend) <= 7
+    # The loss has no value where a window ends, and every other has one.
+    assert page.locator(".token.none").count() == page.locator(".window").count()
+
+
+@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_nothing_is_wider_than_the_screen(opened: Opened, width: int) -> None:
+    opened.page.set_viewport_size({"width": width, "height": 700})
+    opened.page.locator("#t5").click()
+
+    assert opened.page.evaluate("() => document.documentElement.scrollWidth") <= width
+
+
+def test_twenty_thousand_tokens(browser: Browser, tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, VOCABULARY, 20_000)
+    path, traces, _ = write_report(tmp_path, ids, top_k=1, batch=64)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        assert page.locator(".token").count() == 20_000
+        page.select_option("#filter-module", "2")
+        expected = {row["token"] for row in traces.routing(kind="attention", choice=2).to_pylist()}
+        assert page.locator(".match").count() == len(expected)
+        page.locator("#t19990").click()
+        assert page.locator("#path tr[data-round]").count() == 4

@@ -1,0 +1,181 @@
+"""The whole of task=analyze: what it writes, and that its parts agree with each other and with task=evaluate."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mom.analysis.traces import Traces
+from mom.config import bind
+from mom.cost import Usage, flops_per_token
+from mom.errors import RequestError
+from mom.interop import load_model
+from mom.run_directory import RunDirectory
+from mom.tasks import analyze, evaluate
+from tests.checkpoints import request, write_run
+from tests.models import small_model
+from tests.texts import some_texts, write_jsonl
+
+
+def analyzed(
+    folder: Path, source: dict[str, Any], task: dict[str, Any] | None = None, **data: Any
+) -> tuple[Path, dict]:
+    """Run the task on some texts; returns its folder and its summary."""
+    config = bind(
+        a_request(folder, source, {"name": "analyze", "removal_tokens": 64, **(task or {})}, **data)
+    )
+    return Path(config.run_dir), analyze.run(config, RunDirectory(config.run_dir))
+
+
+def a_request(folder: Path, source: dict[str, Any], task: dict[str, Any], **data: Any) -> dict[str, Any]:
+    texts = folder / "texts.jsonl"
+    if not texts.exists():
+        write_jsonl(texts, some_texts(12, words=30))
+    groups = {
+        "corpus": "text",
+        "path": str(texts),
+        "cache_dir": str(folder / "cache"),
+        "sequence_length": 32,
+        "batch_size": 3,
+        "validation_fraction": 0.4,
+        "num_processes": 1,
+    }
+    return request(folder, task, data=groups | data, **source)
+
+
+def rows_of(folder: Path, name: str) -> list[dict[str, str]]:
+    with (folder / f"{name}.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoint = write_run(tmp_path / "first")
+    folder, summary = analyzed(tmp_path, {"ckpt": str(checkpoint)})
+    traces, model = Traces(folder), load_model(checkpoint)
+    tokens = traces.tokens().to_pydict()
+    losses = [one for one in tokens["loss"] if one is not None]
+
+    assert traces.header.source == str(checkpoint)
+    assert summary["data/tokens"] == len(tokens["token"]) > 200
+    assert summary["val/loss"] == pytest.approx(sum(losses) / len(losses))
+    assert summary["depth/weighted"] == pytest.approx(sum(tokens["weighted_depth"]) / len(tokens["token"]))
+    assert summary["parameters"] == model.num_parameters()
+    use = rows_of(folder, "use")
+    assert len(use) == 4 * (3 + 1) * 2
+    assert (
+        sum(int(row["places"]) for row in use)
+        == len(traces.routing(["token"]))
+        == len(tokens["token"]) * 4 * 2 * 2
+    )
+    per_step = [
+        sum(int(row["places"]) for row in use if row["kind"] == kind and row["is_skip"] == "False")
+        / (4 * len(tokens["token"]))
+        for kind in ("attention", "ffn")
+    ]
+    assert summary["flops/forward_actual"] == pytest.approx(
+        32 * flops_per_token(model.config, 32, Usage(*per_step)).total
+    )
+    assert summary["flops/forward_actual"] < summary["flops/forward"]
+    removal = rows_of(folder, "removal")
+    assert [row["how"] for row in removal] == ["whole"] + ["alone"] * 6 + ["greedily"] * 4
+    assert float(removal[0]["loss"]) == pytest.approx(summary["removal/loss"])
+    modules = rows_of(folder, "modules")
+    assert len(modules) == 2 * 4
+    alone = {(row["kind"], row["choice"]): float(row["rise"]) for row in removal if row["how"] == "alone"}
+    for row in modules:
+        assert (
+            row["loss_rise"] == ""
+            if row["is_skip"] == "True"
+            else float(row["loss_rise"]) == pytest.approx(alone[row["kind"], row["choice"]])
+        )
+    assert sum(row["droppable"] == "True" for row in modules) == summary["removal/droppable"]
+    assert len(rows_of(folder, "similarity")) == 2 * 3
+    assert {row["choice"] for row in rows_of(folder, "tokens_of_modules")} <= {"0", "1", "2", "3"}
+    tables = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
+    assert set(tables) == {"use", "modules", "tokens_of_modules", "similarity", "removal"}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    figures = {path.stem for path in (folder / "figures").iterdir()}
+    assert figures == {
+        "module_use",
+        "module_flow",
+        "depth_distribution",
+        "depth_by_frequency",
+        "depth_by_loss",
+        "similarity_0",
+        "removal",
+    }
+    assert page.count("<img ") == len(figures)
+    printed = capsys.readouterr().out
+    assert f"{summary['val/loss']:.4f}" in printed and "report.html" in printed and str(folder) in printed
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
+    checkpoint = str(write_run(tmp_path / "first"))
+    config = bind(a_request(tmp_path, {"init": checkpoint}, {"name": "evaluate"}))
+    evaluated = evaluate.run(config, RunDirectory(config.run_dir))
+    options = {"removal": "none", "similarity_inputs": 0}
+    whole, summary = analyzed(tmp_path, {"init": checkpoint}, options)
+    # evaluate leaves out what does not fill a window.
+    windows = evaluated["data/tokens"] // 31
+    _, same = analyzed(tmp_path, {"init": checkpoint}, {**options, "num_tokens": 32 * windows})
+
+    assert same["val/loss"] == pytest.approx(evaluated["val/loss"], rel=1e-5)
+    assert same["data/fingerprint"] == evaluated["data/fingerprint"]
+    assert summary["data/tokens"] > same["data/tokens"] == 32 * windows
+    assert not {"removal.csv", "similarity.csv"} & {path.name for path in whole.iterdir()}
+
+
+def test_some_stages_of_all_documents(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path / "first", num_stages=2, num_ffn_modules=2, top_k=1)
+    task = {"stages": [1], "split": "all", "num_tokens": 100, "removal": "alone", "report_tokens": 40}
+    folder, summary = analyzed(tmp_path, {"ckpt": str(checkpoint)}, task)
+    traces = Traces(folder)
+
+    assert set(traces.routing(["stage"])["stage"].to_pylist()) == {1}
+    assert traces.num_tokens == summary["data/tokens"] == 100
+    # Without the other stage's counts nothing can be said of the whole.
+    assert "flops/forward_actual" not in summary and "removal/droppable" not in summary
+    assert {row["how"] for row in rows_of(folder, "removal")} == {"whole", "alone"}
+    assert (folder / "figures" / "similarity_0.png").is_file() and (
+        folder / "figures" / "similarity_1.png"
+    ).is_file()
+    assert "The first 40 of 100 recorded tokens." in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "task", "data", "message"),
+    [
+        ({"num_stages": 0}, {}, {}, "ckpt: .*last.ckpt, a plain transformer; a model with stages"),
+        ({}, {}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
+        ({}, {"stages": [0, 1]}, {}, r"task.stages: \[0, 1\]; numbers below 1, the model's stages"),
+        ({}, {"stages": []}, {}, r"task.stages: \[\]; a list of different stages"),
+        ({}, {"num_tokens": 1}, {}, "task.num_tokens: 1; an integer, at least 2"),
+        ({}, {"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
+    ],
+)
+def test_what_cannot_be_analysed_is_refused(
+    tmp_path: Path, changes: dict[str, Any], task: dict[str, Any], data: dict[str, Any], message: str
+) -> None:
+    model = small_model(vocab_size=300, max_positions=64, **changes)
+    checkpoint = write_run(tmp_path / "first", model)
+    with pytest.raises(RequestError, match=f"^{message}"):
+        analyzed(tmp_path, {"ckpt": str(checkpoint)}, task, **data)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({}, "init: null; the weights for task=analyze"),
+        ({"init": "a.ckpt", "ckpt": "b.ckpt"}, "init: a.ckpt; null when ckpt is given"),
+        ({"ckpt": "missing.ckpt"}, "ckpt: missing.ckpt; a file or folder that exists"),
+        ({"init": "a.ckpt", "resume": "auto"}, "resume: auto; null for task=analyze"),
+    ],
+)
+def test_the_weights_must_be_named(tmp_path: Path, source: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=f"^{message}"):
+        analyzed(tmp_path, source)
