@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from mom.errors import RequestError
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training import fit
-from mom.training.checkpoint import last_checkpoint
+from mom.training.checkpoint import LAST, AtomicCheckpointIO, last_checkpoint
 from mom.training.fit import fit_phase
+from mom.training.sharding import initialized_once
 from tests.runs import tiny_request
 
 STEPS = 4
@@ -67,7 +69,8 @@ def train(
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
     seed_everything(config.seed, verbose=False)
-    model = MoMForCausalLM(config.model_config(data.vocab_size))
+    with initialized_once(config.trainer.strategy):
+        model = MoMForCausalLM(config.model_config(data.vocab_size))
     build = fit.build_callbacks
     fit.build_callbacks = lambda *given: [*extra, *build(*given)]
     try:
@@ -136,11 +139,27 @@ def equal(folder: Path) -> None:
 
 
 class Shares(Callback):
-    """Sees that a rank holds about half of the weights."""
+    """Sees that only rank 0 ever holds all weights, that a rank ends up with about half of them, and that these
+    are, to the bit, those that one process would have started with."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.global_rank > 0:  # on a meta device nothing is held
+            assert all(parameter.is_meta for parameter in pl_module.model.parameters())
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        mine = sum(parameter.to_local().numel() for parameter in pl_module.parameters())
-        assert 0.4 < mine / sum(parameter.numel() for parameter in pl_module.parameters()) < 0.6
+        model = pl_module.model
+        mine = sum(parameter.to_local().numel() for parameter in model.parameters())
+        assert 0.4 < mine / sum(parameter.numel() for parameter in model.parameters()) < 0.6
+        assert model.lm_head.weight is model.model.embedding.token.weight
+        weights = {name: weight.full_tensor() for name, weight in model.named_parameters()}
+        if trainer.global_step == 0:
+            with torch.random.fork_rng():
+                seed_everything(1, verbose=False)
+                alone = MoMForCausalLM(model.config)
+            for name, weight in alone.named_parameters():
+                assert torch.equal(weights[name], weight), name
+            for name, buffer in alone.named_buffers():
+                assert torch.equal(model.get_buffer(name), buffer), name
 
 
 def train_sharded(folder: Path) -> None:
@@ -151,6 +170,22 @@ def train_sharded(folder: Path) -> None:
             folder, 2, **EQUAL["accumulation"] | {"trainer": changes, "optimizer": {"schedule": "constant"}}
         )
         train(config, folder / "sharded", resume=steps == STEPS, extra=(Shares(),))
+    two_phases(folder, "two-phases-sharded", 2)
+
+
+def two_phases(folder: Path, name: str, world_size: int) -> None:
+    """The pretrain task, of a model whose rounds may not reach every module; sharded over several ranks."""
+    from mom.tasks import pretrain
+
+    changes: dict[str, Any] = {
+        "task": {"plain_steps": 2, "baseline": False},
+        "trainer": {"max_steps": 2},
+        "model": {"schedule": "grouped"},
+        "run_dir": str(folder / name),
+    }
+    if world_size > 1:
+        changes["trainer"]["strategy"] = "fsdp"
+    pretrain.run(request(folder, world_size, **changes), RunDirectory(folder / name))
 
 
 def dying(folder: Path) -> None:
@@ -165,15 +200,29 @@ def resumed(folder: Path) -> None:
 
 
 def pretraining(folder: Path, name: str, phase: str) -> None:
-    """The pretrain task on one process, killed in one of its phases."""
+    """The pretrain task on one process, killed in one of its phases inside an accumulation window."""
+    _pretrain(folder, name, lambda its: [KillAt(3, 1)] if its == phase else [])
+
+
+def saving(folder: Path, name: str) -> None:
+    """As before, but killed the moment that the first ``last.ckpt`` has its name, within a training step."""
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def save_and_die(self: Any, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        save(self, checkpoint, path, storage_options)
+        if Path(path).name == LAST:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    AtomicCheckpointIO.save_checkpoint = save_and_die  # type: ignore[method-assign]
+    _pretrain(folder, name, lambda its: [])
+
+
+def _pretrain(folder: Path, name: str, extra: Callable[[str], list[Callback]]) -> None:
     from mom.tasks import pretrain
     from tests.tasks.test_pretrain_resume import CHANGES
 
     build = fit.build_callbacks
-    fit.build_callbacks = lambda config, its, logs: [
-        *([KillAt(3, 1)] if its == phase else []),
-        *build(config, its, logs),
-    ]
+    fit.build_callbacks = lambda config, its, logs: [*extra(its), *build(config, its, logs)]
     config = tiny_request(folder, run_dir=str(folder / name), **CHANGES)
     pretrain.run(config, RunDirectory(folder / name))
 

@@ -12,9 +12,10 @@ from lightning.pytorch import Callback
 
 from mom.data.module import LanguageModelingDataModule
 from mom.data.windows import ResumableSampler
-from mom.interop import load_model
+from mom.run_directory import RunDirectory
+from mom.tasks import pretrain
 from tests.distributed.launch import launch, launch_all
-from tests.distributed.scenarios import EQUAL, RESUMED, is_timed, request, train
+from tests.distributed.scenarios import EQUAL, RESUMED, STEPS, is_timed, request, train, two_phases
 from tests.texts import some_texts, write_jsonl
 
 
@@ -146,4 +147,19 @@ def test_sharded_ranks_train_as_one_and_resume_from_a_full_checkpoint(folder):
     ours, theirs = last(folder / "one-sharded"), last(folder / "sharded")
     for key, weight in ours["state_dict"].items():
         torch.testing.assert_close(weight, theirs["state_dict"][key], atol=1e-5, rtol=0)
-    assert load_model(folder / "sharded" / "checkpoints" / "last.ckpt").num_parameters() > 0
+
+
+def test_two_phases_sharded_train_as_on_one_rank(folder):
+    two_phases(folder, "two-phases", 1)
+    for phase in ("plain", "."):
+        ours, theirs = last(folder / "two-phases" / phase), last(folder / "two-phases-sharded" / phase)
+        assert ours["global_step"] == theirs["global_step"] == 2
+        for key, weight in ours["state_dict"].items():
+            torch.testing.assert_close(weight, theirs["state_dict"][key], atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_of_shares_starts_one_process(folder):
+    start = str(folder / "two-phases-sharded" / "checkpoints" / "last.ckpt")
+    changes = {"task": {"baseline": False}, "model": {"schedule": "grouped"}, "init": start}
+    config = request(folder, 1, run_dir=str(folder / "from-shares"), **changes)
+    assert pretrain.run(config, RunDirectory(folder / "from-shares"))["steps"] == STEPS

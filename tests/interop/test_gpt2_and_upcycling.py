@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mom.errors import RequestError
 from mom.interop import UpcyclingPlan, from_gpt2, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
-from mom.model import MoMConfig
+from mom.model import MoMConfig, pools
 from tests.models import small_config, small_model, tokens
 
 
@@ -79,16 +79,32 @@ def test_from_gpt2_refuses_what_our_blocks_do_not_compute(changes):
         from_gpt2(random_gpt2(**changes))
 
 
-def test_two_stages_walked_in_order_equal_the_plain_model_exactly():
+@pytest.mark.parametrize("folds", [False, True])
+def test_two_stages_walked_in_order_equal_the_plain_model_exactly(monkeypatch, folds):
+    """Bit for bit on the CPU where the pools apply their LayerNorms to the tokens, as they do where tokens are few:
+    the operations are then those of the plain model, in the same order.
+
+    With many tokens they fold the LayerNorms' scales into the weights: (W · scale) x in the place of
+    W (scale · x), which is the same but for rounding (here 3e-6 of logits up to 4). Where the scales are 1 and
+    the shifts 0 nothing is rounded, and folding is exact too.
+    """
+    monkeypatch.setattr(pools, "worth_folding", lambda *_: folds)
     config = small_config(
         num_stages=2, num_rounds=2, num_attention_modules=2, num_ffn_modules=2, router="sequential", top_k=1
     )
     plain = small_model(**fields_of(plain_config(config)))
     assert plain.config.graph_depth == config.graph_depth == 8
     ids = tokens(2, 10)
-    torch.testing.assert_close(
-        upcycle(plain, config)(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-5, rtol=0
-    )
+    ours, theirs = upcycle(plain, config)(input_ids=ids).logits, plain(input_ids=ids).logits
+    assert theirs.abs().max() > 1
+    if not folds:
+        assert torch.equal(ours, theirs)
+        return
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.reset_parameters()
+    assert torch.equal(upcycle(plain, config)(input_ids=ids).logits, plain(input_ids=ids).logits)
 
 
 def fields_of(config: MoMConfig) -> dict:

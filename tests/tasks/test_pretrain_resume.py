@@ -111,6 +111,17 @@ def test_kill_9_in_a_process_of_its_own(folder):
     assert_equal_runs(folder / "whole", folder / "killed-baseline")
 
 
+def test_killed_between_a_checkpoint_and_what_would_come_next_no_row_is_lost(folder):
+    """The first ``last.ckpt`` is that of a validation inside an accumulation window, which waits for its end."""
+    (ended,) = launch("saving", folder, "killed-saving", world_size=1)
+    assert ended.code == -9, ended.output
+    saved = torch.load(folder / "killed-saving" / "plain" / "checkpoints" / "last.ckpt", weights_only=True)
+    steps = [row["step"] for row in curve(folder / "killed-saving" / "plain") if "train/loss" in row]
+    assert saved["global_step"] == 2 and steps == ["0", "1"]
+    run(folder, "killed-saving", resume="auto")
+    assert_equal_runs(folder / "whole", folder / "killed-saving")
+
+
 def cut(content: bytes) -> bytes:
     return content[:-100]
 

@@ -86,7 +86,7 @@ def test_walked_in_order_it_is_the_plain_model(tmp_path, gpt2):
     ids = tokens(2, 16, vocab_size=300)
     with torch.no_grad():
         ours, theirs = (load_model(path).eval()(ids).logits for path in (folder, gpt2))
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)  # grouped matrix products round otherwise
+    assert torch.equal(ours, theirs)  # so few tokens that the same operations run in the same order
 
 
 def test_any_layers_in_any_order_and_fewer_attention_modules(tmp_path, gpt2):

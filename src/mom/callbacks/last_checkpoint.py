@@ -21,6 +21,9 @@ class LastCheckpoint(Checkpoint):
     way. ``KeyboardInterrupt`` is raised before the next step: by then the step's metrics are logged and, if
     one was due, its validation is done and in the checkpoint, so that a resumed run leaves no gap.
 
+    What was logged up to the checkpoint is on the disk before the file takes its name: a process killed at any
+    moment has lost neither.
+
     Only between optimiser steps: a checkpoint holds no gradients, so one taken inside an accumulation window
     would lose those of its first micro-batches. After a validation inside a window it waits for the window's
     end. Checkpoints that others take there are marked (:data:`INSIDE_ACCUMULATION`).
@@ -55,6 +58,9 @@ class LastCheckpoint(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(self._stop_requested(), all=False):
             self._stopping = True
         if self._stopping or self._due:
+            # Lightning logs the step once this hook has returned. Done a second time it changes nothing: the curve
+            # leaves out a row that it has.
+            trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -48,8 +48,10 @@ def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
     directory = Path(directory)
     theirs = _read_config(directory)
     config = _translate(theirs)
-    tensors = _Tensors(_read_weights(directory), directory)
     model = MoMForCausalLM(config)
+    if model.device.type == "meta":
+        return model.eval()
+    tensors = _Tensors(_read_weights(directory), directory)
     with torch.no_grad():
         _fill(model, tensors)
     tensors.check_all_read()

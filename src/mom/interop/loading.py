@@ -26,6 +26,8 @@ _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2 folder or
 def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
     """Load weights and configuration, whatever they were saved by.
 
+    Inside ``torch.device("meta")`` the model comes without its weights, and those are not read.
+
     Args:
         source: a run's ``.ckpt``; a folder with a ``config.json`` of ours, of the authors' code or of a Hugging
             Face GPT-2; or the Hub id of either of ours or GPT-2.
@@ -98,11 +100,13 @@ def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceC
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     """A Lightning checkpoint of ours as a dictionary, read without running any code that it may hold.
 
+    Its tensors are mapped, not read: what is not used of them takes no memory.
+
     Raises:
         RequestError: not a whole checkpoint, or not one of ours.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what the unpickler raises on bytes that are no pickle is anything at all
         # PyTorch's own words for this are a page about its history and how to switch the check off.
         refused = isinstance(error, pickle.UnpicklingError)
@@ -126,7 +130,7 @@ def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, opt
     """A model of a kind by a checkpoint's configuration, with its weights."""
     model = kind(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
     state = {
-        name.removeprefix(_PREFIX): value
+        name.removeprefix(_PREFIX): value.to(model.device)
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
@@ -156,14 +160,19 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
         if config.model_type == MoMConfig.model_type:
             if config.architectures == [MoMForSequenceClassification.__name__]:
                 raise RequestError(option, f"{source}, a classifier", "the weights of a language model")
-            return _without_code(MoMForCausalLM.from_pretrained(source))
+            return _without_code(_pretrained(MoMForCausalLM, source, config))
         if config.model_type == "gpt2":
-            return from_gpt2(GPT2LMHeadModel.from_pretrained(source))
+            return from_gpt2(_pretrained(GPT2LMHeadModel, source, config))
     except RequestError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(option, source, f"{_ALLOWED} ({_first_line(error)})") from None
     raise RequestError(option, source, f"{_ALLOWED}; not a model of type {config.model_type}")
+
+
+def _pretrained(kind: Any, source: str | Path, config: Any) -> Any:
+    """``from_pretrained``, which refuses to work inside ``torch.device("meta")``; there only its configuration."""
+    return kind(config) if torch.get_default_device().type == "meta" else kind.from_pretrained(source)
 
 
 def _without_code(model: Model) -> Model:

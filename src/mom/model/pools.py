@@ -128,7 +128,8 @@ class Pool(nn.Module):
         if folded.norm_weight is not None and folded.norm_bias is not None:
             rows = normal.index_select(0, dispatch.token)  # (M, D)
             module = dispatch.group.clamp(max=self.num_modules - 1)
-            normal = rows * folded.norm_weight[module] + folded.norm_bias[module]
+            # As LayerNorm itself does it, in one step: rounded once, to the same bits.
+            normal = torch.addcmul(folded.norm_bias[module], rows, folded.norm_weight[module])
         return grouped_linear(
             normal.to(folded.in_weight.dtype),
             folded.in_weight,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mom.training.checkpoint import (
 from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.phases import adopt, announce, earlier_results, run_phase
 from mom.training.report import print_report, results_table
-from mom.training.sharding import is_sharded
+from mom.training.sharding import initialized_once, is_sharded
 
 Results = dict[str, float]
 
@@ -54,7 +55,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         # Before the data is touched: everything but the vocabulary's size, which may be the tokenizer's.
         size = config.model.get("vocab_size") or resume.model_config["vocab_size"]
         check_architecture(resume, config.model_config(size).to_dict())
-    start = None if config.init is None else load_model(config.init)
+    initialized = partial(initialized_once, config.trainer.strategy)
+    with initialized():
+        start = None if config.init is None else load_model(config.init)
 
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
@@ -65,13 +68,16 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     seed_everything(config.seed, workers=True, verbose=False)
     if resume is not None:
         check_architecture(resume, model_config.to_dict())
-        model = MoMForCausalLM(model_config)
+        with initialized():
+            model = MoMForCausalLM(model_config)
         found = {phase: earlier_results(run, phase) for phase in ("plain", "baseline")}
         others = {phase: results for phase, results in found.items() if results is not None}
     elif start is None and not (model_config.num_stages and config.task.plain_steps):
-        model = MoMForCausalLM(model_config)
+        with initialized():
+            model = MoMForCausalLM(model_config)
     elif start is not None and (start.config.num_stages or not model_config.num_stages):
-        model = adopt(start, model_config)
+        with initialized():
+            model = adopt(start, model_config)
     else:
         model, others = _from_plain(config, run, data, model_config, start)
     results = _train(config, run, data, model, resume)
@@ -104,9 +110,11 @@ def _from_plain(
 ) -> tuple[MoMForCausalLM, dict[str, Results]]:
     """Phase 1 unless ``start`` is it already, upcycling, and the baseline; returns the MoM to train."""
     assert isinstance(config.task, PretrainConfig)
+    initialized = partial(initialized_once, config.trainer.strategy)
     others: dict[str, Results] = {}
     if start is None:
-        start = MoMForCausalLM(plain_config(model_config))
+        with initialized():
+            start = MoMForCausalLM(plain_config(model_config))
         announce(f"Phase 1: a plain transformer of {start.config.graph_depth} blocks")
         for where, layers in UpcyclingPlan.consecutive(model_config).describe():
             announce(f"  {layers} → {where}")
@@ -114,10 +122,12 @@ def _from_plain(
             _of_phase_1(config), start, data, run, phase="plain", max_steps=config.task.plain_steps
         )
         if is_sharded(start):  # this process has only its share
-            start = load_model(run.path / "plain" / CHECKPOINTS / LAST)
+            with initialized():
+                start = load_model(run.path / "plain" / CHECKPOINTS / LAST)
     # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
     seed_everything(config.seed, workers=True, verbose=False)
-    model = adopt(start, model_config)  # copies, so training the baseline does not touch it
+    with initialized():
+        model = adopt(start, model_config)  # copies, so training the baseline does not touch it
     if config.task.baseline:
         announce("Baseline: the plain transformer, trained on")
         steps = config.trainer.max_steps

@@ -90,11 +90,22 @@ def _continue_curve(logger: CSVLogger, steps_before: int) -> None:
 
 
 class _CurveWriter(_ExperimentWriter):
-    """Lightning's writer of ``metrics.csv``, but the file is never gone or half-written.
+    """Lightning's writer of ``metrics.csv``, but the file is never gone or half-written, and no row comes twice.
 
     Lightning deletes the file of an earlier start, and empties it to write it anew whenever a metric is first
-    logged; a process killed in between would lose the curve.
+    logged; a process killed in between would lose the curve. A row just like the one before is one that was
+    logged early, for a checkpoint (:class:`~mom.callbacks.LastCheckpoint`).
     """
+
+    _before = ""
+
+    def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
+        """Take a row, unless it is the one before again."""
+        super().log_metrics(metrics_dict, step)
+        row = repr(self.metrics[-1])
+        if row == self._before:
+            self.metrics.pop()
+        self._before = row
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the header and these rows in the place of what is there."""

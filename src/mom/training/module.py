@@ -63,7 +63,7 @@ class TrainingModule(LightningModule):
     def configure_model(self) -> None:
         """Shard the model where the strategy shards (``trainer=fsdp``); Lightning calls this on every start."""
         if self._device_mesh is not None and not is_sharded(self.model):
-            shard(self.model, self._device_mesh["data_parallel"])
+            shard(self.model, self._device_mesh["data_parallel"], self.trainer.strategy.root_device)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """One micro-batch.

@@ -18,6 +18,7 @@ from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import check_architecture, last_checkpoint
 from mom.training.fit import CHECKPOINTS, fit_phase
+from mom.training.sharding import initialized_once
 
 
 def run_phase(
@@ -51,7 +52,8 @@ def run_phase(
         check_architecture(resume, model.config.to_dict())
         results = earlier_results(run, phase)
         if results is not None and results["steps"] == resume.step == max_steps:
-            model.load_state_dict(load_model(resume.path).state_dict())
+            with initialized_once(config.trainer.strategy):
+                model.load_state_dict(load_model(resume.path).state_dict())
             announce(f"{phase}: done before, {max_steps} steps")
             return results
     plain = {"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()}
