@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
+import multiprocessing
 import os
 import shutil
-import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,9 +18,12 @@ from hypothesis import strategies as st
 
 from mom.config import DataConfig
 from mom.data import prepare as preparing
+from mom.data import tokenise
+from mom.data.cache import cache_folder, lock_of, temporary
 from mom.data.corpora import Document, TextCorpus
-from mom.data.prepare import PreparedCorpus, prepare, split_position, tokenizer_sample, validation_limit
+from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.token_file import TokenFile, TokenWriter
+from mom.data.tokenise import split_position, tokenizer_sample, validation_limit
 from mom.errors import RequestError
 from tests.texts import some_texts, write_jsonl
 
@@ -71,7 +76,7 @@ def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
 def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(30)
     whole = prepare(text_config(tmp_path / "a", texts))
-    monkeypatch.setattr(preparing, "_BATCH_BYTES", 500)
+    monkeypatch.setattr(tokenise, "BATCH_BYTES", 500)
     small = prepare(text_config(tmp_path / "b", texts, num_processes=1))
     assert small.key == whole.key
     for ours, theirs in ((small.train, whole.train), (small.validation, whole.validation)):
@@ -175,7 +180,7 @@ def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: 
     limit = 2**62
     training = [text for text in texts if split_position(text) >= limit]
     assert list(tokenizer_sample(Listed(texts), limit)) == training
-    monkeypatch.setattr(preparing, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
+    monkeypatch.setattr(tokenise, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
     sample = list(tokenizer_sample(Listed(texts), limit))
     assert 20 < len(sample) < 60
     assert set(sample) < set(training)
@@ -229,7 +234,7 @@ def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
 def test_finished_cache_is_read_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = text_config(tmp_path, some_texts(20))
     first = prepare(config)
-    monkeypatch.setattr(preparing, "_locked", never)  # as on a file system that is mounted read-only
+    monkeypatch.setattr(preparing, "locked", never)  # as on a file system that is mounted read-only
     assert prepare(config).train == first.train
 
 
@@ -252,52 +257,59 @@ def test_leftovers_of_dead_processes_are_removed_but_not_work_in_progress(tmp_pa
     folder = prepare(config).folder
     shutil.rmtree(folder)
     dead, dead_too, alive = (
-        preparing._temporary(folder.parent / name) for name in (folder.name, "text-dead", "text-alive")
+        temporary(folder.parent / name) for name in (folder.name, "text-dead", "text-alive")
     )
     for leftover in (dead, dead_too, alive):
         leftover.mkdir()
         (leftover / "train.bin").write_bytes(b"half")
-    with preparing._lock(folder.parent / "text-alive"):
+    with lock_of(folder.parent / "text-alive"):
         prepare(config)
     assert cache_contents(config) == sorted([alive.name, folder.name])
 
 
-def test_two_at_once_build_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = text_config(tmp_path, some_texts(20))
-    build, built = preparing._build, []
-    both_started = threading.Barrier(2, timeout=60)
-    find = preparing._open
+def prepare_beside_another(config: DataConfig, both: Any, results: Any) -> None:
+    """In a process of its own: find nothing in the cache, as the other one does, then prepare."""
+    find, build, built = preparing._open, preparing._build, []
+    looks = itertools.count()
 
-    def counted(*arguments: object) -> None:
+    def found_with_the_other(folder: Path, key: str) -> PreparedCorpus | None:
+        found = find(folder, key)
+        if next(looks) == 0:
+            assert found is None
+            both.wait(60)
+        return found
+
+    def counted(*arguments: Any) -> None:
         built.append(1)
         build(*arguments)
 
-    def met(folder: Path, key: str) -> PreparedCorpus | None:
-        found = find(folder, key)
-        if not met_before.is_set():
-            both_started.wait()
-            met_before.set()
-        return found
+    preparing._open, preparing._build = found_with_the_other, counted
+    prepared = prepare(config)
+    results.put((len(built), prepared.train, prepared.train.tokens.tolist()))
 
-    met_before = threading.Event()
-    monkeypatch.setattr(preparing, "_build", counted)
-    monkeypatch.setattr(preparing, "_open", met)
-    results: list[PreparedCorpus] = []
-    threads = [threading.Thread(target=lambda: results.append(prepare(config))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(built) == 1
-    assert results[0].train == results[1].train
+
+def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
+    config = text_config(tmp_path, some_texts(20))
+    spawn = multiprocessing.get_context("spawn")
+    both, results = spawn.Barrier(2), spawn.Queue()
+    processes = [spawn.Process(target=prepare_beside_another, args=(config, both, results)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    one, other = (results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    assert sorted([one[0], other[0]]) == [0, 1]
+    assert one[1:] == other[1:]
+    assert cache_contents(config) == [one[1].path.parent.name]
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOM_CACHE", str(tmp_path))
-    assert preparing.cache_folder(DataConfig()) == tmp_path
-    assert preparing.cache_folder(DataConfig(cache_dir="~/x")) == Path.home() / "x"
+    assert cache_folder(DataConfig()) == tmp_path
+    assert cache_folder(DataConfig(cache_dir="~/x")) == Path.home() / "x"
     monkeypatch.delenv("MOM_CACHE")
-    assert preparing.cache_folder(DataConfig()) == Path.home() / ".cache" / "mom"
+    assert cache_folder(DataConfig()) == Path.home() / ".cache" / "mom"
 
 
 def test_python_stdlib(tmp_path: Path) -> None:
@@ -319,8 +331,8 @@ def test_a_long_preparation_goes_on_from_its_last_mark(
     texts = some_texts(60)
     whole = prepare(text_config(tmp_path / "whole", texts))
     config = text_config(tmp_path / "killed", texts)
-    monkeypatch.setattr(preparing, "_BATCH_BYTES", 1_000)
-    monkeypatch.setattr(preparing, "_MARK_BYTES", 4_000)
+    monkeypatch.setattr(tokenise, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(tokenise, "MARK_BYTES", 4_000)
     write, written = TokenWriter.write, []
 
     def failing(self: TokenWriter, documents: object) -> None:

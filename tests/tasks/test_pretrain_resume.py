@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from mom.errors import RequestError
 from mom.run_directory import RunDirectory
@@ -120,6 +122,25 @@ def test_killed_between_a_checkpoint_and_what_would_come_next_no_row_is_lost(fol
     assert saved["global_step"] == 2 and steps == ["0", "1"]
     run(folder, "killed-saving", resume="auto")
     assert_equal_runs(folder / "whole", folder / "killed-saving")
+
+
+class Vanish(Callback):
+    """Removes a folder once training has begun, before anything was validated."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_batch_end(self, *_) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def test_data_that_vanish_do_not_disturb_the_training_under_way(folder, monkeypatch):
+    cache = folder / "vanishing"
+    build = fit.build_callbacks
+    monkeypatch.setattr(fit, "build_callbacks", lambda *given: [Vanish(cache), *build(*given)])
+    run(folder, "vanished", data={"cache_dir": str(cache)})
+    assert not cache.exists()
+    assert_equal_runs(folder / "whole", folder / "vanished")
 
 
 def cut(content: bytes) -> bytes:

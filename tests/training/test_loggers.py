@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import re
+import struct
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mom.config import NodeConfig
-from mom.training.loggers import build_loggers
+from mom.training.loggers import build_loggers, finish_loggers
 
 CSV = NodeConfig("logger.csv", "lightning.pytorch.loggers.CSVLogger", {"name": "", "version": ""})
 
@@ -73,3 +77,41 @@ def test_wandb_has_one_run_per_phase_with_an_id_of_ours(tmp_path, monkeypatch, g
     assert made["id"] == first  # resumed, it goes on
     build(node, tmp_path)
     assert (made["id"] == first) == ("id" in given)  # another run in the same folder
+
+
+def wandb_records(path: Path) -> Iterator[Any]:
+    """The records of a run that the real library wrote offline: a LevelDB log of protocol buffers."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(content):
+        if 32_768 - at % 32_768 < 7:  # a record's head is never cut in two by a block's end
+            at += 32_768 - at % 32_768
+            continue
+        length, kind = struct.unpack_from("<HB", content, at + 4)
+        whole += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield Record.FromString(whole)
+            whole = b""
+
+
+def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", {"project": "p", "offline": True})
+    for steps_before in (0, 2):
+        logger = build(node, tmp_path, steps_before=steps_before)
+        for step in (steps_before, steps_before + 1):
+            logger.log_metrics({"a": step / 3}, step)
+        finish_loggers([logger], 0)
+        # Named by the second, the second start's folder might be the first one's.
+        (tmp_path / "wandb").rename(tmp_path / f"pieces-{steps_before}")
+    identity = (tmp_path / "wandb_run_id").read_text().strip()
+    found: list[tuple[set[str], list[float]]] = []
+    for path in sorted(tmp_path.glob("pieces-*/offline-run-*/*.wandb")):
+        records = list(wandb_records(path))
+        rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
+        values = [json.loads(item.value_json) for row in rows for item in row if "a" in item.nested_key]
+        runs = {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}
+        found.append((runs, values))
+    assert found == [({identity}, [0, 1 / 3]), ({identity}, [2 / 3, 1])]

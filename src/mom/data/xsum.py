@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
 from mom.data.classification import pad
-from mom.data.prepare import split_position
 from mom.data.tables import OPTION, Row, read_table
+from mom.data.tokenise import split_position
 from mom.data.tokenizer import text_encoder
 from mom.data.windows import ResumableSampler
 from mom.errors import RequestError
