@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 
 from mom.config import NodeConfig
 from mom.training.loggers import build_loggers, finish_loggers
@@ -106,6 +107,7 @@ def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeyp
         finish_loggers([logger], 0)
         # Named by the second, the second start's folder might be the first one's.
         (tmp_path / "wandb").rename(tmp_path / f"pieces-{steps_before}")
+    wandb.teardown()  # waits until its service has written everything
     identity = (tmp_path / "wandb_run_id").read_text().strip()
     found: list[tuple[set[str], list[float]]] = []
     for path in sorted(tmp_path.glob("pieces-*/offline-run-*/*.wandb")):

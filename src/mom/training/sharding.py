@@ -72,7 +72,7 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> Non
     is_first = dist.get_rank() == 0
     weights = model.state_dict() if is_first else {}
     buffers = dict(model.named_buffers())
-    model.to("meta")
+    Module.to(model, "meta")
     model.tie_weights()
     for kind in (Block, Stage):
         for part in model.modules():
