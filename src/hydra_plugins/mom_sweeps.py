@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,33 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
 
-class GridSweeper(BasicSweeper):
-    """Hydra's own sweeper, which leaves nothing behind where the request was wrong."""
+class JobSweeper(BasicSweeper):
+    """Hydra's own sweeper, or a search; leaves nothing behind where the request was wrong."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch every combination of the comma-separated values in ``arguments`` and ``hydra.sweeper.params``.
+        """Launch every combination of the comma-separated values, or with ``search=…`` the trials of a search.
+
+        The options are those in ``hydra.sweeper.params`` and, over them, ``arguments``.
 
         Raises:
-            RequestError: a job that cannot be, or an interval, which only a search draws from.
+            RequestError: a job that cannot be, or without a search an interval, which only that draws from.
         """
         from mom.errors import RequestError
 
-        assert self.config is not None
-        for one in OverridesParser.create().parse_overrides([*self._parse_config(), *arguments]):
-            if one.is_sweep_override() and not one.is_discrete_sweep():
-                raise RequestError(
-                    one.get_key_element(),
-                    str(one.input_line).partition("=")[2],
-                    "values with commas between them, or with search=tpe an interval to draw from",
-                )
+        assert self.config is not None and self.hydra_context is not None
+        given = [*self._parse_config(), *arguments]
         with nothing_left_behind(Path(self.config.hydra.sweep.dir)):
+            if "search" in self.config:
+                from mom.sweeps.search import search
+
+                return search(self.config, given, partial(composed, self.hydra_context, self.config))
+            for one in OverridesParser.create().parse_overrides(given):
+                if one.is_sweep_override() and not one.is_discrete_sweep():
+                    raise RequestError(
+                        one.get_key_element(),
+                        str(one.input_line).partition("=")[2],
+                        "values with commas between them, or with search=tpe an interval to draw from",
+                    )
             return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -68,17 +76,21 @@ class JobLauncher(Launcher):
         """
         from mom.sweeps.sweep import sweep
 
-        sweep([self._composed(job, initial_job_idx + i) for i, job in enumerate(job_overrides)])
+        assert self.config is not None and self.hydra_context is not None
+        compose = partial(composed, self.hydra_context, self.config)
+        sweep([compose(list(job), initial_job_idx + i) for i, job in enumerate(job_overrides)])
         return []
 
-    def _composed(self, overrides: Sequence[str], number: int) -> tuple[list[str], DictConfig]:
-        """A job's overrides and what they compose to, with its number."""
-        assert self.config is not None and self.hydra_context is not None
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
-        with open_dict(config):
-            config.hydra.job.id = str(number)
-            config.hydra.job.num = number
-        return list(overrides), config
+
+def composed(
+    hydra_context: HydraContext, config: DictConfig, overrides: list[str], number: int
+) -> tuple[list[str], DictConfig]:
+    """A job's overrides and what they compose to, with its number."""
+    job = hydra_context.config_loader.load_sweep_config(config, list(overrides))
+    with open_dict(job):
+        job.hydra.job.id = str(number)
+        job.hydra.job.num = number
+    return overrides, job
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def _run(composed_config: DictConfig) -> int:
     debug = composed_config.get("debug") is True
     run: RunDirectory | None = None
     try:
-        _check_single()
+        _check_single(composed_config)
         config = bind(composed_config)
         _check_unoccupied(config)
         config.check_buildable()
@@ -113,11 +113,13 @@ def _run(composed_config: DictConfig) -> int:
     return SUCCEEDED
 
 
-def _check_single() -> None:
-    """Refuse to run one job where the configuration asks for a grid of them."""
+def _check_single(composed_config: DictConfig) -> None:
+    """Refuse to run one job where the configuration asks for many."""
     grid = HydraConfig.get().sweeper.get("params")
     if grid:
         raise RequestError("sweep", ", ".join(map(str, grid)), "the flag -m, which runs every combination")
+    if "search" in composed_config:
+        raise RequestError("search", composed_config.search.sampler, "the flag -m, which runs many trials")
 
 
 def _check_unoccupied(config: RunConfig) -> None:

@@ -1,11 +1,13 @@
 """``run.py`` with a stand-in for the task, so that a job costs little; what it does hangs on the seed.
 
 1, 3: succeeds. 2: fails until the file ``mended`` is there. 6: is killed. 7: refuses the request.
+5: its loss grows with the learning rate; as a trial that is told to end it does.
 8: saves something to resume, says its process id in the pipe ``news``, and waits for a signal; resumed, it succeeds.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import sys
@@ -17,6 +19,7 @@ from mom.cli import main
 from mom.config import RunConfig
 from mom.errors import RequestError
 from mom.run_directory import RunDirectory
+from mom.sweeps.study import PRUNED_AT, open_trial
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,6 +32,11 @@ def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.seed == 7:
         raise RequestError("data.path", "x", "a file that is there")
+    if config.seed == 5:
+        loss = abs(math.log10(config.optimizer.lr) + 3)
+        if "prune" in config.callbacks:
+            report(loss, **config.callbacks["prune"].arguments)
+        return {"val/loss": loss}
     if config.seed == 8 and config.resume is None:
         (run.path / "checkpoints").mkdir()
         (run.path / "checkpoints" / "last.ckpt").touch()
@@ -39,6 +47,15 @@ def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "resumed": config.resume == "auto",
         "devices": os.environ.get("CUDA_VISIBLE_DEVICES", ""),
     }
+
+
+def report(loss: float, journal: str, trial: int) -> None:
+    """What the callback of a trial does at a validation, without a training."""
+    handle = open_trial(journal, trial)
+    handle.report(loss, 1)
+    if handle.should_prune():
+        handle.set_user_attr(PRUNED_AT, 1)
+        raise KeyboardInterrupt
 
 
 if __name__ == "__main__":

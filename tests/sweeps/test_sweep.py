@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from itertools import product
 from math import prod
@@ -19,6 +17,7 @@ import yaml
 from mom.sweeps import sweep as of_sweep
 from mom.sweeps.jobs import Job
 from tests.sweeps import program
+from tests.sweeps.start import start_and_wait_until_blocked
 
 CONF = program.ROOT / "conf"
 GRIDS = {path.stem: yaml.safe_load(path.read_text())["params"] for path in (CONF / "sweep").glob("*.yaml")}
@@ -66,13 +65,6 @@ def test_failed_jobs_are_told_and_run_again_while_finished_ones_are_left(
     assert not Path("s/5").exists()
 
 
-def start_and_wait_until_blocked(*line: str) -> tuple[subprocess.Popen[bytes], int]:
-    """A sweep in a process of its own, once its job with seed 8 waits; and that job's process."""
-    os.mkfifo("news")
-    sweep = subprocess.Popen([sys.executable, program.__file__, *line], stdout=subprocess.DEVNULL)
-    return sweep, int(Path("news").read_text())
-
-
 def test_a_sweep_that_was_killed_waits_for_the_job_it_left_and_goes_on(launch: Launch) -> None:
     line = ("-m", "seed=1,8,3", "hydra.sweep.dir=s")
     sweep, job = start_and_wait_until_blocked(*line)
@@ -84,7 +76,7 @@ def test_a_sweep_that_was_killed_waits_for_the_job_it_left_and_goes_on(launch: L
         False,
     ]
 
-    # The job outlived its sweep; the next sweep asks it to end and is killed by it only once it has the lock.
+    # The job outlived its sweep, and would hold the next one up: test_process.py shows that.
     os.kill(job, signal.SIGKILL)
     assert launch(*line) == 0
     assert [summary(f"s/{number}")["resumed"] for number in range(3)] == [False, True, False]

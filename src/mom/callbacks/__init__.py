@@ -6,6 +6,7 @@ from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
 from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
+from mom.callbacks.prune_trial import PruneTrial
 from mom.callbacks.random_state import RandomState
 from mom.callbacks.ranks import RankAgreement
 from mom.callbacks.router_noise import RouterNoise
@@ -20,6 +21,7 @@ __all__ = [
     "FinalValidation",
     "LastCheckpoint",
     "NonFinite",
+    "PruneTrial",
     "RandomState",
     "RankAgreement",
     "RouterNoise",

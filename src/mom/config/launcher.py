@@ -51,7 +51,7 @@ class SlurmConfig(LauncherConfig):
     """Each job as a job of a Slurm cluster, by submitit. Nodes and tasks follow from the trainer group.
 
     Args:
-        cluster: None finds Slurm; ``local`` and ``debug`` are submitit's own stand-ins, for trials.
+        cluster: ``local`` and ``debug`` are submitit's own stand-ins for Slurm on this machine, for a try.
         timeout_minutes: the time limit of a job.
         cpus_per_task: cores for each process.
         gpus_per_node: None takes ``trainer.devices`` where the accelerator is a GPU.
@@ -67,7 +67,7 @@ class SlurmConfig(LauncherConfig):
     is_remote: ClassVar[bool] = True
 
     name: Literal["slurm"] = "slurm"
-    cluster: Literal["slurm", "local", "debug"] | None = None
+    cluster: Literal["slurm", "local", "debug"] = "slurm"
     timeout_minutes: int = 60
     cpus_per_task: int = 4
     gpus_per_node: int | None = None

@@ -13,6 +13,7 @@ from mom.config.checks import as_written, conform, in_range, known_names, unknow
 from mom.config.data import data_section
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.nodes import NodeConfig
+from mom.config.search import SearchConfig
 from mom.config.sections import (
     DataConfig,
     DataSection,
@@ -75,7 +76,18 @@ ROUTER_FIELDS: Mapping[str, Any] = {
 }
 """Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
 
-_GROUPS = ("task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger", "launcher")
+_GROUPS = (
+    "task",
+    "model",
+    "router",
+    "data",
+    "optimizer",
+    "trainer",
+    "callbacks",
+    "logger",
+    "launcher",
+    "search",
+)
 _TOP_LEVEL: Mapping[str, Any] = {
     "seed": int,
     "init": str | None,
@@ -100,6 +112,7 @@ class RunConfig:
         callbacks: callbacks by name.
         logger: loggers by name.
         launcher: how the jobs of a sweep are started.
+        search: how the options of its trials are drawn, in a search.
         seed: of everything random.
         init: weights to start from: a checkpoint, an exported folder or a Hub id.
         ckpt: a run's checkpoint to go on from, optimiser and all.
@@ -117,6 +130,7 @@ class RunConfig:
     callbacks: dict[str, NodeConfig]
     logger: dict[str, NodeConfig]
     launcher: LauncherConfig
+    search: SearchConfig | None
     seed: int
     init: str | None
     ckpt: str | None
@@ -255,6 +269,7 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         callbacks=_nodes("callbacks", groups["callbacks"]),
         logger=_nodes("logger", groups["logger"]),
         launcher=launcher_section(groups["launcher"]),
+        search=SearchConfig.from_mapping(groups["search"]) if groups["search"] else None,
         **{**top, "run_dir": choose_run_dir(task.name, top["run_dir"])},
     )
 

@@ -172,7 +172,9 @@ def _slurm_executor(launcher: SlurmConfig, folder: Path) -> Any:
     try:
         return submitit.AutoExecutor(folder=folder / "%j", cluster=launcher.cluster)
     except RuntimeError as reason:
-        raise RequestError("launcher.cluster", launcher.cluster or "null", f"a cluster: {reason}") from reason
+        raise RequestError(
+            "launcher.cluster", launcher.cluster, f"a cluster that is here: {reason}"
+        ) from reason
 
 
 def _say_nothing(job: Job) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from mom.run_directory import RunDirectory, holds_checkpoints
+from mom.run_directory import RunDirectory, holds_checkpoints, process_rank
 from mom.sweeps.jobs import Job
 
 OUTPUT = "output.txt"
@@ -43,24 +43,22 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
         stop: looked at all the time.
         started: called once the job's process runs.
     """
+    if process_rank() > 0:  # one of several that Slurm started for this job; the first sees to the folder
+        job.folder.mkdir(parents=True, exist_ok=True)
+        _wait(_start(job, command, _overrides(job)), stop)
+        return
     with _lock(job.folder, stop) as lock:
         if lock is None or stop.requests or job.state == "succeeded":
             return
-        overrides = _prepare(job)
+        overrides = _overrides(job)
+        if not job.resumes and job.folder.exists():
+            shutil.rmtree(job.folder)  # half of what cannot be resumed would be mixed with the new attempt
+        job.folder.mkdir(parents=True, exist_ok=True)
         # A process that ends before it can say how must not leave the state of the attempt before.
         (job.folder / "status.json").unlink(missing_ok=True)
-        with (job.folder / OUTPUT).open("ab") as output:
-            process = subprocess.Popen(
-                [*command, *overrides],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=_environment(job),
-                start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone, which passes it on
-                pass_fds=(lock,),
-            )
-            started(job)
-            code = _wait(process, stop)
+        process = _start(job, command, overrides, lock)
+        started(job)
+        code = _wait(process, stop)
         _settle(job, code, stopped=stop.requests > 0)
 
 
@@ -100,20 +98,31 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _prepare(job: Job) -> list[str]:
-    """Make the folder ready for another attempt; returns the overrides of the process."""
-    overrides = [
-        *job.overrides,
-        "hydra.mode=RUN",
-        "hydra.sweeper.params=null",
-        f"run_dir={_quoted(job.folder)}",
-    ]
+def _overrides(job: Job) -> list[str]:
+    """The overrides of the job's process: those of the job, one run of them, its folder, and where to go on."""
+    overrides = [*job.overrides, "hydra.mode=RUN", "hydra.sweeper.params=null"]
+    if "search" in job.config:
+        overrides.append("search=null")
+    overrides.append(f"run_dir={_quoted(job.folder)}")
     if job.resumes and holds_checkpoints(job.folder):
         overrides += ["ckpt=null", "resume=auto"]
-    elif not job.resumes and job.folder.exists():
-        shutil.rmtree(job.folder)  # half of what cannot be resumed would be mixed with the new attempt
-    job.folder.mkdir(parents=True, exist_ok=True)
     return overrides
+
+
+def _start(
+    job: Job, command: tuple[str, ...], overrides: list[str], *kept_open: int
+) -> subprocess.Popen[bytes]:
+    """Start the job's process, what it prints going to a file."""
+    with (job.folder / OUTPUT).open("ab") as output:
+        return subprocess.Popen(
+            [*command, *overrides],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=_environment(job),
+            start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone, which passes it on
+            pass_fds=kept_open,
+        )
 
 
 def _quoted(value: object) -> str:

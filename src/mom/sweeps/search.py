@@ -1,0 +1,203 @@
+"""A search: trials drawn by Optuna, each a job of its own, pruned by what they measure on the way."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from mom.config.launcher import LauncherConfig, launcher_section
+from mom.config.search import SearchConfig
+from mom.errors import JobsFailed, RequestError
+from mom.sweeps.jobs import Job, is_about_sweep
+from mom.sweeps.launch import carry_out, check_launcher
+from mom.sweeps.report import tell_ended, tell_started
+from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, space
+from mom.sweeps.sweep import plan
+
+if TYPE_CHECKING:
+    import optuna
+
+Compose = Callable[[list[str], int], tuple[list[str], DictConfig]]
+
+_SHOWN = 10
+_OVERRIDES, _WHY, _FOLDER = "overrides", "why", "folder"
+
+
+def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> None:
+    """Draw and carry out trials until there are as many as asked for; then print the best.
+
+    A search started again in the same folder goes on: trials that ended count, one that was interrupted is
+    resumed.
+
+    Args:
+        config: the composed configuration of the whole, Hydra's part included.
+        overrides: the command line, with what to draw in Hydra's grammar of sweeps.
+        compose: makes the configuration of a job from its overrides and its number.
+
+    Raises:
+        RequestError: nothing to draw, or a first trial that cannot be; none was started.
+        JobsFailed: some failed.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running trials have ended.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise RequestError(
+            "search", config.search.sampler, "null, or optuna installed: pip install 'mom[sweep]'"
+        )
+    options, launcher = _sections(config)
+    check_launcher(launcher)
+    drawn, fixed = space([one for one in overrides if not is_about_sweep(one)])
+    folder = Path(config.hydra.sweep.dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    is_new = not (folder / JOURNAL).exists()
+    try:
+        study = open_study(folder / JOURNAL, options)
+        completed = _conduct(study, options, launcher, folder, drawn, fixed, compose)
+    except RequestError:
+        if is_new:
+            (folder / JOURNAL).unlink(missing_ok=True)
+        raise
+    _print_best(study, options, fixed, folder)
+    if not completed:
+        raise KeyboardInterrupt
+    trials = study.get_trials(deepcopy=False)
+    failed = sum(trial.state.name == "FAIL" for trial in trials)
+    if failed:
+        raise JobsFailed(failed, len(trials))
+
+
+def _sections(config: DictConfig) -> tuple[SearchConfig, LauncherConfig]:
+    search, launcher = (OmegaConf.to_container(config[name], resolve=True) for name in ("search", "launcher"))
+    assert isinstance(search, dict) and isinstance(launcher, dict)
+    return (
+        SearchConfig.from_mapping({str(name): value for name, value in search.items()}),
+        launcher_section({str(name): value for name, value in launcher.items()}),
+    )
+
+
+def _conduct(
+    study: optuna.Study,
+    options: SearchConfig,
+    launcher: LauncherConfig,
+    folder: Path,
+    drawn: dict[str, optuna.distributions.BaseDistribution],
+    fixed: list[str],
+    compose: Compose,
+) -> bool:
+    """Carry out trials until there are enough; false if it was stopped."""
+    left = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+    while True:
+        ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
+        wanted = min(options.trials_at_once, options.num_trials - ended)
+        if wanted < 1:
+            return True
+        numbers, left = left[:wanted], left[wanted:]
+        while len(numbers) < wanted:
+            trial = study.ask(drawn)
+            trial.set_user_attr(_OVERRIDES, [f"{name}={value}" for name, value in trial.params.items()])
+            numbers.append(trial.number)
+        jobs: dict[int, Job] = {}
+        for number in numbers:
+            try:
+                jobs[number] = _job(study, number, folder, fixed, compose, launcher)
+            except RequestError as reason:
+                if ended == 0 and number == 0:
+                    raise
+                _fail(study, number, str(reason))
+        completed = carry_out(list(jobs.values()), launcher, folder, tell_started, tell_ended)
+        for number, job in jobs.items():
+            _tell(study, number, job, options.metric)
+        if not completed:
+            return False
+
+
+def _job(
+    study: optuna.Study,
+    number: int,
+    folder: Path,
+    fixed: list[str],
+    compose: Compose,
+    launcher: LauncherConfig,
+) -> Job:
+    """The job of a trial, checked."""
+    attributes = study.get_trials(deepcopy=False)[number].user_attrs
+    if _OVERRIDES not in attributes:
+        raise RequestError("search", f"trial {number}", "was drawn by a search that ended at once")
+    overrides, config = compose(
+        [
+            *fixed,
+            *attributes[_OVERRIDES],
+            "+callbacks.prune._target_=mom.callbacks.PruneTrial",
+            f"+callbacks.prune.journal='{folder / JOURNAL}'",
+            f"+callbacks.prune.trial={number}",
+        ],
+        number,
+    )
+    (job,), (typed,) = plan([(overrides, config)])
+    typed.check_buildable(devices=not launcher.is_remote)
+    study._storage.set_trial_user_attr(_id(study, number), _FOLDER, str(job.folder))
+    return dataclasses.replace(job, label=" ".join(attributes[_OVERRIDES]))
+
+
+def _tell(study: optuna.Study, number: int, job: Job, metric: str) -> None:
+    """Say how a trial ended; one that was interrupted stays to be resumed."""
+    from optuna.trial import TrialState
+
+    value = job.summary.get(metric)
+    if job.state == "succeeded" and isinstance(value, int | float):
+        study.tell(number, float(value))
+    elif job.state == "interrupted" and PRUNED_AT in study.get_trials()[number].user_attrs:
+        study.tell(number, state=TrialState.PRUNED)
+    elif job.state in ("succeeded", "failed"):
+        _fail(study, number, job.error or f"no number {metric} in its summary.json")
+
+
+def _fail(study: optuna.Study, number: int, why: str) -> None:
+    from optuna.trial import TrialState
+
+    study._storage.set_trial_user_attr(_id(study, number), _WHY, why)
+    study.tell(number, state=TrialState.FAIL)
+
+
+def _id(study: optuna.Study, number: int) -> int:
+    return study.get_trials(deepcopy=False)[number]._trial_id
+
+
+def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], folder: Path) -> None:
+    """A table of the best trials, why some failed, and what to type for the best."""
+    trials = study.get_trials(deepcopy=False)
+    complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    complete.sort(key=lambda trial: trial.values[0], reverse=options.mode == "max")
+    counts: dict[str, int] = {}
+    for trial in trials:
+        counts[trial.state.name.lower()] = counts.get(trial.state.name.lower(), 0) + 1
+    console = Console()
+    listed = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
+    table = Table(title=f"{len(trials)} trials: {listed}", title_justify="left")
+    names = list(dict.fromkeys(name for trial in complete[:_SHOWN] for name in trial.params))
+    for head in (options.metric, *names, "folder"):
+        table.add_column(head, justify="right" if head == options.metric else "left", overflow="fold")
+    for trial in complete[:_SHOWN]:
+        values = [_shown(trial.params.get(name, "–")) for name in names]
+        table.add_row(f"{trial.value:.4f}", *values, trial.user_attrs.get(_FOLDER, "–"))
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print()
+    console.print(table)
+    lines = [
+        f"trial {trial.number}: {trial.user_attrs[_WHY]}" for trial in trials if _WHY in trial.user_attrs
+    ]
+    if complete:
+        lines.append(f"The best: python run.py {' '.join([*fixed, *complete[0].user_attrs[_OVERRIDES]])}")
+    for line in (*lines, f"Written to {folder}"):
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,165 @@
+"""Searches with real processes: trials counted over starts, pruned, failing, killed and resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+from mom.callbacks import PruneTrial
+from mom.config.search import SearchConfig
+from mom.errors import RequestError
+from mom.sweeps import search as of_search
+from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, open_trial, space
+from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.sweeps.start import start_and_wait_until_blocked
+
+Launch = Callable[..., int]
+LINE = ("-m", "search=tpe", "hydra.sweep.dir=s", "optimizer.lr=tag(log,interval(1e-5,1e-1))")
+
+
+@pytest.mark.parametrize(
+    ("override", "wanted"),
+    [
+        ("a=interval(0.1,1)", FloatDistribution(0.1, 1)),
+        ("a=tag(log,interval(1e-4,1))", FloatDistribution(1e-4, 1, log=True)),
+        ("a=int(interval(1,8))", IntDistribution(1, 8)),
+        ("a=tag(log,int(interval(1,8)))", IntDistribution(1, 8, log=True)),
+        ("a=range(1,8,3)", IntDistribution(1, 7, step=3)),
+        ("a=gru,mlp", CategoricalDistribution(["gru", "mlp"])),
+        ("a=1,null,[1,2]", CategoricalDistribution(["1", "null", "[1,2]"])),
+    ],
+)
+def test_what_is_drawn_follows_hydras_grammar(override: str, wanted: BaseDistribution) -> None:
+    assert space([override, "b=1"]) == ({"a": wanted}, ["b=1"])
+
+
+def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ("search.num_trials=2", "search.startup_trials=1", "seed=5")
+    assert launch(*LINE, *few) == 0
+    before = {path: path.stat().st_mtime_ns for path in Path("s").glob("*/status.json")}
+    assert len(before) == 2
+    capsys.readouterr()
+    assert launch(*LINE, "search.num_trials=5", *few[1:]) == 0
+
+    told = capsys.readouterr().out
+    study = open_study(Path("s") / JOURNAL, SearchConfig(startup_trials=1))
+    trials = study.get_trials()
+    assert len(trials) == 5
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
+    # The median rule, by hand: a trial ends if it is worse than the median of those that were completed before.
+    completed: list[float] = []
+    for trial in trials:
+        loss = trial.intermediate_values[1]
+        worse = bool(completed) and loss > statistics.median(completed)
+        assert trial.state.name == ("PRUNED" if worse else "COMPLETE")
+        completed += [] if worse else [loss]
+        state = json.loads(Path(f"s/{trial.number}/status.json").read_text())["state"]
+        assert state == ("interrupted" if worse else "succeeded")
+    best = study.best_trial
+    assert f"The best: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in told
+    assert re.search(rf"│ +{best.value:.4f} │ .* │ s/{best.number} +│", told)
+
+
+def test_a_killed_search_resumes_its_trial(launch: Launch) -> None:
+    line = (*LINE, "search.num_trials=1", "seed=8")
+    sweep, job = start_and_wait_until_blocked(*line)
+    sweep.kill()
+    sweep.wait()
+    os.kill(job, signal.SIGKILL)
+
+    assert launch(*line) == 0
+    (trial,) = open_study(Path("s") / JOURNAL, SearchConfig()).get_trials()
+    assert trial.value == 8
+    assert json.loads(Path("s/0/summary.json").read_text())["resumed"]
+
+
+def test_a_trial_that_fails_is_told(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(*LINE, "search.num_trials=1", "seed=2") == 1
+
+    told = capsys.readouterr().out
+    assert "1 trials: 1 fail" in told
+    assert "trial 0: ZeroDivisionError: no way" in told
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["-m", "search=tpe", "seed=1"], "search: nothing to draw; "),
+        (["-m", "search=tpe", "optimizer.lr=interval(1,0)"], "optimizer.lr: interval(1,0); "),
+        (["-m", "search=tpe", "optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr: "),
+        (["-m", "search=tpe", "model.d_model=15,17"], "model.d_model: 1"),
+        (["-m", "search=tpe", "search.num_trials=0", "seed=1,2"], "search.num_trials: 0; "),
+        (["search=tpe"], "search: tpe; the flag -m, "),
+        (["callbacks@x=none"], "callbacks@x: none; "),
+        (
+            ["+callbacks.prune={_target_: mom.callbacks.PruneTrial, journal: 3, trial: 1}"],
+            "callbacks.prune.journal: 3; a text",
+        ),
+    ],
+)
+def test_a_wrong_search_is_one_line_and_starts_nothing(
+    launch: Launch, capsys: pytest.CaptureFixture[str], line: list[str], message: str
+) -> None:
+    assert launch(*line) == 2
+
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.startswith(f"error: {message}")
+    assert not any(Path().iterdir())
+
+
+def test_without_optuna_a_search_is_refused(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(of_search.importlib.util, "find_spec", lambda name: None)
+
+    assert launch(*LINE) == 2
+    assert "pip install 'mom[sweep]'" in capsys.readouterr().err
+    assert not any(Path().iterdir())
+
+
+def test_a_trial_reports_its_validations_and_stops_where_the_others_were_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = tmp_path / JOURNAL
+    study = open_study(journal, SearchConfig(startup_trials=1))
+    good = study.ask()
+    for step in (2, 4, 6):
+        good.report(1.0 if step > 2 else 100.0, step)
+    study.tell(good, 1.0)
+    bad = study.ask()
+    monkeypatch.setenv("MOM_RUN_DIR", str(tmp_path))
+    batches = [token_batch(seed) for seed in range(6)]
+    module = small_module()
+    callback = PruneTrial(str(journal), bad.number)
+    trainer = plain_trainer(
+        tmp_path, [callback], max_steps=6, val_check_interval=2, check_val_every_n_epoch=None
+    )
+    with pytest.raises(SystemExit):  # what Lightning makes of an interruption
+        trainer.fit(module, datamodule=FixedBatches(batches, batches[:1]))
+
+    assert trainer.global_step == 4
+    found = study.get_trials()[bad.number]
+    assert (list(found.intermediate_values), found.user_attrs[PRUNED_AT]) == ([2, 4], 4)
+    # A phase in a folder inside the run's is not the search's business.
+    inner = plain_trainer(tmp_path / "plain", [PruneTrial(str(journal), bad.number)], max_steps=2)
+    inner.fit(small_module(), datamodule=FixedBatches(batches, batches[:1]))
+    assert list(study.get_trials()[bad.number].intermediate_values) == [2, 4]
+
+
+def test_a_trial_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"^callbacks.prune.journal: "):
+        open_trial(tmp_path / "x", 0)
+    open_study(tmp_path / JOURNAL, SearchConfig())
+    with pytest.raises(RequestError, match=r"^callbacks.prune.trial: 0; "):
+        open_trial(tmp_path / JOURNAL, 0)
