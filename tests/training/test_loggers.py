@@ -117,3 +117,13 @@ def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeyp
         runs = {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}
         found.append((runs, values))
     assert found == [({identity}, [0, 1 / 3]), ({identity}, [2 / 3, 1])]
+
+
+def test_the_id_under_the_agent_of_a_wandb_sweep_is_the_one_wandb_takes(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", {"project": "p", "offline": True})
+    logger = build(node, tmp_path)
+    assert (tmp_path / "wandb_run_id").read_text().strip() == logger.experiment.id == "trial7"
+    finish_loggers([logger], 0)

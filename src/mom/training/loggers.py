@@ -126,11 +126,16 @@ class _CurveWriter(_ExperimentWriter):
 
 
 def _run_id(directory: Path, name: str, is_resumed: bool) -> str:
-    """The id of a phase's wandb run: the one it began with, else a new one that no other run has."""
+    """The id of a phase's wandb run: the one it began with, else a new one that no other run has.
+
+    Started by the agent of a wandb sweep it is the agent's, which wandb takes whatever it is given.
+    """
     path = directory / RUN_ID
     if is_resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
     identity = f"{name}-{secrets.token_hex(4)}"
+    if "WANDB_SWEEP_ID" in os.environ:
+        identity = os.environ.get("WANDB_RUN_ID", identity)
     if process_rank() == 0:
         path.write_text(identity + "\n", encoding="utf-8")
     return identity
