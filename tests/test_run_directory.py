@@ -18,7 +18,7 @@ from mom.run_directory import RunDirectory, choose_run_dir, holds_checkpoints, n
 
 @pytest.fixture(autouse=True)
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "SLURM_NTASKS", "MOM_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -42,8 +42,11 @@ def test_the_name_given_wins_then_the_launching_process(monkeypatch: pytest.Monk
     assert choose_run_dir("pretrain", None) == "theirs"
 
 
-def test_processes_started_from_outside_need_one_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
+def test_processes_started_from_outside_need_one_name(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "2")
 
     with pytest.raises(RequestError, match=r"^run_dir: null; "):
         choose_run_dir("pretrain", None)

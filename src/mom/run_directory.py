@@ -23,6 +23,7 @@ RUN_DIR_VARIABLE = "MOM_RUN_DIR"
 State = Literal["running", "succeeded", "failed", "interrupted"]
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 _OWN_FILES = {"config.yaml", "status.json"}
 
 
@@ -50,7 +51,7 @@ def choose_run_dir(task: str, given: str | None) -> str:
     inherited = os.environ.get(RUN_DIR_VARIABLE)
     if inherited:
         return inherited
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if any(int(os.environ.get(name, "1")) > 1 for name in _WORLD_VARIABLES):
         raise RequestError(
             "run_dir", "null", "one folder for all the processes that were started (run_dir=…)"
         )

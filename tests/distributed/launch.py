@@ -20,6 +20,13 @@ class Ended:
     output: str
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def launch(
     scenario: str, folder: Path, *arguments: str, world_size: int = 2, timeout: float = 300
 ) -> list[Ended]:
@@ -35,9 +42,7 @@ def launch(
     Returns:
         How each rank ended, in their order.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     shared = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

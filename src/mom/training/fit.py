@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mom.callbacks import (
     BalanceBias,
@@ -199,13 +200,21 @@ def build_trainer(
         default_root_dir=directory,
         callbacks=callbacks,
         logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=_plugins(),
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's sampler shares windows out among ranks itself
     )
     if config.trainer.keep_freed_memory and trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
+
+
+def _plugins() -> list[Any]:
+    """Our checkpoints, and under SLURM none of Lightning's own: stopping and going on are ours (SIGTERM, resume)."""
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        plugins.append(SLURMEnvironment(auto_requeue=False))
+    return plugins
 
 
 def _request(
