@@ -43,9 +43,7 @@ def test_the_name_given_wins_then_the_launching_process(monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "SLURM_NTASKS"])
-def test_processes_started_from_outside_need_one_name(
-    monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
+def test_processes_started_from_outside_need_one_name(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "2")
 
     with pytest.raises(RequestError, match=r"^run_dir: null; "):
