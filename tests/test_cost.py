@@ -16,6 +16,7 @@ CONFIGS = [
     {"num_stages": 0, "num_bottom_blocks": 3},
     {"num_stages": 2, "anchors": False, "router": "mlp", "num_attention_modules": 2, "d_ffn": 24},
     {"router": "linear", "router_prior": "ordered"},
+    {"block": "llama", "d_model": 48, "qk_norm": True, "tie_word_embeddings": False},
 ]
 
 
@@ -27,9 +28,11 @@ def test_parameters_are_exactly_the_built_models(changes):
     )
 
 
-def test_active_parameters_leave_out_modules_that_no_round_can_need():
-    config = small_config(num_ffn_modules=7, num_rounds=2, top_k=2)
-    module = 2 * 16 + 16 * 64 + 64 + 64 * 16 + 16
+@pytest.mark.parametrize(
+    ("block", "module"), [("gpt2", 2 * 16 + 16 * 64 + 64 + 64 * 16 + 16), ("llama", 16 + 3 * 16 * 48)]
+)
+def test_active_parameters_leave_out_modules_that_no_round_can_need(block, module):
+    config = small_config(num_ffn_modules=7, num_rounds=2, top_k=2, block=block)
     assert num_active_parameters(config) == num_parameters(config) - 3 * module
     assert num_active_parameters(small_config()) == num_parameters(small_config())
 
@@ -59,8 +62,9 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
     )
 
 
-def test_training_flops_equal_pytorchs_counter():
-    model = small_model(skip=False)
+@pytest.mark.parametrize("block", ["gpt2", "llama"])
+def test_training_flops_equal_pytorchs_counter(block):
+    model = small_model(skip=False, block=block)
     ids = tokens(2, 16)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(input_ids=ids, labels=ids, output_logits=False).loss.backward()

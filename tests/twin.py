@@ -14,7 +14,9 @@ from torch import Tensor
 def twin_logits(model, tokens: Tensor) -> tuple[Tensor, list]:
     """Logits [T, V] of one unpadded sequence of token ids [T], and (scores, selected, weights) of each step."""
     config, body = model.config, model.model
-    x = [body.embedding.token.weight[t] + body.embedding.position.weight[i] for i, t in enumerate(tokens)]
+    x = [body.embedding.token.weight[t] for t in tokens]
+    if config.block == "gpt2":
+        x = [token + body.embedding.position.weight[i] for i, token in enumerate(x)]
     record: list = []
     for block in body.bottom:
         x = plain_block(config, block, x)
@@ -24,7 +26,8 @@ def twin_logits(model, tokens: Tensor) -> tuple[Tensor, list]:
             x = plain_block(config, stage.anchor, x)
     for block in body.top:
         x = plain_block(config, block, x)
-    return torch.stack([body.norm(token) for token in x]) @ body.embedding.token.weight.T, record
+    final = [norm(config, token, body.norm.weight, getattr(body.norm, "bias", None)) for token in x]
+    return torch.stack(final) @ model.lm_head.weight.T, record
 
 
 def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> list[Tensor]:
@@ -43,13 +46,13 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
         for t in range(len(x)):
             qkv = torch.zeros(3 * config.d_model)
             for i, w in modules(chosen[t], n_a):
-                normal = F.layer_norm(
-                    x[t], x[t].shape, pool_a.norm_weight[i], pool_a.norm_bias[i], config.layer_norm_epsilon
-                )
-                out = normal @ pool_a.qkv_weight[i] + pool_a.qkv_bias[i]
+                normal = norm(config, x[t], pool_a.norm_weight[i], of(pool_a.norm_bias, i))
+                out = normal @ pool_a.qkv_weight[i] + of(pool_a.qkv_bias, i)
+                if config.qk_norm:
+                    out = qk_normed(config, out, pool_a.q_norm_weight[i], pool_a.k_norm_weight[i])
                 qkv = qkv + (w * out if config.weight_qkv else out)
             for parts, part in zip((q, k, v), qkv.split(config.d_model), strict=True):
-                parts.append(part)
+                parts.append(part if parts is v else turned(config, part, t))
             ran.append(bool(modules(chosen[t], n_a)))
         after = []
         for t in range(len(x)):
@@ -57,7 +60,7 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
             mixed = attend(config, q[t], [k[s] for s in seen], [v[s] for s in seen])
             update = torch.zeros(config.d_model)
             for i, w in modules(chosen[t], n_a):
-                update = update + w * (mixed @ pool_a.out_weight[i] + pool_a.out_bias[i])
+                update = update + w * (mixed @ pool_a.out_weight[i] + of(pool_a.out_bias, i))
             after.append(x[t] + update)
         x = after
 
@@ -68,11 +71,9 @@ def assembly(config, stage, x: list[Tensor], tokens: Tensor, record: list) -> li
         for t in range(len(x)):
             update = torch.zeros(config.d_model)
             for i, w in modules(chosen[t], n_f):
-                normal = F.layer_norm(
-                    x[t], x[t].shape, pool_f.norm_weight[i], pool_f.norm_bias[i], config.layer_norm_epsilon
-                )
-                hidden = F.gelu(normal @ pool_f.fc_weight[i] + pool_f.fc_bias[i], approximate="tanh")
-                update = update + w * (hidden @ pool_f.proj_weight[i] + pool_f.proj_bias[i])
+                normal = norm(config, x[t], pool_f.norm_weight[i], of(pool_f.norm_bias, i))
+                hidden = activation(config, normal @ pool_f.fc_weight[i] + of(pool_f.fc_bias, i))
+                update = update + w * (hidden @ pool_f.proj_weight[i] + of(pool_f.proj_bias, i))
             after.append(x[t] + update)
         x = after
     return x
@@ -171,13 +172,66 @@ def attend(config, q: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tenso
 
 
 def plain_block(config, block, x: list[Tensor]) -> list[Tensor]:
-    """A GPT-2 layer."""
-    qkv = [block.attention.qkv(block.attention.norm(token)).split(config.d_model) for token in x]
-    mixed = [
-        attend(config, qkv[t][0], [p[1] for p in qkv[: t + 1]], [p[2] for p in qkv[: t + 1]])
-        for t in range(len(x))
+    """A GPT-2 or Llama layer."""
+    attention, ffn = block.attention, block.ffn
+    q, k, v = [], [], []
+    for t, token in enumerate(x):
+        qkv = attention.qkv(norm(config, token, attention.norm.weight, getattr(attention.norm, "bias", None)))
+        if config.qk_norm:
+            qkv = qk_normed(config, qkv, attention.q_norm.weight, attention.k_norm.weight)
+        parts = qkv.split(config.d_model)
+        q.append(turned(config, parts[0], t))
+        k.append(turned(config, parts[1], t))
+        v.append(parts[2])
+    mixed = [attend(config, q[t], k[: t + 1], v[: t + 1]) for t in range(len(x))]
+    x = [token + attention.out(m) for token, m in zip(x, mixed, strict=True)]
+    out = []
+    for token in x:
+        hidden = ffn.fc(norm(config, token, ffn.norm.weight, getattr(ffn.norm, "bias", None)))
+        out.append(token + ffn.proj(activation(config, hidden)))
+    return out
+
+
+def of(biases: Tensor | None, i: int) -> Tensor | float:
+    """Module i's bias; 0 where there are none."""
+    return 0.0 if biases is None else biases[i]
+
+
+def norm(config, x: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """LayerNorm, or RMSNorm for Llama."""
+    if config.block == "gpt2":
+        return (x - x.mean()) / (x.var(correction=0) + config.layer_norm_epsilon).sqrt() * scale + shift
+    return x / (x.square().mean() + config.layer_norm_epsilon).sqrt() * scale
+
+
+def activation(config, hidden: Tensor) -> Tensor:
+    """Tanh-GELU, or SwiGLU for Llama: the first half gates the second."""
+    if config.block == "gpt2":
+        return F.gelu(hidden, approximate="tanh")
+    half = len(hidden) // 2
+    return hidden[:half] * torch.sigmoid(hidden[:half]) * hidden[half:]
+
+
+def qk_normed(config, qkv: Tensor, q_scale: Tensor, k_scale: Tensor) -> Tensor:
+    """RMSNorm of each head of q and of k."""
+    q, k, v = qkv.split(config.d_model)
+    width = config.d_model // config.num_heads
+    heads = [
+        part / (part.square().mean() + config.layer_norm_epsilon).sqrt() * scale
+        for vector, scale in ((q, q_scale), (k, k_scale))
+        for part in vector.split(width)
     ]
-    x = [token + block.attention.out(m) for token, m in zip(x, mixed, strict=True)]
-    return [
-        token + block.ffn.proj(F.gelu(block.ffn.fc(block.ffn.norm(token)), approximate="tanh")) for token in x
-    ]
+    return torch.cat([*heads, v])
+
+
+def turned(config, vector: Tensor, position: int) -> Tensor:
+    """Rotary positions: in each head the pair (i, i + half) turns as a complex number."""
+    if config.block == "gpt2":
+        return vector
+    half = config.d_model // config.num_heads // 2
+    heads = []
+    for head in vector.split(2 * half):
+        angles = torch.tensor([position / config.rope_theta ** (i / half) for i in range(half)])
+        pairs = torch.complex(head[:half], head[half:]) * torch.polar(torch.ones(half), angles)
+        heads += [pairs.real, pairs.imag]
+    return torch.cat(heads)

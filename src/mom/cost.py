@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.pools import AttentionPool, FFNPool
 from mom.model.schedules import PoolLayout
 
 
@@ -95,9 +96,13 @@ def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> floa
     A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds x usage`` different ones.
     """
     usage = usage or Usage.nominal(config)
-    width, hidden = config.d_model, config.ffn_width
-    attention_module = 2 * width + width * 3 * width + 3 * width + width * width + width
-    ffn_module = 2 * width + width * hidden + hidden + hidden * width + width
+    if config.num_stages == 0:
+        return num_parameters(config)
+    with torch.device("meta"):
+        attention_module, ffn_module = (
+            sum(parameter.numel() for parameter in pool.parameters()) / pool.num_modules
+            for pool in (AttentionPool(config), FFNPool(config))
+        )
     idle_attention = config.num_attention_modules - min(
         config.num_attention_modules, config.num_rounds * usage.attention
     )
@@ -116,7 +121,8 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
     """
     usage = usage or Usage.nominal(config)
     width, hidden = config.d_model, config.ffn_width
-    attention_projections, ffn_projections = 2 * 4 * width * width, 2 * 2 * width * hidden
+    ffn_matrices = 3 if config.components.gated else 2
+    attention_projections, ffn_projections = 2 * 4 * width * width, 2 * ffn_matrices * width * hidden
     rounds = config.num_stages * config.num_rounds
     blocks = config.graph_depth - rounds
     return Flops(

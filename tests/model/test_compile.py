@@ -14,6 +14,7 @@ VARIANTS = [
     {"module_dropout": 0.3, "balance_bias_rate": 0.1},
     {"router": "mlp", "skipped_kv": "mask"},
     {"router_prior": "looped", "schedule": "layerwise"},
+    {"block": "llama", "qk_norm": True},
 ]
 
 

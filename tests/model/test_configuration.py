@@ -16,6 +16,13 @@ from tests.models import small_config
     [
         ({"d_model": 0}, "d_model: 0; an integer of at least 1"),
         ({"d_model": 18, "num_heads": 4}, "d_model: 18; a multiple of num_heads (4)"),
+        ({"block": "bert"}, "block: 'bert'; one of gpt2, llama"),
+        (
+            {"block": "llama", "d_model": 6, "num_heads": 2},
+            "d_model: 6; an even multiple of num_heads (2), for rotary positions",
+        ),
+        ({"qk_norm": 1}, "qk_norm: 1; true or false"),
+        ({"rope_theta": 0}, "rope_theta: 0; a number above 0"),
         ({"num_rounds": -1}, "num_rounds: -1; an integer of at least 1"),
         ({"num_ffn_modules": 2.5}, "num_ffn_modules: 2.5; an integer"),
         ({"num_bottom_blocks": True}, "num_bottom_blocks: True; an integer"),
@@ -97,3 +104,10 @@ def test_initialisation_is_gpt2s_with_residual_projections_scaled_by_depth():
         assert float(weight.std()) == pytest.approx(std, rel=0.1)
     assert float(stage.ffn.pool.norm_weight.min()) == 1 and float(stage.ffn.pool.proj_bias.abs().max()) == 0
     assert model.lm_head.weight is model.model.embedding.token.weight
+
+
+def test_swiglu_has_as_many_parameters_as_the_feed_forward_it_replaces():
+    assert small_config(block="llama", d_model=768, num_heads=12).ffn_width == 2048
+    assert small_config(block="llama", d_model=128).ffn_width == 344
+    assert small_config(block="llama", d_ffn=20).ffn_width == 20
+    assert small_config().ffn_width == 64

@@ -18,6 +18,9 @@ VARIANTS = [
     for router, skipped, (rule, top_k) in product(
         ROUTERS, ("zero", "mask"), (("share", 1), ("share", 2), ("first", 2))
     )
+] + [
+    {"block": "llama", "skipped_kv": "zero", "top_k": 2},
+    {"block": "llama", "skipped_kv": "mask", "top_k": 1, "qk_norm": True},
 ]
 
 

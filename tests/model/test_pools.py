@@ -17,6 +17,7 @@ VARIANTS = [
     {"skip_rule": "first", "skipped_kv": "mask"},
     {"num_attention_modules": 2, "num_ffn_modules": 5, "router": "mlp"},
     {"schedule": "layerwise"},
+    {"block": "llama"},
 ]
 
 

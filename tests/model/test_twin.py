@@ -12,6 +12,13 @@ from mom.model import pools
 from tests.models import small_model, tokens
 from tests.twin import twin_logits
 
+LLAMA = [
+    {"block": "llama"},
+    {"block": "llama", "qk_norm": True, "tie_word_embeddings": False},
+    {"block": "llama", "qk_norm": True, "weight_qkv": True, "top_k": 1, "skipped_kv": "mask"},
+    {"block": "llama", "num_stages": 0, "d_ffn": 20, "rope_theta": 100.0},
+    {"qk_norm": True, "top_k": "all"},
+]
 GRID = [
     {"router": router, "top_k": top_k, "skipped_kv": skipped, "skip_rule": rule}
     for router, top_k, skipped, rule in product(
@@ -43,12 +50,13 @@ GRID = [
     {"top_k": 2, "absorbing_skip": True, "skip_rule": "first", "num_stages": 2},
     {"top_k": 1, "absorbing_skip": True, "router": "random", "skipped_kv": "mask"},
     {"top_k": 1, "absorbing_skip": True, "router": "linear", "skip": False, "ffn_skip": True},
+    *LLAMA,
 ]
 
 
 @pytest.mark.parametrize(
     ("changes", "fold"),
-    [(changes, True) for changes in GRID] + [(changes, False) for changes in GRID[::5]],
+    [(changes, True) for changes in GRID] + [(changes, False) for changes in (*GRID[::5], *LLAMA)],
     ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else f"fold={given}",
 )
 def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
@@ -83,11 +91,12 @@ def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
         )
 
 
+@pytest.mark.parametrize("block", ["gpt2", "llama"])
 @pytest.mark.parametrize("skipped_kv", ["zero", "mask"])
 @pytest.mark.parametrize("router", ["gru", "mlp", "linear", "sequential", "random"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_rows_equal_the_twin_of_the_unpadded(router, skipped_kv, side):
-    model = small_model(router=router, skipped_kv=skipped_kv, top_k=1)
+def test_padded_rows_equal_the_twin_of_the_unpadded(router, skipped_kv, side, block):
+    model = small_model(router=router, skipped_kv=skipped_kv, top_k=1, block=block)
     lengths, longest = (4, 8, 6), 8
     ids, mask = torch.zeros(3, longest, dtype=torch.long), torch.zeros(3, longest, dtype=torch.long)
     for row, length in enumerate(lengths):

@@ -20,6 +20,8 @@ VECTORS_OF_A_STAGE = {
     "out_bias",
     "fc_bias",
     "proj_bias",
+    "q_norm_weight",
+    "k_norm_weight",
 }
 
 
@@ -33,9 +35,10 @@ def groups_by_name(model: nn.Module, **options: float) -> dict[str, dict]:
     }
 
 
+@pytest.mark.parametrize("block", ["gpt2", "llama"])
 @pytest.mark.parametrize("router", ["gru", "mlp", "linear"])
-def test_every_parameter_stands_in_one_group_and_only_matrices_decay(router):
-    model = small_model(router=router, router_prior="ordered")
+def test_every_parameter_stands_in_one_group_and_only_matrices_decay(router, block):
+    model = small_model(router=router, router_prior="ordered", block=block, qk_norm=block == "llama")
     groups = groups_by_name(model, router_lr_multiplier=5.0)
     assert sum(len(group["names"]) for group in groups.values()) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():

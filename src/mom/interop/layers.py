@@ -14,26 +14,28 @@ from mom.model.pools import AttentionPool, FFNPool
 
 @dataclass(frozen=True)
 class AttentionWeights:
-    """Attention of one layer or module; projections are stored [in, out] as in GPT-2's files."""
+    """Attention of one layer or module; projections are stored [in, out] as in GPT-2's files. ``None``: has none."""
 
     norm_weight: Tensor
-    norm_bias: Tensor
     qkv_weight: Tensor
-    qkv_bias: Tensor
     out_weight: Tensor
-    out_bias: Tensor
+    norm_bias: Tensor | None = None
+    qkv_bias: Tensor | None = None
+    out_bias: Tensor | None = None
+    q_norm_weight: Tensor | None = None
+    k_norm_weight: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class FFNWeights:
-    """Feed-forward of one layer or module; projections are stored [in, out]."""
+    """Feed-forward of one layer or module; projections are stored [in, out], SwiGLU's gate before its value."""
 
     norm_weight: Tensor
-    norm_bias: Tensor
     fc_weight: Tensor
-    fc_bias: Tensor
     proj_weight: Tensor
-    proj_bias: Tensor
+    norm_bias: Tensor | None = None
+    fc_bias: Tensor | None = None
+    proj_bias: Tensor | None = None
 
 
 class Layer(NamedTuple):
@@ -46,8 +48,8 @@ class Layer(NamedTuple):
 def read_block(block: Block) -> Layer:
     """The weights of a plain block (views, not copies)."""
     return Layer(
-        AttentionWeights(**{f.name: _of_plain(block.attention, f.name) for f in fields(AttentionWeights)}),
-        FFNWeights(**{f.name: _of_plain(block.ffn, f.name) for f in fields(FFNWeights)}),
+        AttentionWeights(**{f.name: _of_plain(block.attention, f.name) for f in fields(AttentionWeights)}),  # type: ignore[arg-type]
+        FFNWeights(**{f.name: _of_plain(block.ffn, f.name) for f in fields(FFNWeights)}),  # type: ignore[arg-type]
     )
 
 
@@ -67,24 +69,31 @@ def write_block(block: Block, layer: Layer) -> None:
 def write_module(pool: AttentionPool | FFNPool, index: int, weights: AttentionWeights | FFNWeights) -> None:
     """Copy one half of a layer into module ``index`` of a pool, in place."""
     for field in fields(weights):
-        _copy(getattr(pool, field.name)[index], getattr(weights, field.name), field.name)
+        ours = getattr(pool, field.name)
+        _copy(None if ours is None else ours[index], getattr(weights, field.name), field.name)
 
 
 @torch.no_grad()
-def copy_affine(ours: nn.LayerNorm, weight: Tensor, bias: Tensor) -> None:
-    """Copy a LayerNorm's scale and shift, in place."""
+def copy_affine(ours: nn.LayerNorm | nn.RMSNorm, weight: Tensor, bias: Tensor | None = None) -> None:
+    """Copy a norm's scale and shift, in place."""
     _copy(ours.weight, weight, "weight")
-    _copy(ours.bias, bias, "bias")
+    _copy(getattr(ours, "bias", None), bias, "bias")
 
 
-def _of_plain(half: PlainAttention | PlainFFN, name: str) -> Tensor:
-    """A plain block's tensor by a module's name for it, matrices turned to [in, out]."""
+def _of_plain(half: PlainAttention | PlainFFN, name: str) -> Tensor | None:
+    """A plain block's tensor by a module's name for it, matrices turned to [in, out]; ``None`` if it has none."""
     part, kind = name.rsplit("_", 1)
-    tensor = getattr(getattr(half, part), kind)
-    return tensor.t() if tensor.dim() == 2 else tensor
+    tensor = getattr(getattr(half, part), kind, None)
+    return tensor.t() if tensor is not None and tensor.dim() == 2 else tensor
 
 
-def _copy(ours: Tensor, theirs: Tensor, name: str) -> None:
+def _copy(ours: Tensor | None, theirs: Tensor | None, name: str) -> None:
+    if ours is None or theirs is None:
+        if ours is not theirs:
+            raise ValueError(
+                f"{name}: {'given' if ours is None else 'none'}; {'none' if ours is None else 'one'}"
+            )
+        return
     if ours.shape != theirs.shape:
         raise ValueError(f"{name}: shape {tuple(theirs.shape)}; {tuple(ours.shape)}")
     ours.copy_(theirs)

@@ -14,13 +14,14 @@ import torch
 from mom.errors import RequestError
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.gpt2 import from_gpt2
+from mom.interop.llama import KINDS, from_llama
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 
 Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
 # Of the model's weights in a Lightning checkpoint.
 _PREFIX = "model."
-_ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2 folder or a Hub id"
+_ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
 def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
@@ -30,7 +31,7 @@ def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
 
     Args:
         source: a run's ``.ckpt``; a folder with a ``config.json`` of ours, of the authors' code or of a Hugging
-            Face GPT-2; or the Hub id of either of ours or GPT-2.
+            Face GPT-2, Llama or Qwen3; or the Hub id of ours or one of these.
         option: the option to name in errors.
 
     Raises:
@@ -144,7 +145,7 @@ def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, opt
 
 
 def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
-    from transformers import AutoConfig, GPT2LMHeadModel
+    from transformers import AutoConfig, GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM
 
     if (Path(source) / "config.json").is_file():
         try:
@@ -163,6 +164,9 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
             return _without_code(_pretrained(MoMForCausalLM, source, config))
         if config.model_type == "gpt2":
             return from_gpt2(_pretrained(GPT2LMHeadModel, source, config))
+        if config.model_type in KINDS:
+            kind = LlamaForCausalLM if config.model_type == "llama" else Qwen3ForCausalLM
+            return from_llama(_pretrained(kind, source, config))
     except RequestError:
         raise
     except (OSError, ValueError, RuntimeError) as error:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mom.errors import RequestError
-from mom.interop.layers import copy_affine, read_block, write_block, write_module
+from mom.interop.layers import read_block, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.schedules import PoolLayout
 
@@ -118,7 +118,13 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
         raise RequestError(
             "init", f"a model with {plain.config.num_stages} stages", "a plain one (num_stages 0)"
         )
-    for name in ("vocab_size", "max_positions", "d_model", "num_heads", "ffn_width"):
+    shapes = ("vocab_size", "max_positions", "d_model", "num_heads", "block", "ffn_width")
+    for name in (
+        *shapes,
+        "qk_norm",
+        "tie_word_embeddings",
+        *(["rope_theta"] * plain.config.components.rotary),
+    ):
         given, wanted = getattr(plain.config, name), getattr(config, name)
         if given != wanted:
             option = "d_ffn" if name == "ffn_width" else name
@@ -141,7 +147,8 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
     mom = MoMForCausalLM(config)
     nn.Module.to(mom, dtype=plain.dtype, device=plain.device)
     mom.model.embedding.load_state_dict(plain.model.embedding.state_dict())
-    copy_affine(mom.model.norm, plain.model.norm.weight, plain.model.norm.bias)
+    mom.model.norm.load_state_dict(plain.model.norm.state_dict())
+    mom.lm_head.load_state_dict(plain.lm_head.state_dict())  # the embedding once more where it is tied
     for block, layer in zip(mom.model.bottom, plan.bottom, strict=True):
         write_block(block, layers[layer])
     for stage, sources in zip(mom.model.stages, plan.stages, strict=True):

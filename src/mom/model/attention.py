@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.masking_utils import create_causal_mask
+
+from mom.model.components import rotated, rotation
+from mom.model.configuration import MoMConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class AttentionContext:
         own_key: position of each query's own key, boolean [T_query, T_key]; needed with ``mask_skipped``.
         mask_skipped: ``skipped_kv: mask``; tokens that took no attention module are seen by nobody else.
         cache: keys and values of earlier tokens; each executed attention has a layer index of its own.
+        angles: of rotary positions (:func:`mom.model.components.rotation`); ``None`` without them.
     """
 
     num_heads: int
@@ -29,11 +32,12 @@ class AttentionContext:
     own_key: Tensor | None
     mask_skipped: bool
     cache: Cache | None
+    angles: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def build(
         cls,
-        config: PreTrainedConfig,
+        config: MoMConfig,
         x: Tensor,
         attention_mask: Tensor | None,
         cache: Cache | None,
@@ -68,7 +72,8 @@ class AttentionContext:
             own_key = query[:, None] == torch.arange(num_keys, device=x.device)  # (T_query, T_key)
             # A padded query sees nothing; its own key keeps its softmax finite. Nobody sees its output.
             mask = mask | own_key
-        return cls(config.num_heads, mask, own_key, mask_skipped, cache)
+        angles = rotation(config, position_ids) if config.components.rotary else None
+        return cls(config.num_heads, mask, own_key, mask_skipped, cache, angles)
 
     def attend(self, qkv: Tensor, layer_index: int, active: Tensor | None = None) -> Tensor:
         """Causal multi-head attention.
@@ -84,6 +89,8 @@ class AttentionContext:
         batch, length, width = qkv.shape
         heads = qkv.view(batch, length, 3, self.num_heads, -1)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # (B, heads, T, D / heads) each
+        if self.angles is not None:
+            query, key = rotated(query, self.angles), rotated(key, self.angles)
         if self.cache is not None:
             key, value = self.cache.update(key, value, layer_index)
         mask = self.mask

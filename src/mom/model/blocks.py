@@ -1,11 +1,11 @@
-"""The plain GPT-2 block: bottom, anchor and top blocks, and all of a plain transformer."""
+"""The plain block: bottom, anchor and top blocks, and all of a plain transformer."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mom.model.attention import AttentionContext
+from mom.model.components import activated, build_norm, normalized_qk
 from mom.model.configuration import MoMConfig
 
 
@@ -14,35 +14,46 @@ class ResidualProjection(nn.Linear):
 
 
 class PlainAttention(nn.Module):
-    """Pre-LayerNorm causal self-attention with biases, as in GPT-2."""
+    """Norm, then causal self-attention: GPT-2's, or what ``config.block`` names."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.qkv = nn.Linear(config.d_model, 3 * config.d_model)
-        self.out = ResidualProjection(config.d_model, config.d_model)
+        bias, width = config.components.bias, config.d_model
+        self.norm = build_norm(config)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
+        self.q_norm, self.k_norm = (
+            nn.RMSNorm(width // config.num_heads, eps=config.layer_norm_epsilon) if config.qk_norm else None
+            for _ in range(2)
+        )
+        self.out = ResidualProjection(width, width, bias=bias)
 
     def forward(self, x: Tensor, context: AttentionContext, layer_index: int) -> Tensor:
         """What attention adds to the residual stream, [B, T, D] → [B, T, D]."""
-        return self.out(context.attend(self.qkv(self.norm(x)), layer_index))
+        qkv = self.qkv(self.norm(x))  # (B, T, 3D)
+        if self.q_norm is not None and self.k_norm is not None:
+            assert self.q_norm.eps is not None
+            qkv = normalized_qk(qkv, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps)
+        return self.out(context.attend(qkv, layer_index))
 
 
 class PlainFFN(nn.Module):
-    """Pre-LayerNorm feed-forward with tanh-GELU and biases, as in GPT-2."""
+    """Norm, then feed-forward: GPT-2's, or what ``config.block`` names (SwiGLU's gate and value stand in ``fc``)."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
-        self.fc = nn.Linear(config.d_model, config.ffn_width)
-        self.proj = ResidualProjection(config.ffn_width, config.d_model)
+        bias, hidden = config.components.bias, config.ffn_width
+        self.config = config
+        self.norm = build_norm(config)
+        self.fc = nn.Linear(config.d_model, 2 * hidden if config.components.gated else hidden, bias=bias)
+        self.proj = ResidualProjection(hidden, config.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the feed-forward adds to the residual stream, [B, T, D] → [B, T, D]."""
-        return self.proj(F.gelu(self.fc(self.norm(x)), approximate="tanh"))
+        return self.proj(activated(self.config, self.fc(self.norm(x))))
 
 
 class Block(nn.Module):
-    """One GPT-2 layer: attention, then feed-forward, each added to the residual stream."""
+    """One layer: attention, then feed-forward, each added to the residual stream."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()

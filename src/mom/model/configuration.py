@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
+
+from mom.model.components import BLOCKS, Components
 
 if TYPE_CHECKING:
     from mom.model.schedules import PoolLayout
@@ -29,7 +32,13 @@ class MoMConfig(PreTrainedConfig):
         max_positions: learned positions, the longest sequence.
         d_model: width D of the residual stream.
         num_heads: attention heads; must divide ``d_model``.
-        d_ffn: hidden width of a feed-forward module; ``None`` means ``4 * d_model``.
+        d_ffn: hidden width of a feed-forward module; ``None`` means ``4 * d_model``, or with SwiGLU as many parameters
+            in three matrices as that has in two: ``8/3 * d_model``, rounded up to a multiple of 8.
+        block: what blocks and modules are made of (:data:`mom.model.components.BLOCKS`): ``gpt2`` (LayerNorm, learned
+            positions, tanh-GELU, biases) or ``llama`` (RMSNorm, rotary positions, SwiGLU, no biases).
+        qk_norm: normalise each head's queries and keys, module by module.
+        rope_theta: base of the rotary positions' angles.
+        tie_word_embeddings: the output head is the token embedding.
         num_bottom_blocks: plain blocks before the stages.
         num_top_blocks: plain blocks after the stages.
         num_stages: stages, each with its own pools and routers.
@@ -108,6 +117,9 @@ class MoMConfig(PreTrainedConfig):
     d_model: int = 768
     num_heads: int = 12
     d_ffn: int | None = None
+    block: str = "gpt2"
+    qk_norm: bool = False
+    rope_theta: float = 10000.0
     num_bottom_blocks: int = 2
     num_top_blocks: int = 1
     num_stages: int = 1
@@ -175,7 +187,14 @@ class MoMConfig(PreTrainedConfig):
     @property
     def ffn_width(self) -> int:
         """Hidden width of a feed-forward module."""
-        return 4 * self.d_model if self.d_ffn is None else self.d_ffn
+        if self.d_ffn is not None:
+            return self.d_ffn
+        return math.ceil(self.d_model / 3) * 8 if self.components.gated else 4 * self.d_model
+
+    @property
+    def components(self) -> Components:
+        """What ``block`` stands for."""
+        return BLOCKS[self.block]
 
     @property
     def router_width(self) -> int:
@@ -193,6 +212,10 @@ class MoMConfig(PreTrainedConfig):
         self._check_choices()
         if self.d_model % self.num_heads:
             raise ValueError(f"d_model: {self.d_model}; a multiple of num_heads ({self.num_heads})")
+        if self.components.rotary and self.d_model // self.num_heads % 2:
+            raise ValueError(
+                f"d_model: {self.d_model}; an even multiple of num_heads ({self.num_heads}), for rotary positions"
+            )
         if self.num_stages:
             self._check_routing()
 
@@ -214,12 +237,22 @@ class MoMConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
                 raise ValueError(f"{name}: {value!r}; an integer of at least {lowest}")
-        for name in ("anchors", "skip", "weight_qkv", "straight_through", "absorbing_skip", "balance_skip"):
+        for name in (
+            "qk_norm",
+            "anchors",
+            "skip",
+            "weight_qkv",
+            "straight_through",
+            "absorbing_skip",
+            "balance_skip",
+            "tie_word_embeddings",
+        ):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}: {getattr(self, name)!r}; true or false")
         if self.ffn_skip is not None and not isinstance(self.ffn_skip, bool):
             raise ValueError(f"ffn_skip: {self.ffn_skip!r}; true, false or null")
         for name, allowed, fits in (
+            ("rope_theta", "a number above 0", lambda value: value > 0),
             ("temperature", "a number above 0", lambda value: value > 0),
             ("dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
             ("module_dropout", "a number from 0 up to, not including, 1", lambda value: 0 <= value < 1),
@@ -237,6 +270,7 @@ class MoMConfig(PreTrainedConfig):
 
     def _check_choices(self) -> None:
         for name, allowed in (
+            ("block", tuple(BLOCKS)),
             ("schedule", SCHEDULES),
             ("ffn_schedule", (*SCHEDULES, None)),
             ("router", ROUTERS),

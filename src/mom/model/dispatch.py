@@ -116,7 +116,7 @@ def forward_by_grouped_mm(
     if row_weight is not None:
         y = y * row_weight.to(y.dtype)[:, None]
     y = torch.where((group < bias.shape[0])[:, None], y, 0)
-    return _sum_choices(y, row) if scatter else y
+    return sum_choices(y, row) if scatter else y
 
 
 def forward_by_loop(
@@ -139,7 +139,7 @@ def forward_by_loop(
         if row_weight is not None:
             y[rows] *= row_weight[rows, None].to(y.dtype)
     y[int(ends[-1]) :] = 0
-    return _sum_choices(y, row) if scatter else y
+    return sum_choices(y, row) if scatter else y
 
 
 _grouped_linear = torch.library.custom_op("mom::grouped_linear", forward_by_grouped_mm, mutates_args=())
@@ -197,7 +197,7 @@ def backward_by_grouped_mm(
     grad_bias = member.t() @ grad_rows  # (G, D_out)
     if gelu:
         grad_x_rows = torch.where(taken, _gelu_backward(grad_x_rows, before), 0)
-    grad_x = _sum_choices(grad_x_rows, row) if gather else grad_x_rows
+    grad_x = sum_choices(grad_x_rows, row) if gather else grad_x_rows
     return grad_x, grad_weight, grad_bias, grad_row_weight
 
 
@@ -238,7 +238,7 @@ def backward_by_loop(
             grad_x_rows[rows] = _gelu_backward(grad_x_rows[rows], before)
     grad_x_rows[int(ends[-1]) :] = 0
     return (
-        _sum_choices(grad_x_rows, row) if gather else grad_x_rows,
+        sum_choices(grad_x_rows, row) if gather else grad_x_rows,
         grad_weight,
         grad_bias,
         grad_row_weight,
@@ -332,7 +332,7 @@ def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:
     return torch.searchsorted(ends, torch.arange(num_rows, device=ends.device, dtype=ends.dtype), right=True)
 
 
-def _sum_choices(y: Tensor, row: Tensor) -> Tensor:
+def sum_choices(y: Tensor, row: Tensor) -> Tensor:
     """Sum the K rows of each token, [M, D] → [tokens, D]; a gather, so the order of summation is fixed."""
     num_tokens, num_choices = row.shape
     if num_choices == 1:

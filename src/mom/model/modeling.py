@@ -23,6 +23,7 @@ from mom.model.attention import AttentionContext
 from mom.model.balance import balance_loss, z_loss
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import grow_in_place
+from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
 from mom.model.depth_target import depth_loss
 from mom.model.loss import chunked_cross_entropy
@@ -122,23 +123,25 @@ class MoMPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, nn.LayerNorm):
+        elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
             init.ones_(module.weight)
-            init.zeros_(module.bias)
+            if isinstance(module, nn.LayerNorm):
+                init.zeros_(module.bias)
 
 
 class MoMEmbedding(nn.Module):
-    """Token plus learned position embedding."""
+    """Token plus learned position embedding; the latter not where positions are rotary."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
         self.token = nn.Embedding(config.vocab_size, config.d_model)
-        self.position = nn.Embedding(config.max_positions, config.d_model)
+        learned = not config.components.rotary
+        self.position = nn.Embedding(config.max_positions, config.d_model) if learned else None
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, embedded: Tensor, position_ids: Tensor) -> Tensor:
         """[B, T, D] token embeddings and [B, T] positions → [B, T, D]."""
-        return self.dropout(embedded + self.position(position_ids))
+        return self.dropout(embedded if self.position is None else embedded + self.position(position_ids))
 
 
 class MoMModel(MoMPreTrainedModel):
@@ -150,7 +153,7 @@ class MoMModel(MoMPreTrainedModel):
         self.bottom = nn.ModuleList(Block(config) for _ in range(config.num_bottom_blocks))
         self.stages = nn.ModuleList(Stage(config, index) for index in range(config.num_stages))
         self.top = nn.ModuleList(Block(config) for _ in range(config.num_top_blocks))
-        self.norm = nn.LayerNorm(config.d_model, eps=config.layer_norm_epsilon)
+        self.norm = build_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -296,7 +299,7 @@ class MoMGenerationConfig(GenerationConfig):
 
 
 class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
-    """The language model: the body and a head tied to the token embedding."""
+    """The language model: the body and a head, tied to the token embedding unless the configuration unties it."""
 
     generation_config_class = MoMGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embedding.token.weight"}  # noqa: RUF012 (transformers reads a dict)

@@ -2,6 +2,7 @@
 
 A module carries its own LayerNorm. All modules of a pool normalise the same input, so the normalisation is done
 once and each module's scale and shift are folded into its first projection: W LN(x) = (W · scale) x̂ + W shift.
+RMSNorm is the same without a shift.
 Folding costs one pass over the weights per forward, where applying it would cost one per module and token; with few
 tokens it is the other way round, and they are applied (:func:`worth_folding`).
 
@@ -17,11 +18,11 @@ from collections.abc import Callable
 from typing import ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mom.model.components import activated, normalized, normalized_qk
 from mom.model.configuration import MoMConfig
-from mom.model.dispatch import Dispatch, grouped_linear, sort_by_group
+from mom.model.dispatch import Dispatch, grouped_linear, sort_by_group, sum_choices
 from mom.model.routing import Routing
 
 
@@ -57,6 +58,8 @@ class Pool(nn.Module):
 
     VECTORS: ClassVar[frozenset[str]]
 
+    norm_bias: nn.Parameter | None
+
     def __init__(
         self, config: MoMConfig, num_modules: int, first: tuple[str, int], second: tuple[str, int]
     ) -> None:
@@ -66,10 +69,13 @@ class Pool(nn.Module):
         width = config.d_model
         self._first, self._second = first[0], second[0]
         self.norm_weight = nn.Parameter(torch.ones(num_modules, width))
-        self.norm_bias = nn.Parameter(torch.zeros(num_modules, width))
+        parts = config.components
+        shift = None if parts.rms_norm else nn.Parameter(torch.zeros(num_modules, width))
+        self.register_parameter("norm_bias", shift)
         for name, rows, columns in ((first[0], width, first[1]), (second[0], second[1], width)):
+            bias = nn.Parameter(torch.zeros(num_modules, columns)) if parts.bias else None
             self.register_parameter(f"{name}_weight", nn.Parameter(torch.empty(num_modules, rows, columns)))
-            self.register_parameter(f"{name}_bias", nn.Parameter(torch.zeros(num_modules, columns)))
+            self.register_parameter(f"{name}_bias", bias)
 
     def reset_parameters(
         self, normal: Callable[..., object], constant: Callable[[Tensor, float], object]
@@ -85,7 +91,9 @@ class Pool(nn.Module):
         normal(getattr(self, f"{self._first}_weight"), 0.0, std)
         normal(getattr(self, f"{self._second}_weight"), 0.0, std / math.sqrt(2 * self.config.graph_depth))
         for name in ("norm", self._first, self._second):
-            constant(getattr(self, f"{name}_bias"), 0.0)
+            bias = getattr(self, f"{name}_bias")
+            if bias is not None:
+                constant(bias, 0.0)
 
     def fold(self, num_rows: int) -> Folded:
         """Cast the weights to the dtype that products run in, and fold the LayerNorms in where that is cheaper.
@@ -93,15 +101,22 @@ class Pool(nn.Module):
         Args:
             num_rows: rows of computation, tokens x K x rounds, that will use them.
         """
-        weight, bias = getattr(self, f"{self._first}_weight"), getattr(self, f"{self._first}_bias")
-        out = getattr(self, f"{self._second}_weight"), getattr(self, f"{self._second}_bias")
+        weight, bias = getattr(self, f"{self._first}_weight"), self._bias(self._first)
+        out = getattr(self, f"{self._second}_weight"), self._bias(self._second)
         if worth_folding(num_rows, weight.shape[0] * weight.shape[2]):
-            folded_bias = bias + torch.bmm(self.norm_bias[:, None], weight).squeeze(1)  # (N, D_in)
-            tensors: tuple[Tensor, ...] = (weight * self.norm_weight[:, :, None], folded_bias, *out)
+            if self.norm_bias is not None:
+                bias = bias + torch.bmm(self.norm_bias[:, None], weight).squeeze(1)  # (N, D_in)
+            tensors: tuple[Tensor, ...] = (weight * self.norm_weight[:, :, None], bias, *out)
         else:
-            tensors = (weight, bias, *out, self.norm_weight, self.norm_bias)
+            shift = torch.zeros_like(self.norm_weight) if self.norm_bias is None else self.norm_bias
+            tensors = (weight, bias, *out, self.norm_weight, shift)
         dtype = product_dtype(weight)
         return Folded(*(tensor.to(dtype) for tensor in tensors))
+
+    def _bias(self, name: str) -> Tensor:
+        """A projection's biases, [N, D_out]; zeros where it has none, which the dispatch adds all the same."""
+        bias, weight = getattr(self, f"{name}_bias"), getattr(self, f"{name}_weight")
+        return weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias
 
     def project_in(
         self,
@@ -142,7 +157,7 @@ class Pool(nn.Module):
 
     def _normalized(self, x: Tensor) -> Tensor:
         """What all LayerNorms of the pool share, [B, T, D] → [tokens, D]."""
-        return F.layer_norm(x, x.shape[-1:], eps=self.config.layer_norm_epsilon).flatten(0, 1)
+        return normalized(self.config, x).flatten(0, 1)
 
     def _rows_of_all(self, x: Tensor, folded: Folded) -> Tensor:
         """The input of each module's first projection for each token, [B, T, D] → [tokens, N or 1, D]."""
@@ -219,17 +234,35 @@ def product_dtype(tensor: Tensor) -> torch.dtype:
 
 
 class AttentionPool(Pool):
-    """Attention modules: (LN_i, W_qkv_i, W_o_i), biases everywhere.
+    """Attention modules: (norm_i, W_qkv_i, W_o_i).
 
     Parameters: ``norm_weight norm_bias`` [N, D], ``qkv_weight`` [N, D, 3D], ``qkv_bias`` [N, 3D],
-    ``out_weight`` [N, D, D], ``out_bias`` [N, D].
+    ``out_weight`` [N, D, D], ``out_bias`` [N, D]; with ``qk_norm`` ``q_norm_weight k_norm_weight`` [N, D / heads].
+    Those that ``config.block`` has not are ``None``.
     """
 
-    VECTORS = frozenset({"norm_weight", "norm_bias", "qkv_bias", "out_bias"})
+    VECTORS = frozenset(
+        {"norm_weight", "norm_bias", "qkv_bias", "out_bias", "q_norm_weight", "k_norm_weight"}
+    )
+
+    q_norm_weight: nn.Parameter | None
+    k_norm_weight: nn.Parameter | None
 
     def __init__(self, config: MoMConfig) -> None:
         width = config.d_model
         super().__init__(config, config.num_attention_modules, ("qkv", 3 * width), ("out", width))
+        for name in ("q_norm_weight", "k_norm_weight"):
+            scale = torch.ones(self.num_modules, width // config.num_heads)
+            self.register_parameter(name, nn.Parameter(scale) if config.qk_norm else None)
+
+    def reset_parameters(
+        self, normal: Callable[..., object], constant: Callable[[Tensor, float], object]
+    ) -> None:
+        """As :meth:`Pool.reset_parameters`; the norms of queries and keys start at scale 1."""
+        super().reset_parameters(normal, constant)
+        for scale in (self.q_norm_weight, self.k_norm_weight):
+            if scale is not None:
+                constant(scale, 1.0)
 
     def forward(
         self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
@@ -247,13 +280,19 @@ class AttentionPool(Pool):
             What the step adds to the residual stream, [B, T, D].
         """
         batch, length, width = x.shape
-        if all_modules_are_cheaper(batch * length, folded.in_weight.numel()):
+        # Queries and keys are normalised module by module, before they are summed.
+        sums_at_once = self.q_norm_weight is None
+        if sums_at_once and all_modules_are_cheaper(batch * length, folded.in_weight.numel()):
             return self._run_all(x, routing, folded, attend)
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
-        qkv = self.project_in(
-            x, folded, dispatch, scatter=True, row_weight=row_weight if self.config.weight_qkv else None
-        )  # (tokens, 3D)
+        weight_in = row_weight if self.config.weight_qkv else None
+        if sums_at_once:
+            qkv = self.project_in(x, folded, dispatch, scatter=True, row_weight=weight_in)  # (tokens, 3D)
+        else:
+            qkv = self._sum_normalized(
+                self.project_in(x, folded, dispatch, scatter=False), dispatch, weight_in
+            )
         active = (routing.selected < self.num_modules).any(dim=-1)  # (B, T)
         mixed = attend(qkv.view(batch, length, 3 * width), active)
         out = grouped_linear(
@@ -266,6 +305,17 @@ class AttentionPool(Pool):
             row_weight=row_weight,
         )
         return out.view(batch, length, width)
+
+    def _sum_normalized(self, rows: Tensor, dispatch: Dispatch, row_weight: Tensor | None) -> Tensor:
+        """Each module's q and k normalised by its own scales, then summed, [M, 3D] → [tokens, 3D]; SKIP's stay 0."""
+        assert self.q_norm_weight is not None and self.k_norm_weight is not None
+        module = dispatch.group.clamp(max=self.num_modules - 1)  # (M,)
+        query_scale = self.q_norm_weight[module].to(rows.dtype)  # (M, D / heads)
+        key_scale = self.k_norm_weight[module].to(rows.dtype)
+        rows = normalized_qk(rows, query_scale, key_scale, self.config.layer_norm_epsilon).to(rows.dtype)
+        if row_weight is not None:
+            rows = rows * row_weight.to(rows.dtype)[:, None]
+        return sum_choices(rows, dispatch.row)
 
     def _run_all(
         self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
@@ -286,16 +336,18 @@ class AttentionPool(Pool):
 
 
 class FFNPool(Pool):
-    """Feed-forward modules: (LN_i, W_fc_i, W_proj_i) with tanh-GELU, biases everywhere.
+    """Feed-forward modules: (norm_i, W_fc_i, W_proj_i) with tanh-GELU, or SwiGLU with gate and value in W_fc_i.
 
-    Parameters: ``norm_weight norm_bias`` [N, D], ``fc_weight`` [N, D, F], ``fc_bias`` [N, F],
-    ``proj_weight`` [N, F, D], ``proj_bias`` [N, D].
+    Parameters: ``norm_weight norm_bias`` [N, D], ``fc_weight`` [N, D, F or 2F], ``fc_bias`` [N, F],
+    ``proj_weight`` [N, F, D], ``proj_bias`` [N, D]. Those that ``config.block`` has not are ``None``.
     """
 
     VECTORS = frozenset({"norm_weight", "norm_bias", "fc_bias", "proj_bias"})
 
     def __init__(self, config: MoMConfig) -> None:
-        super().__init__(config, config.num_ffn_modules, ("fc", config.ffn_width), ("proj", config.ffn_width))
+        hidden = config.ffn_width
+        first = 2 * hidden if config.components.gated else hidden
+        super().__init__(config, config.num_ffn_modules, ("fc", first), ("proj", hidden))
 
     def forward(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
         """One feed-forward step (DESIGN §1, step 3).
@@ -313,6 +365,9 @@ class FFNPool(Pool):
         dispatch = sort_by_group(routing.selected.flatten(0, 1), self.num_modules)
         row_weight = routing.weights.flatten().index_select(0, dispatch.place)  # (M,)
         hidden = self.project_in(x, folded, dispatch, scatter=False)  # (M, F)
+        gated = self.config.components.gated
+        if gated:
+            hidden = activated(self.config, hidden)  # (M, 2F) → (M, F); rows of SKIP stay 0
         out = grouped_linear(
             hidden,
             folded.out_weight,
@@ -321,7 +376,7 @@ class FFNPool(Pool):
             gather=False,
             scatter=True,
             row_weight=row_weight,
-            gelu=True,
+            gelu=not gated,
         )
         return out.view_as(x)
 
@@ -330,6 +385,6 @@ class FFNPool(Pool):
         rows = self._rows_of_all(x, folded)  # (tokens, N or 1, D)
         by_module = rows.transpose(0, 1).expand(self.num_modules, -1, -1)  # (N, tokens, D)
         hidden = torch.baddbmm(folded.in_bias[:, None], by_module, folded.in_weight)  # (N, tokens, F)
-        hidden = F.gelu(hidden, approximate="tanh").transpose(0, 1)  # (tokens, N, F)
+        hidden = activated(self.config, hidden).transpose(0, 1)  # (tokens, N, F)
         table = choice_table(routing.selected, routing.weights.to(hidden.dtype), self.num_modules)
         return sum_modules(hidden, table, folded.out_weight, folded.out_bias).view_as(x)

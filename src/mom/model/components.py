@@ -1,0 +1,107 @@
+"""What blocks and modules are made of: norm, positions, feed-forward, biases, named together by ``block``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mom.model.configuration import MoMConfig
+
+
+@dataclass(frozen=True)
+class Components:
+    """The parts of one kind of block.
+
+    Attributes:
+        rms_norm: norms are RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), without shift; else LayerNorm.
+        rotary: positions turn queries and keys (RoPE, Su et al. 2021, arXiv 2104.09864); else they are learned and
+            added to the token embeddings.
+        gated: the feed-forward is SwiGLU (Shazeer 2020, arXiv 2002.05202); else tanh-GELU.
+        bias: projections have biases.
+    """
+
+    rms_norm: bool
+    rotary: bool
+    gated: bool
+    bias: bool
+
+
+BLOCKS = {
+    "gpt2": Components(rms_norm=False, rotary=False, gated=False, bias=True),
+    "llama": Components(rms_norm=True, rotary=True, gated=True, bias=False),
+}
+"""Values of ``MoMConfig.block``."""
+
+
+def build_norm(config: MoMConfig) -> nn.LayerNorm | nn.RMSNorm:
+    """The norm of a plain block, or the final one."""
+    kind = nn.RMSNorm if config.components.rms_norm else nn.LayerNorm
+    return kind(config.d_model, eps=config.layer_norm_epsilon)
+
+
+def normalized(config: MoMConfig, x: Tensor) -> Tensor:
+    """The norm without its scale and shift, over the last dimension."""
+    normalize = F.rms_norm if config.components.rms_norm else F.layer_norm
+    return normalize(x, x.shape[-1:], eps=config.layer_norm_epsilon)
+
+
+def activated(config: MoMConfig, hidden: Tensor) -> Tensor:
+    """The feed-forward's non-linearity: [..., F] → [..., F], or SwiGLU's gate and value [..., 2F] → [..., F]."""
+    if not config.components.gated:
+        return F.gelu(hidden, approximate="tanh")
+    gate, value = hidden.chunk(2, dim=-1)
+    return F.silu(gate) * value
+
+
+def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: float) -> Tensor:
+    """RMSNorm of queries and keys within each head (Qwen3; Henry et al. 2020, arXiv 2010.04245); values stay.
+
+    Args:
+        qkv: [..., 3D].
+        query_scale: scale of the queries' norm, [..., D / heads].
+        key_scale: scale of the keys' norm, likewise.
+        epsilon: of the norm.
+
+    Returns:
+        [..., 3D].
+    """
+    query, key, value = qkv.chunk(3, dim=-1)
+
+    def normal(part: Tensor, scale: Tensor) -> Tensor:
+        heads = part.unflatten(-1, (-1, scale.shape[-1]))  # (..., heads, D / heads)
+        return (F.rms_norm(heads, heads.shape[-1:], eps=epsilon) * scale.unsqueeze(-2)).flatten(-2)
+
+    return torch.cat([normal(query, query_scale), normal(key, key_scale), value], dim=-1)
+
+
+def rotation(config: MoMConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of RoPE's angles, float32.
+
+    Args:
+        config: the model's configuration.
+        position_ids: [B, T] or [1, T].
+
+    Returns:
+        Two [B or 1, 1, T, D / heads / 2], the second dimension for the heads.
+    """
+    half = config.d_model // config.num_heads // 2
+    exponent = torch.arange(half, device=position_ids.device, dtype=torch.float32) / half
+    angles = position_ids[:, None, :, None].float() * config.rope_theta**-exponent
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn the pairs (i, i + half) of each head by their angles, as Llama does.
+
+    Args:
+        x: queries or keys, [B, heads, T, D / heads].
+        angles: :func:`rotation`.
+    """
+    cos, sin = (part.to(x.dtype) for part in angles)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
