@@ -36,6 +36,7 @@ CALLBACKS = {
     "throughput": {"_target_": "mom.callbacks.ThroughputMonitor"},
     "effective_depth": {"_target_": "mom.callbacks.EffectiveDepth"},
     "routing_statistics": {"_target_": "mom.callbacks.RoutingStatistics"},
+    "routing_paths": {"_target_": "mom.callbacks.RoutingPaths", "every_n_steps": 2},
 }
 SMALL_MODEL = {
     "max_positions": 16,

@@ -15,8 +15,10 @@ from mom.callbacks.statistics import (
     depth_sums,
     routing_metrics,
     routing_sums,
+    use_by_slot,
 )
 from mom.model import RoundRouting, Routing
+from mom.model.balance import balance_loss
 
 N_ATTENTION, N_FFN, STAGES, ROUNDS, K, FIXED = 3, 4, 2, 3, 2, 4
 
@@ -120,7 +122,8 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
 
     load = np.zeros((STAGES, size))
     steps = skipped = places = skip_places = 0
-    entropies = []
+    entropies, first_weights = [], []
+    chosen, probability = np.zeros((STAGES, size + 1)), np.zeros((STAGES, size + 1))
     for routing, mask in passes:
         for index, record in enumerate(routing):
             choice = getattr(record, pool)
@@ -135,12 +138,34 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
                         load[index // ROUNDS, one] += 1
                 p = choice.scores[row, column].tolist()
                 entropies.append(-sum(x * math.log(x) for x in p) / math.log(size + 1))
+                first_weights.append(float(choice.weights[row, column, 0]))
+                for one in taken:
+                    chosen[index // ROUNDS, one] += 1
+                probability[index // ROUNDS] += p
     assert 0 < skipped < steps, "the example says nothing"
     assert metrics["skip_rate"] == pytest.approx(skipped / steps, rel=1e-12)
     assert metrics["skip_share"] == pytest.approx(skip_places / places, rel=1e-9)
     assert metrics["load_max_over_mean"] == pytest.approx(np.mean(load.max(1) / load.mean(1)), rel=1e-12)
     assert metrics["entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
     assert metrics["dead_fraction"] == np.mean(load == 0)
+    assert metrics["first_weight"] == pytest.approx(np.mean(first_weights), rel=1e-6)
+    np.testing.assert_array_equal(use_by_slot(collect(sums)), chosen)
+    for include_skip, slots in ((True, size + 1), (False, size)):
+        f, p = (one[:, :slots] / one[:, :slots].sum(1, keepdims=True) for one in (chosen, probability))
+        wanted = np.mean(slots * (f * p).sum(1))
+        found = routing_metrics(collect(sums), balance_skip=include_skip)["balance_loss"]
+        assert found == pytest.approx(wanted, rel=1e-5)
+
+
+def test_the_balance_loss_is_the_one_that_is_trained_with():
+    routing, mask = random_pass(0)
+    metrics = {}
+    for pool, size in (("attention", N_ATTENTION), ("ffn", N_FFN)):
+        choices = [getattr(record, pool) for record in routing]
+        sums = routing_sums(choices, mask, num_modules=size, num_stages=STAGES)
+        metrics[pool] = routing_metrics(collect(sums))["balance_loss"]
+    trained = float(balance_loss(routing, ROUNDS, mask))
+    assert STAGES * sum(metrics.values()) == pytest.approx(trained, rel=1e-5)
 
 
 def test_an_unused_module_and_an_unused_pool_are_dead():

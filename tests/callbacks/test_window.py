@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+import torch
+from lightning.pytorch import Callback
 
 from mom.callbacks import EffectiveDepth, RoutingStatistics
 from mom.callbacks.statistics import add, collect, depth_metrics, depth_sums, routing_metrics, routing_sums
@@ -45,6 +47,74 @@ def test_a_training_window_is_a_whole_optimiser_step_of_those_that_log(tmp_path)
         wanted = expected(recorder.train_outputs[outputs], module.model.config)
         assert wanted["depth/effective_std"] > 0
         assert {name: logged[name] for name in wanted} == pytest.approx(wanted, rel=1e-6)
+
+
+def test_flops_are_of_the_modules_that_ran_and_of_real_tokens(tmp_path):
+    validation = [token_batch(seed, rows=2, padded=padded) for seed, padded in ((1, 3), (2, 0))]
+    module = small_module(skip_rule="first")
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [EffectiveDepth(), recorder])
+    trainer.validate(module, datamodule=FixedBatches([], validation), verbose=False)
+    config, width = module.model.config, module.model.config.d_model
+    total = nominal = tokens = 0
+    for output in recorder.validation_outputs:
+        for row, column in output["attention_mask"].nonzero().tolist():
+            length = int(output["attention_mask"][row].sum())
+            tokens += 1
+            fixed = config.fixed_depth * (8 * width**2 + 16 * width**2) + 2 * width * config.vocab_size
+            fixed += config.graph_depth * 4 * width * (length + 1) / 2
+            state = config.router_width
+            fixed += 2 * config.num_rounds * 2 * (3 * state * width + 3 * state**2 + state * 4)
+            took = [
+                sum(int(choice) < 3 for choice in getattr(record, pool).selected[row, column])
+                for pool in ("attention", "ffn")
+                for record in output["routing"]
+            ]
+            rounds = config.num_rounds
+            total += fixed + 8 * width**2 * sum(took[:rounds]) + 16 * width**2 * sum(took[rounds:])
+            nominal += fixed + 24 * width**2 * 2 * rounds
+    found = trainer.callback_metrics
+    assert float(found["val/compute/flops_per_token"]) == pytest.approx(total / tokens, rel=1e-6)
+    assert float(found["val/compute/share_of_nominal"]) == pytest.approx(total / nominal, rel=1e-6)
+    assert total < nominal
+
+
+class Gradients(Callback):
+    """Keeps the routers' gradients of every optimiser step, before clipping."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        named = pl_module.model.named_parameters()
+        squares = [(one.grad**2).sum() for name, one in named if "stages.0.ffn.router." in name]
+        self.norms.append(float(sum(squares)) ** 0.5)
+
+
+def test_the_norm_of_the_routers_gradient_is_of_the_whole_step_before_clipping(tmp_path):
+    module, gradients, recorder = small_module(), Gradients(), Recorder()
+    options = {"max_steps": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 1e-3}
+    callbacks = [RoutingStatistics(), gradients, recorder]
+    batches = [token_batch(seed) for seed in range(4)]
+    trainer = plain_trainer(tmp_path, callbacks, limit_val_batches=0, **options)
+    trainer.fit(module, datamodule=FixedBatches(batches, []))
+    found = [logged["routing/ffn/gradient_norm"] for logged in recorder.logged[1::2]]
+    assert found == pytest.approx(gradients.norms, rel=1e-5)
+    assert min(found) > 1e-3
+
+
+def test_the_history_holds_every_logged_step_and_outlives_a_resume(tmp_path):
+    statistics, recorder = RoutingStatistics(), Recorder()
+    batches = [token_batch(seed, padded=2) for seed in range(4)]
+    options = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0}
+    trainer = plain_trainer(tmp_path, [statistics, recorder], **options)
+    trainer.fit(small_module(), datamodule=FixedBatches(batches, []))
+    again = RoutingStatistics()
+    again.load_state_dict(statistics.state_dict())
+    assert again.history["steps"].tolist() == [2, 4]
+    output = recorder.train_outputs[3]
+    chosen = torch.cat([one.ffn.selected[output["attention_mask"]] for one in output["routing"]])
+    assert again.history["ffn"][1, 0].tolist() == torch.bincount(chosen.flatten(), minlength=4).tolist()
 
 
 def test_a_validation_weighs_every_token_once(tmp_path):

@@ -5,6 +5,7 @@ from mom.callbacks.effective_depth import EffectiveDepth
 from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
 from mom.callbacks.non_finite import NonFinite
+from mom.callbacks.paths import RoutingPaths
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.prune_trial import PruneTrial
 from mom.callbacks.random_state import RandomState
@@ -26,6 +27,7 @@ __all__ = [
     "RankAgreement",
     "RouterNoise",
     "RouterPriorDecay",
+    "RoutingPaths",
     "RoutingStatistics",
     "StepProgressBar",
     "ThroughputMonitor",

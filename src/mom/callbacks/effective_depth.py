@@ -7,8 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from mom.callbacks.statistics import Sums, Totals, depth_metrics, depth_sums
-from mom.callbacks.window import WindowedStatistics, config_of
+from mom.callbacks.statistics import POOLS, Sums, Totals, depth_metrics, depth_sums
+from mom.callbacks.window import WindowedStatistics, config_of, forward_flops
+from mom.cost import Usage
 
 
 class EffectiveDepth(WindowedStatistics):
@@ -19,6 +20,10 @@ class EffectiveDepth(WindowedStatistics):
     blocks (``modules_per_token``: in modules, a plain block counting 2);
     :func:`mom.callbacks.statistics.depth_metrics` defines each. Padding never counts. For a plain transformer
     every depth equals the graph's.
+
+    From the same counts ``compute/flops_per_token``, the operations of a forward (:mod:`mom.cost`) at the modules
+    that the tokens took and the mean length of their sequences, padding left out; and
+    ``compute/share_of_nominal``, that over what it would be with a module in every place.
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
@@ -33,4 +38,14 @@ class EffectiveDepth(WindowedStatistics):
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
         config = config_of(pl_module)
         metrics = depth_metrics(totals, fixed_depth=config.fixed_depth, graph_depth=config.graph_depth)
-        return {f"depth/{name}": value for name, value in metrics.items()}
+        if not metrics:
+            return {}
+        tokens = float(totals["histogram"].sum())
+        rounds = config.graph_depth - config.fixed_depth
+        used = (float(totals[f"{pool}_modules"]) / (tokens * max(1, rounds)) for pool in POOLS)
+        length = float(totals["lengths"]) / tokens
+        flops = forward_flops(pl_module, length, Usage(*used))
+        return {f"depth/{name}": value for name, value in metrics.items()} | {
+            "compute/flops_per_token": flops,
+            "compute/share_of_nominal": flops / forward_flops(pl_module, length, Usage.nominal(config)),
+        }

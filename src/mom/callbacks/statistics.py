@@ -55,17 +55,18 @@ def depth_sums(
     Returns:
         ``histogram`` [2R+1], tokens by the number of steps in which they took a module (exact, so the
         deviation and every quantile of the depth follow from it); and over all tokens ``attention_steps``,
-        ``ffn_steps`` (steps in which a module was taken), ``weight`` (weight of the modules taken) and
-        ``modules`` (places held by a module).
+        ``ffn_steps`` (steps in which a module was taken), ``weight`` (weight of the modules taken),
+        ``attention_modules``, ``ffn_modules`` (places held by a module) and ``lengths`` (real tokens in the
+        token's own sequence).
     """
     modules = {"attention": num_attention_modules, "ffn": num_ffn_modules}
     real = mask.bool()
     steps = torch.zeros(real.shape, dtype=torch.int64, device=real.device)  # [B, T]
     sums: Sums = {}
     weight = torch.zeros((), device=real.device)
-    places = torch.zeros((), dtype=torch.int64, device=real.device)
     for pool in POOLS:
         taken_by_token = torch.zeros_like(steps)
+        places = torch.zeros((), dtype=torch.int64, device=real.device)
         for record in routing:
             choice: PoolRecord = getattr(record, pool)
             is_module = (choice.selected < modules[pool]) & real.unsqueeze(-1)  # [B, T, K]
@@ -73,10 +74,12 @@ def depth_sums(
             weight = weight + (choice.weights.detach().float() * is_module).sum()
             places = places + is_module.sum()
         sums[f"{pool}_steps"] = taken_by_token.sum()
+        sums[f"{pool}_modules"] = places
         steps += taken_by_token
     histogram = torch.zeros(2 * len(routing) + 1, dtype=torch.int64, device=real.device)
     histogram.scatter_add_(0, steps.flatten(), real.flatten().long())
-    return {"histogram": histogram, "weight": weight, "modules": places, **sums}
+    lengths = real.sum(dim=-1).square().sum()  # (B, T) → ()
+    return {"histogram": histogram, "weight": weight, "lengths": lengths, **sums}
 
 
 def depth_metrics(totals: Totals, *, fixed_depth: int, graph_depth: int) -> dict[str, float]:
@@ -117,7 +120,8 @@ def depth_metrics(totals: Totals, *, fixed_depth: int, graph_depth: int) -> dict
         "effective_attention": fixed_depth + float(totals["attention_steps"]) / tokens,
         "effective_ffn": fixed_depth + float(totals["ffn_steps"]) / tokens,
         "weighted": fixed_depth + 0.5 * float(totals["weight"]) / tokens,
-        "modules_per_token": 2 * fixed_depth + float(totals["modules"]) / tokens,
+        "modules_per_token": 2 * fixed_depth
+        + float(totals["attention_modules"] + totals["ffn_modules"]) / tokens,
         "graph": float(graph_depth),
     }
 
@@ -134,7 +138,9 @@ def routing_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_modules: in
     Returns:
         ``load`` [S, N], places held by each module; ``places``, all places, SKIP's too; ``steps``,
         token-steps; ``skipped_steps``, those in which no module ran; ``entropy``, entropy of the
-        probabilities in nats summed over token-steps, divided by the logarithm of the number of choices.
+        probabilities in nats summed over token-steps, divided by the logarithm of the number of choices;
+        ``first_weight``, the weight of the first choice summed over token-steps; ``scores`` [S, N+1], the
+        probabilities of each slot summed over token-steps.
     """
     real = mask.bool()
     selected = torch.stack([choice.selected for choice in choices])  # [R, B, T, K]
@@ -153,11 +159,17 @@ def routing_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_modules: in
         "steps": steps,
         "skipped_steps": steps - is_module.any(dim=-1).sum(),
         "entropy": (entropy * here).sum(),
+        "first_weight": (torch.stack([one.weights[..., 0].detach() for one in choices]).float() * here).sum(),
+        "scores": (scores * here.unsqueeze(-1)).view(num_stages, -1, scores.shape[-1]).sum(dim=1),
     }
 
 
-def routing_metrics(totals: Totals) -> dict[str, float]:
+def routing_metrics(totals: Totals, *, balance_skip: bool = True) -> dict[str, float]:
     """How one kind of pool is used, from the totals of :func:`routing_sums`.
+
+    Args:
+        totals: the collected sums.
+        balance_skip: ``MoMConfig.balance_skip``: whether SKIP is one of the choices to balance.
 
     Returns:
         ``skip_rate``: share of token-steps in which no module ran, from 0 to 1. With K ≥ 2 and ``skip_rule:
@@ -168,6 +180,10 @@ def routing_metrics(totals: Totals) -> dict[str, float]:
         ``entropy``: entropy of the router's probabilities, SKIP included, over its largest possible value,
         averaged over token-steps; 0 certain, 1 undecided.
         ``dead_fraction``: share of modules that no token took in the window, from 0 to 1.
+        ``first_weight``: mean weight of the first choice; with weights that sum to 1 from 1/K (all places
+        alike) to 1 (the others count for nothing).
+        ``balance_loss``: Switch's ``N' Σ f_i P_i`` (:func:`mom.model.balance.balance_loss`) of the whole window,
+        averaged over stages; 1 at perfect balance, N' when one choice has all.
         Empty when no token was counted.
     """
     steps, places = float(totals["steps"]), float(totals["places"])
@@ -181,7 +197,27 @@ def routing_metrics(totals: Totals) -> dict[str, float]:
         "load_max_over_mean": float((load.amax(dim=-1) / mean).mean()),
         "entropy": float(totals["entropy"]) / steps,
         "dead_fraction": float((load == 0).double().mean()),
+        "first_weight": float(totals["first_weight"]) / steps,
+        "balance_loss": float(_balance(totals, balance_skip).mean()),
     }
+
+
+def use_by_slot(totals: Totals) -> Tensor:
+    """Places held by each slot of each stage, [S, N+1], SKIP last, from the totals of :func:`routing_sums`."""
+    load = totals["load"].double()  # (S, N)
+    skip = totals["places"].double() / len(load) - load.sum(dim=-1)  # every stage has as many rounds
+    return torch.cat([load, skip.unsqueeze(-1)], dim=-1)
+
+
+def _balance(totals: Totals, include_skip: bool) -> Tensor:
+    """``N' Σ f P`` of each stage, [S]."""
+    chosen, scores = use_by_slot(totals), totals["scores"].double()  # (S, N+1)
+    if not include_skip:
+        chosen, scores = chosen[:, :-1], scores[:, :-1]
+    tiny = torch.finfo(torch.float64).tiny
+    shares = chosen / chosen.sum(dim=-1, keepdim=True).clamp(min=tiny)
+    means = scores / scores.sum(dim=-1, keepdim=True).clamp(min=tiny)
+    return chosen.shape[-1] * (shares * means).sum(dim=-1)
 
 
 def add(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> Sums:

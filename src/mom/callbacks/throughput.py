@@ -11,8 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from mom.callbacks.window import config_of, logs_next_step
-from mom.cost import Usage, flops_per_token
+from mom.callbacks.window import config_of, forward_flops, logs_next_step
+from mom.cost import Usage
 from mom.measurement import peak_flops, product_dtype_of
 
 log = logging.getLogger(__name__)
@@ -143,9 +143,7 @@ def _rate(start: tuple[float, int], end: tuple[float, int]) -> float | None:
 def _training_flops(pl_module: LightningModule, outputs: Mapping[str, Any], length: float) -> float:
     """Useful operations of a training step, per token, at the modules that this batch used."""
     config = config_of(pl_module)
-    flops = flops_per_token(config, length, Usage.of(config, outputs["routing"]))
-    # A classifier's head is as good as free.
-    return flops.training if hasattr(pl_module.model, "lm_head") else 3 * (flops.total - flops.head)
+    return 3 * forward_flops(pl_module, length, Usage.of(config, outputs["routing"]))
 
 
 @rank_zero_only

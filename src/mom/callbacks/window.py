@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.statistics import Sums, Totals, add, collect
+from mom.cost import Usage, flops_per_token
 from mom.model import MoMConfig, MoMForCausalLM
 
 
@@ -38,11 +39,20 @@ class WindowedStatistics(Callback):
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
         """Metrics with their full names, from sums over the window and all ranks."""
 
+    def is_due(self, trainer: Trainer) -> bool:
+        """Whether the optimiser step under way is measured: those that are logged."""
+        return logs_next_step(trainer)
+
+    def start_window(self, *, training: bool) -> None:  # most have nothing to do
+        """A window begins, of training or of a validation: forget what was kept beside its sums."""
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Decide whether the optimiser step that this micro-batch belongs to is one that logs."""
         # global_step still counts the steps before this one; it grows with the window's last micro-batch.
         self._step_before = trainer.global_step
-        self._measuring = logs_next_step(trainer)
+        self._measuring = self.is_due(trainer)
+        if self._training is None:
+            self.start_window(training=True)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
@@ -58,6 +68,7 @@ class WindowedStatistics(Callback):
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the validation's window."""
         self._validation = None
+        self.start_window(training=False)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
@@ -98,6 +109,18 @@ def config_of(pl_module: LightningModule) -> MoMConfig:
     return cast(MoMForCausalLM, pl_module.model).config
 
 
+def forward_flops(pl_module: LightningModule, length: float, usage: Usage) -> float:
+    """Operations of a forward per token of the module's model; a classifier's head is as good as free.
+
+    Args:
+        pl_module: what is trained.
+        length: T, mean over tokens of the length of their sequence.
+        usage: modules that a token takes in a step.
+    """
+    flops = flops_per_token(config_of(pl_module), length, usage)
+    return flops.total if hasattr(pl_module.model, "lm_head") else flops.total - flops.head
+
+
 def log_interval(trainer: Trainer) -> int:
     """``trainer.log_every_n_steps``, at least 1."""
     return max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it elsewhere
@@ -107,3 +130,12 @@ def logs_next_step(trainer: Trainer) -> bool:
     """Whether the optimiser step under way is logged: every ``log_every_n_steps``, and the last."""
     step = trainer.global_step + 1
     return step % log_interval(trainer) == 0 or step == trainer.max_steps
+
+
+def is_logged_at_interval(trainer: Trainer, every_n_steps: int) -> bool:
+    """Whether the step under way is the first that is logged in an interval of ``every_n_steps``, or the last."""
+    step = trainer.global_step + 1
+    if step == trainer.max_steps:
+        return True
+    before = step - log_interval(trainer)  # the logged step before this one
+    return logs_next_step(trainer) and step // every_n_steps > before // every_n_steps
