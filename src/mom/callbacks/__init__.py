@@ -2,6 +2,7 @@
 
 from mom.callbacks.balance_bias import BalanceBias
 from mom.callbacks.effective_depth import EffectiveDepth
+from mom.callbacks.figures import RoutingFigures
 from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.last_checkpoint import LastCheckpoint
 from mom.callbacks.non_finite import NonFinite
@@ -27,6 +28,7 @@ __all__ = [
     "RankAgreement",
     "RouterNoise",
     "RouterPriorDecay",
+    "RoutingFigures",
     "RoutingPaths",
     "RoutingStatistics",
     "StepProgressBar",

@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.console import Console
 from rich.table import Table
 
+from mom.callbacks.figures import FOLDER
+
 ROWS = (
     ("validation loss (nats/token)", "val/loss", "{:.4f}"),
     ("perplexity", "val/perplexity", "{:,.2f}"),
@@ -52,3 +54,6 @@ def print_report(table: Table, directory: Path, console: Console | None = None) 
     console.print()
     console.print(table)
     console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
+    picture = directory / FOLDER / "module_use.png"
+    if picture.is_file():
+        console.print(f"Which modules each round used: {picture}", soft_wrap=True, highlight=False)
