@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ check: install ## Check format, lint, types and spelling
 
 bench: install ## Time models beside GPT-2, a dense stack and a matrix product (ARGS="--size small")
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+dashboard: install ## Make a workspace at Weights & Biases (ARGS="task.project=mom"); offline, its file
+	$(BIN)/python run.py task=dashboard $(ARGS)
 
 clean: ## Remove caches and builds; runs and .venv stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -37,7 +37,6 @@ CALLBACKS = {
     "effective_depth": {"_target_": "mom.callbacks.EffectiveDepth"},
     "routing_statistics": {"_target_": "mom.callbacks.RoutingStatistics"},
     "routing_paths": {"_target_": "mom.callbacks.RoutingPaths", "every_n_steps": 2},
-    "figures": {"_target_": "mom.callbacks.RoutingFigures", "dpi": 30},
 }
 SMALL_MODEL = {
     "max_positions": 16,

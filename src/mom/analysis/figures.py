@@ -289,11 +289,26 @@ def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str,
             )
     if logarithmic:
         lower.set_xscale("log")
+    occupied = [(_floats(one.edges), _floats(one.tokens) > 0) for one in lines.values()]
+    starts, ends = (
+        [edges[part][full] for edges, full in occupied if full.any()] for part in (slice(-1), slice(1, None))
+    )
+    if starts:
+        lower.set_xlim(min(one[0] for one in starts), max(one[-1] for one in ends))
+    _at_least_a_block(upper)
     upper.set_ylabel("depth (blocks)")
     upper.legend(title="mean ± deviation", loc="center left", bbox_to_anchor=(1.0, 0.5))
     lower.set_ylabel("share of\ntokens")
     lower.set_xlabel(xlabel)
     return figure
+
+
+def _at_least_a_block(axis: Axes) -> None:
+    """Widen the scale of a depth to a block, so that differences of nothing are not drawn large."""
+    low, high = axis.get_ylim()
+    if high - low < 1:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - 0.5, middle + 0.5)
 
 
 def _bands(axis: Axes, flow: Floats) -> None:
@@ -335,8 +350,8 @@ def _bands(axis: Axes, flow: Floats) -> None:
 
 
 def _bottoms(sizes: Floats, gap: float) -> Floats:
-    """Where each node begins, one upon the other."""
-    return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap)])
+    """Where each node begins, one upon the other; empty ones take no room."""
+    return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap * (sizes[:-1] > 0))])
 
 
 def _transitions(pools: Pools, run: str, num_stages: int) -> Figure:

@@ -14,6 +14,7 @@ from mom.callbacks.ranks import RankAgreement
 from mom.callbacks.router_noise import RouterNoise
 from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_statistics import RoutingStatistics
+from mom.callbacks.samples import GeneratedSamples
 from mom.callbacks.throughput import ThroughputMonitor
 from mom.callbacks.top_k_growth import TopKGrowth
 
@@ -21,6 +22,7 @@ __all__ = [
     "BalanceBias",
     "EffectiveDepth",
     "FinalValidation",
+    "GeneratedSamples",
     "LastCheckpoint",
     "NonFinite",
     "PruneTrial",

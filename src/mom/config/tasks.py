@@ -245,6 +245,29 @@ class CompareConfig(TaskConfig):
             )
 
 
+@dataclass(frozen=True)
+class DashboardConfig(TaskConfig):
+    """Make a workspace at Weights & Biases.
+
+    Args:
+        entity: the user or team it belongs to; None is the one that is logged in.
+        project: the project of the runs.
+        title: what it is called.
+    """
+
+    computes: ClassVar[bool] = False
+
+    name: Literal["dashboard"] = "dashboard"
+    entity: str | None = None
+    project: str = "mom"
+    title: str = "Mixture-of-Modules"
+
+    def _check(self) -> None:
+        for name in ("entity", "project", "title"):
+            if getattr(self, name) == "":
+                raise RequestError(f"task.{name}", "''", "a name")
+
+
 TASKS: Mapping[str, type[TaskConfig]] = {
     section.name: section
     for section in (
@@ -258,6 +281,7 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         PrepareConfig,
         CostConfig,
         CompareConfig,
+        DashboardConfig,
     )
 }
 """Every task's section by the task's name."""

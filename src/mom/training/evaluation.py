@@ -15,6 +15,7 @@ from mom.run_directory import RunDirectory
 from mom.training.fit import build_callbacks, build_trainer, collect_results
 from mom.training.loggers import build_loggers, finish_loggers
 from mom.training.module import TrainingModule
+from mom.training.provenance import provenance
 
 
 def evaluate_module(
@@ -45,7 +46,7 @@ def evaluate_module(
         directory.path,
         run=Path(config.run_dir).name,
         phase=phase,
-        hyperparameters=dataclasses.asdict(config),
+        hyperparameters=dataclasses.asdict(config) | {"provenance": provenance()},
     )
     kept = (WindowedStatistics, ProgressBar)
     callbacks: list[Callback] = [

@@ -34,6 +34,7 @@ from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import build_loggers, finish_loggers
 from mom.training.module import TrainingModule
+from mom.training.provenance import provenance
 from mom.training.sharding import FullyShardedStrategy
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ def fit_module(
         directory.path,
         run=Path(config.run_dir).name,
         phase=phase,
-        hyperparameters=dataclasses.asdict(config),
+        hyperparameters=dataclasses.asdict(config) | {"provenance": provenance(data)},
         steps_before=0 if resume is None else resume.step,
     )
     interruption = Interruption()

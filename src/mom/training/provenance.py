@@ -1,0 +1,59 @@
+"""Where a run comes from: the code's version, the machine's software, the data's fingerprint."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "numpy")
+
+
+def provenance(data: object = None) -> dict[str, Any]:
+    """What loggers keep on a run beside its configuration; plain values.
+
+    Args:
+        data: a data module; its ``fingerprint`` is told if it has one.
+
+    Returns:
+        ``code``: the ``version`` of ``mom``, the git ``commit`` of its sources and whether they are ``modified``
+        (both null where they are not in a repository); ``environment``: Python, libraries, system and devices;
+        ``data``: ``fingerprint`` of the corpus, or null.
+    """
+    cuda = torch.cuda.is_available()
+    return {
+        "code": {"version": metadata.version("mom"), **_commit(Path(__file__).parent)},
+        "environment": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in LIBRARIES},
+            "system": f"{platform.system()} {platform.machine()}",
+            "device": torch.cuda.get_device_name() if cuda else "cpu",
+            "devices": torch.cuda.device_count() if cuda else 1,
+        },
+        "data": {"fingerprint": getattr(data, "fingerprint", None)},
+    }
+
+
+def _commit(folder: Path) -> dict[str, Any]:
+    """The commit that tracks this folder; an installed copy inside another project's repository has none."""
+    if not _git(folder, "ls-files", "provenance.py"):
+        return {"commit": None, "modified": None}
+    return {
+        "commit": _git(folder, "rev-parse", "HEAD"),
+        "modified": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    """What git says, or nothing where it is missing or there is no repository."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()

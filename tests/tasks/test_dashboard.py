@@ -1,0 +1,60 @@
+"""The workspace: its specification offline, its saving online."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from mom.config import bind
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+from mom.tasks import dashboard
+from mom.training.metric_names import FIGURES, SAMPLES, SECTIONS
+
+
+def request(folder, **options):
+    return bind({"task": {"name": "dashboard", **options}, "run_dir": str(folder / "run")})
+
+
+def test_offline_the_specification_is_written_and_nothing_sent(tmp_path, capsys):
+    config = request(tmp_path, project="mine", title="Routing")
+    summary = dashboard.run(config, RunDirectory(config.run_dir))
+    assert summary["url"] is None
+    assert "offline: nothing was sent" in capsys.readouterr().out
+    written = json.loads((tmp_path / "run" / "workspace.json").read_text())
+    assert (written["project"], written["displayName"]) == ("mine", "Routing")
+    sections = written["spec"]["section"]["panelBankConfig"]["sections"]
+    assert [one["name"] for one in sections[:-2]] == list(SECTIONS)
+    for one in sections[:-2]:
+        assert [panel["config"]["metrics"] for panel in one["panels"]] == [
+            [name] for name in SECTIONS[one["name"]]
+        ]
+        assert {panel["config"]["xAxis"] for panel in one["panels"]} == {dashboard.STEP}
+    assert sections[-2]["panels"][0]["config"]["mediaKeys"] == list(FIGURES)
+    assert SAMPLES in json.dumps(sections[-1]["panels"])
+
+
+def test_online_the_workspace_is_saved_for_the_entity(tmp_path, monkeypatch):
+    from wandb_workspaces.workspaces import Workspace
+
+    saved: list[Workspace] = []
+    monkeypatch.setattr(dashboard, "is_offline", lambda: False)
+    monkeypatch.setattr(Workspace, "save", lambda self: saved.append(self))
+    # The library asks the server for its address.
+    monkeypatch.setattr(
+        Workspace, "url", property(lambda self: f"https://there/{self.entity}/{self.project}")
+    )
+    config = request(tmp_path, entity="team")
+    summary = dashboard.run(config, RunDirectory(config.run_dir))
+    assert len(saved) == 1
+    assert summary["url"] == "https://there/team/mom"
+
+
+def test_wandb_mode_decides(monkeypatch):
+    assert dashboard.is_offline()  # tests/conftest.py sets WANDB_MODE=offline
+
+
+def test_an_empty_name_is_refused(tmp_path):
+    with pytest.raises(RequestError, match=r"task\.project: ''; a name"):
+        request(tmp_path, project="")
