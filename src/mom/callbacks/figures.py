@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -119,7 +119,7 @@ class RoutingFigures(Callback):
             sums = moments_by(nothing.long(), depths, nothing.bool(), number=number)
             return {f"loss/{name}": value for name, value in sums.items()}
         with trainer.precision_plugin.forward_context():
-            output = pl_module.model(
+            output = cast(Any, pl_module.model)(
                 input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), output_routing=True
             )
         wanted = batch["labels"][:, 1:]  # (B, T-1)
@@ -191,7 +191,10 @@ def _drawings(
 
 def _moments(totals: Totals, group: str, name: str) -> tuple[Any, Any, Any]:
     """Tokens, sum of depths, sum of squared depths."""
-    return tuple(totals[f"{group}/{one}"].numpy() for one in ("tokens", f"{name}/total", f"{name}/squares"))
+    tokens, total, squares = (
+        totals[f"{group}/{one}"].numpy() for one in ("tokens", f"{name}/total", f"{name}/squares")
+    )
+    return tokens, total, squares
 
 
 def _depths(pl_module: LightningModule, routing: Any) -> dict[str, Tensor]:

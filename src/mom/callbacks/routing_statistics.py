@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -74,9 +74,9 @@ class RoutingStatistics(WindowedStatistics):
         """Log the norm of the routers' gradient, which is whole here: all micro-batches and ranks."""
         if not logs_next_step(trainer):
             return
+        stages = cast(Any, pl_module.model).model.stages
         for pool in POOLS:
-            stages = config_of(pl_module).num_stages and pl_module.model.model.stages  # type: ignore[union-attr]
-            routers = [getattr(stage, pool).router for stage in stages or ()]
+            routers = [getattr(stage, pool).router for stage in stages]
             gradients = [
                 one.grad for router in routers for one in router.parameters() if one.grad is not None
             ]
