@@ -36,7 +36,11 @@ def init(tmp_path) -> Path:
 
 
 def tuned(
-    folder: Path, init: Path | str, task: dict[str, Any] | None = None, **data: Any
+    folder: Path,
+    init: Path | str,
+    task: dict[str, Any] | None = None,
+    trainer: dict[str, Any] | None = None,
+    **data: Any,
 ) -> tuple[dict, Path]:
     groups = {
         "kind": "glue",
@@ -61,11 +65,16 @@ def tuned(
                 "patience": 5,
             },
         },
-        trainer={"max_steps": 100, "val_check_interval": 1.0},
+        trainer={"max_steps": 100, "val_check_interval": 1.0, **(trainer or {})},
         logger={"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}},
     )
     config = bind(whole)
     return finetune.run(config, RunDirectory(config.run_dir)), Path(config.run_dir)
+
+
+def test_shares_of_a_model_are_not_fine_tuned(tmp_path, init):
+    with pytest.raises(RequestError, match=r"trainer\.strategy: fsdp; auto or ddp for task=finetune"):
+        tuned(tmp_path, init, trainer={"strategy": "fsdp"})
 
 
 def test_one_task(tmp_path, init, capsys):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from mom.callbacks import FinalValidation, LastCheckpoint, StepProgressBar
 from mom.data.module import LanguageModelingDataModule
@@ -260,3 +261,18 @@ def test_compiled_layers_train_to_the_same_losses(tmp_path, monkeypatch):
     assert state(tmp_path / "compiled/checkpoints/last.ckpt")["state_dict"].keys() == (
         state(tmp_path / "eager/checkpoints/last.ckpt")["state_dict"].keys()
     )
+
+
+def test_under_slurm_lightning_does_not_requeue_by_itself(tmp_path, monkeypatch):
+    def environment():
+        trainer = fit.build_trainer(tiny_request(tmp_path), tmp_path, 1, [], [])
+        return trainer._accelerator_connector.cluster_environment
+
+    assert not isinstance(environment(), SLURMEnvironment)
+    for name in ("NTASKS", "NTASKS_PER_NODE", "NNODES", "JOB_ID"):
+        monkeypatch.setenv(f"SLURM_{name}", "1")
+    for name in ("PROCID", "LOCALID", "NODEID"):
+        monkeypatch.setenv(f"SLURM_{name}", "0")
+    slurm = environment()
+    assert isinstance(slurm, SLURMEnvironment)
+    assert not slurm.auto_requeue

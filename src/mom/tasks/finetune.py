@@ -55,6 +55,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """
     task, data, init = config.task, config.data, config.init
     assert isinstance(task, FinetuneConfig) and init is not None
+    if (
+        config.trainer.strategy == "fsdp"
+    ):  # the best weights are put back into the whole model, which no process has
+        raise RequestError("trainer.strategy", "fsdp", "auto or ddp for task=finetune")
     if isinstance(data, XsumConfig):
         return finetune_xsum(config, task, data, init, run)
     assert isinstance(data, GlueConfig)
