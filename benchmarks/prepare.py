@@ -148,13 +148,13 @@ def main() -> None:
     table.add_column("corpus", no_wrap=True)
     for name in (
         "MB",
-        "library s",
-        "prepared s",
+        "alone\ns",
+        "all\ns",
         "share",
-        "library CPU s",
-        "prepared CPU s",
+        "alone\nCPU s",
+        "all\nCPU s",
         "share",
-        "peak MB",
+        "peak\nMB",
     ):
         table.add_column(name, justify="right")
     with tempfile.TemporaryDirectory() as name:
