@@ -25,11 +25,13 @@ NOT_OPTIONS = (
     "debug",
     "logger",
     "launcher",
+    "search",
     "data.cache_dir",
     "data.num_processes",
     "data.num_workers",
     "trainer.enable_progress_bar",
     "callbacks.progress_bar",
+    "callbacks.prune",
 )
 """Options, and groups of them, that tell runs apart without a difference to what they measure."""
 

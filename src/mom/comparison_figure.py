@@ -54,6 +54,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
     if has_differences:
         _draw_differences(panels[1], comparison, task)
     for panel in panels:
+        panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
     for ending in ("png", "svg"):

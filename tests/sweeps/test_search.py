@@ -66,6 +66,7 @@ def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
         completed += [] if worse else [loss]
         state = json.loads(Path(f"s/{trial.number}/status.json").read_text())["state"]
         assert state == ("interrupted" if worse else "succeeded")
+        assert trial.number < 2 or (f"s/{trial.number}: pruned\n" in told) == worse
     best = study.best_trial
     assert f"The best: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in told
     assert re.search(rf"│ +{best.value:.4f} │ .* │ s/{best.number} +│", told)

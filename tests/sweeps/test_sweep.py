@@ -127,9 +127,9 @@ def test_a_grid_is_every_combination_of_its_values(
         return True
 
     monkeypatch.setattr(of_sweep, "carry_out", carry_out)
-    assert launch("-m", f"sweep={name}", "seed=1,2") == 1  # every job was checked, and none has succeeded
+    assert launch("-m", f"sweep={name}", "seed=3") == 1  # every job was checked, and none has succeeded
     values = {option: str(listed).split(",") for option, listed in GRIDS[name].items()}
-    assert len(planned) == 2 * prod(map(len, values.values()))
+    assert len(planned) == prod(map(len, values.values()))
     wanted = {
         frozenset(
             [*(f"{option}={value}" for option, value in zip(values, chosen, strict=True)), f"seed={seed}"]

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
+from mom.tables import print_table
 
 METRIC = "val/loss"
 _COLOURS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
@@ -20,10 +21,10 @@ def tell_started(job: Job) -> None:
     _say(f"{job.folder}: {job.label} → {OUTPUT}")
 
 
-def tell_ended(job: Job) -> None:
-    """Say how a job ended."""
+def tell_ended(job: Job, how: str | None = None) -> None:
+    """Say how a job ended; ``how`` if its state does not tell."""
     value = job.summary.get(METRIC) if job.state == "succeeded" else None
-    _say(f"{job.folder}: {job.state}" + (f", {METRIC} {value:.4f}" if value is not None else ""))
+    _say(f"{job.folder}: {how or job.state}" + (f", {METRIC} {value:.4f}" if value is not None else ""))
 
 
 def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None) -> None:
@@ -47,10 +48,8 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
         state = f"[{colour}]{job.state}[/]" if colour else job.state
         shown = ["–" if value is None else f"{value:.4f}"] if len(table.columns) == 4 else []
         table.add_row(str(job.folder.relative_to(folder)), job.label or "–", state, *shown)
-    if not console.is_terminal:  # a file is as wide as the table
-        console.width = max(console.width, console.measure(table).maximum)
     console.print()
-    console.print(table)
+    print_table(table, console)
     for job in jobs:
         if job.state == "failed":
             _say(f"{job.folder}: {job.error}", console)

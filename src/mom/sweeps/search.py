@@ -20,6 +20,7 @@ from mom.sweeps.launch import carry_out, check_launcher
 from mom.sweeps.report import tell_ended, tell_started
 from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, space
 from mom.sweeps.sweep import plan
+from mom.tables import print_table
 
 if TYPE_CHECKING:
     import optuna
@@ -110,7 +111,12 @@ def _conduct(
                 if ended == 0 and number == 0:
                     raise
                 _fail(study, number, str(reason))
-        completed = carry_out(list(jobs.values()), launcher, folder, tell_started, tell_ended)
+        numbers_of = {job.folder: number for number, job in jobs.items()}
+
+        def ended_one(job: Job, numbers_of: dict[Path, int] = numbers_of) -> None:
+            tell_ended(job, "pruned" if _is_pruned(study, numbers_of[job.folder], job) else None)
+
+        completed = carry_out(list(jobs.values()), launcher, folder, tell_started, ended_one)
         for number, job in jobs.items():
             _tell(study, number, job, options.metric)
         if not completed:
@@ -152,10 +158,15 @@ def _tell(study: optuna.Study, number: int, job: Job, metric: str) -> None:
     value = job.summary.get(metric)
     if job.state == "succeeded" and isinstance(value, int | float):
         study.tell(number, float(value))
-    elif job.state == "interrupted" and PRUNED_AT in study.get_trials()[number].user_attrs:
+    elif _is_pruned(study, number, job):
         study.tell(number, state=TrialState.PRUNED)
     elif job.state in ("succeeded", "failed"):
         _fail(study, number, job.error or f"no number {metric} in its summary.json")
+
+
+def _is_pruned(study: optuna.Study, number: int, job: Job) -> bool:
+    """Whether a trial ended because it was told to, and not by a signal."""
+    return job.state == "interrupted" and PRUNED_AT in study.get_trials(deepcopy=False)[number].user_attrs
 
 
 def _fail(study: optuna.Study, number: int, why: str) -> None:
@@ -186,10 +197,8 @@ def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], fo
     for trial in complete[:_SHOWN]:
         values = [_shown(trial.params.get(name, "–")) for name in names]
         table.add_row(f"{trial.value:.4f}", *values, trial.user_attrs.get(_FOLDER, "–"))
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)
     console.print()
-    console.print(table)
+    print_table(table, console)
     lines = [
         f"trial {trial.number}: {trial.user_attrs[_WHY]}" for trial in trials if _WHY in trial.user_attrs
     ]

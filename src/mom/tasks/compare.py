@@ -15,6 +15,7 @@ from mom.comparison import Comparison, Group, compare, find_runs
 from mom.comparison_figure import draw
 from mom.config import CompareConfig, RunConfig
 from mom.run_directory import RunDirectory
+from mom.tables import print_table
 
 NAME = "comparison"
 
@@ -73,8 +74,10 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
     heads += ["n", task.metric, "±"]
     if task.against is not None:
         heads.append(task.against)
+    # How many pairs there are says nothing where each run has a partner.
+    has_pairs = any(one.difference and one.difference.pairs < len(one.values) for one in comparison.groups)
     if has_differences:
-        heads += ["difference", f"{task.confidence:.0%} interval", "pairs"]
+        heads += ["difference", f"{task.confidence:.0%} interval", *(["pairs"] if has_pairs else [])]
     body = []
     for index, group in enumerate(comparison.groups):
         row = [*(group.options or ("all",)), str(len(group.values)), *_number(group.mean, group.deviation)]
@@ -82,7 +85,7 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
             others = list(group.others.values())
             row.append(f"{sum(others) / len(others):.4f}" if others else "–")
         if has_differences:
-            row += _difference(group, is_baseline=index == comparison.baseline)
+            row += _difference(group, is_baseline=index == comparison.baseline)[: 3 if has_pairs else 2]
         body.append(row)
     return heads, body
 
@@ -121,15 +124,13 @@ def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
     options = len(comparison.options) or 1
     for place, head in enumerate(heads):
         if place < options:
-            table.add_column(head, overflow="fold")
+            table.add_column(head, overflow="fold", min_width=4)
         else:
-            table.add_column(head, justify="right", no_wrap=True)
+            table.add_column(head.replace("/", "/\n", 1), justify="right")
     for row in body:
         table.add_row(*row)
     console = Console()
-    if not console.is_terminal:  # a file is as wide as the table
-        console.width = max(console.width, console.measure(table).maximum)
-    console.print(table)
+    print_table(table, console)
     console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
     for note in _notes(comparison, task):
         console.print(note, soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,16 @@
+"""Tables on the terminal, and in files as wide as they need to be."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+_WIDEST = 1000
+
+
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; where the output is no terminal, no column is cut or folded to a terminal's width."""
+    if not console.is_terminal:
+        wanted = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
+        console.width = max(console.width, wanted)
+    console.print(table)
