@@ -131,10 +131,7 @@ def test_a_grid_is_every_combination_of_its_values(
     values = {option: str(listed).split(",") for option, listed in GRIDS[name].items()}
     assert len(planned) == prod(map(len, values.values()))
     wanted = {
-        frozenset(
-            [*(f"{option}={value}" for option, value in zip(values, chosen, strict=True)), f"seed={seed}"]
-        )
+        frozenset(["seed=3", *(f"{option}={value}" for option, value in zip(values, chosen, strict=True))])
         for chosen in product(*values.values())
-        for seed in (1, 2)
     }
     assert {frozenset(job.overrides) for job in planned} == wanted
