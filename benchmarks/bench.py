@@ -27,13 +27,14 @@ from rich.table import Table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.callbacks import measure_callbacks
 from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
 from benchmarks.naive import naive_loss
 from mom.cost import Usage, flops_per_token
 from mom.measurement import keep_freed_memory, peak_memory, synchronize
 from mom.model import MoMConfig, MoMForCausalLM
 
-MEASURES = ("step", "decode", "memory", "growth")
+MEASURES = ("step", "decode", "memory", "growth", "callbacks")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -224,6 +225,11 @@ class Bench:
         for count, model in modules.items():
             work[f"modules/{count}"] = self.training(model)
         return spread(self.timed(work))
+
+    def callbacks(self) -> dict[str, float]:
+        """What the statistics of routing add to a step of the trainer."""
+        precision = "32-true" if self.dtype == torch.float32 else "bf16-mixed"
+        return measure_callbacks(self.model(self.size.config()), self.ids, precision, self.repeats)
 
     def profile(self) -> str:
         """Where a training step's time goes."""

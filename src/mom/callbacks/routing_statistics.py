@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mom.callbacks.statistics import POOLS, Sums, Totals, routing_metrics, routing_sums, use_by_slot
-from mom.callbacks.window import WindowedStatistics, config_of, logs_next_step
+from mom.callbacks.window import WindowedStatistics, config_of
 
 NEED_PROBABILITIES = ("entropy", "balance_loss")
 
@@ -72,7 +72,7 @@ class RoutingStatistics(WindowedStatistics):
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
         """Log the norm of the routers' gradient, which is whole here: all micro-batches and ranks."""
-        if not logs_next_step(trainer):
+        if not self.is_due(trainer):
             return
         stages = cast(Any, pl_module.model).model.stages
         for pool in POOLS:
