@@ -44,7 +44,10 @@ EQUAL: dict[str, dict[str, Any]] = {
     "starved": {
         "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1}
     },
-    "checkpointing": {"trainer": {"activation_checkpointing": True}},
+    "checkpointing": {
+        "trainer": {"activation_checkpointing": True},
+        "callbacks": {"figures": {"_target_": "mom.callbacks.RoutingFigures", "dpi": 30}},
+    },
 }
 
 

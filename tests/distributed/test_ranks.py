@@ -59,6 +59,14 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder, name):
         assert difference < (1e-5 if exact else 1e-3), key
 
 
+def test_two_ranks_draw_their_tokens_together(folder):
+    drawn = {path.name for path in (folder / "two-checkpointing" / "figures").iterdir()}
+    assert {"module_use.png", "depth_by_loss.png", "use_over_time.png"} <= drawn
+    one, two = (last(folder / f"{ranks}-checkpointing")["callbacks"] for ranks in ("one", "two"))
+    for name, value in one["RoutingStatistics"].items():
+        assert torch.equal(value, two["RoutingStatistics"][name]), name
+
+
 def test_ranks_that_were_asked_for_different_things_refuse_to_start(folder):
     for rank in range(2):
         refusal = (folder / f"refusal-{rank}.txt").read_text()

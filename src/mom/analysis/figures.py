@@ -238,7 +238,8 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
     steps = _floats(steps)
     pools = _pools(attention, ffn, dimensions=3)
     num_stages = pools[0][1].shape[1]
-    figure = new_figure("Module use over training", run, 9.0, 1.0 + 2.8 * num_stages)
+    same_slots = pools[0][1].shape[-1] == pools[1][1].shape[-1]
+    figure = new_figure("Module use over training", run, 7.6, 1.0 + 2.8 * num_stages)
     axes = figure.subplots(num_stages, 2, sharex=True, squeeze=False)
     for column, (name, use) in enumerate(pools):
         for stage in range(num_stages):
@@ -256,7 +257,8 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
             else:
                 _lines(axis, steps, shares)
                 axis.set_ylabel("share of places")
-                axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
+                if column == 1 or not same_slots:
+                    axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.set_title(name if num_stages == 1 else f"{name}, stage {stage}")
     for axis in axes[-1]:
         axis.set_xlabel("optimiser step")
