@@ -31,11 +31,12 @@ demo: install ## Run the quickstart: plain transformer, upcycled, trained on as 
 test: install ## Run the whole test suite (ARGS="-k router" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: install ## Check format, lint, types and spelling
+check: install ## Check format, lint, types, spelling, and notebooks without outputs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 bench: install ## Time models beside GPT-2, a dense stack and a matrix product (ARGS="--size small")
 	$(BIN)/python -m benchmarks.bench $(ARGS)

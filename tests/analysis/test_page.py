@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
@@ -37,11 +37,13 @@ def unpacked(one: dict) -> np.ndarray:
     return np.where(values > one["steps"], np.nan, real)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**31), max_size=20))
 def test_whole_numbers_come_back(values: list[int]) -> None:
     assert unpacked(packed(np.array(values, dtype=np.int64))).tolist() == values
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=20))
 def test_real_numbers_come_back_within_a_step(values: list[float]) -> None:
     given_values = np.array(values)
@@ -57,6 +59,7 @@ def test_one_value_only() -> None:
     assert unpacked(packed_real(np.array([2.5, np.nan, 2.5]))).tolist()[::2] == [2.5, 2.5]
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_json_between_script_tags_is_still_that_json(text: str) -> None:
     written = script_json({"text": text})

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.analysis import traces as module
@@ -133,6 +133,7 @@ def test_depths_of_tokens_average_to_the_metrics() -> None:
     assert metrics["effective"] < 7
 
 
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3),
     length=st.integers(1, 17),

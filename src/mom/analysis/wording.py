@@ -68,10 +68,11 @@ def fact_rows(facts: Mapping[str, Any], header: Header) -> list[tuple[str, str, 
         f"+ {config.num_ffn_modules} FFN modules, {config.num_rounds} rounds{' and an anchor' * config.anchors}; "
         f"{config.num_top_blocks} top"
     )
+    places = f"K = {config.top_k}" + ("" if config.ffn_top_k is None else f" and {config.ffn_top_k} for FFN")
     rows = [
         ("weights", header.source, ""),
         ("text", header.text, ""),
-        ("layout", layout, f"router {config.router}, K = {config.top_k}, skip_rule {config.skip_rule}"),
+        ("layout", layout, f"router {config.router}, {places}, skip_rule {config.skip_rule}"),
     ]
     for name, label, form, meaning in _FACTS:
         if name in facts:

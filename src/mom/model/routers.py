@@ -174,7 +174,7 @@ class Router(nn.Module):
 
     def _places_without(self, modules: Collection[int]) -> int:
         """K without these modules; ``top_k: all`` has a place for each slot that is there."""
-        return self.top_k - len(set(modules)) if self.config.top_k == "all" else self.top_k
+        return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
 
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
