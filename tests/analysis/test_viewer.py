@@ -163,20 +163,27 @@ def test_a_click_shows_the_path_of_the_trace(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "module", "where", "took"),
+    ("kind", "module", "where", "first", "took"),
     [
-        ("ffn", "3", "r5", lambda row: row["stage"] == 1 and row["round"] == 1 and row["choice"] == 3),
-        ("ffn", "4", "s0", lambda row: row["stage"] == 0 and row["choice"] == 4),
-        ("attention", "0", "s1", lambda row: row["stage"] == 1 and row["choice"] == 0),
+        ("ffn", "3", "r5", False, lambda row: row["stage"] == 1 and row["round"] == 1 and row["choice"] == 3),
+        (
+            "ffn",
+            "4",
+            "r2",
+            True,
+            lambda row: row["round"] == 2 and row["choice"] == 4 and row["place"] == row["stage"] == 0,
+        ),
+        ("attention", "0", "s1", True, lambda row: row["stage"] == 1 and row["choice"] == row["place"] == 0),
     ],
 )
 def test_a_filter_finds_what_a_count_of_rows_finds(
-    opened: Opened, kind: str, module: str, where: str, took: Callable[[dict[str, Any]], bool]
+    opened: Opened, kind: str, module: str, where: str, first: bool, took: Callable[[dict[str, Any]], bool]
 ) -> None:
     page = opened.page
     page.select_option("#filter-kind", kind)
     page.select_option("#filter-round", where)
     page.select_option("#filter-module", module)
+    page.set_checked("#filter-first", first)
     expected = sorted({row["token"] for row in opened.traces.routing(kind=kind).to_pylist() if took(row)})
     marked = page.evaluate(
         "() => [...document.querySelectorAll('.match')].map((one) => Number(one.id.slice(1)))"
@@ -186,10 +193,10 @@ def test_a_filter_finds_what_a_count_of_rows_finds(
     assert 0 < len(expected) < len(opened.texts)
     assert page.inner_text("#status").startswith(f"{len(expected)} of {len(opened.texts)} tokens took ")
     page.click("#match-next")
-    first = next((one for one in expected if one > 0), expected[0])
-    assert page.get_attribute(f"#t{first}", "aria-selected") == "true"
+    after = next((one for one in expected if one > 0), expected[0])
+    assert page.get_attribute(f"#t{after}", "aria-selected") == "true"
     page.click("#match-previous")
-    before = [one for one in expected if one < first]
+    before = [one for one in expected if one < after]
     assert page.get_attribute(f"#t{(before or expected)[-1]}", "aria-selected") == "true"
     page.click("#filter-clear")
     assert page.locator(".match").count() == 0
@@ -245,7 +252,7 @@ def test_what_a_screen_reader_is_told(opened: Opened) -> None:
     )
     assert unnamed == 0
     assert page.evaluate("() => [...document.images].filter((one) => !one.alt).length") == 0
-    for name in ("Colour by", "pool", "module", "round"):
+    for name in ("Colour by", "pool", "module", "round", "first choice only"):
         assert page.get_by_label(name, exact=True).count() == 1
     newline = next(index for index, one in enumerate(opened.texts) if "\n" in one and not one.strip())
     assert "line end" in (page.get_attribute(f"#t{newline}", "aria-label") or "")

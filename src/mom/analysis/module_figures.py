@@ -7,11 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mom.analysis.modules import Module, Pair, Removal
+from mom.analysis.modules import KINDS, Pair, Removal
 from mom.analysis.style import HEAT, MODULE_COLOURS, new_figure, styled
 from mom.callbacks.statistics import POOLS
 
-_KINDS = {"attention": "attention", "ffn": "FFN"}
 _COLOUR = {"attention": MODULE_COLOURS[0], "ffn": MODULE_COLOURS[5]}
 _MARKER = {"attention": "o", "ffn": "s"}
 _ANNOTATED_MODULES = 8
@@ -51,7 +50,7 @@ def similarity(pairs: list[Pair], *, run: str = "", stage: int = 0) -> Figure:
             axis.set_yticks(ticks)
             axis.tick_params(length=0)
             axis.spines[:].set_visible(False)
-            axis.set_title(f"{_KINDS[kind]}: {title}")
+            axis.set_title(f"{KINDS[kind]}: {title}")
             if size <= _ANNOTATED_MODULES:
                 for (first, second), value in np.ndenumerate(table):
                     colour = "black" if value > 0.55 else "white"
@@ -90,7 +89,7 @@ def _alone(axis: Axes, measured: Removal, tolerance: float | None) -> None:
     ranked = sorted(measured.alone, key=measured.alone.__getitem__)
     rise = [measured.alone[module] - measured.loss for module in ranked]
     axis.barh(range(len(ranked)), rise, color=[_COLOUR[module.kind] for module in ranked])
-    axis.set_yticks(range(len(ranked)), [_name(module) for module in ranked])
+    axis.set_yticks(range(len(ranked)), [str(module) for module in ranked])
     axis.axvline(0, color="black", linewidth=0.8)
     if tolerance is not None:
         axis.axvline(tolerance, color="black", linewidth=1, linestyle=":")
@@ -112,12 +111,12 @@ def _curve(axis: Axes, measured: Removal, tolerance: float | None) -> None:
             marker=_MARKER[kind],
             color=_COLOUR[kind],
             linestyle="",
-            label=_KINDS[kind],
+            label=KINDS[kind],
         )
     if len(measured.greedy) <= _LABELLED_STEPS:
         for place, (module, loss) in enumerate(measured.greedy, start=1):
             axis.annotate(
-                _name(module),
+                str(module),
                 (place, loss),
                 xytext=(5, -11),
                 textcoords="offset points",
@@ -138,8 +137,3 @@ def _curve(axis: Axes, measured: Removal, tolerance: float | None) -> None:
     axis.set_ylabel("loss (nats per token)")
     axis.set_title("greedily")
     axis.legend(loc="upper left")
-
-
-def _name(module: Module) -> str:
-    place = str(module.number) if module.stage == 0 else f"{module.stage}.{module.number}"
-    return f"{_KINDS[module.kind]} {place}"

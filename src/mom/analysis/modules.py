@@ -38,6 +38,9 @@ from mom.model.pools import Pool
 from mom.model.routers import Router
 from mom.model.routing import Routing
 
+KINDS = {"attention": "attention", "ffn": "FFN"}
+"""What each kind of pool is called in texts and figures."""
+
 Context = Callable[[], AbstractContextManager]
 
 
@@ -49,7 +52,7 @@ class Module(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.number}" if self.stage == 0 else f"{self.kind} {self.stage}.{self.number}"
+        return f"{KINDS[self.kind]} {self.number if self.stage == 0 else f'{self.stage}.{self.number}'}"
 
 
 class Pair(NamedTuple):

@@ -12,14 +12,12 @@ from typing import Any
 import numpy as np
 
 from mom.analysis.figures import Binned
-from mom.analysis.modules import Pair, Removal
+from mom.analysis.modules import KINDS, Pair, Removal
 from mom.analysis.report.page import PoolTable
 from mom.analysis.statistics import Routing
 from mom.analysis.tables import Rows
 from mom.analysis.traces import Header
 from mom.callbacks.statistics import POOLS
-
-KINDS = {"attention": "attention", "ffn": "FFN"}
 
 # Metric, what it is called, how it is written, what it means.
 _FACTS = (

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mom.analysis.modules import Pair, Removal, measure_removal, measure_similarity, num_passes
+from mom.analysis.modules import KINDS, Pair, Removal, measure_removal, measure_similarity, num_passes
 from mom.analysis.overview import draw, measured, module_parameters
 from mom.analysis.report.page import render
 from mom.analysis.statistics import depth_statistics, routing_statistics
@@ -32,7 +32,6 @@ from mom.analysis.tables import (
 )
 from mom.analysis.traces import Header, Traces, batches_of, record, windows_of
 from mom.analysis.wording import (
-    KINDS,
     fact_rows,
     footer,
     module_cells,

@@ -253,6 +253,7 @@
   // ---- the filter
 
   const kindMenu = element("filter-kind"), moduleMenu = element("filter-module"), roundMenu = element("filter-round");
+  const firstOnly = element("filter-first");
   let matches = [];
   function fill(menu, options) {
     menu.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
@@ -278,11 +279,12 @@
     const slot = moduleMenu.value, kind = kindMenu.value;
     matches = [];
     if (slot !== "") {
-      const wanted = wantedRounds(), size = places[kind].places, chosen_slots = choice[kind];
+      const wanted = wantedRounds(), size = places[kind].places, slots = choice[kind];
+      const counted = firstOnly.checked ? 1 : size; // places of a step that are looked at, best first
       for (let index = 0; index < count; index++) {
         const took = wanted.some((round) => {
           const first = (index * rounds.length + round) * size;
-          for (let place = first; place < first + size; place++) if (chosen_slots[place] === Number(slot)) return true;
+          for (let place = first; place < first + counted; place++) if (slots[place] === Number(slot)) return true;
           return false;
         });
         cells[index].classList.toggle("match", took);
@@ -291,7 +293,7 @@
       const module = Number(slot) === places[kind].modules ? `SKIP in ${NAMES[kind]}` : `${NAMES[kind]} ${slot}`;
       const where = roundMenu.value[0] === "r" ? `round ${roundName(rounds[wanted[0]])}`
         : severalStages ? `any round of stage ${roundMenu.value.slice(1)}` : "any round";
-      status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} in ${where}.`;
+      status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} ${firstOnly.checked ? "first " : ""}in ${where}.`;
     } else {
       for (const cell of cells) cell.classList.remove("match");
       status.textContent = "";
@@ -310,6 +312,7 @@
   kindMenu.addEventListener("change", () => { fillModules(); filter(); });
   moduleMenu.addEventListener("change", filter);
   roundMenu.addEventListener("change", filter);
+  firstOnly.addEventListener("change", filter);
   element("filter-clear").addEventListener("click", () => { moduleMenu.value = ""; filter(); });
   element("match-next").addEventListener("click", () => go(1));
   element("match-previous").addEventListener("click", () => go(-1));
