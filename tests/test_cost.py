@@ -7,7 +7,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from mom.cost import Usage, flops_per_token, kv_cache_bytes_per_token, num_active_parameters, num_parameters
+from mom.cost import (
+    Usage,
+    flops_per_token,
+    forward_memory,
+    kv_cache_bytes_per_token,
+    num_active_parameters,
+    num_parameters,
+)
+from mom.measurement import peak_memory
 from mom.model import MoMForCausalLM
 from tests.models import small_config, small_model, tokens
 
@@ -17,6 +25,20 @@ CONFIGS = [
     {"num_stages": 2, "anchors": False, "router": "mlp", "num_attention_modules": 2, "d_ffn": 24},
     {"router": "linear", "router_prior": "ordered"},
     {"block": "llama", "d_model": 48, "qk_norm": True, "tie_word_embeddings": False},
+    {"top_k": 1, "schedule": "layerwise", "skipped_kv": "mask"},
+    {"top_k": 1, "schedule": "layerwise", "ffn_skip": False, "absorbing_skip": True},
+    {"num_stages": 3, "num_attention_modules": 1, "num_ffn_modules": 1, "num_rounds": 1, "top_k": 1},
+    {
+        "schedule": "layerwise",
+        "ffn_schedule": "grouped",
+        "num_attention_modules": 4,
+        "num_ffn_modules": 12,
+        "top_k": 1,
+        "ffn_top_k": 2,
+        "skip": False,
+        "router": "linear",
+    },
+    {"num_attention_modules": 1, "num_ffn_modules": 1, "top_k": 1, "skip": False, "router": "sequential"},
 ]
 
 
@@ -94,3 +116,34 @@ def test_meta_device_is_enough_for_any_size():
     config = small_config(d_model=4096, num_heads=32, num_attention_modules=64, num_ffn_modules=64)
     assert num_parameters(config) > 10**10
     assert torch.empty(0).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("batch", "changes"),
+    [
+        (1, {"num_stages": 0, "num_bottom_blocks": 3}),
+        (2, {"num_stages": 0, "num_bottom_blocks": 3, "vocab_size": 4000}),
+        (2, {}),
+        (2, {"top_k": 3, "num_rounds": 8}),
+        (1, {"top_k": 3, "num_attention_modules": 13, "num_ffn_modules": 13}),
+        (2, {"top_k": 1, "router": "linear"}),
+        (1, {"top_k": 3, "vocab_size": 5000}),
+    ],
+    ids=str,
+)
+def test_activations_of_a_forward_are_what_is_measured(batch, changes):
+    fields = {"vocab_size": 500, "d_model": 128, "num_heads": 4, "max_positions": 256, "router_dim": 64}
+    torch.manual_seed(0)
+    model = MoMForCausalLM(small_config(**fields | changes)).eval()
+    ids = tokens(batch, 256)
+    with torch.no_grad():
+        measured = peak_memory(lambda: model(input_ids=ids, use_cache=False), "cpu")
+    assert forward_memory(model.config, batch, 256).activations == pytest.approx(measured, rel=0.12)
+
+
+def test_parts_of_a_forwards_memory():
+    config = small_config()
+    memory = forward_memory(config, 2, 16, number_bytes=2)
+    assert memory.parameters == 2 * num_parameters(config)
+    assert memory.cache == 2 * 16 * kv_cache_bytes_per_token(config, 2)
+    assert memory.total == memory.parameters + memory.cache + memory.activations

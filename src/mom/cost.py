@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.pools import AttentionPool, FFNPool
+from mom.model.pools import AttentionPool, FFNPool, worth_folding
 from mom.model.schedules import PoolLayout
 
 
@@ -137,6 +137,81 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
 def kv_cache_bytes_per_token(config: MoMConfig, bytes_per_number: int = 2) -> int:
     """Bytes that decoding keeps per token: a key and a value for every executed attention."""
     return 2 * config.graph_depth * config.d_model * bytes_per_number
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of a forward that fills a cache and gives logits of every position, without gradients.
+
+    Attributes:
+        parameters: all of them.
+        cache: a key and a value for every executed attention and token.
+        activations: the largest tensors that live at once beside these.
+    """
+
+    parameters: float
+    cache: float
+    activations: float
+
+    @property
+    def total(self) -> float:
+        """All parts."""
+        return self.parameters + self.cache + self.activations
+
+
+def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, number_bytes: int = 4) -> Memory:
+    """What a forward needs, from the configuration alone.
+
+    Activations are those of the step that needs most, as this implementation makes them on a CPU, with tokens spread
+    evenly over the modules that a round may choose. Every step keeps the embedded tokens. A plain feed-forward needs
+    the residual stream before and after the attention and the hidden layer before and after GELU; the head the last
+    hidden state and the logits. A round needs as much with K rows for each token, the router's states and the
+    records of all rounds, and the copies of a pool's first projection into which LayerNorms are folded. Small tensors are left out: a
+    few hundredths with GPT-2's blocks, a fifth with ``block: llama``, whose rotations and norms make more of them.
+
+    Args:
+        config: the model's configuration.
+        batch_size: B.
+        sequence_length: T.
+        number_bytes: of a parameter, of an activation and of a cached number.
+    """
+    tokens, width, hidden = batch_size * sequence_length, config.d_model, config.ffn_width
+    before = 2 * hidden if config.components.gated else hidden
+    per_token = max(3 * width + before + hidden, width + config.vocab_size)  # a plain feed-forward, the head
+    numbers = float(tokens * per_token)
+    if config.num_stages:
+        numbers = max(numbers, _numbers_of_a_round(config, tokens, number_bytes))
+    return Memory(
+        parameters=num_parameters(config) * number_bytes,
+        cache=kv_cache_bytes_per_token(config, number_bytes) * tokens,
+        activations=numbers * number_bytes,
+    )
+
+
+def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> float:
+    """Numbers that live at the peak of a round of assembly beside parameters and cache; see :func:`forward_memory`."""
+    width, rounds = config.d_model, config.num_rounds
+    hidden = 2 * config.ffn_width if config.components.gated else config.ffn_width
+    kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalised
+    kept += 2.0 * config.router_width if config.router == "gru" else 0.0
+    copies, of_step = 0.0, []
+    for layout, columns in zip(_layouts(config), (3 * width, hidden), strict=True):
+        places = layout.num_selected()
+        # Records: scores and logits in 4 bytes, weights in 4, choices in 8.
+        record = 4 * (layout.num_modules + 1 + layout.num_slots) + 12 * places
+        kept += config.num_stages * rounds * record / number_bytes
+        folds = worth_folding(tokens * places * rounds, layout.num_modules * columns)
+        copies += layout.num_modules * width * columns if folds else 0.0
+        normalised = 0.0 if folds else 2.0 * places * width
+        if layout.name == "attention":
+            of_step.append((places + 1) * columns + normalised)  # the K rows and their sum
+        else:
+            open_modules = sum(sum(row[: layout.num_modules]) for row in layout.reachable()) / rounds
+            out = (
+                width + places * width + places * hidden / open_modules
+            )  # the sum, the K rows, one module's GELU
+            of_step.append(places * hidden + max(out, normalised))
+    return copies + tokens * (kept + max(of_step))
 
 
 def _layouts(config: MoMConfig) -> tuple[PoolLayout, PoolLayout]:

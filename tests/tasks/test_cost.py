@@ -117,7 +117,7 @@ def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsy
         monkeypatch.setattr("sys.argv", ["run.py", "task=cost", "models=[gpt3]"])
         capsys.readouterr()
         assert main(ROOT / "conf") == 2
-        assert capsys.readouterr().err.startswith("error: models: gpt3; any of gpt2_small, ")
+        assert capsys.readouterr().err.startswith("error: models: gpt3; any of early_exit, gpt2_large, ")
     finally:
         GlobalHydra.instance().clear()
 
@@ -126,3 +126,54 @@ def test_a_model_shorter_than_the_sequence_is_refused(tmp_path):
     init = write_run(tmp_path / "of", small_model(vocab_size=300, max_positions=8))
     with pytest.raises(RequestError, match=r"data.sequence_length: 16; at most the 8 positions"):
         told(tmp_path, init=str(init))
+
+
+def on_the_line(tmp_path, monkeypatch, *overrides: str) -> int:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
+    monkeypatch.setattr("sys.argv", ["run.py", "task=cost", "task.measure_memory=false", *overrides])
+    try:
+        return main(ROOT / "conf")
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def test_models_by_name_may_be_longer_than_the_chosen_one(tmp_path, monkeypatch):
+    line = ["models=[gpt2_small,mom_small]", "data.sequence_length=1024", "run_dir=told"]
+    assert on_the_line(tmp_path, monkeypatch, *line) == 0
+
+
+def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
+    line = ["budget=params", "of=gpt2_tiny", "run_dir=told"]
+    assert on_the_line(tmp_path, monkeypatch, *line) == 0
+    summary = json.loads((tmp_path / "told/summary.json").read_text())
+    assert summary["field"] == "modules" and summary["params"] <= summary["limit"]
+    override = f"model.num_attention_modules={summary['chosen']} model.num_ffn_modules={summary['chosen']}"
+    assert f"Use: {override}\n" in capsys.readouterr().out
+    models = json.loads((tmp_path / "told/cost.json").read_text())["models"]
+    assert models[str(summary["chosen"] + 1)]["params"] > summary["limit"]
+
+    assert on_the_line(tmp_path, monkeypatch, *override.split(), "run_dir=again") == 0
+    assert json.loads((tmp_path / "again/summary.json").read_text())["parameters"] == summary["params"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["budget=params"], "of: null; a choice of the model group where budget is given"),
+        (["of=gpt2_tiny"], "budget: null; params, flops or memory where of is given"),
+        (["budget=params", "of=gpt3"], "of: gpt3; any of early_exit, "),
+        (["budget=time", "of=gpt2_tiny"], "task.budget: time; "),
+        (["budget=params", "of=gpt2_tiny", "models=[mom_tiny]"], "models: [mom_tiny]; null with budget"),
+        (["task.solve_for=top_k"], "task.solve_for: top_k; null without budget"),
+        (["model=gpt2_tiny", "budget=params", "of=gpt2_tiny"], "model.num_stages: 0; at least 1 with budget"),
+        (
+            ["budget=params", "of=gpt2_tiny", "model.d_model=512"],
+            "budget: params; a cost that the model can meet: with any modules it is above that of gpt2_tiny",
+        ),
+    ],
+)
+def test_budgets_that_cannot_be(line, said, tmp_path, monkeypatch, capsys):
+    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told") == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")

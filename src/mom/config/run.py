@@ -179,7 +179,7 @@ class RunConfig:
         """
         if not self.task.computes:
             return
-        model = self._check_model() if self.task.builds_model else None
+        model = self._check_model() if self.task.takes_chosen_model() else None
         for node in (*self.callbacks.values(), *self.logger.values()):
             node.check()
         for node in self.callbacks.values():

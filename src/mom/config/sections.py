@@ -70,6 +70,10 @@ class TaskConfig(Section):
 
     name: str
 
+    def takes_chosen_model(self) -> bool:
+        """Whether this request's task makes the model of the model group, and not others by name."""
+        return self.builds_model
+
 
 @dataclass(frozen=True)
 class DataSection(Section):

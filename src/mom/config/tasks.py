@@ -191,19 +191,41 @@ class CostConfig(TaskConfig):
         routed_on: what the modules that the model of ``init`` uses are counted on: a few batches of random
             tokens, which need no data, or of validation text.
         measure_memory: also run a forward and a training step of each model to measure their peak memory.
+        budget: find the largest model like the chosen one that costs no more than the model ``of``: ``params``,
+            ``flops`` of a forward, or ``memory`` of a forward.
+        of: a choice of the model group.
+        solve_for: what ``budget`` varies: ``modules`` (both pools), ``top_k`` or ``rounds``; None is ``rounds`` for
+            ``flops`` and ``modules`` otherwise.
     """
 
     builds_model: ClassVar[bool] = True
-    top_level: ClassVar[tuple[str, ...]] = ("models",)
+    top_level: ClassVar[tuple[str, ...]] = ("models", "budget", "of")
 
     name: Literal["cost"] = "cost"
     models: list[str] | None = None
     routed_on: Literal["random", "validation"] = "random"
     measure_memory: bool = True
+    budget: Literal["params", "flops", "memory"] | None = None
+    of: str | None = None
+    solve_for: Literal["modules", "top_k", "rounds"] | None = None
 
     def _check(self) -> None:
+        if (self.budget is None) != (self.of is None):
+            missing, given = ("of", "budget") if self.of is None else ("budget", "of")
+            allowed = "a choice of the model group" if missing == "of" else "params, flops or memory"
+            raise RequestError(missing, "null", f"{allowed} where {given} is given")
+        if self.budget is not None and self.models is not None:
+            raise RequestError(
+                "models", as_written(self.models), "null with budget, which is about the chosen model"
+            )
+        if self.solve_for is not None and self.budget is None:
+            raise RequestError("task.solve_for", self.solve_for, "null without budget")
         if self.models is not None and (not self.models or len(set(self.models)) < len(self.models)):
             raise RequestError("models", as_written(self.models), "a list of different models, or null")
+
+    def takes_chosen_model(self) -> bool:
+        """Not where ``models`` names others."""
+        return self.models is None
 
 
 @dataclass(frozen=True)

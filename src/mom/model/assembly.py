@@ -67,6 +67,7 @@ class Stage(nn.Module):
     def __init__(self, config: MoMConfig, stage_index: int) -> None:
         super().__init__()
         self.num_rounds = config.num_rounds
+        self.depth = config.num_rounds + int(config.anchors)
         self.absorbing_skip = config.absorbing_skip
         self.attention = RoutedAttention(config, stage_index)
         self.ffn = RoutedFFN(config, stage_index)
@@ -81,6 +82,7 @@ class Stage(nn.Module):
         first_layer: int,
         token_ids: Tensor | None,
         run: Callable,
+        keep: bool,
     ) -> tuple[Tensor, list[RoundRouting], list[Tensor]]:
         """Assemble and pass the anchor.
 
@@ -90,9 +92,10 @@ class Stage(nn.Module):
             first_layer: cache layer of the first round; round h uses ``first_layer + h``, the anchor the next.
             token_ids: [B, T], for the router that needs them.
             run: ``run(function, *arguments)``; activation checkpointing enters here, once per round.
+            keep: return the residual stream after each round and anchor.
 
         Returns:
-            The residual stream, the routing of each round, and the residual stream after each round and anchor.
+            The residual stream, the routing of each round, and the residual streams in between, if kept.
         """
         num_rows = x.shape[0] * x.shape[1] * self.num_rounds
         folded = tuple(part.pool.fold(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
@@ -105,11 +108,11 @@ class Stage(nn.Module):
             )
             state, decided = run(one_round, state, *folded)
             routing.append(decided)
-            passed.append(state.x)
+            passed += [state.x] if keep else []
         x = state.x
         if self.anchor is not None:
             x = run(self.anchor, x, context, first_layer + self.num_rounds)
-            passed.append(x)
+            passed += [x] if keep else []
         return x, routing, passed
 
     def compile_rounds(self, **options: Any) -> None:

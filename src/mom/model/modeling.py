@@ -211,25 +211,26 @@ class MoMModel(MoMPreTrainedModel):
         run = _checkpointed if self.gradient_checkpointing and self.training else _run
         if past_key_values is not None and not torch.compiler.is_compiling():
             run = _eager
-        passed, routing = [x], []
+        keep = bool(output_hidden_states)  # else they are freed on the way
+        passed, routing = [x] if keep else [], []
         layer = 0
         for block in self.bottom:
             x = run(block, x, context, layer)
-            passed.append(x)
+            passed += [x] if keep else []
             layer += 1
         for stage in self.stages:
-            x, decided, inside = stage(x, context, layer, input_ids, run)
+            x, decided, inside = stage(x, context, layer, input_ids, run, keep)
             routing += decided
             passed += inside
-            layer += len(inside)
+            layer += stage.depth
         for block in self.top:
             x = run(block, x, context, layer)
-            passed.append(x)
+            passed += [x] if keep else []
             layer += 1
         return MoMModelOutput(
             last_hidden_state=self.norm(x),
             past_key_values=past_key_values if use_cache else None,
-            hidden_states=tuple(passed) if output_hidden_states else None,
+            hidden_states=tuple(passed) if keep else None,
             routing=tuple(routing) if output_routing else None,
         )
 

@@ -15,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from mom.budget import DEFAULT_FIELD, FIELDS, costs, solve, with_value
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
 from mom.cost import (
     Usage,
     flops_per_token,
+    forward_memory,
     kv_cache_bytes_per_token,
     num_active_parameters,
     num_parameters,
@@ -53,6 +55,11 @@ ROWS = (
     ("attention modules per round, as routed", "usage/attention", _DEPTH, 1),
     ("FFN modules per round, as routed", "usage/ffn", _DEPTH, 1),
     ("KV cache (bytes per token)", "kv_cache/bytes_per_token", _COUNT, 1),
+    ("forward with a cache, computed (MiB)", "forward/total", _MIB, 2**20),
+    ("  parameters", "forward/parameters", _MIB, 2**20),
+    ("  cache", "forward/cache", _MIB, 2**20),
+    ("  activations (largest, computed)", "forward/activations", _MIB, 2**20),
+    ("  activations (measured)", "memory/forward_activations", _MIB, 2**20),
     ("peak of a forward (MiB)", "memory/forward", _MIB, 2**20),
     ("peak of a training step (MiB)", "memory/training", _MIB, 2**20),
     ("  parameters", "memory/parameters", _MIB, 2**20),
@@ -91,7 +98,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
                 length,
                 f"at most the {model_config.max_positions} positions of {name}",
             )
-    columns = {name: static_costs(one, length, config.trainer.precision) for name, one in configs.items()}
+    if task.budget is not None:
+        return _within_budget(config, task, run)
+    columns = {
+        name: static_costs(one, length, config.trainer.precision, config.data.batch_size)
+        for name, one in configs.items()
+    }
     if weights is not None:
         usage = Usage(*_routed(weights, config, task))
         columns[str(config.init)] |= {
@@ -118,17 +130,81 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     return {f"{name}/{key}": value for name, column in columns.items() for key, value in column.items()}
 
 
-def static_costs(config: MoMConfig, length: int, precision: str | int = "32-true") -> dict[str, float]:
+def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> dict[str, Any]:
+    """``budget=… of=…``: the largest pool, K or H of the chosen model that costs no more than the other one."""
+    assert task.budget is not None and task.of is not None
+    vocabulary = _vocabulary(config)
+    base, other = config.model_config(vocabulary), _of_group("of", task.of, config, vocabulary)
+    if not base.num_stages:
+        raise RequestError("model.num_stages", 0, "at least 1 with budget: a plain model has no pool, K or H")
+    if task.budget == "memory" and config.data.sequence_length > base.max_positions:
+        raise RequestError(
+            "data.sequence_length", config.data.sequence_length, f"at most {base.max_positions}"
+        )
+    field = task.solve_for or DEFAULT_FIELD[task.budget]
+    size = product_dtype_of(config.trainer.precision).itemsize
+    measures = costs(config.data.sequence_length, config.data.batch_size, size)
+    limit = measures[task.budget](other)
+    chosen = solve(base, field, limit, measures[task.budget])
+    if chosen is None:
+        raise RequestError(
+            "budget",
+            task.budget,
+            f"a cost that the model can meet: with any {field} it is above that of {task.of}",
+        )
+    override = " ".join(f"model.{name}={chosen}" for name in FIELDS[field])
+    near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
+    found = {
+        value: {name: one(made) for name, one in measures.items()} for value, made in near.items() if made
+    }
+    table = Table(title=f"{field} within the {task.budget} of {task.of}", title_justify="left")
+    for name in (
+        "",
+        "parameters",
+        "TFLOP per sequence",
+        "memory of a forward (MiB)",
+        "graph depth",
+        "within",
+    ):
+        table.add_column(name, justify="right")
+    for name, one in ((task.of, {key: cost(other) for key, cost in measures.items()}), *found.items()):
+        made = other if name == task.of else near[int(name)]
+        assert made is not None
+        inside = (
+            "" if name == task.of else "chosen" if name == chosen else "yes" if int(name) < chosen else "no"
+        )
+        row = (
+            _COUNT.format(one["params"]),
+            _TERA.format(one["flops"] / 1e12),
+            _MIB.format(one["memory"] / 2**20),
+        )
+        table.add_row(str(name), *row, str(made.graph_depth), inside)
+    console = Console()
+    console.print(table)
+    console.print(f"Use: {override}", soft_wrap=True, highlight=False)
+    result = {"budget": task.budget, "of": task.of, "limit": limit, "field": field, "chosen": chosen}
+    result |= {"override": override}
+    if run.writes:
+        neighbours = {str(value): one for value, one in found.items()}
+        write_json_atomic(run.path / FILE, {"settings": result, "models": neighbours})
+    return {**result, **found[chosen]}
+
+
+def static_costs(
+    config: MoMConfig, length: int, precision: str | int = "32-true", batch_size: int = 1
+) -> dict[str, float]:
     """What follows from a configuration alone; operations of a forward over one sequence.
 
     Args:
         config: the model's configuration.
         length: T, tokens in the sequence.
         precision: ``trainer.precision``, which is what keys and values are kept in.
+        batch_size: B, sequences of the forward whose memory is counted.
     """
     flops = flops_per_token(config, length)
     parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
     size = product_dtype_of(precision).itemsize
+    memory = forward_memory(config, batch_size, length, size)
     return {
         "parameters": num_parameters(config),
         "parameters/active": num_active_parameters(config),
@@ -137,6 +213,8 @@ def static_costs(config: MoMConfig, length: int, precision: str | int = "32-true
         "flops/forward": flops.total * length,
         **{f"flops/{name}": value * length for name, value in parts.items()},
         "kv_cache/bytes_per_token": kv_cache_bytes_per_token(config, size),
+        "forward/total": memory.total,
+        **{f"forward/{part}": getattr(memory, part) for part in ("parameters", "cache", "activations")},
     }
 
 
@@ -179,7 +257,8 @@ def measure_memory(
     if what == "forward":
         model.eval()
         with torch.no_grad():
-            return {"memory/forward": weights + peak_memory(lambda: forward(use_cache=False), device)}
+            activations = peak_memory(lambda: forward(use_cache=False), device)
+            return {"memory/forward": weights + activations, "memory/forward_activations": activations}
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()
@@ -223,21 +302,27 @@ def _in_fresh_process(config: RunConfig, model_config: MoMConfig, device: str) -
 
 def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
     """The models to be told about, by name."""
-    # No tokenizer is made here; null means the size that one trained by this request would have.
-    vocabulary = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
-    vocabulary = config.model.get("vocab_size") or vocabulary
+    vocabulary = _vocabulary(config)
     if task.models is None:
         return {} if config.init is not None else {"model": config.model_config(vocabulary)}
+    return {name: _of_group("models", name, config, vocabulary) for name in task.models}
+
+
+def _vocabulary(config: RunConfig) -> int:
+    """No tokenizer is made here; null means the size that one trained by this request would have."""
+    wanted = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
+    return config.model.get("vocab_size") or wanted
+
+
+def _of_group(option: str, name: str, config: RunConfig, vocabulary: int) -> MoMConfig:
+    """A choice of the model group with the request's router."""
     if not GlobalHydra.instance().is_initialized():
-        raise RequestError("models", ",".join(task.models), "null outside of the command line")
+        raise RequestError(option, name, "null outside of the command line")
     choices = GlobalHydra.instance().config_loader().get_group_options("model")
-    found = {}
-    for name in task.models:
-        if name not in choices:
-            raise RequestError("models", name, f"any of {', '.join(choices)}")
-        fields = dict(compose(CONFIG_NAME, overrides=[f"model={name}"]).model)
-        found[name] = MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
-    return found
+    if name not in choices:
+        raise RequestError(option, name, f"any of {', '.join(choices)}")
+    fields = dict(compose(CONFIG_NAME, overrides=[f"model={name}"]).model)
+    return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
 
 
 @torch.no_grad()
