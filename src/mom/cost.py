@@ -166,8 +166,8 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
     evenly over the modules that a round may choose. Every step keeps the embedded tokens. A plain feed-forward needs
     the residual stream before and after the attention and the hidden layer before and after GELU; the head the last
     hidden state and the logits. A round needs as much with K rows for each token, the router's states and the
-    records of all rounds, and the copies of a pool's first projection into which LayerNorms are folded. Small tensors are left out: a
-    few hundredths with GPT-2's blocks, a fifth with ``block: llama``, whose rotations and norms make more of them.
+    records of all rounds, and the copies of a pool's first projection into which LayerNorms are folded. Small tensors
+    are left out: up to a tenth of what is measured with GPT-2's blocks, a fifth with ``block: llama``.
 
     Args:
         config: the model's configuration.
