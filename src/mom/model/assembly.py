@@ -67,7 +67,6 @@ class Stage(nn.Module):
     def __init__(self, config: MoMConfig, stage_index: int) -> None:
         super().__init__()
         self.num_rounds = config.num_rounds
-        self.depth = config.num_rounds + int(config.anchors)
         self.absorbing_skip = config.absorbing_skip
         self.attention = RoutedAttention(config, stage_index)
         self.ffn = RoutedFFN(config, stage_index)

@@ -222,7 +222,7 @@ class MoMModel(MoMPreTrainedModel):
             x, decided, inside = stage(x, context, layer, input_ids, run, keep)
             routing += decided
             passed += inside
-            layer += stage.depth
+            layer += self.config.num_rounds + int(self.config.anchors)
         for block in self.top:
             x = run(block, x, context, layer)
             passed += [x] if keep else []

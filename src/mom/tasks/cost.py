@@ -137,10 +137,6 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     base, other = config.model_config(vocabulary), _of_group("of", task.of, config, vocabulary)
     if not base.num_stages:
         raise RequestError("model.num_stages", 0, "at least 1 with budget: a plain model has no pool, K or H")
-    if task.budget == "memory" and config.data.sequence_length > base.max_positions:
-        raise RequestError(
-            "data.sequence_length", config.data.sequence_length, f"at most {base.max_positions}"
-        )
     field = task.solve_for or DEFAULT_FIELD[task.budget]
     size = product_dtype_of(config.trainer.precision).itemsize
     measures = costs(config.data.sequence_length, config.data.batch_size, size)
@@ -154,11 +150,9 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         )
     override = " ".join(f"model.{name}={chosen}" for name in FIELDS[field])
     near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
-    found = {
-        value: {name: one(made) for name, one in measures.items()} for value, made in near.items() if made
-    }
+    found: dict[int, dict[str, float]] = {}
     table = Table(title=f"{field} within the {task.budget} of {task.of}", title_justify="left")
-    for name in (
+    for header in (
         "",
         "parameters",
         "TFLOP per sequence",
@@ -166,19 +160,19 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         "graph depth",
         "within",
     ):
-        table.add_column(name, justify="right")
-    for name, one in ((task.of, {key: cost(other) for key, cost in measures.items()}), *found.items()):
-        made = other if name == task.of else near[int(name)]
-        assert made is not None
-        inside = (
-            "" if name == task.of else "chosen" if name == chosen else "yes" if int(name) < chosen else "no"
-        )
-        row = (
-            _COUNT.format(one["params"]),
-            _TERA.format(one["flops"] / 1e12),
-            _MIB.format(one["memory"] / 2**20),
-        )
-        table.add_row(str(name), *row, str(made.graph_depth), inside)
+        table.add_column(header, justify="right")
+
+    def row(label: str, made: MoMConfig, inside: str) -> dict[str, float]:
+        told = {name: measure(made) for name, measure in measures.items()}
+        flops, memory = _TERA.format(told["flops"] / 1e12), _MIB.format(told["memory"] / 2**20)
+        table.add_row(label, _COUNT.format(told["params"]), flops, memory, str(made.graph_depth), inside)
+        return told
+
+    row(task.of, other, "")
+    for value, made in near.items():
+        if made is not None:
+            inside = "chosen" if value == chosen else "yes" if value < chosen else "no"
+            found[value] = row(str(value), made, inside)
     console = Console()
     console.print(table)
     console.print(f"Use: {override}", soft_wrap=True, highlight=False)
