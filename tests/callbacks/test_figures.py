@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mom.analysis import figures
 from mom.callbacks import RoutingFigures, RoutingStatistics
+from mom.callbacks import figures as callback
 from mom.callbacks.figure_sums import depth_bins, moments_by, pool_sums, token_depths
 from tests.callbacks.test_statistics import (
     FIXED,
@@ -88,7 +89,7 @@ def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monk
         monkeypatch.setattr(figures, name, kept(drawn, name))
     validation = [token_batch(seed, padded=seed % 3) for seed in range(20, 23)]
     recorder, logger = Recorder(), TensorBoardLogger(tmp_path, name="tensorboard", version="")
-    callbacks = [RoutingStatistics(), RoutingFigures(dpi=30), recorder]
+    callbacks = [RoutingStatistics(), RoutingFigures(loss_batches=2, dpi=30), recorder]
     trainer = plain_trainer(tmp_path, callbacks, max_steps=3, val_check_interval=3, logger=logger)
     module = small_module(skip_rule="first")
     trainer.fit(module, datamodule=FixedBatches([token_batch(seed) for seed in range(3)], validation))
@@ -151,3 +152,13 @@ def test_a_plain_model_has_no_figures(tmp_path):
     trainer = plain_trainer(tmp_path, [RoutingFigures()], max_steps=1)
     trainer.fit(small_module(num_stages=0), datamodule=FixedBatches([token_batch(0)], [token_batch(1)]))
     assert not (tmp_path / "figures").exists()
+
+
+def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monkeypatch):
+    monkeypatch.setattr(callback, "MOST_LOGITS", 2 * 8 * 61)
+    drawn: dict = {}
+    monkeypatch.setattr(figures, "depth_by_loss", kept(drawn, "depth_by_loss"))
+    trainer = plain_trainer(tmp_path, [RoutingFigures(dpi=30)], max_steps=1)
+    batches = FixedBatches([token_batch(0)], [token_batch(1, rows=5)])
+    trainer.fit(small_module(), datamodule=batches)
+    assert drawn["depth_by_loss"][0]["effective"].tokens.sum() == 2 * 7

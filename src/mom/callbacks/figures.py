@@ -28,17 +28,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FOLDER = "figures"
+MOST_LOGITS = 2**26
+"""Logits that stand in memory at a time for depth by loss; a batch of more gives its first sequences."""
 
 
 class RoutingFigures(Callback):
     """Draws a validation's routing when training ends, and every ``every_n_steps`` steps if asked for.
 
     ``figures/<name>.png`` in the run's folder, the latest of each, and ``figures/<name>`` in TensorBoard and
-    wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``, ``depth_by_loss`` (of
-    a language model; the first ``loss_batches`` batches, which go through the model once more, as validation
-    needs no loss of single tokens) and ``use_over_time`` (where ``callbacks.routing_statistics`` is). What each
-    shows is told in :mod:`mom.analysis.figures`. Tokens of all ranks count, padding never. A plain transformer
-    has no routing and no figures.
+    wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``, ``depth_by_loss`` and
+    ``use_over_time`` (where ``callbacks.routing_statistics`` is). What each shows is told in
+    :mod:`mom.analysis.figures`. Tokens of all ranks count, padding never. A plain transformer has no routing and no
+    figures.
+
+    For depth by loss, of a language model only, the first ``loss_batches`` batches go through the model once more,
+    as validation needs no loss of single tokens; of large ones only the first sequences.
 
     Args:
         every_n_steps: draw after the first validation in every so many optimiser steps too; ``None``: at the end.
@@ -46,7 +50,7 @@ class RoutingFigures(Callback):
         dpi: pixels per inch of the files.
     """
 
-    def __init__(self, every_n_steps: int | None = None, loss_batches: int = 2, dpi: int = 120) -> None:
+    def __init__(self, every_n_steps: int | None = None, loss_batches: int = 4, dpi: int = 120) -> None:
         in_range("callbacks.figures.every_n_steps", every_n_steps, least=1)
         in_range("callbacks.figures.loss_batches", loss_batches, least=0)
         in_range("callbacks.figures.dpi", dpi, least=20)
@@ -118,11 +122,17 @@ class RoutingFigures(Callback):
             depths = dict.fromkeys(("effective", "weighted"), nothing)
             sums = moments_by(nothing.long(), depths, nothing.bool(), number=number)
             return {f"loss/{name}": value for name, value in sums.items()}
+        # Every rank has to run the model as often, whatever the size of its batch: a sharded one needs them all.
+        rows = slice(max(1, MOST_LOGITS // (batch["input_ids"].shape[1] * config_of(pl_module).vocab_size)))
+        mask = batch.get("attention_mask")
         with trainer.precision_plugin.forward_context():
             output = cast(Any, pl_module.model)(
-                input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask"), output_routing=True
+                input_ids=batch["input_ids"][rows],
+                attention_mask=None if mask is None else mask[rows],
+                output_routing=True,
+                use_cache=False,
             )
-        wanted = batch["labels"][:, 1:]  # (B, T-1)
+        wanted = batch["labels"][rows, 1:]  # (B, T-1)
         loss = torch.nn.functional.cross_entropy(
             output.logits[:, :-1].float().transpose(1, 2), wanted, reduction="none"
         )  # (B, T-1); 0 where the label is -100, which the mask leaves out
