@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from mom.errors import RequestError
+from mom.model import MoMConfig
 from mom.training.checkpoint import AtomicCheckpointIO, check_architecture, read_checkpoint
 from tests.models import small_config
 from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
@@ -65,6 +66,15 @@ def test_a_whole_checkpoint_is_read(trained):
     assert (resume.path, resume.step) == (trained, 1)
     config = small_config(initializer_range=0.3, use_cache=False)
     check_architecture(resume, config.to_dict())  # neither changes what the weights mean
+
+
+def test_a_checkpoint_from_before_an_option_was_there_goes_on_without_it(trained):
+    resume = read_checkpoint(trained)
+    del resume.model_config["block"], resume.model_config["balance_bias_rate"]
+    wanted = MoMConfig.from_dict(torch.load(trained, weights_only=True)["hyper_parameters"]["model_config"])
+    check_architecture(resume, wanted.to_dict())
+    with pytest.raises(RequestError, match=r"block gpt2.*block llama"):
+        check_architecture(resume, wanted.to_dict() | {"block": "llama"})
 
 
 def make_missing(path: Path, trained: Path) -> None:

@@ -186,13 +186,17 @@ def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
     Raises:
         RequestError: naming the fields that differ.
     """
-    found = resume.model_config
     # Its own fields only: transformers adds others, which change with its version.
     names = [name for name in MoMConfig.__annotations__ if name not in NOT_ARCHITECTURE]
-    differing = [name for name in names if found.get(name) != model_config.get(name)]
+    # A field that was not there when the checkpoint was written stood at what is its default now.
+    found, wanted = (
+        {name: fields.get(name, getattr(MoMConfig, name, None)) for name in names}
+        for fields in (resume.model_config, model_config)
+    )
+    differing = [name for name in names if found[name] != wanted[name]]
     if differing:
-        theirs = ", ".join(f"{name} {found.get(name)}" for name in differing)
-        ours = ", ".join(f"{name} {model_config.get(name)}" for name in differing)
+        theirs = ", ".join(f"{name} {found[name]}" for name in differing)
+        ours = ", ".join(f"{name} {wanted[name]}" for name in differing)
         raise RequestError(
             "ckpt",
             f"{resume.path} of a model with {theirs}",
