@@ -20,9 +20,9 @@ class Break(Callback):
         self.batches, self.gradient, self.batch = batches, gradient, -1
 
     def on_fit_start(self, trainer, pl_module) -> None:
-        part = pl_module.model.model.stages[0].ffn.pool
+        part = pl_module.model.model.stages[0].ffn
         if self.gradient:
-            part.fc_weight.register_hook(lambda g: g * float("inf") if self.batch in self.batches else g)
+            part.pool.fc_weight.register_hook(lambda g: g * float("inf") if self.batch in self.batches else g)
         else:
             part.register_forward_hook(
                 lambda _, __, output: output * float("nan") if self.batch in self.batches else None
@@ -60,7 +60,7 @@ def test_stop_names_the_step_the_rank_and_the_module_and_leaves_the_weights(tmp_
     with pytest.raises(NonFiniteError) as error:
         fit(tmp_path, [Break({3}), NonFinite("stop"), weights], accumulate_grad_batches=2)
     assert str(error.value).startswith(
-        "step 2: the loss is not finite; rank 0: first in the output of model.model.stages.0.ffn.pool;"
+        "step 2: the loss is not finite; rank 0: first in the output of model.model.stages.0.ffn;"
     )
     assert len(weights.seen) == 3 and all(weight.isfinite().all() for weight in weights.seen)
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mom.config import GlueConfig
-from mom.data.classification import GlueDataModule, pad, truncate
+from mom.data.classification import GlueDataModule, truncate
+from mom.data.examples import pad
 from mom.errors import RequestError
 from tests.checkpoints import small_tokenizer
 from tests.glue_files import sentences, write_glue
@@ -59,7 +60,7 @@ def test_batches_are_padded_where_the_mask_says(tmp_path):
         for ids, mask, (row, _) in zip(batch["input_ids"], batch["attention_mask"], rows, strict=True):
             assert ids[mask.bool()].tolist() == row
             assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-    assert "labels" not in next(iter(data.test_batches("test")))
+    assert "labels" not in next(iter(data.whole("test")))
 
 
 def test_padding_on_either_side():

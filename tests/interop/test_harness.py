@@ -13,7 +13,7 @@ import torch
 from mom.config import bind
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.interop.harness import adapter, flat
+from mom.interop.harness import adapter, flat, folders_of, task_manager
 from mom.run_directory import RunDirectory
 from mom.tasks import evaluate
 from tests.checkpoints import request, small_tokenizer, write_run
@@ -150,6 +150,38 @@ def test_an_unknown_task_is_one_line(tmp_path, init):
     ):
         with pytest.raises(RequestError, match=f"^{message}"):
             evaluated(tmp_path, init, **task)
+
+
+def test_only_the_files_that_a_task_needs_are_parsed():
+    manager = task_manager(["lambada_openai"])
+    assert "lambada_openai" in manager.all_subtasks
+    assert len(manager.all_tasks) < 100
+
+
+def test_the_files_found_are_those_that_the_harness_takes(tmp_path):
+    from lm_eval.tasks import TaskManager
+
+    for place, text in (
+        ("b/one.yaml", "task: one\n"),
+        ("b/deep/first.yaml", "# task: two\noutput_type: generate_until\ntask: 'two' # here\r\n"),
+        ("c/again.yaml", "task: two\ntag: many\n"),
+        ("d/group.yaml", "group: all\ntask:\n  - one\n  - task: three\n"),
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(text, encoding="utf-8")
+    index = TaskManager(include_path=str(tmp_path), include_defaults=False).task_index
+    for name in ("one", "two"):
+        assert folders_of([name], tmp_path) == [index[name].yaml_path.parent]
+    assert folders_of(["two", "one"], tmp_path) == [tmp_path / "b"]
+    assert all(folders_of([name, "one"], tmp_path) is None for name in ("three", "all", "many", "four"))
+
+
+def test_a_group_or_an_unknown_name_takes_all_files(monkeypatch):
+    asked = []
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda **options: asked.append(options))
+    task_manager(["mmlu"])
+    task_manager(["no_such_task"])
+    assert asked == [{}, {}]
 
 
 def test_without_the_extra_it_says_what_to_install(model, monkeypatch):

@@ -180,7 +180,7 @@ def mean_loss(model: MoMForCausalLM, batches: Sequence[Tensor], context: Context
 def weight_similarity(pool: Pool) -> Tensor:
     """Cosines between the modules' weights, [N, N], on the CPU."""
     # Any number of rows that makes folding worth while: the LayerNorm has to be in the weights.
-    folded = pool.fold(2**62)
+    folded = pool(2**62)
     parts = (folded.in_weight, folded.in_bias, folded.out_weight, folded.out_bias)
     normal = F.normalize(torch.cat([part.flatten(1).float() for part in parts], dim=1), dim=1)
     return (normal @ normal.T).cpu()
@@ -237,16 +237,16 @@ def module_outputs(
     def listen(stage: int, kind: str) -> Callable[..., None]:
         kept = found.setdefault((stage, kind), [])
 
-        def hook(pool: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        def hook(part: Any, arguments: tuple[Any, ...], result: Any) -> None:
             x, routing, *rest = arguments
             picked = chosen[len(kept)].to(x.device)
-            alone = [pool.forward(x, _alone(routing, index), *rest) for index in range(pool.num_modules)]
+            alone = [part.forward(x, _alone(routing, index), *rest) for index in range(part.num_modules)]
             kept.append(torch.stack([one.flatten(0, 1)[picked] for one in alone]).float().cpu())
 
         return hook
 
     handles = [
-        getattr(parts, kind).pool.register_forward_hook(listen(stage, kind))
+        getattr(parts, kind).register_forward_hook(listen(stage, kind))
         for stage, parts in enumerate(model.model.stages)
         for kind in POOLS
     ]

@@ -15,6 +15,7 @@ from mom.callbacks.router_noise import RouterNoise
 from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
+from mom.callbacks.stopped_early import StoppedEarly
 from mom.callbacks.throughput import ThroughputMonitor
 from mom.callbacks.top_k_growth import TopKGrowth
 
@@ -34,6 +35,7 @@ __all__ = [
     "RoutingPaths",
     "RoutingStatistics",
     "StepProgressBar",
+    "StoppedEarly",
     "ThroughputMonitor",
     "TopKGrowth",
 ]

@@ -72,7 +72,7 @@ class EvaluateConfig(TaskConfig):
     """Measure a model on data.
 
     Args:
-        split: which documents: those held out for validation, those for training, or all.
+        split: which documents of text: those held out for validation, those for training, or all.
         stride: tokens from one window to the next, for text; each token is then predicted once, with at least
             ``data.sequence_length - stride`` tokens before it. None takes windows that do not overlap, as
             validation in training does, and predicts no window's first token.
@@ -82,7 +82,7 @@ class EvaluateConfig(TaskConfig):
         harness_limit: only so many examples of each task.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "xsum")
     needs_init: ClassVar[bool] = True
     top_level: ClassVar[tuple[str, ...]] = ("harness",)
 
@@ -154,6 +154,8 @@ class FinetuneConfig(TaskConfig):
 
     data_kinds: ClassVar[tuple[str, ...]] = ("glue", "xsum")
     needs_init: ClassVar[bool] = True
+    resumes: ClassVar[bool] = True
+    reads_ckpt: ClassVar[bool] = True
 
     name: Literal["finetune"] = "finetune"
     epochs: float = 3.0

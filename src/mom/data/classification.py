@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
+from mom.data.examples import Batch, ExamplesDataModule, pad
 from mom.data.glue import TASKS, GlueExample, load_glue
 from mom.data.tokenizer import text_encoder
-from mom.data.windows import ResumableSampler
-from mom.errors import RequestError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,16 +22,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Encoded = tuple[list[int], int | float | None]
-Batch = dict[str, Tensor]
 
 
-class GlueDataModule(pl.LightningDataModule):
+class GlueDataModule(ExamplesDataModule):
     """One task of GLUE, tokenised.
 
     An example is its sentence, or its two sentences parted by the end-of-text token, and the end-of-text
     token, at which the classifier reads. Batches are ``{"input_ids", "attention_mask", "labels"}``, int64
-    [B, T] padded on the right, labels int64 or float [B]; test batches have no labels. Training batches come
-    in a seeded order, new in each epoch; rows that do not fill its last batch wait for the next order.
+    [B, T] padded on the right, labels int64 or float [B]; test batches have no labels.
 
     Args:
         config: the ``data`` group.
@@ -46,21 +41,14 @@ class GlueDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, config: GlueConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.config = config
-        self.seed = seed
-        self.tokenizer = tokenizer
         self.task = TASKS[config.name]
-        examples = load_glue(config)
-        self.splits = {name: self._encode(name, rows) for name, rows in examples.items()}
+        super().__init__(config, seed, tokenizer)
         self.validations = [name for name in self.splits if name.startswith("validation")]
         self.tests = [name for name in self.splits if name.startswith("test")]
-        if len(self.splits["train"]) < config.batch_size:
-            raise RequestError(
-                "data.batch_size",
-                config.batch_size,
-                f"at most {len(self.splits['train'])}, the training rows",
-            )
+
+    def encode(self) -> dict[str, list[Encoded]]:
+        """Read the task's files and tokenise every split."""
+        return {name: self._encode(name, rows) for name, rows in load_glue(self.config).items()}
 
     def _encode(self, split: str, examples: Sequence[GlueExample]) -> list[Encoded]:
         encoder = text_encoder(self.tokenizer)
@@ -87,46 +75,20 @@ class GlueDataModule(pl.LightningDataModule):
         counts = Counter(label for _, label in self.splits["train"])
         return [counts[number] for number in range(len(self.task.labels))]
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """This rank's training batches of one epoch."""
-        rank, world_size = self._ranks
-        rows = self.splits["train"]
-        sampler = ResumableSampler(len(rows), self.config.batch_size, self.seed, rank, world_size)
-        return self._loader(rows, sampler=sampler, drop_last=True)
-
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """The validation sets, in order."""
-        return [self._in_order(name) for name in self.validations]
+        """This rank's batches of the validation sets, in order."""
+        return [self.in_order(name) for name in self.validations]
 
-    def test_batches(self, split: str) -> DataLoader[Any]:
-        """A test set in order, whole on every rank."""
-        return self._loader(self.splits[split], shuffle=False)
-
-    def _in_order(self, split: str) -> DataLoader[Any]:
-        rank, world_size = self._ranks
-        rows = self.splits[split]
-        mine = range(rank, len(rows), world_size)
-        return self._loader(Subset(rows, mine), shuffle=False)  # type: ignore[arg-type]
-
-    def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            rows,
-            batch_size=self.config.batch_size,
-            collate_fn=self._collate,
-            num_workers=self.config.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
-
-    def _collate(self, rows: Sequence[Encoded]) -> Batch:
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """A batch of examples; see the class."""
         batch = pad([ids for ids, _ in rows], self.tokenizer.eos_token_id)
         labels = [label for _, label in rows]
         return batch if labels[0] is None else {**batch, "labels": torch.tensor(labels)}
 
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    def content(self, example: Encoded) -> Iterable[float]:
+        """Its tokens and its label."""
+        ids, label = example
+        return ids if label is None else (*ids, label)
 
 
 def truncate(parts: Sequence[list[int]], room: int) -> list[list[int]]:
@@ -135,13 +97,3 @@ def truncate(parts: Sequence[list[int]], room: int) -> list[list[int]]:
     while sum(lengths) > room:
         lengths[lengths.index(max(lengths))] -= 1
     return [part[:length] for part, length in zip(parts, lengths, strict=True)]
-
-
-def pad(rows: Sequence[list[int]], filler: int, left: bool = False) -> Batch:
-    """``input_ids`` and ``attention_mask``, int64 [B, T], of rows of different lengths; padded on the right."""
-    length = max(map(len, rows))
-    before = [length - len(row) if left else 0 for row in rows]
-    after = [length - len(row) - start for row, start in zip(rows, before, strict=True)]
-    ids = [[filler] * b + row + [filler] * a for b, row, a in zip(before, rows, after, strict=True)]
-    mask = [[0] * b + [1] * len(row) + [0] * a for b, row, a in zip(before, rows, after, strict=True)]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}

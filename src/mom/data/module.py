@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from mom.data.prepare import PreparedCorpus, prepare
-from mom.data.windows import ResumableSampler, TokenWindows
+from mom.data.resumable import ResumableDataModule
+from mom.data.windows import TokenWindows
 from mom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -19,15 +17,11 @@ if TYPE_CHECKING:
 
     from mom.config import DataConfig
 
-log = logging.getLogger(__name__)
 
-
-class LanguageModelingDataModule(pl.LightningDataModule):
+class LanguageModelingDataModule(ResumableDataModule):
     """Windows of a tokenised corpus, in an order that resumes exactly.
 
-    Batches are ``{"input_ids", "labels"}``, int64 [B, T], the labels not shifted. The state in a checkpoint
-    counts the batches that were trained on, not those a loader fetched ahead. Give the Trainer
-    ``use_distributed_sampler=False``: the ranks share out the windows here.
+    Batches are ``{"input_ids", "labels"}``, int64 [B, T], the labels not shifted.
 
     Before :meth:`setup` only the arguments are known; it may be called without a Trainer, and a second time.
 
@@ -37,12 +31,8 @@ class LanguageModelingDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
-        super().__init__()
-        self.config = config
-        self.seed = seed
+        super().__init__(config, seed)
         self._prepared: PreparedCorpus | None = None
-        self._sampler: ResumableSampler | None = None
-        self._state: dict[str, Any] | None = None
 
     def prepare_data(self) -> None:
         """Tokenise the corpus into the cache, unless it is there.
@@ -123,23 +113,20 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         return self.prepared.validation.bytes_per_token
 
     @property
-    def _ranks(self) -> tuple[int, int]:
-        """This process's rank and the number of processes."""
-        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+    def key(self) -> str:
+        """Of the prepared corpus: its text, tokenizer and split."""
+        return self.prepared.key
+
+    @property
+    def source(self) -> tuple[str, str]:
+        """The corpus."""
+        return "data.corpus", self.config.corpus
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """This rank's training batches; see :class:`~mom.data.windows.ResumableSampler`."""
         windows = self.train_windows
-        rank, world_size = self._ranks
-        self._sampler = ResumableSampler(len(windows), self.config.batch_size, self.seed, rank, world_size)
-        if self._state is not None:
-            self._take_up(self._state)
         return DataLoader(
-            windows,
-            batch_size=self.config.batch_size,
-            sampler=self._sampler,
-            drop_last=True,
-            **self._loader_options(),
+            windows, sampler=self.training_sampler(len(windows)), drop_last=True, **self._loader_options()
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
@@ -152,62 +139,4 @@ class LanguageModelingDataModule(pl.LightningDataModule):
         windows = self.validation_windows
         rank, world_size = self._ranks
         mine = Subset(windows, range(rank, len(windows) // world_size * world_size, world_size))
-        return DataLoader(mine, batch_size=self.config.batch_size, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            # Its own, since a loader draws from it at the start of every epoch, which would move the random
-            # numbers of the model (dropout) where a resumed run starts its loader at another moment.
-            "generator": torch.Generator(),
-            "num_workers": self.config.num_workers,
-            "persistent_workers": self.config.num_workers > 0,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where training is in the order of the data: plain numbers and strings; empty outside training."""
-        if self._sampler is None or self.trainer is None:
-            return {}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        last = self.trainer.num_training_batches  # infinite until the loop has its loader
-        state = self._sampler.state_after(
-            progress.processed, last_step=None if last == float("inf") else int(last)
-        )
-        return {**state, "data": self.prepared.key, "sequence_length": self.config.sequence_length}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the order of a checkpoint, in the loader that is or the one to come.
-
-        Raises:
-            RequestError: the checkpoint was trained on other data, or in another order.
-        """
-        if not state_dict:
-            return
-        # Lightning warns that the loader cannot resume mid-epoch, as it does not know of the state kept here.
-        warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
-        self._state = state_dict
-        if self._sampler is not None:
-            self._take_up(state_dict)
-
-    def _take_up(self, state: dict[str, Any]) -> None:
-        if state["sequence_length"] != self.config.sequence_length:
-            raise RequestError(
-                "data.sequence_length",
-                self.config.sequence_length,
-                f"{state['sequence_length']}, as in the checkpoint to be resumed",
-            )
-        if state["data"] != self.prepared.key:
-            raise RequestError(
-                "data.corpus",
-                f"{self.config.corpus} ({self.prepared.key[:16]})",
-                f"the corpus, tokenizer and split of the checkpoint to be resumed ({state['data'][:16]})",
-            )
-        assert self._sampler is not None
-        self._sampler.load_state_dict(state)
-        log.info("data taken up in epoch %d after %d samples", state["epoch"], state["samples_consumed"])
-
-    def teardown(self, stage: str) -> None:
-        """Forget the place in the order, so that the next fit starts from the beginning."""
-        if stage == "fit":
-            self._sampler = None
-            self._state = None
+        return DataLoader(mine, **self._loader_options())

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning.pytorch as pl
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from mom.data.classification import pad
+from mom.data.examples import Batch, ExamplesDataModule, pad
 from mom.data.tables import OPTION, Row, read_table
 from mom.data.tokenise import split_position
 from mom.data.tokenizer import text_encoder
-from mom.data.windows import ResumableSampler
 from mom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -131,7 +127,7 @@ class EncodedArticle:
     summary: list[int]
 
 
-class XsumDataModule(pl.LightningDataModule):
+class XsumDataModule(ExamplesDataModule):
     """Documents and summaries as one sequence: document, separator, summary, end of text.
 
     Only the summary and the end of text are to be predicted: the labels before them are -100. A document that
@@ -148,20 +144,15 @@ class XsumDataModule(pl.LightningDataModule):
     """
 
     def __init__(self, config: XsumConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
-        super().__init__()
-        self.config = config
-        self.seed = seed
-        self.tokenizer = tokenizer
-        self.articles = load_xsum(config)
         self._encoder = text_encoder(tokenizer)
         self.separator: list[int] = self._encoder.encode(config.separator).ids
-        self.splits = {name: self._encode(name, articles) for name, articles in self.articles.items()}
-        if len(self.splits["train"]) < config.batch_size:
-            raise RequestError(
-                "data.batch_size",
-                config.batch_size,
-                f"at most {len(self.splits['train'])}, the training rows",
-            )
+        self.articles: dict[str, list[Article]] = {}
+        super().__init__(config, seed, tokenizer)
+
+    def encode(self) -> dict[str, list[EncodedArticle]]:
+        """Read the articles and tokenise every split."""
+        self.articles = load_xsum(self.config)
+        return {name: self._encode(name, articles) for name, articles in self.articles.items()}
 
     def _encode(self, split: str, articles: Sequence[Article]) -> list[EncodedArticle]:
         documents = self._encoder.encode_batch([article.document for article in articles])
@@ -194,40 +185,16 @@ class XsumDataModule(pl.LightningDataModule):
         documents = self._encoder.encode_batch([article.document for article in self.articles[split]])
         return [[*document.ids[:room], *self.separator] for document in documents]
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """This rank's training batches of one epoch; rows that do not fill the last one are left to the next."""
-        rank, world_size = self._ranks
-        rows = self.splits["train"]
-        sampler = ResumableSampler(len(rows), self.config.batch_size, self.seed, rank, world_size)
-        return self._loader(rows, sampler=sampler, drop_last=True)
-
     def val_dataloader(self) -> DataLoader[Any]:
         """This rank's validation batches, in order."""
-        return self.batches("validation")
+        return self.in_order("validation")
 
-    def batches(self, split: str) -> DataLoader[Any]:
-        """This rank's batches of a split, in order."""
-        rank, world_size = self._ranks
-        rows = self.splits[split]
-        mine = range(rank, len(rows), world_size)
-        return self._loader(Subset(rows, mine), shuffle=False)  # type: ignore[arg-type]
-
-    def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
-        return DataLoader(
-            rows,
-            batch_size=self.config.batch_size,
-            collate_fn=self._collate,
-            num_workers=self.config.num_workers,
-            pin_memory=torch.cuda.is_available(),
-            **options,
-        )
-
-    def _collate(self, rows: Sequence[EncodedArticle]) -> dict[str, Tensor]:
+    def collate(self, rows: Sequence[EncodedArticle]) -> Batch:
+        """A batch of examples; see the class."""
         batch = pad([[*row.prompt, *row.summary] for row in rows], self.tokenizer.eos_token_id)
         labels = pad([[-100] * len(row.prompt) + row.summary for row in rows], -100)["input_ids"]
         return {**batch, "labels": labels}
 
-    @property
-    def _ranks(self) -> tuple[int, int]:
-        trainer = self.trainer
-        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+    def content(self, example: EncodedArticle) -> Iterable[float]:
+        """Its tokens, and where the summary begins."""
+        return (len(example.prompt), *example.prompt, *example.summary)

@@ -24,7 +24,7 @@ AUTO_MAP = {
     "AutoConfig": "configuration.MoMConfig",
     "AutoModel": "modeling.MoMModel",
     "AutoModelForCausalLM": "modeling.MoMForCausalLM",
-    "AutoModelForSequenceClassification": "modeling.MoMForSequenceClassification",
+    "AutoModelForSequenceClassification": "classification.MoMForSequenceClassification",
 }
 """Which file of an exported folder holds which class."""
 

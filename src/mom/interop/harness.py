@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from mom.model import MoMForCausalLM
+
+# The line of a task file that names the task.
+_TASK = re.compile(rb"^task:[ \t]*[\"']?([^\s\"'#]+)[\"']?[ \t]*(?:#.*)?\r?$", re.MULTILINE)
 
 
 def adapter(model: MoMForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_size: int) -> Any:
@@ -74,11 +78,10 @@ def run_harness(
     """
     language_model = adapter(model, tokenizer, batch_size)
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
     if path is not None and not Path(path).is_dir():
         raise RequestError("task.harness_path", path, "a folder of task files (.yaml)")
-    manager = TaskManager(include_path=path, include_defaults=path is None)
+    manager = task_manager(tasks, path)
     for name in tasks:
         if name not in manager.all_tasks:
             close = nearest(name, manager.all_tasks)
@@ -103,6 +106,46 @@ def run_harness(
         ) from reason
     assert found is not None
     return flat(found)
+
+
+def task_manager(names: Sequence[str], path: str | None = None) -> Any:
+    """The harness's index of tasks, of no more files than these names need.
+
+    The harness parses all of its 14,000 files to know their names. Where every name is that of a task, only the
+    folders of their files are parsed, which a search of the text finds; for a group or tag, whose tasks may stand
+    anywhere, and for a name that is not found, all are.
+
+    Args:
+        names: of tasks.
+        path: a folder of task files, in the place of the harness's own.
+    """
+    import lm_eval.tasks
+
+    if path is not None:
+        return lm_eval.tasks.TaskManager(include_path=path, include_defaults=False)
+    folders = folders_of(names, Path(lm_eval.tasks.__file__).parent)
+    if folders is not None:
+        manager = lm_eval.tasks.TaskManager(include_path=list(folders), include_defaults=False)
+        if set(names) <= set(manager.all_subtasks):
+            return manager
+    return lm_eval.tasks.TaskManager()
+
+
+def folders_of(names: Sequence[str], root: Path) -> list[str | Path] | None:
+    """The folders below ``root`` (none inside another) of the files that define these tasks; None if one of them is not found.
+
+    Of several files with one name the first in order of paths is the harness's, and is taken here.
+    """
+    wanted = {name.encode(): name for name in names}
+    found: dict[str, Path] = {}
+    for file in sorted(root.glob("**/*.yaml"), key=lambda one: one.as_posix()):
+        for name in _TASK.findall(file.read_bytes()):
+            if name in wanted:
+                found.setdefault(wanted[name], file.parent)
+    if len(found) < len(wanted):
+        return None
+    folders = set(found.values())
+    return sorted(one for one in folders if not folders & set(one.parents))
 
 
 def flat(found: dict[str, Any]) -> dict[str, float]:

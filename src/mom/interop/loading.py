@@ -21,6 +21,8 @@ Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
 # Of the model's weights in a Lightning checkpoint.
 _PREFIX = "model."
+CLASSIFIER = f"{_PREFIX}score.weight"
+"""The weights in a checkpoint that only a classifier has."""
 _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
@@ -89,7 +91,7 @@ def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceC
     path = Path(source)
     if path.is_file():
         checkpoint = read_checkpoint(path, option)
-        if f"{_PREFIX}score.weight" not in checkpoint["state_dict"]:
+        if CLASSIFIER not in checkpoint["state_dict"]:
             return None
         return _with_weights(checkpoint, MoMForSequenceClassification, path, option)
     config = path / "config.json"
@@ -122,7 +124,7 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
 
 def _from_lightning(path: Path, option: str) -> MoMForCausalLM:
     checkpoint = read_checkpoint(path, option)
-    if f"{_PREFIX}score.weight" in checkpoint["state_dict"]:
+    if CLASSIFIER in checkpoint["state_dict"]:
         raise RequestError(option, f"{path}, a classifier", "the weights of a language model")
     return _with_weights(checkpoint, MoMForCausalLM, path, option)
 

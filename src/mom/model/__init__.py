@@ -1,10 +1,10 @@
 """The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly and heads."""
 
+from mom.model.classification import MoMForSequenceClassification, MoMSequenceClassifierOutput
 from mom.model.configuration import MoMConfig
 from mom.model.modeling import (
     MoMCausalLMOutput,
     MoMForCausalLM,
-    MoMForSequenceClassification,
     MoMModel,
     MoMModelOutput,
 )
@@ -20,6 +20,7 @@ __all__ = [
     "MoMForSequenceClassification",
     "MoMModel",
     "MoMModelOutput",
+    "MoMSequenceClassifierOutput",
     "RoundRouting",
     "Routing",
 ]

@@ -45,6 +45,15 @@ class RoutedAttention(nn.Module):
         super().__init__()
         self.router = build_router(config, PoolLayout.attention(config), salt=2 * stage_index)
         self.pool = AttentionPool(config)
+        self.num_modules = self.pool.num_modules
+        # Bound here, as PEFT puts a wrapper in the pool's place that can only be called.
+        self._run = self.pool.run
+
+    def forward(
+        self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """One attention step: :meth:`AttentionPool.run`."""
+        return self._run(x, routing, folded, attend)
 
 
 class RoutedFFN(nn.Module):
@@ -54,6 +63,12 @@ class RoutedFFN(nn.Module):
         super().__init__()
         self.router = build_router(config, PoolLayout.ffn(config), salt=2 * stage_index + 1)
         self.pool = FFNPool(config)
+        self.num_modules = self.pool.num_modules
+        self._run = self.pool.run
+
+    def forward(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
+        """One feed-forward step: :meth:`FFNPool.run`."""
+        return self._run(x, routing, folded)
 
 
 class Stage(nn.Module):
@@ -97,7 +112,7 @@ class Stage(nn.Module):
             The residual stream, the routing of each round, and the residual streams in between, if kept.
         """
         num_rows = x.shape[0] * x.shape[1] * self.num_rounds
-        folded = tuple(part.pool.fold(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
+        folded = tuple(part.pool(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
         draws = self.attention.router.draw_dropped(x), self.ffn.router.draw_dropped(x)
         state = RoundState(x, None, None)
         routing, passed = [], []
@@ -135,17 +150,15 @@ class Stage(nn.Module):
         attention, attention_state = self.attention.router(
             x, state.attention, round_index, token_ids, draws[0]
         )
-        attention, gone = self._absorb(attention, state.gone, self.attention.pool.num_modules)
+        attention, gone = self._absorb(attention, state.gone, self.attention.num_modules)
         attend = partial(context.attend, layer_index=layer_index)
         x = x + self.dropout(
-            self.attention.pool(
-                x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active)
-            )
+            self.attention(x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active))
         )
 
         ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids, draws[1])
-        ffn, gone = self._absorb(ffn, gone, self.ffn.pool.num_modules)
-        x = x + self.dropout(self.ffn.pool(x, ffn, folded_ffn))
+        ffn, gone = self._absorb(ffn, gone, self.ffn.num_modules)
+        x = x + self.dropout(self.ffn(x, ffn, folded_ffn))
 
         return RoundState(x, attention_state, ffn_state, gone), RoundRouting(attention, ffn)
 

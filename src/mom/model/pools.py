@@ -95,8 +95,10 @@ class Pool(nn.Module):
             if bias is not None:
                 constant(bias, 0.0)
 
-    def fold(self, num_rows: int) -> Folded:
+    def forward(self, num_rows: int) -> Folded:
         """Cast the weights to the dtype that products run in, and fold the LayerNorms in where that is cheaper.
+
+        Nothing but this call reads the parameters, so that what PEFT adds to them (LoRA) counts everywhere.
 
         Args:
             num_rows: rows of computation, tokens x K x rounds, that will use them.
@@ -131,7 +133,7 @@ class Pool(nn.Module):
 
         Args:
             x: residual stream, [B, T, D].
-            folded: this pool's :meth:`fold`.
+            folded: what calling this pool gave.
             dispatch: rows sorted by module.
             scatter: sum over a token's choices.
             row_weight: [M]; ``None`` means 1.
@@ -264,7 +266,7 @@ class AttentionPool(Pool):
             if scale is not None:
                 constant(scale, 1.0)
 
-    def forward(
+    def run(
         self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
         """One attention step: assemble q, k, v, attend once, assemble the output (DESIGN §1, step 2).
@@ -272,7 +274,7 @@ class AttentionPool(Pool):
         Args:
             x: residual stream, [B, T, D].
             routing: who runs for whom.
-            folded: this pool's :meth:`fold`.
+            folded: what calling this pool gave.
             attend: ``attend(qkv, active)`` with the assembled [B, T, 3D] and whether a token took any module,
                 boolean [B, T]; returns [B, T, D].
 
@@ -320,7 +322,7 @@ class AttentionPool(Pool):
     def _run_all(
         self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
     ) -> Tensor:
-        """:meth:`forward` with every module run for every token."""
+        """:meth:`run` with every module run for every token."""
         batch, length, width = x.shape
         weights = routing.weights.to(folded.in_weight.dtype)  # (B, T, K)
         table = choice_table(routing.selected, weights, self.num_modules)  # (tokens, N)
@@ -349,13 +351,13 @@ class FFNPool(Pool):
         first = 2 * hidden if config.components.gated else hidden
         super().__init__(config, config.num_ffn_modules, ("fc", first), ("proj", hidden))
 
-    def forward(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
+    def run(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
         """One feed-forward step (DESIGN §1, step 3).
 
         Args:
             x: residual stream, [B, T, D].
             routing: who runs for whom.
-            folded: this pool's :meth:`fold`.
+            folded: what calling this pool gave.
 
         Returns:
             What the step adds to the residual stream, [B, T, D].
@@ -381,7 +383,7 @@ class FFNPool(Pool):
         return out.view_as(x)
 
     def _run_all(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
-        """:meth:`forward` with every module run for every token."""
+        """:meth:`run` with every module run for every token."""
         rows = self._rows_of_all(x, folded)  # (tokens, N or 1, D)
         by_module = rows.transpose(0, 1).expand(self.num_modules, -1, -1)  # (N, tokens, D)
         hidden = torch.baddbmm(folded.in_bias[:, None], by_module, folded.in_weight)  # (N, tokens, F)

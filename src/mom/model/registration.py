@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
+from mom.model.classification import MoMForSequenceClassification
 from mom.model.configuration import MoMConfig
-from mom.model.modeling import MoMForCausalLM, MoMForSequenceClassification, MoMModel
+from mom.model.modeling import MoMForCausalLM, MoMModel
 
 
 def register() -> None:

@@ -1,4 +1,4 @@
-"""Measure a model: perplexity and bits per byte on text, or the tasks of the evaluation harness."""
+"""Measure a model: perplexity and bits per byte on text, GLUE, XSum, or the tasks of the evaluation harness."""
 
 from __future__ import annotations
 
@@ -11,19 +11,27 @@ from rich.table import Table
 from torch.utils.data import ConcatDataset, DataLoader
 from transformers import PreTrainedTokenizerFast
 
-from mom.config import DataConfig, EvaluateConfig, RunConfig
+from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
+from mom.data.classification import GlueDataModule
+from mom.data.glue import TASKS
 from mom.data.prepare import prepare
 from mom.data.token_file import TokenFile
 from mom.data.windows import ScoringWindows
+from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.interop.harness import run_harness
+from mom.interop.loading import find_classifier
 from mom.interop.tokenizer import find_tokenizer, tokenizer_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
+from mom.training.classification import ClassificationModule
 from mom.training.evaluation import evaluate_module
+from mom.training.glue_report import print_task
 from mom.training.language_modeling import LanguageModelingModule
+from mom.training.measuring import check_length, measure_glue, measure_xsum
 from mom.training.report import print_report, results_table
+from mom.training.summarization import SummarizationModule
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +39,8 @@ log = logging.getLogger(__name__)
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Evaluate the model of ``init`` on the data of the request and print a table.
 
-    The text is tokenised by the model's own tokenizer.
+    The text is tokenised by the model's own tokenizer. On GLUE and XSum a fine-tuned model is measured as after its
+    fine-tuning.
 
     Args:
         config: the request.
@@ -39,19 +48,58 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Returns:
         ``val/loss``, ``val/perplexity``, ``val/bits_per_byte``, ``depth/*`` and ``routing/*``,
-        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``; for ``harness``
-        what :func:`mom.interop.harness.run_harness` returns.
+        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``; for GLUE and XSum what
+        :mod:`mom.training.measuring` returns; for ``harness`` what :func:`mom.interop.harness.run_harness` returns.
 
     Raises:
         RequestError: weights, tokenizer or data that cannot be used, before anything is measured.
     """
     task, data, init = config.task, config.data, config.init
-    assert isinstance(task, EvaluateConfig) and isinstance(data, DataConfig) and init is not None
-    model = load_model(init).eval()
+    assert isinstance(task, EvaluateConfig) and init is not None
     if task.harness is not None:
+        model = load_model(init).eval()
         tokenizer = tokenizer_of(init, data.tokenizer, model.config)
         return evaluate_harness(config, task, task.harness, model, tokenizer, run)
-    return evaluate_text(config, task, data, init, model, run)
+    if isinstance(data, DataConfig):
+        return evaluate_text(config, task, data, init, load_model(init).eval(), run)
+    if task.split != "validation":
+        raise RequestError("task.split", task.split, f"validation for data={data.kind}")
+    if task.stride is not None:
+        raise RequestError("task.stride", task.stride, f"null for data={data.kind}")
+    if isinstance(data, GlueConfig):
+        return evaluate_glue(config, data, init, run)
+    assert isinstance(data, XsumConfig)
+    return evaluate_xsum(config, data, init, run)
+
+
+def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirectory) -> dict[str, Any]:
+    """A fine-tuned classifier on the validation sets of its task; the test sets are predicted too."""
+    glue = TASKS[data.name]
+    model = find_classifier(init)
+    if model is None:
+        allowed = f"a classifier of {glue.num_labels} label(s), which task=finetune makes of it"
+        raise RequestError("init", f"{init}, a language model", allowed)
+    theirs = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
+    if model.config.num_labels != glue.num_labels or (glue.labels and theirs != glue.labels):
+        allowed = f"a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}"
+        raise RequestError("init", f"{init}, a classifier of {', '.join(theirs)}", allowed)
+    check_length(data, model.config)
+    examples = GlueDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
+    module = ClassificationModule(
+        model, dataclasses.asdict(config.optimizer), glue.metrics, sets=glue.validations
+    )
+    results = measure_glue(config, module, examples, run, logged=True)
+    print_task(glue, results, run.path)
+    return results
+
+
+def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirectory) -> dict[str, Any]:
+    """A language model on the summaries of the validation documents, and of the test documents if there are."""
+    model = load_model(init)
+    check_length(data, model.config)
+    examples = XsumDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
+    module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
+    return measure_xsum(config, module, examples, run, logged=True)
 
 
 def evaluate_harness(
@@ -131,12 +179,7 @@ def bytes_per_token(files: list[TokenFile]) -> float:
 
 
 def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
-    if data.sequence_length > config.max_positions:
-        raise RequestError(
-            "data.sequence_length",
-            data.sequence_length,
-            f"at most {config.max_positions}, the positions of the model",
-        )
+    check_length(data, config)
     if task.stride is not None and task.stride >= data.sequence_length:
         raise RequestError(
             "task.stride", task.stride, f"below data.sequence_length ({data.sequence_length}), or null"

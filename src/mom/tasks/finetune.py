@@ -5,30 +5,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-import statistics
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
 
-from mom.config import DataSection, FinetuneConfig, GlueConfig, RunConfig, XsumConfig
+from mom.config import FinetuneConfig, GlueConfig, RunConfig, XsumConfig
 from mom.data.classification import GlueDataModule
 from mom.data.glue import TASKS
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
 from mom.interop import load_classifier, load_model
 from mom.interop.tokenizer import tokenizer_of
-from mom.model import MoMConfig
 from mom.run_directory import RunDirectory
-from mom.training.classification import ClassificationModule, build_metrics, percent
-from mom.training.evaluation import evaluate_module, predict
+from mom.training.checkpoint import check_architecture, check_head
+from mom.training.classification import ClassificationModule
 from mom.training.fit import CHECKPOINTS, fit_module
-from mom.training.glue_report import glue_row, print_task, write_submission
+from mom.training.glue_report import glue_row, print_task
+from mom.training.measuring import check_length, measure_glue, measure_xsum
 from mom.training.module import TrainingModule
-from mom.training.phases import adopt, announce, recorded
+from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, recorded
 from mom.training.summarization import SummarizationModule
-from mom.training.summary_report import measure_summaries
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -38,6 +36,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     For GLUE with ``task.tasks`` or ``task.seeds`` every combination is trained in a folder of its own,
     ``<task>/seed_<n>``, from the same weights, and the row of means and deviations is printed.
+
+    With ``ckpt``, or ``resume=auto`` and a ``last.ckpt`` in the run directory, training goes on from there. Of
+    several trainings ``resume=auto`` takes up the one that was interrupted, and trains none again that is done.
 
     Args:
         config: the request.
@@ -53,40 +54,58 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Raises:
         RequestError: weights, tokenizer or data that cannot be used, before anything is trained.
     """
-    task, data, init = config.task, config.data, config.init
-    assert isinstance(task, FinetuneConfig) and init is not None
-    if (
-        config.trainer.strategy == "fsdp"
-    ):  # the best weights are put back into the whole model, which no process has
+    task, data = config.task, config.data
+    assert isinstance(task, FinetuneConfig)
+    # The best weights are put back into the whole model, which no process has.
+    if config.trainer.strategy == "fsdp":
         raise RequestError("trainer.strategy", "fsdp", "auto or ddp for task=finetune")
     if isinstance(data, XsumConfig):
-        return finetune_xsum(config, task, data, init, run)
+        return finetune_xsum(config, task, data, run)
     assert isinstance(data, GlueConfig)
-    return finetune_glue(config, task, data, init, run)
+    return finetune_glue(config, task, data, run)
+
+
+def weights_to_start_from(config: RunConfig) -> tuple[str, str]:
+    """The option that names the weights, ``init`` or else ``ckpt``, and its value."""
+    if config.init is not None:
+        return "init", config.init
+    assert config.ckpt is not None
+    return "ckpt", config.ckpt
 
 
 def finetune_glue(
-    config: RunConfig, task: FinetuneConfig, data: GlueConfig, init: str, run: RunDirectory
+    config: RunConfig, task: FinetuneConfig, data: GlueConfig, run: RunDirectory
 ) -> dict[str, Any]:
     """GLUE; see :func:`run`."""
+    option, init = weights_to_start_from(config)
+    several = task.tasks is not None or task.seeds is not None
+    if several and config.ckpt is not None:
+        raise RequestError(
+            "ckpt", config.ckpt, "null with task.tasks or task.seeds; resume=auto goes on with each of them"
+        )
     names = task.tasks or [data.name]
     if task.loss == "class_balanced" and "stsb" in names:
         raise RequestError("task.loss", task.loss, "plain for stsb, whose labels are numbers and not classes")
     # Everything is read before anything is trained: the ninth task's missing file ends the run now.
-    model = load_classifier(init, TASKS[names[0]].labels)
+    model = load_classifier(init, TASKS[names[0]].labels, option=option)
     check_length(data, model.config)
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     of_task = {name: dataclasses.replace(data, name=name) for name in names}
     modules = {name: GlueDataModule(of_task[name], config.seed, tokenizer) for name in names}
-    for name in names:
+    for name in names[1:]:
         load_classifier(init, TASKS[name].labels)
-    if task.tasks is None and task.seeds is None:
+    if not several:
         summary = finetune(config, modules[data.name], run)
         print_task(TASKS[data.name], summary, run.path)
         return summary
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for name in names:
         for seed in task.seeds or [config.seed]:
+            done = earlier_results(run, f"{name}/seed_{seed}") if config.resume == "auto" else None
+            if done is not None:
+                announce(f"{name}, seed {seed}: done before, {done['steps']} steps")
+                scores[name].append(done)
+                continue
             announce(f"{name}, seed {seed}")
             one = dataclasses.replace(config, seed=seed, data=of_task[name])
             directory = RunDirectory(run.path / name / f"seed_{seed}")
@@ -101,10 +120,15 @@ def finetune_glue(
 def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -> dict[str, Any]:
     """One training on one task with one seed; see :func:`run`."""
     task = config.task
-    assert isinstance(task, FinetuneConfig) and config.init is not None
+    assert isinstance(task, FinetuneConfig)
     glue = data.task
+    resume = checkpoint_to_resume(config, directory)
+    option, init = weights_to_start_from(config)
     seed_everything(config.seed, workers=True, verbose=False)  # the fresh classifier's weights
-    model = load_classifier(config.init, glue.labels, dropout=task.dropout)
+    model = load_classifier(init, glue.labels, dropout=task.dropout, option=option)
+    if resume is not None:
+        check_head(resume, glue.num_labels)
+        check_architecture(resume, model.config.to_dict())
     module = ClassificationModule(
         model,
         dataclasses.asdict(config.optimizer),
@@ -113,15 +137,11 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
         class_weights=class_weights(data.label_counts) if task.loss == "class_balanced" else None,
     )
     steps = min(config.trainer.max_steps, num_steps(config, len(data.train_dataloader()), task.epochs))
-    results = fit_module(config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps)
-    take_best(module, directory)
-    measured = evaluate_module(
-        config, module, data.val_dataloader(), directory, phase=glue.name, logged=False
+    results = fit_module(
+        config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps, resume=resume
     )
-    for split in data.tests:
-        values = predict(config, module, data.test_batches(split), directory)
-        write_submission(glue, split, values, directory)
-    return {**results, **measured, **majority(data)}
+    take_best(module, directory)
+    return {**results, **measure_glue(config, module, data, directory, logged=False)}
 
 
 def take_best(module: TrainingModule, directory: RunDirectory) -> None:
@@ -129,16 +149,6 @@ def take_best(module: TrainingModule, directory: RunDirectory) -> None:
     best = directory.path / CHECKPOINTS / "best.ckpt"
     if best.is_file():
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
-
-
-def check_length(data: DataSection, config: MoMConfig) -> None:
-    """Refuse examples longer than the model's positions."""
-    if data.sequence_length > config.max_positions:
-        raise RequestError(
-            "data.sequence_length",
-            data.sequence_length,
-            f"at most {config.max_positions}, the positions of the model",
-        )
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
@@ -162,22 +172,8 @@ def class_weights(counts: Sequence[int]) -> list[float]:
     return [sum(counts) / (len(counts) * count) for count in counts]
 
 
-def majority(data: GlueDataModule) -> dict[str, float]:
-    """The validation metrics of always answering the commonest training label (a regression: the mean)."""
-    glue = data.task
-    labels = [label for _, label in data.splits["train"] if label is not None]
-    answer = statistics.mode(labels) if glue.labels else statistics.fmean(labels)
-    measured: dict[str, float] = {}
-    for suffix, split in zip(glue.validations, data.validations, strict=True):
-        metrics = build_metrics(glue.metrics, glue.num_labels)
-        truth = torch.tensor([label for _, label in data.splits[split]])
-        metrics.update(torch.full_like(truth, answer), truth)
-        measured |= {f"majority/{name}{suffix}": value for name, value in percent(metrics).items()}
-    return measured
-
-
 def finetune_xsum(
-    config: RunConfig, task: FinetuneConfig, data: XsumConfig, init: str, run: RunDirectory
+    config: RunConfig, task: FinetuneConfig, data: XsumConfig, run: RunDirectory
 ) -> dict[str, Any]:
     """XSum; see :func:`run`."""
     for name, given in (("tasks", task.tasks), ("seeds", task.seeds)):
@@ -185,17 +181,23 @@ def finetune_xsum(
             raise RequestError(f"task.{name}", given, "null for data=xsum")
     if task.loss != "plain":
         raise RequestError("task.loss", task.loss, "plain for data=xsum, which has no classes")
-    model = load_model(init)
+    resume = checkpoint_to_resume(config, run)
+    option, init = weights_to_start_from(config)
+    model = load_model(init, option)
     check_length(data, model.config)
     if task.dropout is not None:
         changed = copy.deepcopy(model.config)
         changed.dropout = task.dropout
         model = adopt(model, changed)
+    if resume is not None:
+        check_head(resume, None)
+        check_architecture(resume, model.config.to_dict())
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     examples = XsumDataModule(data, config.seed, tokenizer)
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
     steps = min(config.trainer.max_steps, num_steps(config, len(examples.train_dataloader()), task.epochs))
-    results = fit_module(config, module, examples, tokenizer, run, phase="xsum", max_steps=steps)
+    results = fit_module(
+        config, module, examples, tokenizer, run, phase="xsum", max_steps=steps, resume=resume
+    )
     take_best(module, run)
-    measured = evaluate_module(config, module, examples.val_dataloader(), run, phase="xsum", logged=False)
-    return {**results, **measured, **measure_summaries(config, model, examples, run)}
+    return {**results, **measure_xsum(config, module, examples, run, logged=False)}

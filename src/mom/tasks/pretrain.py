@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -14,15 +13,9 @@ from mom.data.module import LanguageModelingDataModule
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import (
-    LAST,
-    Resume,
-    check_architecture,
-    last_checkpoint,
-    read_checkpoint,
-)
+from mom.training.checkpoint import LAST, Resume, check_architecture
 from mom.training.fit import CHECKPOINTS, fit_phase
-from mom.training.phases import adopt, announce, earlier_results, run_phase
+from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, run_phase
 from mom.training.report import print_report, results_table
 from mom.training.sharding import initialized_once, is_sharded
 
@@ -92,13 +85,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "data/train_tokens": data.num_train_tokens,
         "data/validation_tokens": data.num_validation_tokens,
     }
-
-
-def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:
-    """Where the main phase goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
-    if config.resume == "auto":
-        return last_checkpoint(Path(run.path) / CHECKPOINTS)
-    return None if config.ckpt is None else read_checkpoint(config.ckpt)
 
 
 def _from_plain(

@@ -14,6 +14,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 
 from mom.callbacks.last_checkpoint import INSIDE_ACCUMULATION
 from mom.errors import RequestError
+from mom.interop.loading import CLASSIFIER
 from mom.interop.loading import read_checkpoint as load_plain
 from mom.model import MoMConfig
 
@@ -97,11 +98,13 @@ class Resume(NamedTuple):
         path: the file.
         step: optimiser steps behind it.
         model_config: the fields of its model's configuration.
+        num_labels: outputs of its classifier; ``None`` for a language model.
     """
 
     path: Path
     step: int
     model_config: dict[str, Any]
+    num_labels: int | None
 
 
 def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
@@ -131,7 +134,13 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
             f"a checkpoint between two optimiser steps, such as {LAST}; this one was taken inside an "
             "accumulation window (init starts from its weights)",
         )
-    return Resume(path, checkpoint["global_step"], checkpoint["hyper_parameters"]["model_config"])
+    classifier = checkpoint["state_dict"].get(CLASSIFIER)
+    return Resume(
+        path,
+        checkpoint["global_step"],
+        checkpoint["hyper_parameters"]["model_config"],
+        None if classifier is None else classifier.shape[0],
+    )
 
 
 def _check_sums(path: Path, option: str) -> None:
@@ -202,3 +211,22 @@ def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
             f"{resume.path} of a model with {theirs}",
             f"a checkpoint of the model asked for, with {ours}",
         )
+
+
+def check_head(resume: Resume, num_labels: int | None) -> None:
+    """Refuse a checkpoint of a classifier with other outputs, or of a language model in the place of one.
+
+    Args:
+        resume: as :func:`read_checkpoint` returns it.
+        num_labels: outputs of the classifier asked for; ``None`` for a language model.
+
+    Raises:
+        RequestError: naming both.
+    """
+    if resume.num_labels != num_labels:
+        found, wanted = (_kind(count) for count in (resume.num_labels, num_labels))
+        raise RequestError("ckpt", f"{resume.path} of {found}", f"a checkpoint of {wanted}")
+
+
+def _kind(num_labels: int | None) -> str:
+    return "a language model" if num_labels is None else f"a classifier of {num_labels} label(s)"

@@ -21,6 +21,7 @@ from mom.callbacks import (
     RandomState,
     RankAgreement,
     StepProgressBar,
+    StoppedEarly,
     ThroughputMonitor,
 )
 from mom.config import NodeConfig, RunConfig
@@ -146,6 +147,7 @@ def fit_module(
     callbacks = build_callbacks(config, phase, bool(loggers))
     callbacks.append(RankAgreement(_request(config, module, phase, max_steps, resume)))
     _set_default_folder(callbacks, directory.path / CHECKPOINTS)
+    callbacks.append(StoppedEarly())
     # Last in the list: it saves the state of all the others.
     callbacks.append(LastCheckpoint(directory.path / CHECKPOINTS, lambda: interruption.requested))
     trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)

@@ -16,9 +16,16 @@ from mom.errors import RequestError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
-from mom.training.checkpoint import check_architecture, last_checkpoint
+from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
 from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.sharding import initialized_once
+
+
+def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:
+    """Where a training goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
+    if config.resume == "auto":
+        return last_checkpoint(run.path / CHECKPOINTS)
+    return None if config.ckpt is None else read_checkpoint(config.ckpt)
 
 
 def run_phase(

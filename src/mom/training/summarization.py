@@ -11,7 +11,7 @@ import torch
 from rouge_score.rouge_scorer import RougeScorer
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from mom.data.classification import pad
+from mom.data.examples import pad
 from mom.model import MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
 

@@ -1,0 +1,122 @@
+"""Evaluation of a fine-tuned checkpoint: what fine-tuning measured of it at its end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mom.config import bind
+from mom.errors import RequestError
+from mom.run_directory import RunDirectory
+from mom.tasks import evaluate
+from tests.checkpoints import request, write_run
+from tests.distributed.scenarios import is_timed
+from tests.glue_files import write_glue
+from tests.tasks.test_finetune import tuned as tuned_on_glue
+from tests.tasks.test_finetune_xsum import tuned as tuned_on_xsum
+from tests.xsum_files import write_xsum
+
+OF_TRAINING = {"steps"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_run(folder / "first", num_rounds=2)
+    for name in ("rte", "mnli", "cola", "stsb"):
+        write_glue(folder / "glue", name)
+    write_xsum(folder / "xsum")
+    return folder
+
+
+def evaluated(folder: Path, init: Path, task: dict[str, Any] | None = None, **data: Any) -> tuple[dict, Path]:
+    kind = data.get("kind", "glue")
+    groups = {"kind": kind, "path": str(folder / kind), "batch_size": 2}
+    whole = request(
+        folder,
+        {"name": "evaluate", **(task or {})},
+        data=groups | data,
+        init=str(init),
+        callbacks={"depth": {"_target_": "mom.callbacks.EffectiveDepth"}},
+        logger={"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}},
+    )
+    config = bind(whole)
+    return evaluate.run(config, RunDirectory(config.run_dir)), Path(config.run_dir)
+
+
+def first(folder: Path) -> Path:
+    return folder / "first" / "checkpoints" / "last.ckpt"
+
+
+def assert_same_measures(found: dict[str, Any], trained: dict[str, Any]) -> None:
+    expected = {
+        name: value for name, value in trained.items() if name.startswith(("val/", "test/", "lead/", "maj"))
+    }
+    assert len(expected) > 4
+    assert {name: found[name] for name in expected} == expected
+    assert not any(is_timed(name) or name in OF_TRAINING for name in found)
+
+
+@pytest.mark.parametrize("name", ["rte", "mnli", "stsb"])
+def test_glue_is_measured_as_after_its_training(folder, capsys, name):
+    trained, run = tuned_on_glue(folder, first(folder), {"epochs": 1.0}, name=name)
+    found, where = evaluated(
+        folder, run / "checkpoints" / "best.ckpt", name=name, sequence_length=32, batch_size=3
+    )
+    assert found["depth/effective"] == pytest.approx(trained["depth/effective"])
+    trained = {
+        key: value for key, value in trained.items() if key != "val/loss"
+    }  # its last digits vary by batch
+    assert_same_measures(found, {key: pytest.approx(value, abs=1e-3) for key, value in trained.items()})
+    for file in (run / "submission").iterdir():
+        assert (where / "submission" / file.name).read_bytes() == file.read_bytes()
+    assert "commonest label" in capsys.readouterr().out
+    assert (where / "metrics.csv").is_file()
+    assert not (where / "checkpoints").exists()
+
+
+def test_xsum_is_measured_as_after_its_training(folder, capsys):
+    options = {"sequence_length": 48, "separator": "|", "max_summary_tokens": 6, "limit_summaries": 3}
+    trained, run = tuned_on_xsum(folder, first(folder), {"epochs": 1.0}, limit_summaries=3)
+    found, where = evaluated(folder, run / "checkpoints" / "best.ckpt", kind="xsum", **options)
+    assert_same_measures(found, trained)
+    for file in (run / "summaries").iterdir():
+        assert (where / "summaries" / file.name).read_bytes() == file.read_bytes()
+    assert "first sentence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        (
+            {},
+            {"name": "rte"},
+            r"init: .*last.ckpt, a language model; a classifier of 2 label\(s\), which task=fine",
+        ),
+        ({"split": "train"}, {"name": "rte"}, "task.split: train; validation for data=glue"),
+        ({"stride": 4}, {"kind": "xsum"}, "task.stride: 4; null for data=xsum"),
+        (
+            {},
+            {"kind": "xsum", "sequence_length": 65, "max_summary_tokens": 6},
+            "data.sequence_length: 65; at most 64, the positions",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(folder, task, data, message):
+    with pytest.raises(RequestError, match=f"^{message}"):
+        evaluated(folder, first(folder), task, **data)
+
+
+def test_a_classifier_of_other_labels_is_refused(folder):
+    _, run = tuned_on_glue(folder, first(folder), {"epochs": 0.1}, name="rte")
+    best = run / "checkpoints" / "best.ckpt"
+    for name in ("cola", "mnli", "stsb"):
+        message = rf"^init: .*, a classifier of entailment, not_entailment; a classifier of .*, fine-tuned on {name}"
+        with pytest.raises(RequestError, match=message):
+            evaluated(folder, best, name=name)
+    with pytest.raises(
+        RequestError, match=r"^init: .*best.ckpt, a classifier; the weights of a language model"
+    ):
+        evaluated(folder, best, kind="xsum", sequence_length=48, max_summary_tokens=6)
