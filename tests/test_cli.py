@@ -224,6 +224,8 @@ def test_a_folder_with_another_runs_checkpoints_is_refused_unless_resumed(
 
     assert launch("run_dir=here", *SMALL) == 2
     assert the_line(capsys).startswith("run_dir: here; a folder without another run's checkpoints")
+    assert launch("run_dir=here", "init=some.ckpt", *SMALL) == 2
+    assert the_line(capsys).startswith("run_dir: here; a folder without another run's checkpoints")
     assert launch("run_dir=here", "resume=auto", *SMALL) == 0
 
 

@@ -124,7 +124,9 @@ def _check_single(composed_config: DictConfig) -> None:
 
 def _check_unoccupied(config: RunConfig) -> None:
     """Refuse a folder with the checkpoints of another run, which a fresh start would mix with its own."""
-    starts_afresh = config.init is None and config.ckpt is None and config.resume is None
+    # A task that trains mixes its checkpoints with those there; the others only read the weights of init.
+    trains = config.task.resumes or config.init is None
+    starts_afresh = trains and config.ckpt is None and config.resume is None
     is_child = RUN_DIR_VARIABLE in os.environ
     if starts_afresh and not is_child and holds_checkpoints(config.run_dir):
         raise RequestError(

@@ -54,7 +54,7 @@ def assert_same_measures(found: dict[str, Any], trained: dict[str, Any]) -> None
     expected = {
         name: value for name, value in trained.items() if name.startswith(("val/", "test/", "lead/", "maj"))
     }
-    assert len(expected) > 4
+    assert len(expected) > 3
     assert {name: found[name] for name in expected} == expected
     assert not any(is_timed(name) or name in OF_TRAINING for name in found)
 
@@ -62,17 +62,12 @@ def assert_same_measures(found: dict[str, Any], trained: dict[str, Any]) -> None
 @pytest.mark.parametrize("name", ["rte", "mnli", "stsb"])
 def test_glue_is_measured_as_after_its_training(folder, capsys, name):
     trained, run = tuned_on_glue(folder, first(folder), {"epochs": 1.0}, name=name)
-    found, where = evaluated(
-        folder, run / "checkpoints" / "best.ckpt", name=name, sequence_length=32, batch_size=3
-    )
-    assert found["depth/effective"] == pytest.approx(trained["depth/effective"])
-    trained = {
-        key: value for key, value in trained.items() if key != "val/loss"
-    }  # its last digits vary by batch
-    assert_same_measures(found, {key: pytest.approx(value, abs=1e-3) for key, value in trained.items()})
+    found, where = evaluated(folder, run / "checkpoints" / "best.ckpt", name=name, sequence_length=32)
+    assert found["depth/effective"] == trained["depth/effective"]
+    assert_same_measures(found, trained)
     for file in (run / "submission").iterdir():
         assert (where / "submission" / file.name).read_bytes() == file.read_bytes()
-    assert "commonest label" in capsys.readouterr().out
+    assert ("mean label" if name == "stsb" else "commonest label") in capsys.readouterr().out
     assert (where / "metrics.csv").is_file()
     assert not (where / "checkpoints").exists()
 

@@ -125,6 +125,8 @@ def test_several_tasks_and_seeds_make_a_row(tmp_path, init, capsys):
     deviation = abs(scores["stsb"][0] - scores["stsb"][1]) / 2**0.5
     assert summary["stsb/score/deviation"] == pytest.approx(deviation, abs=1e-6)
     assert summary["glue/average"] == pytest.approx(sum(means.values()) / 2)
+    # Always the commonest label, or the mean score, has no correlation with the truth.
+    assert summary["glue/majority"] == summary["cola/matthews/majority"] == 0
     assert json.loads((run / "cola" / "seed_2" / "status.json").read_text())["state"] == "succeeded"
     out = capsys.readouterr().out
     assert "pearson/spearman" in out

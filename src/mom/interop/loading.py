@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -112,8 +111,8 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # what the unpickler raises on bytes that are no pickle is anything at all
         # PyTorch's own words for this are a page about its history and how to switch the check off.
-        refused = isinstance(error, pickle.UnpicklingError)
-        reason = "not one, or it holds more than plain data" if refused else _first_line(error)
+        told = isinstance(error, OSError | RuntimeError)
+        reason = _first_line(error) if told else "not one, or it holds more than plain data"
         raise RequestError(option, path, f"a whole checkpoint of a run ({reason})") from None
     if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
         raise RequestError(option, path, "a checkpoint of a run (it holds no state_dict)")

@@ -17,11 +17,11 @@ from mom.training.report import print_report
 
 
 def print_task(task: GlueTask, results: Mapping[str, Any], directory: Path) -> None:
-    """Print the validation metrics beside those of the commonest label."""
+    """Print the validation metrics beside those of the commonest label, or the mean one of a regression."""
     table = Table(title=f"{task.folder}, validation (× 100)", title_justify="left")
     table.add_column("")
     table.add_column("fine-tuned", justify="right")
-    table.add_column("commonest label", justify="right")
+    table.add_column("commonest label" if task.labels else "mean label", justify="right")
     for name in metric_names(task):
         table.add_row(name, f"{results[f'val/{name}']:.2f}", f"{results[f'majority/{name}']:.2f}")
     print_report(table, directory)
@@ -37,39 +37,49 @@ def glue_row(
 ) -> dict[str, float]:
     """Print one row: each task's metrics as mean ± deviation over seeds, and the average over tasks.
 
-    A task with two metrics (or, MNLI, two sets) stands in the average with their mean.
+    A task with two metrics (or, MNLI, two sets) stands in the average with their mean. A second row tells the same of
+    always answering the commonest label, or the mean one of a regression.
 
     Args:
-        scores: for each task the results of every seed, with ``val/score`` and ``val/<metric>``.
+        scores: for each task the results of every seed, with ``val/score``, ``val/<metric>`` and
+            ``majority/<metric>``.
         title: over the table.
         directory: where everything was written.
 
     Returns:
-        ``<task>/<metric>/mean`` and ``/deviation``, the same of ``<task>/score``, ``glue/average`` and
-        ``glue/seeds``. The deviation is that of a sample; 0 with one seed.
+        ``<task>/<metric>/mean`` and ``/deviation``, the same of ``<task>/score``, ``<task>/<metric>/majority``,
+        ``glue/average``, ``glue/majority`` and ``glue/seeds``. The deviation is that of a sample; 0 with one seed.
     """
     table = Table(title=f"{title}: GLUE, validation (× 100)", title_justify="left")
-    cells: list[str] = []
+    table.add_column("")
+    tuned, commonest = ["fine-tuned"], ["commonest label"]
+    majorities = []
     summary: dict[str, float] = {}
     for name, runs in scores.items():
-        task = TASKS[name]
-        parts = []
-        for metric in ("score", *metric_names(task)):
+        names = metric_names(TASKS[name])
+        for metric in ("score", *names):
             values = [run[f"val/{metric}"] for run in runs]
-            mean = statistics.fmean(values)
-            deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            summary |= {f"{name}/{metric}/mean": mean, f"{name}/{metric}/deviation": deviation}
-            if metric != "score":
-                parts.append(f"{mean:.1f}" + (f"±{deviation:.1f}" if len(values) > 1 else ""))
-        table.add_column(f"{task.folder}\n{'/'.join(metric_names(task))}", justify="right")
-        cells.append(" / ".join(parts))
+            summary[f"{name}/{metric}/mean"] = statistics.fmean(values)
+            summary[f"{name}/{metric}/deviation"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        summary |= {f"{name}/{metric}/majority": runs[0][f"majority/{metric}"] for metric in names}
+        majorities.append(statistics.fmean(summary[f"{name}/{metric}/majority"] for metric in names))
+        table.add_column(f"{TASKS[name].folder}\n{'/'.join(names)}", justify="right")
+        tuned.append(" / ".join(_with_deviation(summary, f"{name}/{metric}", len(runs)) for metric in names))
+        commonest.append(" / ".join(f"{summary[f'{name}/{metric}/majority']:.1f}" for metric in names))
     summary["glue/average"] = statistics.fmean(summary[f"{name}/score/mean"] for name in scores)
+    summary["glue/majority"] = statistics.fmean(majorities)
     summary["glue/seeds"] = float(len(next(iter(scores.values()))))
     table.add_column("average", justify="right")
-    table.add_row(*cells, f"{summary['glue/average']:.1f}")
+    table.add_row(*tuned, f"{summary['glue/average']:.1f}")
+    table.add_row(*commonest, f"{summary['glue/majority']:.1f}")
     # Wide enough for nine tasks, whatever the terminal: a file of the output must hold the row whole.
-    print_report(table, directory, Console(width=max(200, Console().width)))
+    print_report(table, directory, Console(width=max(220, Console().width)))
     return summary
+
+
+def _with_deviation(summary: Mapping[str, float], metric: str, num_seeds: int) -> str:
+    deviation = f"±{summary[f'{metric}/deviation']:.1f}" if num_seeds > 1 else ""
+    return f"{summary[f'{metric}/mean']:.1f}{deviation}"
 
 
 def write_submission(task: GlueTask, split: str, values: Sequence[float], directory: RunDirectory) -> None:
