@@ -134,7 +134,8 @@ def task_manager(names: Sequence[str], path: str | None = None) -> Any:
 def folders_of(names: Sequence[str], root: Path) -> list[str | Path] | None:
     """The folders below ``root`` of the files that define these tasks; None if one of them is not found.
 
-    No folder is inside another of them. Of several files with one name the first in order of paths is the harness's, and is taken here.
+    No folder is inside another of them. Of several files with one name the first in order of paths is the harness's,
+    and is taken here.
     """
     wanted = {name.encode(): name for name in names}
     found: dict[str, Path] = {}
