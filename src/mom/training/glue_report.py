@@ -63,7 +63,8 @@ def glue_row(
             summary[f"{name}/{metric}/deviation"] = statistics.stdev(values) if len(values) > 1 else 0.0
         summary |= {f"{name}/{metric}/majority": runs[0][f"majority/{metric}"] for metric in names}
         majorities.append(statistics.fmean(summary[f"{name}/{metric}/majority"] for metric in names))
-        table.add_column(f"{TASKS[name].folder}\n{'/'.join(names)}", justify="right")
+        sets = "-m/mm" if len(TASKS[name].validations) > 1 else ""  # as papers call MNLI's two
+        table.add_column(f"{TASKS[name].folder}{sets}\n{'/'.join(TASKS[name].metrics)}", justify="right")
         tuned.append(" / ".join(_with_deviation(summary, f"{name}/{metric}", len(runs)) for metric in names))
         commonest.append(" / ".join(f"{summary[f'{name}/{metric}/majority']:.1f}" for metric in names))
     summary["glue/average"] = statistics.fmean(summary[f"{name}/score/mean"] for name in scores)
