@@ -79,8 +79,8 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
     if model is None:
         allowed = f"a classifier of {glue.num_labels} label(s), which task=finetune makes of it"
         raise RequestError("init", f"{init}, a language model", allowed)
-    theirs = tuple(model.config.id2label[number] for number in range(model.config.num_labels))
-    if model.config.num_labels != glue.num_labels or (glue.labels and theirs != glue.labels):
+    theirs = tuple(str(name) for name in (model.config.id2label or {}).values())
+    if model.score.out_features != glue.num_labels or (glue.labels and theirs != glue.labels):
         allowed = f"a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}"
         raise RequestError("init", f"{init}, a classifier of {', '.join(theirs)}", allowed)
     check_length(data, model.config)

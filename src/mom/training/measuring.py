@@ -11,7 +11,7 @@ from mom.config import DataSection, RunConfig
 from mom.data.classification import GlueDataModule
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
-from mom.model import MoMConfig
+from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.classification import ClassificationModule, build_metrics, percent
 from mom.training.evaluation import evaluate_module, predict
@@ -82,6 +82,7 @@ def measure_xsum(
     Returns:
         ``val/loss``, ``val/score`` and what :func:`mom.training.summary_report.measure_summaries` returns.
     """
+    assert isinstance(module.model, MoMForCausalLM)
     measured = evaluate_module(config, module, data.val_dataloader(), directory, phase="xsum", logged=logged)
     return {**measured, **measure_summaries(config, module.model, data, directory)}
 
