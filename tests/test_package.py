@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -35,3 +37,16 @@ def test_the_version_is_the_installed_one() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         mom.Nothing  # noqa: B018
+
+
+def test_every_file_that_is_no_python_is_in_the_package() -> None:
+    root = Path(__file__).resolve().parents[1]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "mom"
+    ]
+    package = root / "src" / "mom"
+    packed = {path for pattern in patterns for path in package.glob(pattern)}
+    others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+
+    assert others == packed
+    assert {path.name for path in packed} >= {"template.html", "viewer.js", "style.css", "py.typed"}
