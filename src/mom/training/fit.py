@@ -123,7 +123,7 @@ def fit_module(
         resume: a checkpoint to go on from, optimiser, schedule and data order with it.
 
     Returns:
-        The last validation's metrics without ``val/`` in front of ``depth/*`` and ``routing/*``,
+        The last validation's metrics without ``val/`` in front of ``depth/*``, ``routing/*`` and ``compute/*``,
         ``parameters``, ``depth/graph`` and ``throughput/tokens_per_second``; flat, and all measured here.
 
     Raises:
@@ -248,13 +248,13 @@ def _set_default_folder(callbacks: list[Callback], checkpoints: Path) -> None:
 
 
 def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
-    """What was measured last; ``depth/*`` and ``routing/*`` of the validation under their plain names."""
+    """What was measured last; ``depth/*``, ``routing/*`` and ``compute/*`` of the validation under their plain names."""
     results: dict[str, float] = {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,
     }
     for name, value in trainer.callback_metrics.items():
-        if name.startswith(("val/depth/", "val/routing/")):
+        if name.startswith(("val/depth/", "val/routing/", "val/compute/")):
             results[name.removeprefix("val/")] = float(value)
         elif name.startswith("val/"):
             results[name] = float(value)
