@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
+
 import pytest
 import torch
+from lightning.pytorch.loggers import CSVLogger
 
 from mom.callbacks import RoutingPaths, paths
 from mom.callbacks.paths import agreement_sums, path_keys
@@ -55,10 +58,10 @@ def test_keys_are_the_same_for_the_same_path_only():
 def test_metrics_of_a_window_equal_a_count_token_by_token(tmp_path, monkeypatch, when):
     monkeypatch.setattr(paths, "THOUSAND", 10)
     batches = [token_batch(seed, rows=2, padded=seed % 4) for seed in range(4)]
-    recorder = Recorder()
-    trainer = plain_trainer(
-        tmp_path, [RoutingPaths(every_n_steps=1), recorder], max_steps=1, accumulate_grad_batches=4
-    )
+    recorder, callback = Recorder(), RoutingPaths(every_n_steps=1)
+    stepped: dict[str, float] = {}
+    monkeypatch.setattr(callback, "log_step", lambda trainer, module, metrics: stepped.update(metrics))
+    trainer = plain_trainer(tmp_path, [callback, recorder], max_steps=1, accumulate_grad_batches=4)
     if when == "training":
         trainer.fit(small_module(), datamodule=FixedBatches(batches, [token_batch(9)]))
         outputs, prefix = recorder.train_outputs, ""
@@ -72,7 +75,7 @@ def test_metrics_of_a_window_equal_a_count_token_by_token(tmp_path, monkeypatch,
     ]
     whole = [len(set(taken[start : start + 10])) for start in range(0, len(taken) - 9, 10)]
     assert len(taken) % 10 and len(whole) > 3
-    found = trainer.callback_metrics
+    found = stepped or trainer.callback_metrics
     wanted = sum(whole) / len(whole)
     assert float(found[f"{prefix}routing/paths_per_thousand_tokens"]) == pytest.approx(wanted)
     same = [
@@ -98,11 +101,15 @@ def test_a_logged_step_in_each_interval_is_measured(tmp_path):
     options = {"max_steps": 11, "log_every_n_steps": 2, "limit_val_batches": 0}
     callback = RoutingPaths(every_n_steps=3)
     due: list[int] = []
+    logger = CSVLogger(tmp_path, name="", version="")
     measure = callback.measure
     callback.measure = lambda module, outputs: due.append(module.global_step) or measure(module, outputs)
-    trainer = plain_trainer(tmp_path, [callback, recorder], **options)
+    trainer = plain_trainer(tmp_path, [callback, recorder], **options | {"logger": logger})
     trainer.fit(small_module(), datamodule=FixedBatches([token_batch(seed) for seed in range(11)], []))
     assert due == [4, 6, 10, 11]
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        told = [int(row["step"]) for row in csv.DictReader(file) if row["routing/ffn/agreement"]]
+    assert told == [3, 5, 9, 10], "Lightning's count of the steps before, and none repeated"
 
 
 def test_an_interval_of_nothing_is_refused():

@@ -78,6 +78,11 @@ class RoutingPaths(WindowedStatistics):
             found["routing/paths_per_thousand_tokens"] = float(totals["distinct"] / totals["thousands"])
         return found
 
+    def log_step(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
+        """Tell the loggers here: what is logged through Lightning it repeats at every logged step that follows."""
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts the step under way
+
 
 def agreement_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_stages: int) -> Sums:
     """How often the first choice is that of the round before.

@@ -96,12 +96,15 @@ class WindowedStatistics(Callback):
         strategy = trainer.strategy
         reduce = (lambda tensor: strategy.reduce(tensor, reduce_op="sum")) if trainer.world_size > 1 else None
         metrics = self.metrics(pl_module, collect(sums, reduce))
-        pl_module.log_dict(
-            {prefix + name: value for name, value in metrics.items()},
-            on_step=on_step,
-            on_epoch=not on_step,
-            batch_size=1,
-        )
+        if on_step:
+            self.log_step(trainer, pl_module, metrics)
+        else:
+            named = {prefix + name: value for name, value in metrics.items()}
+            pl_module.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
+
+    def log_step(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
+        """Log the metrics of the optimiser step that has just ended."""
+        pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
 
 def config_of(pl_module: LightningModule) -> MoMConfig:

@@ -248,7 +248,7 @@ def _set_default_folder(callbacks: list[Callback], checkpoints: Path) -> None:
 
 
 def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
-    """What was measured last; ``depth/*``, ``routing/*`` and ``compute/*`` of the validation under their plain names."""
+    """What was measured last; ``depth/*``, ``routing/*``, ``compute/*`` of the validation without ``val/``."""
     results: dict[str, float] = {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,
