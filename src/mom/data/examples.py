@@ -71,6 +71,11 @@ class ExamplesDataModule(ResumableDataModule):
             digest.update(np.asarray([*self.content(example), float("inf")]).tobytes())
         return digest.hexdigest()
 
+    @property
+    def num_train_batches(self) -> int:
+        """Training batches of one epoch, all ranks together."""
+        return len(self.splits["train"]) // self.config.batch_size
+
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's training batches of one epoch."""
         rows = self.splits["train"]

@@ -136,7 +136,7 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
         sets=glue.validations,
         class_weights=class_weights(data.label_counts) if task.loss == "class_balanced" else None,
     )
-    steps = min(config.trainer.max_steps, num_steps(config, len(data.train_dataloader()), task.epochs))
+    steps = min(config.trainer.max_steps, num_steps(config, data.num_train_batches, task.epochs))
     results = fit_module(
         config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps, resume=resume
     )
@@ -195,7 +195,7 @@ def finetune_xsum(
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     examples = XsumDataModule(data, config.seed, tokenizer)
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
-    steps = min(config.trainer.max_steps, num_steps(config, len(examples.train_dataloader()), task.epochs))
+    steps = min(config.trainer.max_steps, num_steps(config, examples.num_train_batches, task.epochs))
     results = fit_module(
         config, module, examples, tokenizer, run, phase="xsum", max_steps=steps, resume=resume
     )
