@@ -90,5 +90,5 @@ def test_the_order_is_the_seeds_and_drops_the_incomplete_batch(tmp_path):
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     write_glue(tmp_path, "rte")
-    with pytest.raises(RequestError, match=r"^data.batch_size: 7; at most 6"):
+    with pytest.raises(RequestError, match=r"^data.batch_size: 7 on 1 .*; at most 6"):
         module(tmp_path, batch_size=7)

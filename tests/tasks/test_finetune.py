@@ -11,12 +11,14 @@ import torch
 
 from mom.config import bind
 from mom.config.composition import composed
+from mom.data.classification import GlueDataModule
 from mom.errors import RequestError
 from mom.interop import load_classifier
 from mom.run_directory import RunDirectory
 from mom.tasks import finetune
 from mom.tasks.finetune import num_steps
-from tests.checkpoints import VOCABULARY, request, write_run
+from mom.training.fit import num_processes
+from tests.checkpoints import VOCABULARY, request, small_tokenizer, write_run
 from tests.glue_files import write_glue
 from tests.runs import OPTIMIZER
 from tests.test_configs import CONF
@@ -219,3 +221,19 @@ def test_steps_of_some_epochs():
     assert steps(2.0, accumulate_grad_batches=4) == 5
     assert steps(1.0, limit_train_batches=4) == 4
     assert steps(1.0, limit_train_batches=0.5) == 5
+
+
+def test_an_epoch_on_several_processes_has_fewer_steps(tmp_path):
+    write_glue(tmp_path / "glue", "rte")
+    data = {"kind": "glue", "name": "rte", "path": str(tmp_path / "glue"), "batch_size": 2}
+    config = bind(request(tmp_path, {"name": "finetune"}, init="x", data=data))
+    rows = GlueDataModule(config.data, 0, small_tokenizer())
+    trainers = [{}, {"devices": 2, "strategy": "ddp"}, {"devices": 2, "num_nodes": 2, "strategy": "ddp"}]
+    counts = [
+        num_processes(bind(request(tmp_path, {"name": "finetune"}, init="x", data=data, trainer=trainer)))
+        for trainer in trainers
+    ]
+    assert counts == [1, 2, 4]
+    assert [rows.num_train_batches(count) for count in counts[:2]] == [3, 1]
+    with pytest.raises(RequestError, match=r"^data.batch_size: 2 on 4 process\(es\); at most 6 in all"):
+        rows.num_train_batches(4)

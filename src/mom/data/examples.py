@@ -43,9 +43,7 @@ class ExamplesDataModule(ResumableDataModule):
         super().__init__(config, seed)
         self.tokenizer = tokenizer
         self.splits = self.encode()
-        rows = len(self.splits["train"])
-        if rows < config.batch_size:
-            raise RequestError("data.batch_size", config.batch_size, f"at most {rows}, the training rows")
+        self.num_train_batches(1)
 
     @abstractmethod
     def encode(self) -> dict[str, list[Any]]:
@@ -71,10 +69,20 @@ class ExamplesDataModule(ResumableDataModule):
             digest.update(np.asarray([*self.content(example), float("inf")]).tobytes())
         return digest.hexdigest()
 
-    @property
-    def num_train_batches(self) -> int:
-        """Training batches of one epoch, all ranks together."""
-        return len(self.splits["train"]) // self.config.batch_size
+    def num_train_batches(self, num_processes: int) -> int:
+        """Training batches that each of so many processes has in an epoch.
+
+        Raises:
+            RequestError: fewer training rows than a batch of all of them has.
+        """
+        rows = len(self.splits["train"])
+        if rows < num_processes * self.config.batch_size:
+            raise RequestError(
+                "data.batch_size",
+                f"{self.config.batch_size} on {num_processes} process(es)",
+                f"at most {rows} in all, the training rows",
+            )
+        return rows // (num_processes * self.config.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """This rank's training batches of one epoch."""

@@ -21,7 +21,7 @@ from mom.interop.tokenizer import tokenizer_of
 from mom.run_directory import RunDirectory
 from mom.training.checkpoint import check_architecture, check_head
 from mom.training.classification import ClassificationModule
-from mom.training.fit import CHECKPOINTS, fit_module
+from mom.training.fit import CHECKPOINTS, fit_module, num_processes
 from mom.training.glue_report import glue_row, print_task
 from mom.training.measuring import check_length, measure_glue, measure_xsum
 from mom.training.module import TrainingModule
@@ -136,7 +136,10 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
         sets=glue.validations,
         class_weights=class_weights(data.label_counts) if task.loss == "class_balanced" else None,
     )
-    steps = min(config.trainer.max_steps, num_steps(config, data.num_train_batches, task.epochs))
+    steps = min(
+        config.trainer.max_steps,
+        num_steps(config, data.num_train_batches(num_processes(config)), task.epochs),
+    )
     results = fit_module(
         config, module, data, data.tokenizer, directory, phase=glue.name, max_steps=steps, resume=resume
     )
@@ -152,7 +155,7 @@ def take_best(module: TrainingModule, directory: RunDirectory) -> None:
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
-    """Optimiser steps in so many passes over ``num_batches`` training batches, as the trainer limits them."""
+    """Optimiser steps in so many passes over a process's ``num_batches`` batches, as the trainer limits them."""
     limit = config.trainer.limit_train_batches
     if isinstance(limit, int):
         num_batches = min(num_batches, limit)
@@ -195,7 +198,10 @@ def finetune_xsum(
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     examples = XsumDataModule(data, config.seed, tokenizer)
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
-    steps = min(config.trainer.max_steps, num_steps(config, examples.num_train_batches, task.epochs))
+    steps = min(
+        config.trainer.max_steps,
+        num_steps(config, examples.num_train_batches(num_processes(config)), task.epochs),
+    )
     results = fit_module(
         config, module, examples, tokenizer, run, phase="xsum", max_steps=steps, resume=resume
     )

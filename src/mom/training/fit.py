@@ -220,6 +220,22 @@ def _plugins() -> list[Any]:
     return plugins
 
 
+def num_processes(config: RunConfig) -> int:
+    """Processes that the request trains on, as Lightning counts them; known before any is started."""
+    _quieten_lightning()
+    options = config.trainer
+    return Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        num_nodes=options.num_nodes,
+        strategy=options.strategy,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    ).world_size
+
+
 def _request(
     config: RunConfig, module: TrainingModule, phase: str, max_steps: int, resume: Resume | None
 ) -> dict[str, Any]:
