@@ -12,7 +12,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 EXPLAINED = [
     (["model.topk=2"], "model.topk: 2; no such option, did you mean model.top_k?"),
-    (["model=mom_tny"], "model: mom_tny; did you mean mom_tiny? one of gpt2_small, "),
+    (["model=mom_tny"], "model: mom_tny; did you mean mom_tiny? one of "),
     (["router=zzz"], "router: zzz; one of gru, linear, mlp, random, sequential"),
     (["experiment=smok"], "experiment: smok; did you mean smoke? one of "),
     (["modl=mom_tiny"], "modl: mom_tiny; no such option, did you mean model?"),
