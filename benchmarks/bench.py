@@ -49,7 +49,7 @@ class Size:
     layers: int
     matmul: int
     new_tokens: int
-    sequences: int = 8  # decoded together
+    sequences: int = 16  # decoded together
 
     def config(self, **changes: Any) -> MoMConfig:
         """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
@@ -108,10 +108,10 @@ class Bench:
 
         return step
 
-    def timed(self, contenders: Mapping[str, Callable[[], object]]) -> Seconds:
-        """Seconds of every contender in every repetition, after one that is not counted."""
+    def timed(self, contenders: Mapping[str, Callable[[], object]], *, warm_up: bool = True) -> Seconds:
+        """Seconds of every contender in every repetition, after one that is not counted if ``warm_up``."""
         seconds: Seconds = {name: [] for name in contenders}
-        for repeat in range(self.repeats + 1):
+        for repeat in range(0 if warm_up else 1, self.repeats + 1):
             for name, work in contenders.items():
                 synchronize(self.device)
                 start = time.perf_counter()
@@ -168,14 +168,18 @@ class Bench:
             size.config(max_positions=max(size.length, prompt_length + size.new_tokens))
         ).eval()
         prompt = torch.randint(size.vocab_size, (size.sequences, prompt_length), device=self.device)
-        options = {"max_new_tokens": size.new_tokens, "do_sample": False, "pad_token_id": 0}
-        options |= {"min_new_tokens": size.new_tokens}
 
-        def generate(use_cache: bool) -> None:
+        def generate(use_cache: bool, new_tokens: int = size.new_tokens) -> None:
+            length = {"max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
             with torch.no_grad(), self.autocast():
-                model.generate(prompt, use_cache=use_cache, **options)
+                model.generate(prompt, use_cache=use_cache, do_sample=False, pad_token_id=0, **length)
 
-        seconds = self.timed({"cached": lambda: generate(True), "uncached": lambda: generate(False)})
+        for use_cache in (True, False):
+            generate(
+                use_cache, new_tokens=2
+            )  # enough to warm up; the whole length takes minutes without a cache
+        work = {"cached": lambda: generate(True), "uncached": lambda: generate(False)}
+        seconds = self.timed(work, warm_up=False)
         cached, uncached = (statistics.median(seconds[name]) for name in ("cached", "uncached"))
         new = size.new_tokens * size.sequences
         return {

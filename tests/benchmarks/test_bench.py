@@ -50,7 +50,7 @@ def test_a_run_of_the_smallest_size(tmp_path, capsys):
     again = ratios(seconds, {name: measured[f"{name}/flops"] for name in seconds})
     assert again == {name: measured[name] for name in again}
     assert measured["memory/ours_over_naive"] == measured["memory/ours"] / measured["memory/naive"] < 1
-    assert measured["cached/tokens_per_second"] == 4 * 8 / measured["cached/seconds"]
+    assert measured["cached/tokens_per_second"] == 4 * 16 / measured["cached/seconds"]
     usage = Usage(measured["usage/attention"], measured["usage/ffn"])
     config = small_model(vocab_size=64).config
     assert usage.ffn <= config.top_k and flops_per_token(config, 16, usage).total > 0
