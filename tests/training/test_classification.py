@@ -58,6 +58,10 @@ def test_predictions_that_are_all_alike_have_no_correlation():
     for names, guess, truth in (
         (("pearson", "spearman"), torch.ones(4), torch.tensor([1.0, 2.0, 3.0, 4.0])),
         (("matthews", "f1"), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 0, 1])),
+        # Uneven classes, for which torchmetrics' own Matthews correlation is not 0; each other way round too.
+        (("matthews",), torch.ones(7, dtype=torch.int64), torch.tensor([0, 1, 1, 1, 1, 0, 1])),
+        (("matthews",), torch.zeros(7, dtype=torch.int64), torch.tensor([0, 1, 1, 1, 1, 0, 1])),
+        (("matthews",), torch.tensor([0, 1, 1, 1, 1, 0, 1]), torch.ones(7, dtype=torch.int64)),
     ):
         metrics = build_metrics(names, 2)
         metrics.update(guess, truth)
