@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import shutil
 import sys
 import tempfile
 
 import absl.logging
+import pytest
 
 # Set before anything imports the libraries that read them.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -22,3 +24,14 @@ atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 # absl (of rouge-score and tensorboard) remembers the stderr it was imported under, which is pytest's capture file,
 # and closes it when Hydra sets up logging in a test that captures in another way.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
+
+
+@pytest.fixture(autouse=True)
+def handlers_of_this_test_only():
+    """Take away logging handlers that a test leaves behind: they write to its captured stderr, which is closed."""
+    loggers = [logging.getLogger(name) for name in (None, "mom", "lightning", "lightning.pytorch")]
+    before = [(one, list(one.handlers), one.level) for one in loggers]
+    yield
+    for one, handlers, level in before:
+        one.handlers[:] = handlers
+        one.setLevel(level)
