@@ -62,7 +62,7 @@ def test_tokens_go_on_counting_after_a_resume_and_rates_start_anew(tmp_path):
     assert first.tokens_per_second is None
     trainer = plain_trainer(tmp_path, [first], max_steps=3, limit_val_batches=0)
     trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0)] * 3, []))
-    assert first.state_dict() == {"tokens": 48}
+    assert first.state_dict()["tokens"] == 48
     second.load_state_dict(first.state_dict())
     recorder = Recorder()
     trainer = plain_trainer(tmp_path, [second, recorder], max_steps=1, limit_val_batches=0)
@@ -85,7 +85,7 @@ def test_all_ranks_count(monkeypatch):
     monitor.on_train_batch_start(trainer, None)
     trainer.global_step = 1
     monitor.on_train_batch_end(trainer, None, None, token_batch(0))
-    assert monitor.state_dict() == {"tokens": 48}
+    assert monitor.state_dict()["tokens"] == 48
 
 
 def test_mfu_is_useful_operations_over_what_the_device_can_do(tmp_path, clock):
@@ -115,3 +115,39 @@ def test_sequences_of_several_lengths_count_each_with_its_own(tmp_path, clock):
     trainer.fit(module, datamodule=FixedBatches([token_batch(0, length=4), token_batch(0, length=16)], []))
     flops = sum(6 * length * flops_per_token(module.model.config, length).total for length in (4, 16))
     assert recorder.logged[1]["throughput/flops"] == pytest.approx(flops / 102, rel=1e-5)
+
+
+def test_operations_of_training_add_up_over_logged_steps_and_a_resume(tmp_path):
+    lengths = [4, 16, 8, 8, 4]
+    batches = [token_batch(seed, length=length) for seed, length in enumerate(lengths)]
+    module = small_module(num_stages=0)  # each token costs what its position costs, whatever the weights
+    options = {"log_every_n_steps": 2, "limit_val_batches": 0}
+
+    def trained(monitor, batches, max_steps):
+        trainer = plain_trainer(tmp_path, [monitor], max_steps=max_steps, **options)
+        trainer.fit(module, datamodule=FixedBatches(batches, []))
+        return monitor
+
+    whole = trained(ThroughputMonitor(), batches, 5).training_flops
+    # The mean length of the tokens between two logged steps is exact, as operations grow linearly with it.
+    costs = [2 * length * 3 * flops_per_token(module.model.config, length).total for length in lengths]
+    assert whole == pytest.approx(sum(costs), rel=1e-9)
+
+    first = ThroughputMonitor()
+    first.load_state_dict({"tokens": 0, "flops": 0.0, "pending": (0, 0)})
+    stopped = plain_trainer(tmp_path, [first, StopsAfter(3)], max_steps=5, **options)
+    stopped.fit(module, datamodule=FixedBatches(batches, []))
+    assert first.training_flops == pytest.approx(sum(costs[:2]), rel=1e-9)  # the third step was not logged
+    second = ThroughputMonitor()
+    second.load_state_dict(first.state_dict())
+    assert trained(second, batches[3:], 2).training_flops == pytest.approx(sum(costs), rel=1e-9)
+
+
+class StopsAfter(Callback):
+    """Ends training after so many steps."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps

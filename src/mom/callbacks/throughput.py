@@ -24,7 +24,8 @@ class ThroughputMonitor(Callback):
     ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimiser,
     data loading and logging, without the time spent in validation and in writing checkpoints.
     ``throughput/tokens`` counts the tokens trained on since step 0, those before a resumed checkpoint
-    included.
+    included. ``throughput/training_flops`` is what they cost: each logged step adds the operations of the tokens
+    since the one before, at the modules per token of its last micro-batch.
 
     ``throughput/flops`` is the rate of useful floating-point operations over all ranks, three forwards for a
     training step (:mod:`mom.cost`), at the modules per token that the logged step's last micro-batch of this
@@ -38,6 +39,8 @@ class ThroughputMonitor(Callback):
 
     def __init__(self) -> None:
         self._tokens_before = 0
+        self._flops_before = 0.0
+        self._pending_before = (0, 0)
         self._reset()
 
     def _reset(self) -> None:
@@ -46,7 +49,9 @@ class ThroughputMonitor(Callback):
         self._running_since: float | None = None
         self._first_mark = (0.0, 0)  # after the first step, which also pays for warming up
         self._last_mark = (0.0, 0)
-        self._lengths = 0  # sum over tokens since the last mark of the length of their sequence
+        self._flops = 0.0  # of training, up to the last logged step
+        # Tokens since the last logged step, and the sum over them of the length of their sequence.
+        self._pending, self._lengths = self._pending_before
         self._flops_per_token: float | None = None
         self._peak: float | None = None
 
@@ -56,6 +61,11 @@ class ThroughputMonitor(Callback):
         if self.tokens_per_second is None or self._flops_per_token is None or self._peak is None:
             return None
         return self.tokens_per_second * self._flops_per_token / self._peak
+
+    @property
+    def training_flops(self) -> float:
+        """``throughput/training_flops`` up to the last logged step."""
+        return self._flops_before + self._flops
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -84,6 +94,7 @@ class ThroughputMonitor(Callback):
         """Count the micro-batch; after the last one of a logged step, log."""
         tokens = batch["input_ids"].numel() * trainer.world_size
         self._tokens += tokens
+        self._pending += tokens
         self._lengths += tokens * batch["input_ids"].shape[1]
         if trainer.global_step == self._step_before:
             return
@@ -96,16 +107,20 @@ class ThroughputMonitor(Callback):
         self._stop_clock(trainer)
         self._running_since = time.perf_counter()
         mark = (self._active, self._tokens)
-        metrics = {"throughput/tokens": float(self._tokens_before + self._tokens)}
+        self._flops_per_token = _training_flops(pl_module, outputs, self._lengths / self._pending)
+        self._flops += self._pending * self._flops_per_token
+        self._pending = self._lengths = 0
+        metrics = {
+            "throughput/tokens": float(self._tokens_before + self._tokens),
+            "throughput/training_flops": self.training_flops,
+        }
         rate = _rate(self._last_mark, mark)
         if rate is not None:
             metrics["throughput/tokens_per_second"] = rate
-            length = self._lengths / (self._tokens - self._last_mark[1])
-            self._flops_per_token = _training_flops(pl_module, outputs, length)
             metrics["throughput/flops"] = rate * self._flops_per_token
             assert self._peak is not None  # set when training started
             metrics["throughput/mfu"] = metrics["throughput/flops"] / self._peak
-        self._last_mark, self._lengths = mark, 0
+        self._last_mark = mark
         pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,12 +133,18 @@ class ThroughputMonitor(Callback):
         self._stop_clock(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens trained on so far."""
-        return {"tokens": self._tokens_before + self._tokens}
+        """Tokens trained on so far, their operations, and the tokens that no logged step has counted yet."""
+        return {
+            "tokens": self._tokens_before + self._tokens,
+            "flops": self.training_flops,
+            "pending": (self._pending, self._lengths),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting where the checkpoint stopped."""
         self._tokens_before = state_dict["tokens"]
+        self._flops_before = state_dict["flops"]
+        self._pending_before = state_dict["pending"]
 
     def _stop_clock(self, trainer: Trainer) -> None:
         if self._running_since is None:

@@ -25,6 +25,7 @@ from mom.callbacks import (
     ThroughputMonitor,
 )
 from mom.config import NodeConfig, RunConfig
+from mom.cost import forward_memory
 from mom.data.module import LanguageModelingDataModule
 from mom.interop.tokenizer import save_tokenizer
 from mom.measurement import keep_freed_memory
@@ -83,7 +84,7 @@ def fit_phase(
         resume: a checkpoint to go on from, optimiser, schedule and data order with it.
 
     Returns:
-        What :func:`fit_module` returns.
+        What :func:`fit_module` returns, and ``compute/forward_memory``, the bytes of a forward over one batch.
     """
     module = LanguageModelingModule(
         model_config=model.config.to_dict(),
@@ -91,9 +92,11 @@ def fit_phase(
         model=model,
         bytes_per_token=data.validation_bytes_per_token,
     )
-    return fit_module(
+    results = fit_module(
         config, module, data, data.tokenizer, directory, phase=phase, max_steps=max_steps, resume=resume
     )
+    memory = forward_memory(model.config, data.config.batch_size, data.config.sequence_length)
+    return results | {"compute/forward_memory": memory.total}
 
 
 def fit_module(
@@ -279,6 +282,7 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
             results["throughput/tokens_per_second"] = callback.tokens_per_second
             if callback.mfu is not None:
                 results["throughput/mfu"] = callback.mfu
+            results["throughput/training_flops"] = callback.training_flops
     return results | {"depth/graph": module.model.config.graph_depth}
 
 

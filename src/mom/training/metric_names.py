@@ -47,6 +47,7 @@ TRAINING = {
     "throughput": (
         "throughput/tokens_per_second",
         "throughput/tokens",
+        "throughput/training_flops",
         "throughput/flops",
         "throughput/mfu",
     ),
