@@ -81,14 +81,13 @@ def test_groups_are_those_of_pandas_best_first(tmp_path: Path) -> None:
 
 def test_differences_from_a_group_are_paired_by_seed(tmp_path: Path) -> None:
     frame = write_grid(tmp_path / "runs")
-    found = compare(find_runs([str(tmp_path / "runs/*")]), "val/loss", baseline=tmp_path / "runs" / "1")
+    found = compare(find_runs([str(tmp_path / "runs/*")]), "val/loss", baseline=[tmp_path / "runs" / "1"])
 
     table = frame.pivot_table(index="seed", columns=["router", "top_k"], values="loss")
-    assert found.baseline is not None
     for index, group in enumerate(found.groups):
         router, top_k = group.options
         if (router, top_k) == ("gru", "1"):
-            assert index == found.baseline and group.difference is None
+            assert found.baseline == (index,) and group.difference is None
             continue
         test = stats.ttest_rel(table[router, int(top_k)], table["gru", 1])
         interval = test.confidence_interval(0.95)
@@ -110,6 +109,32 @@ def test_differences_from_the_runs_own_other_metric(tmp_path: Path) -> None:
         interval = stats.ttest_rel(own.loss, own.plain).confidence_interval(0.9)
         assert group.difference is not None
         assert (group.difference.low, group.difference.high) == pytest.approx((interval.low, interval.high))
+
+
+def test_a_curve_is_read_at_each_runs_own_cost(tmp_path: Path) -> None:
+    """Loss falls by a half for each doubling of the plain runs' cost, from a height of each seed's own."""
+    for seed in range(3):
+        for steps in (100, 400, 800):
+            summary = {"val/loss": 9 + seed - 0.5 * np.log2(steps), "cost": steps}
+            write_run(tmp_path / f"plain_{steps}_{seed}", {"seed": seed, "model.size": steps}, summary)
+        for name, cost in (("within", 200 * 1.5**seed), ("outside", 500 * 2**seed)):
+            summary = {"val/loss": 8 + seed - 0.5 * np.log2(cost), "cost": cost}
+            write_run(tmp_path / f"{name}_{seed}", {"seed": seed, "model.size": name}, summary)
+    write_run(tmp_path / "free", {"seed": 5, "model.size": "free"}, {"val/loss": 1.0})
+
+    curve = [tmp_path / f"plain_{steps}_0" for steps in (800, 100, 400)]
+    found = compare(find_runs([str(tmp_path)]), "val/loss", baseline=curve, along="cost")
+    groups = {group.options[0]: group for group in found.groups}
+    assert [found.groups[index].options[0] for index in found.baseline] == ["800", "400", "100"]
+    assert all(groups[steps].difference is None for steps in ("100", "400", "800"))
+    assert groups["within"].cost == pytest.approx(200 * (1 + 1.5 + 2.25) / 3)
+    assert groups["within"].others == pytest.approx(
+        {seed: 9 + seed - 0.5 * np.log2(200 * 1.5**seed) for seed in range(3)}
+    )
+    within = groups["within"].difference
+    assert within is not None and (within.pairs, within.mean) == (3, pytest.approx(-1))
+    assert list(groups["outside"].others) == [0]  # 1,000 and 2,000 are past the end
+    assert [(run.folder.name, why) for run, why in found.left_out] == [("free", "has no cost")]
 
 
 @given(
@@ -168,7 +193,12 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (r"^runs: .*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
         (r"^by: model.topk; did you mean model.top_k\?", {"by": ["model.topk"]}),
         (r"^ignore: zzz; options in ", {"ignore": ["zzz"]}),
-        (r"^baseline: nowhere; the folder of one ", {"baseline": Path("nowhere")}),
+        (r"^baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
+        (r"^along: val/los; did you mean val/loss\?", {"along": "val/los"}),
+        (
+            r"^baseline: .*a.*; folders of runs of two groups",
+            {"along": "val/loss", "baseline": [tmp_path / "a"]},
+        ),
     ):
         with pytest.raises(RequestError, match=message):
             compare(runs, **({"metric": "val/loss"} | options))  # type: ignore[arg-type]
@@ -209,6 +239,28 @@ def test_the_task_writes_its_table_in_every_form(
     assert json.loads(Path("out/summary.json").read_text())["counted"] == 12
 
 
+def test_the_task_draws_the_metric_over_a_cost(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, (steps, loss) in enumerate([(100, 3.0), (200, 2.0), (150, 2.0)]):
+        summary = {"val/loss": loss, "cost": steps}
+        write_run(Path("runs") / str(number), {"model.size": f"m{number}"}, summary)
+    line = ("runs=runs", "task.along=cost", "task.baseline=[runs/0,runs/1]", "run_dir=out")
+    assert command(*line) == 0
+
+    there = 2 + np.log(200 / 150) / np.log(2)
+    told = capsys.readouterr().out
+    assert f"{2 - there:+.4f}" in told and f"{there:.4f}" in told
+    assert "the curve through size=m1, size=m0 has at the same cost" in told
+    with Path("out/comparison.csv").open() as file:
+        assert {row["model.size"]: row["cost"] for row in csv.DictReader(file)} == {
+            "m0": "100.0",
+            "m1": "200.0",
+            "m2": "150.0",
+        }
+    assert Path("out/comparison_along.png").read_bytes().startswith(b"\x89PNG")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -217,6 +269,8 @@ def test_the_task_writes_its_table_in_every_form(
         (["runs=empty"], "runs: empty; a folder with runs"),
         (["runs=runs", "task.metric=x"], "metric: x; a number in summary.json"),
         (["runs=runs", "task.baseline=a", "task.against=b"], "task.against: b; null with "),
+        (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.along"),
+        (["runs=runs", "task.along=x", "task.baseline=a"], "task.baseline: a; the folders of two"),
         (["runs=runs", "task.confidence=1"], "task.confidence: 1.0; "),
     ],
 )

@@ -96,21 +96,28 @@ class Group:
     Args:
         options: values of the options in which the groups differ.
         values: the metric of each seed.
-        others: the metric that each run is compared with itself by, of each seed that has it.
+        costs: the metric that the baseline is read along, of each seed; empty without one.
         folders: where the runs are.
-        difference: paired with the baseline group or the run's own other metric; None without partners.
+        others: what the run of each seed is compared with, of those that have a partner.
+        difference: paired with those; None without partners.
     """
 
     options: tuple[str, ...]
     values: Mapping[int, float]
-    others: Mapping[int, float]
+    costs: Mapping[int, float]
     folders: tuple[Path, ...]
+    others: Mapping[int, float] = dataclasses.field(default_factory=dict)
     difference: Paired | None = None
 
     @property
     def mean(self) -> float:
         """Over the seeds."""
         return float(np.mean(list(self.values.values())))
+
+    @property
+    def cost(self) -> float | None:
+        """What the baseline is read along, mean over the seeds; None without such a metric."""
+        return float(np.mean(list(self.costs.values()))) if self.costs else None
 
     @property
     def deviation(self) -> float | None:
@@ -126,14 +133,14 @@ class Comparison:
         options: the options in which the groups differ; of those that always change together, one.
         together: for an option in ``options``, the others that change with it.
         groups: best first.
-        baseline: the group that the others are compared with, an index; None without one.
-        left_out: runs without the metric, and why.
+        baseline: the groups that the others are compared with, indices; several are the points of a curve.
+        left_out: runs without the metrics, and why.
     """
 
     options: tuple[str, ...]
     together: Mapping[str, tuple[str, ...]]
     groups: tuple[Group, ...]
-    baseline: int | None
+    baseline: tuple[int, ...]
     left_out: tuple[tuple[Run, str], ...]
 
 
@@ -162,7 +169,8 @@ def compare(
     metric: str,
     *,
     largest_is_best: bool = False,
-    baseline: Path | None = None,
+    baseline: Sequence[Path] = (),
+    along: str | None = None,
     against: str | None = None,
     by: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
@@ -174,22 +182,28 @@ def compare(
         runs: what to compare.
         metric: a name in ``summary.json``.
         largest_is_best: whether the groups are ordered from the largest mean downwards.
-        baseline: the folder of a run; every group is compared with that run's group, seed by seed.
+        baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``along``
+            the folders of several, whose groups are the points of a curve.
+        along: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
+            linear between neighbours over the logarithm of the cost; outside of the curve it has no partner.
         against: another metric; every run is compared with its own.
         by: the options to group by; None takes all in which the runs differ.
         ignore: options, or groups of them, in which the runs of a group may differ beside the seed.
         confidence: of the interval around the mean difference.
 
     Raises:
-        RequestError: no run has the metric, no run is of the baseline, or two runs of a group share a seed.
+        RequestError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
     """
-    counted = [run for run in runs if run.value(metric) is not None]
-    left_out = tuple((run, run.why_not(metric)) for run in runs if run.value(metric) is None)
-    if not counted:
-        names = sorted({name for run in runs for name in run.summary})
-        close = nearest(metric, names)
-        hint = f"did you mean {close}? " if close else ""
-        raise RequestError("metric", metric, f"{hint}a number in summary.json of at least one finished run")
+    counted, left_out = list(runs), []
+    for option, name in (("metric", metric), *([] if along is None else [("along", along)])):
+        lacking = [run for run in counted if run.value(name) is None]
+        left_out += [(run, run.why_not(name)) for run in lacking]
+        counted = [run for run in counted if run not in lacking]
+        if not counted:
+            names = sorted({name for run in runs for name in run.summary})
+            close = nearest(name, names)
+            hint = f"did you mean {close}? " if close else ""
+            raise RequestError(option, name, f"{hint}a number in summary.json of at least one finished run")
     options, together = _differing(counted, by, ignore)
     gathered: dict[tuple[str, ...], dict[int, Run]] = {}
     for run in counted:
@@ -201,16 +215,35 @@ def compare(
                 "runs that differ, or by=[…] naming the options in which they do",
             )
         members[run.seed] = run
-    groups = [_group(key, members, metric, against) for key, members in gathered.items()]
+    groups = [
+        Group(
+            key,
+            _values(members, metric),
+            _values(members, along),
+            tuple(run.folder for run in members.values()),
+        )
+        for key, members in gathered.items()
+    ]
     groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
-    chosen = None if baseline is None else _index_of(baseline, groups)
-    return Comparison(
-        options,
-        together,
-        tuple(_with_difference(group, groups, chosen, against, confidence) for group in groups),
-        chosen,
-        left_out,
-    )
+    chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
+    if along is not None and len(chosen) < 2:
+        raise RequestError(
+            "baseline",
+            as_written([str(one) for one in baseline]),
+            "folders of runs of two groups or more with along",
+        )
+    for index, group in enumerate(groups):
+        if against is not None:
+            others = _values(gathered[group.options], against)
+        elif index in chosen:
+            continue
+        elif along is not None:
+            others = _read_along([groups[one] for one in chosen], group.costs)
+        else:
+            others = dict(groups[chosen[0]].values) if chosen else {}
+        difference = paired(group.values, others, confidence)
+        groups[index] = dataclasses.replace(group, others=others, difference=difference)
+    return Comparison(options, together, tuple(groups), chosen, tuple(left_out))
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired | None:
@@ -305,15 +338,21 @@ def _is_within(name: str, place: str) -> bool:
     return name == place or name.startswith(f"{place}.")
 
 
-def _group(key: tuple[str, ...], members: Mapping[int, Run], metric: str, against: str | None) -> Group:
-    values = {seed: run.value(metric) for seed, run in sorted(members.items())}
-    others = {} if against is None else {seed: run.value(against) for seed, run in sorted(members.items())}
-    return Group(
-        key,
-        {seed: value for seed, value in values.items() if value is not None},
-        {seed: value for seed, value in others.items() if value is not None},
-        tuple(run.folder for run in members.values()),
-    )
+def _values(members: Mapping[int, Run], metric: str | None) -> dict[int, float]:
+    """A metric of each seed that has it; nothing for no metric."""
+    found = {} if metric is None else {seed: run.value(metric) for seed, run in sorted(members.items())}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _read_along(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[int, float]:
+    """What the curve of each seed says at that seed's cost; seeds whose cost it does not reach are left out."""
+    found = {}
+    for seed, cost in costs.items():
+        points = sorted((group.costs[seed], group.values[seed]) for group in curve if seed in group.values)
+        if points and points[0][0] <= cost <= points[-1][0]:
+            at, values = zip(*points, strict=True)
+            found[seed] = float(np.interp(math.log(cost), np.log(at), values))
+    return found
 
 
 def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
@@ -321,13 +360,3 @@ def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
         if baseline.resolve() in [folder.resolve() for folder in group.folders]:
             return index
     raise RequestError("baseline", baseline, "the folder of one of the finished runs that are compared")
-
-
-def _with_difference(
-    group: Group, groups: Sequence[Group], baseline: int | None, against: str | None, confidence: float
-) -> Group:
-    if against is not None:
-        return dataclasses.replace(group, difference=paired(group.values, group.others, confidence))
-    if baseline is None or group is groups[baseline]:
-        return group
-    return dataclasses.replace(group, difference=paired(group.values, groups[baseline].values, confidence))

@@ -1,4 +1,4 @@
-"""The figure of a comparison: every seed of every group, and the paired differences beside them."""
+"""The figures of a comparison: every seed of every group and the paired differences; the metric over a cost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from mom.comparison import Comparison
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from mom.config import CompareConfig
 
 
@@ -57,6 +59,46 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
         panel.locator_params(axis="x", nbins=5)
         panel.grid(axis="x", alpha=0.3)
         panel.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
+    """Draw the metric over ``task.along``, as ``.png`` and ``.svg``: the baselines' curve, each group by its rank.
+
+    Args:
+        comparison: what to draw.
+        task: metric, cost and baseline, for the axes.
+        labels: of the groups.
+        path: the files' name without an ending.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    groups = comparison.groups
+    points = [(group.cost, group.mean, group.deviation) for group in groups]
+    costs = [cost for cost, _, _ in points if cost is not None]
+    figure = Figure(figsize=(9, max(4.0, 1.2 + 0.19 * len(groups))), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel, legend = figure.subplots(1, 2, width_ratios=(3, 2))
+    curve = sorted(points[index] for index in comparison.baseline)
+    panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="grey", linewidth=1, zorder=1)
+    for rank, (cost, mean, deviation) in enumerate(points, 1):
+        color = "grey" if rank - 1 in comparison.baseline else "tab:blue"
+        panel.errorbar(cost, mean, yerr=deviation, fmt="o", color=color, markersize=4, elinewidth=1, zorder=2)
+        panel.annotate(str(rank), (cost, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
+    if max(costs) > 3 * min(costs):
+        panel.set_xscale("log")
+    panel.set_xlabel(task.along)
+    panel.set_ylabel(f"{task.metric} (mean, deviation over seeds)")
+    panel.grid(alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
+    legend.set_axis_off()
+    names = [f"{rank}  {one}" for rank, one in enumerate(labels, 1)]
+    legend.text(0, 1, "\n".join(names), va="top", fontsize=8, transform=legend.transAxes)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
     for ending in ("png", "svg"):
         figure.savefig(path.with_suffix(f".{ending}"), dpi=150)
 

@@ -238,7 +238,10 @@ class CompareConfig(TaskConfig):
         runs: folders of runs, folders that hold some (as a sweep's), or patterns of such.
         metric: a name in ``summary.json``.
         mode: whether the smallest or the largest mean is best.
-        baseline: folder of a run; every group is compared with that run's group, seed by seed.
+        baseline: folder of a run; every group is compared with that run's group, seed by seed. With ``along`` folders
+            of several runs, whose groups are the points of a curve.
+        along: a metric that says what a run cost, such as ``throughput/training_flops``: a run is compared with the
+            baselines' curve at its own cost.
         against: another metric, which each run is compared with by itself; ``baseline/val/loss`` is the plain
             transformer trained on.
         by: options to group by; None is all in which the runs differ.
@@ -253,7 +256,8 @@ class CompareConfig(TaskConfig):
     runs: str | list[str] | None = None
     metric: str = "val/loss"
     mode: Literal["min", "max"] = "min"
-    baseline: str | None = None
+    baseline: str | list[str] | None = None
+    along: str | None = None
     against: str | None = None
     by: list[str] | None = None
     ignore: list[str] | None = None
@@ -267,6 +271,22 @@ class CompareConfig(TaskConfig):
             raise RequestError(
                 "task.against", self.against, "null with task.baseline given: one partner each"
             )
+        if self.along is None and len(self.baselines()) > 1:
+            raise RequestError(
+                "task.baseline", as_written(self.baseline), "one folder, or task.along to read them by"
+            )
+        if self.along is not None and len(self.baselines()) < 2:
+            raise RequestError(
+                "task.baseline",
+                as_written(self.baseline),
+                "the folders of two runs or more with task.along given",
+            )
+
+    def baselines(self) -> list[str]:
+        """The folders of ``baseline``, however many."""
+        if self.baseline is None:
+            return []
+        return [self.baseline] if isinstance(self.baseline, str) else self.baseline
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from rich.table import Table
 from tabulate import tabulate
 
 from mom.comparison import Comparison, Group, compare, find_runs
-from mom.comparison_figure import draw
+from mom.comparison_figure import draw, draw_along
 from mom.config import CompareConfig, RunConfig
 from mom.run_directory import RunDirectory
 from mom.tables import print_table
@@ -23,7 +23,8 @@ NAME = "comparison"
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print a table of the groups of runs, best first, and write it with a figure.
 
-    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``.
+    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``, and with ``task.along`` the figure
+    ``comparison_along``.
 
     Args:
         config: the request.
@@ -42,7 +43,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         runs,
         task.metric,
         largest_is_best=task.mode == "max",
-        baseline=None if task.baseline is None else Path(task.baseline),
+        baseline=[Path(one) for one in task.baselines()],
+        along=task.along,
         against=task.against,
         by=task.by,
         ignore=task.ignore or (),
@@ -70,10 +72,13 @@ def label(comparison: Comparison, group: Group) -> str:
 def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
     """The table as texts: headings and a row for each group."""
     has_differences = task.baseline is not None or task.against is not None
+    partner = task.against or ("baseline there" if task.along is not None else None)
     heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
     heads += ["n", task.metric, "±"]
-    if task.against is not None:
-        heads.append(task.against)
+    if task.along is not None:
+        heads.append(task.along)
+    if partner is not None:
+        heads.append(partner)
     # How many pairs there are says nothing where each run has a partner.
     has_pairs = any(one.difference and one.difference.pairs < len(one.values) for one in comparison.groups)
     if has_differences:
@@ -81,11 +86,13 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
     body = []
     for index, group in enumerate(comparison.groups):
         row = [*(group.options or ("all",)), str(len(group.values)), *_number(group.mean, group.deviation)]
-        if task.against is not None:
+        if group.cost is not None:
+            row.append(f"{group.cost:.4g}")
+        if partner is not None:
             others = list(group.others.values())
             row.append(f"{sum(others) / len(others):.4f}" if others else "–")
         if has_differences:
-            row += _difference(group, is_baseline=index == comparison.baseline)[: 3 if has_pairs else 2]
+            row += _difference(group, is_baseline=index in comparison.baseline)[: 3 if has_pairs else 2]
         body.append(row)
     return heads, body
 
@@ -107,9 +114,15 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     notes = []
     if task.against is not None:
         notes.append(f"difference: {task.metric} − {task.against} of the same run")
-    elif comparison.baseline is not None:
-        of = label(comparison, comparison.groups[comparison.baseline])
-        notes.append(f"difference: from the runs of {of} with the same seed")
+    elif comparison.baseline:
+        of = [label(comparison, comparison.groups[one]) for one in comparison.baseline]
+        if task.along is None:
+            notes.append(f"difference: from the runs of {of[0]} with the same seed")
+        else:
+            notes.append(
+                f"baseline there: what the curve through {', '.join(of)} has at the same {task.along}, "
+                "each seed by itself; – outside of the curve"
+            )
     for name, others in comparison.together.items():
         shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         notes.append(f"with {name} also differ {shown}")
@@ -148,7 +161,10 @@ def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
     latex = tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
     (folder / f"{NAME}.tex").write_text(latex + "\n", encoding="utf-8")
     _write_csv(comparison, task, folder / f"{NAME}.csv")
-    draw(comparison, task, [label(comparison, group) for group in comparison.groups], folder / NAME)
+    labels = [label(comparison, group) for group in comparison.groups]
+    draw(comparison, task, labels, folder / NAME)
+    if task.along is not None:
+        draw_along(comparison, task, labels, folder / f"{NAME}_along")
 
 
 def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
@@ -157,6 +173,7 @@ def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
         "n",
         "mean",
         "deviation",
+        "cost",
         "difference",
         "error",
         "low",
@@ -173,6 +190,8 @@ def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
             else (found.mean, found.error, found.low, found.high, found.pairs)
         )
         seeds = " ".join(map(str, group.values))
-        body.append([*group.options, len(group.values), group.mean, group.deviation, *differences, seeds])
+        body.append(
+            [*group.options, len(group.values), group.mean, group.deviation, group.cost, *differences, seeds]
+        )
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([heads, *body])
