@@ -33,6 +33,7 @@ NEEDED = {
     "data/text": ["data.path=some.txt"],
     "data/token_files": ["data.path=tokens"],
     "experiment/paper/glue": ["init=some.ckpt"],
+    "experiment/study/web_text": ["data.path=some.txt"],
     "task/compare": ["runs=some_folder"],
     "task/upcycle": ["init=some.ckpt"],
     "task/evaluate": ["init=some.ckpt"],
@@ -134,9 +135,10 @@ def test_the_help_names_every_group_and_choice() -> None:
                 r"^    (\w+)  ", text.partition("Tasks")[2].partition("Groups")[0], re.MULTILINE
             )
         else:
-            line = re.search(rf"^    {group} +(.*)$", text, re.MULTILINE)
-            assert line is not None, group
-            listed = re.split(r"  ", line[1])[0].split(", ")
+            # A long list goes on in lines that are indented further.
+            found = re.search(rf"^    {group} +(.*(?:\n {{19}}.*)*)$", text, re.MULTILINE)
+            assert found is not None, group
+            listed = re.split(r"  ", re.sub(r"\n +", " ", found[1]))[0].split(", ")
         assert set(listed) == choices, group
 
 

@@ -16,7 +16,7 @@ from mom.data.module import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory
 from mom.training.fit import fit_phase
-from mom.training.metric_names import FIGURES, SAMPLES, SECTIONS, TRAINING
+from mom.training.metric_names import FIGURES, SAMPLES, SECTIONS, SUMMARY, TRAINING
 from tests.runs import tiny_request
 from tests.wandb_files import read_records
 
@@ -60,7 +60,8 @@ def folder(tmp_path_factory) -> Path:
     data.setup()
     torch.manual_seed(0)
     model = MoMForCausalLM(config.model_config(data.vocab_size))
-    fit_phase(config, model, data, RunDirectory(folder / "run"), phase="mom", max_steps=4)
+    directory = RunDirectory(folder / "run")
+    directory.write_summary(fit_phase(config, model, data, directory, phase="mom", max_steps=4))
     return folder / "run"
 
 
@@ -90,7 +91,13 @@ def test_every_metric_is_in_the_dashboard_and_on_the_page(logged):
 def test_the_page_has_no_name_that_nothing_logs():
     prefixes = tuple(f"{section}/" for section in TRAINING)
     mentioned = {name for name in documented() if name.startswith(prefixes) and not name.endswith("…")}
-    assert mentioned <= names(SECTIONS)
+    assert mentioned <= names(SECTIONS) | set(SUMMARY)
+
+
+def test_the_summary_has_what_never_changes(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    assert all(summary[name] > 0 for name in SUMMARY)
+    assert set(SUMMARY) <= documented()
 
 
 def test_tensorboard_has_the_same_names(folder, logged):

@@ -72,6 +72,9 @@ VALIDATION = {
 SECTIONS = {"val": VALIDATION["val"], **TRAINING, **VALIDATION}
 """All of them, in the dashboard's order."""
 
+SUMMARY = ("compute/forward_memory",)
+"""Names that stand in a pre-training's ``summary.json`` alone, as they never change."""
+
 FIGURES = (
     "figures/module_use",
     "figures/module_flow",

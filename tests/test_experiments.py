@@ -1,0 +1,131 @@
+"""Every experiment file, run for a step at reduced size, and every job of the grids that they bring along."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from mom.config import bind
+from mom.config.composition import composed
+from mom.cost import flops_per_token
+from mom.run_directory import RunDirectory
+from tests.checkpoints import VOCABULARY, small_tokenizer, write_run
+from tests.glue_files import FOLDERS, write_glue
+from tests.models import small_model
+from tests.test_configs import CONF
+from tests.texts import some_texts, write_jsonl
+
+ROOT = CONF / "experiment"
+NAMES = [
+    path.relative_to(ROOT).with_suffix("").as_posix()
+    for path in sorted(ROOT.rglob("*.yaml"))
+    if path.parent.name != "shared"
+]
+# Experiments that are laid over another one, and one of those.
+LAID_OVER = {"study/longer": "study/plain", "study/web_text": "study/rounds_and_top_k"}
+GRIDS = {
+    name: params
+    for name in NAMES
+    if (params := (yaml.safe_load((ROOT / f"{name}.yaml").read_text()).get("hydra") or {}).get("sweeper"))
+}
+REDUCED = {
+    "model": {"d_model": 16, "num_heads": 2, "max_positions": 32},
+    "router": {"router_dim": 8},
+    "optimizer": {"warmup_steps": 1},
+    "trainer": {
+        "accelerator": "cpu",
+        "max_steps": 2,
+        "val_check_interval": 2,
+        "limit_val_batches": 1,
+        "accumulate_grad_batches": 1,
+        "enable_progress_bar": False,
+    },
+}
+
+
+def compose(name: str, *overrides: str) -> DictConfig:
+    """An experiment as the command line makes it, laid over another one where it is made for that."""
+    chosen = f"[{LAID_OVER[name]},{name}]" if name in LAID_OVER else name
+    needed = ["init=some.ckpt"] if name == "paper/glue" else []
+    return composed(CONF, [f"experiment={chosen}", *needed, *overrides])
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory) -> Path:
+    """Phase 1 of the studies in small: a plain transformer of eight layers, with its tokenizer."""
+    options = {"d_model": 16, "num_heads": 2, "max_positions": 32, "num_stages": 0, "num_bottom_blocks": 8}
+    plain = small_model(vocab_size=VOCABULARY, num_top_blocks=0, d_ffn=None, **options)
+    return write_run(tmp_path_factory.mktemp("phase1"), plain, small_tokenizer())
+
+
+def reduce(config: DictConfig, folder: Path, start: Path) -> DictConfig:
+    """The same request, narrow and for two steps, on texts of the test's own and from the test's own phase 1."""
+    OmegaConf.set_struct(config, False)
+    changes: dict[str, Any] = {**REDUCED, "run_dir": str(folder / "run")}
+    if config.data.kind == "glue":
+        changes["data"] = {"path": str(folder / "glue"), "batch_size": 2, "sequence_length": 16}
+        changes["task"] = {"epochs": 1.0, "seeds": [0, 1]}
+        for name in FOLDERS:
+            write_glue(folder / "glue", name)
+    else:
+        changes["data"] = {
+            "corpus": "text",
+            "path": str(write_jsonl(folder / "texts.jsonl", some_texts(40))),
+            "cache_dir": str(folder / "cache"),
+            "tokenizer_vocab_size": VOCABULARY,
+            "tokenizer": None if config.init is None else str(start.parents[1] / "tokenizer"),
+            "sequence_length": 16,
+            "batch_size": 2,
+            "validation_fraction": 0.3,
+            "num_processes": 1,
+        }
+        if config.task.get("plain_steps"):
+            changes["task"] = {"plain_steps": 1, "plain_warmup_steps": None}
+    if config.init is not None:
+        changes["init"] = str(start)
+    growth = config.callbacks.get("top_k_growth")
+    if growth is not None and growth["at"] is not None:
+        changes["callbacks"] = {"top_k_growth": {"at": [1]}}
+    reduced = OmegaConf.merge(config, changes)
+    assert isinstance(reduced, DictConfig)
+    return reduced
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs_a_step_at_reduced_size(name: str, tmp_path: Path, start: Path) -> None:
+    config = bind(reduce(compose(name), tmp_path, start))
+    task = importlib.import_module(f"mom.tasks.{config.task.name}")
+
+    summary = task.run(config, RunDirectory(config.run_dir))
+    assert summary
+    if config.task.name == "pretrain":
+        assert summary["steps"] == 2 and summary["val/loss"] > 0 and summary["throughput/training_flops"] > 0
+    json.dumps(summary)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_every_job_of_a_grid_binds_and_builds(name: str) -> None:
+    params = GRIDS[name]["params"]
+    values = [[f"{key}={one}" for one in str(given).split(",")] for key, given in params.items()]
+    jobs = list(itertools.product(*values))
+
+    assert jobs
+    for job in jobs:
+        bind(compose(name, *job)).check_buildable()
+
+
+def test_mixture_of_experts_has_the_operations_of_plain() -> None:
+    """Steps times operations of a step, as docs/results.md says of study e."""
+
+    def operations(name: str) -> float:
+        request = bind(compose(name))
+        return request.trainer.max_steps * flops_per_token(request.model_config(4096), 128).total
+
+    assert operations("study/moe") == pytest.approx(operations("study/plain"), rel=0.01)
