@@ -8,14 +8,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mom.config import bind
 from mom.config.composition import composed
 from mom.cost import flops_per_token
 from mom.run_directory import RunDirectory
+from mom.sweeps.study import space
 from tests.checkpoints import VOCABULARY, small_tokenizer, write_run
 from tests.glue_files import FOLDERS, write_glue
 from tests.models import small_model
@@ -112,13 +115,30 @@ def test_every_experiment_runs_a_step_at_reduced_size(name: str, tmp_path: Path,
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_job_of_a_grid_binds_and_builds(name: str) -> None:
-    params = GRIDS[name]["params"]
-    values = [[f"{key}={one}" for one in str(given).split(",")] for key, given in params.items()]
-    jobs = list(itertools.product(*values))
+    given = [f"{key}={value}" for key, value in GRIDS[name]["params"].items()]
+    if name.startswith("study/search"):
+        jobs = drawn(given)
+    else:
+        parsed = OverridesParser.create().parse_overrides(given)
+        values = [
+            [f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()]
+            if one.is_sweep_override()
+            else [str(one.input_line)]
+            for one in parsed
+        ]
+        jobs = list(itertools.product(*values))
 
     assert jobs
     for job in jobs:
         bind(compose(name, *job)).check_buildable()
+
+
+def drawn(given: list[str]) -> list[tuple[str, ...]]:
+    """Some trials of a search, as it draws them."""
+    drawn_from, fixed = space(given)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trials = [study.ask(drawn_from) for _ in range(8)]
+    return [(*fixed, *(f"{name}={value}" for name, value in trial.params.items())) for trial in trials]
 
 
 def test_mixture_of_experts_has_the_operations_of_plain() -> None:
