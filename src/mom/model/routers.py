@@ -6,6 +6,7 @@ stage, so nothing of it passes between tokens and cached decoding needs no more 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
@@ -20,7 +21,7 @@ from mom.model.schedules import PoolLayout
 NOISE_KINDS = ("gaussian", "gumbel")
 
 
-class Router(nn.Module):
+class Router(nn.Module, ABC):
     """What all routers share: reachability, temperature, the prior, and the choice itself.
 
     Args:
@@ -176,6 +177,7 @@ class Router(nn.Module):
         """K without these modules; ``top_k: all`` has a place for each slot that is there."""
         return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
 
+    @abstractmethod
     def score(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -190,7 +192,6 @@ class Router(nn.Module):
         Returns:
             Outputs [B, T, slots], the new state, and what to rank by if not the scores.
         """
-        raise NotImplementedError
 
     def forward(
         self,
