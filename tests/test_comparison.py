@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mom.cli import main
-from mom.comparison import compare, find_runs, paired
+from mom.comparison import OF_STAGES, compare, find_runs, paired
+from mom.config import MODEL_FIELDS, ROUTER_FIELDS
+from mom.config.composition import composed
 from mom.errors import RequestError
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -168,6 +170,41 @@ def test_runs_that_do_not_count_are_listed(tmp_path: Path) -> None:
         ("z", "running: loss is NaN"),
     ]
     assert sum(len(group.values) for group in found.groups) == 12
+
+
+def test_what_only_stages_use_does_not_tell_plain_transformers_apart(tmp_path: Path) -> None:
+    for number, (stages, router, top_k) in enumerate(
+        [(0, "gru", 1), (0, "mlp", 2), (1, "gru", 1), (1, "mlp", 2)]
+    ):
+        options = {"seed": number, "model.num_stages": stages, "router.router": router, "model.top_k": top_k}
+        write_run(tmp_path / str(number), options, {"a": number})
+
+    found = compare(find_runs([str(tmp_path)]), "a")
+    assert found.options == ("model.top_k",)
+    assert found.together == {"model.top_k": ("model.num_stages", "router.router")}
+    assert [group.options for group in found.groups] == [("–",), ("1",), ("2",)]
+    assert [sorted(group.values) for group in found.groups] == [[0, 1], [2], [3]]
+
+
+def test_an_option_with_one_value_where_it_is_one_has_no_column(tmp_path: Path) -> None:
+    for number, (stages, top_k) in enumerate([(0, 1), (1, 1), (1, 2)]):
+        options = {"model.num_stages": stages, "router.router": "gru", "model.top_k": top_k}
+        write_run(tmp_path / str(number), options, {"a": number})
+
+    found = compare(find_runs([str(tmp_path)]), "a")
+    assert found.together == {"model.top_k": ("model.num_stages", "router.router")}
+
+
+def test_options_that_only_stages_use_are_options() -> None:
+    names = {
+        f"{group}.{name}"
+        for group, fields in (("model", MODEL_FIELDS), ("router", ROUTER_FIELDS))
+        for name in fields
+    }
+    given = composed(CONF, [])
+    names |= {f"{group}.{name}" for group in ("optimizer", "callbacks") for name in given[group]}
+
+    assert set(OF_STAGES) - {"router"} <= names
 
 
 def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:

@@ -35,6 +35,36 @@ NOT_OPTIONS = (
 )
 """Options, and groups of them, that tell runs apart without a difference to what they measure."""
 
+OF_STAGES = (
+    "router",
+    *(
+        f"model.{name}"
+        for name in (
+            "anchors",
+            "num_attention_modules",
+            "num_ffn_modules",
+            "num_rounds",
+            "top_k",
+            "ffn_top_k",
+            "schedule",
+            "ffn_schedule",
+            "skip",
+            "ffn_skip",
+            "skipped_kv",
+            "skip_rule",
+            "absorbing_skip",
+            "weight_qkv",
+            "module_dropout",
+            "module_dropout_per",
+        )
+    ),
+    "optimizer.router_lr_multiplier",
+    "callbacks.router_prior_decay",
+    "callbacks.router_noise",
+    "callbacks.top_k_growth",
+)
+"""Options, and groups of them, that mean nothing to a plain transformer (``num_stages: 0``)."""
+
 ABSENT = "–"
 
 
@@ -44,7 +74,8 @@ class Run:
 
     Args:
         folder: the run directory.
-        options: its configuration, dotted names to values as they are written.
+        options: its configuration, dotted names to values as they are written; of a plain transformer without those
+            of stages.
         seed: of everything random.
         status: the content of ``status.json``.
         summary: the content of ``summary.json``.
@@ -268,9 +299,16 @@ def _runs_below(folder: Path) -> Iterator[Run]:
     config = folder / "config.yaml"
     given = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
     if isinstance(given, dict) and "task" in given:
+        options = dict(_dotted(given))
+        if options.get("model.num_stages") == "0":
+            options = {
+                name: value
+                for name, value in options.items()
+                if not any(_is_within(name, one) for one in OF_STAGES)
+            }
         yield Run(
             folder,
-            dict(_dotted(given)),
+            options,
             int(given.get("seed", 0)),
             read_json(folder / "status.json"),
             read_json(folder / "summary.json"),
@@ -322,15 +360,17 @@ def _differing(
 def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bool:
     """Whether an option need not be shown because another tells it.
 
-    It changes exactly when the other does, or it is of the same group and has one value for each of the
-    other's, as the options have that come with a choice of the group.
+    It changes exactly when the other does; or it is of the same group and has one value for each of the
+    other's, as the options have that come with a choice of the group; or it has one value wherever it and the
+    other are options at all.
     """
     pairs = len(set(zip(columns[name], columns[leader], strict=True)))
     of_one_group = name.partition(".")[0] == leader.partition(".")[0]
+    is_constant = len(set(columns[name]) - {ABSENT}) == 1
     leads = pairs == len(set(columns[leader]))
     is_led_too = pairs == len(set(columns[name]))
     earlier = list(columns).index(leader) < list(columns).index(name)
-    return leads and (earlier if is_led_too else of_one_group)
+    return leads and (earlier if is_led_too else of_one_group or is_constant)
 
 
 def _is_within(name: str, place: str) -> bool:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from tabulate import tabulate
 
-from mom.comparison import Comparison, Group, compare, find_runs
+from mom.comparison import ABSENT, Comparison, Group, compare, find_runs
 from mom.comparison_figure import draw, draw_along
 from mom.config import CompareConfig, RunConfig
 from mom.run_directory import RunDirectory
@@ -64,9 +64,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def label(comparison: Comparison, group: Group) -> str:
-    """A group's options in one line, by their last names."""
+    """A group's options in one line, by their last names; those that are none to it are left out."""
     named = zip(comparison.options, group.options, strict=True)
-    return " ".join(f"{name.rpartition('.')[2]}={value}" for name, value in named) or "all runs"
+    told = [f"{name.rpartition('.')[2]}={value}" for name, value in named if value != ABSENT]
+    return " ".join(told) or ("the others" if comparison.options else "all runs")
 
 
 def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
