@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from mom.analysis.traces import Header, Traces, batches_of, record, windows_of
+from mom.analysis.recording import batches_of, record, windows_of
+from mom.analysis.traces import Header, Traces
 from mom.data.token_file import TokenFile
 from mom.model import MoMForCausalLM
 from tests.models import small_model

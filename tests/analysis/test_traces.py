@@ -13,19 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.analysis import traces as module
-from mom.analysis.traces import (
-    ROUTING_SCHEMA,
-    TOKENS_SCHEMA,
-    Header,
-    Traces,
-    TraceWriter,
-    Window,
-    batches_of,
-    depths,
-    read_batch,
-    record,
-    windows_of,
-)
+from mom.analysis.recording import Window, batches_of, depths, read_batch, record, windows_of
+from mom.analysis.traces import ROUTING_SCHEMA, TOKENS_SCHEMA, Header, Traces, TraceWriter
 from mom.callbacks.statistics import collect, depth_metrics, depth_sums
 from tests.analysis.recorded import END, recorded, some_ids, token_file
 from tests.models import small_model, tokens

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from mom.analysis.modules import KINDS, Pair, Removal, measure_removal, measure_similarity, num_passes
 from mom.analysis.overview import draw, measured, module_parameters
+from mom.analysis.recording import batches_of, record, windows_of
 from mom.analysis.report.page import render
 from mom.analysis.statistics import depth_statistics, routing_statistics
 from mom.analysis.style import write_figure
@@ -30,7 +31,7 @@ from mom.analysis.tables import (
     use_table,
     write_tables,
 )
-from mom.analysis.traces import Header, Traces, batches_of, record, windows_of
+from mom.analysis.traces import Header, Traces
 from mom.analysis.wording import (
     fact_rows,
     footer,
