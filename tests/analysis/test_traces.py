@@ -9,15 +9,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mom.analysis import traces as module
-from mom.analysis.recording import Window, batches_of, depths, read_batch, record, windows_of
+from mom.analysis.recording import Window, read_batch, record
 from mom.analysis.traces import ROUTING_SCHEMA, TOKENS_SCHEMA, Header, Traces, TraceWriter
-from mom.callbacks.statistics import collect, depth_metrics, depth_sums
-from tests.analysis.recorded import END, recorded, some_ids, token_file
-from tests.models import small_model, tokens
+from tests.analysis.recorded import END, recorded, some_ids
+from tests.models import small_model
 
 CHANGES = [
     {},
@@ -102,57 +99,6 @@ def test_every_choice_loss_and_depth_is_what_the_model_says(tmp_path: Path, chan
     losses = [(row[5] or 0.0, other[5] or 0.0) for row, other in zip(whole, expected_tokens, strict=True)]
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose([row[6:] for row in whole], [row[6:] for row in expected_tokens], rtol=1e-5)
-
-
-def test_depths_of_tokens_average_to_the_metrics() -> None:
-    model = small_model(skip_rule="first")
-    ids = tokens(3, 20)
-    with torch.no_grad():
-        routing = model(input_ids=ids, output_routing=True).routing
-    sizes = {"num_attention_modules": 3, "num_ffn_modules": 3}
-    totals = collect(depth_sums(routing, torch.ones_like(ids, dtype=torch.bool), **sizes))
-    metrics = depth_metrics(totals, fixed_depth=3, graph_depth=7)
-    found = {name: float(value.mean()) for name, value in depths(routing, model.config).items()}
-
-    assert found == {
-        "effective_depth": pytest.approx(metrics["effective"]),
-        "weighted_depth": pytest.approx(metrics["weighted"]),
-        "modules_per_token": pytest.approx(metrics["modules_per_token"]),
-    }
-    assert metrics["effective"] < 7
-
-
-@settings(deadline=None)
-@given(
-    lengths=st.lists(st.integers(0, 40), min_size=1, max_size=3),
-    length=st.integers(1, 17),
-    batch=st.integers(1, 4),
-    most=st.none() | st.integers(1, 60),
-)
-def test_windows_hold_the_text_in_order(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], length: int, batch: int, most: int | None
-) -> None:
-    folder = tmp_path_factory.mktemp("files")
-    texts = [some_ids(count, vocab_size=5, seed=n) for n, count in enumerate(lengths)]
-    files = [token_file(folder, ids, f"{n}.bin") for n, ids in enumerate(texts)]
-    batches = list(batches_of(windows_of(files, length, END), batch, most))
-    documents, current = [], 0
-    for ids in texts:
-        for one in ids:
-            documents.append(current)
-            current += int(one == END)
-        if len(ids) and ids[-1] != END:
-            current += 1
-    flat = [one for group in batches for one in group]
-
-    assert all(len({len(one.ids) for one in group}) == 1 and len(group) <= batch for group in batches)
-    assert all(1 <= len(one.ids) <= length for one in flat)
-    np.testing.assert_array_equal(
-        np.concatenate([np.empty(0), *(one.ids for one in flat)]), np.concatenate(texts)[:most]
-    )
-    np.testing.assert_array_equal(
-        np.concatenate([np.empty(0), *(one.document for one in flat)]), documents[:most]
-    )
 
 
 def test_what_is_in_memory_does_not_grow_with_the_text(

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mom.analysis import figures
+from mom.analysis import depth_figures, figures
 from mom.callbacks import RoutingFigures, RoutingStatistics
 from mom.callbacks import figures as callback
 from mom.callbacks.figure_sums import depth_bins, moments_by, pool_sums, token_depths
@@ -38,15 +38,16 @@ def depths_of(routing):
     return token_depths(routing, **sizes, fixed_depth=FIXED)
 
 
-def kept(drawn: dict, name: str):
-    """A drawing function that also keeps what it was given."""
-    draw = getattr(figures, name)
+def keep(monkeypatch, drawn: dict, name: str) -> None:
+    """Let a drawing function also keep what it was given."""
+    module = depth_figures if name.startswith("depth_") else figures
+    draw = getattr(module, name)
 
     def drawing(*given, **options):
         drawn[name] = given
         return draw(*given, **options)
 
-    return drawing
+    monkeypatch.setattr(module, name, drawing)
 
 
 def test_use_and_flow_equal_a_count_token_by_token():
@@ -86,7 +87,7 @@ def test_depths_of_tokens_and_their_sums():
 def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monkeypatch):
     drawn: dict = {}
     for name in ALL:
-        monkeypatch.setattr(figures, name, kept(drawn, name))
+        keep(monkeypatch, drawn, name)
     validation = [token_batch(seed, padded=seed % 3) for seed in range(20, 23)]
     recorder, logger = Recorder(), TensorBoardLogger(tmp_path, name="tensorboard", version="")
     callbacks = [RoutingStatistics(), RoutingFigures(loss_batches=2, dpi=30), recorder]
@@ -157,7 +158,7 @@ def test_a_plain_model_has_no_figures(tmp_path):
 def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monkeypatch):
     monkeypatch.setattr(callback, "MOST_LOGITS", 2 * 8 * 61)
     drawn: dict = {}
-    monkeypatch.setattr(figures, "depth_by_loss", kept(drawn, "depth_by_loss"))
+    keep(monkeypatch, drawn, "depth_by_loss")
     trainer = plain_trainer(tmp_path, [RoutingFigures(dpi=30)], max_steps=1)
     batches = FixedBatches([token_batch(0)], [token_batch(1, rows=5)])
     trainer.fit(small_module(), datamodule=batches)

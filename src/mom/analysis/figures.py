@@ -1,7 +1,7 @@
 """Figures of routing: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
 
 What the arrays hold, for all of them. Sizes: S stages, H rounds in a stage, R = S·H rounds over all stages in
-order, N modules in a pool (attention and FFN may differ), V token types, P points in training time, B bins.
+order, N modules in a pool (attention and FFN may differ), P points in training time.
 Slots are the N modules and SKIP, in this order, so N+1 columns and ``[..., N]`` is SKIP. Counts may be of any
 number type and any scale: only shares are drawn. Padding is never in them. Rounds, stages and modules are
 numbered from 0, as in the routing records.
@@ -9,24 +9,19 @@ numbered from 0, as in the routing records.
 - *use*: [R, N+1], places (one of a token's K choices in one round) held by each slot, by round.
 - *flow*: [R-1, N+1, N+1], tokens by the slot of their first choice in round r and in round r+1.
 - *use over time*: [P, S, N+1], places held by each slot of each stage's pool, around each of P optimiser steps.
-- *distribution*: a pair of arrays [M], depths in blocks (ascending) and tokens of that depth.
-- :class:`Binned`: sums of the depth of the tokens in each of B bins of something else.
 
-``run`` is the run's name, which stands under every title. Depths are those of
-:func:`mom.callbacks.statistics.depth_metrics`.
+``run`` is the run's name, which stands under every title.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from mom.analysis.style import (
     HEAT,
@@ -34,70 +29,17 @@ from mom.analysis.style import (
     MARKERS,
     MODULE_COLOURS,
     SKIP_COLOUR,
+    Floats,
+    as_floats,
     new_figure,
+    row_shares,
     styled,
 )
 
-Floats = NDArray[np.float64]
 Pools = tuple[tuple[str, Floats], tuple[str, Floats]]
 
 ANNOTATED_SLOTS = 12
 """Up to so many columns a heat map has its numbers written in."""
-
-
-@dataclass(frozen=True)
-class Binned:
-    """Sums over the tokens of each bin, from which follow mean and deviation; bins may be added up.
-
-    Attributes:
-        edges: [B+1], ascending; of what the tokens are sorted by.
-        tokens: [B], how many tokens are in the bin.
-        total: [B], sum of their depths, in blocks.
-        squares: [B], sum of the squares of their depths.
-    """
-
-    edges: ArrayLike
-    tokens: ArrayLike
-    total: ArrayLike
-    squares: ArrayLike
-
-    def mean(self) -> Floats:
-        """[B] mean depth; NaN in an empty bin."""
-        tokens = _floats(self.tokens)
-        return np.divide(_floats(self.total), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0)
-
-    def std(self) -> Floats:
-        """[B] standard deviation of the depth over tokens; NaN in an empty bin."""
-        tokens = _floats(self.tokens)
-        square = np.divide(_floats(self.squares), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0)
-        return np.sqrt(np.maximum(square - self.mean() ** 2, 0.0))
-
-
-def binned_by_frequency(
-    tokens: ArrayLike, total: ArrayLike, squares: ArrayLike, per_decade: int = 2
-) -> Binned:
-    """Sort the tokens of a text by how often their type occurs in it.
-
-    Args:
-        tokens: [V], occurrences of each token type.
-        total: [V], sum of their depths.
-        squares: [V], sum of the squares of their depths.
-        per_decade: bins for each factor of ten.
-
-    Returns:
-        Bins of occurrences per million tokens, from the rarest type to the most frequent.
-    """
-    tokens, total, squares = (_floats(one) for one in (tokens, total, squares))
-    seen = tokens > 0
-    if not seen.any():
-        return Binned(np.array([1.0, 10.0]), np.zeros(1), np.zeros(1), np.zeros(1))
-    frequency = 1e6 * tokens[seen] / tokens.sum()
-    exponent = np.log10(frequency) * per_decade
-    first, last = int(np.floor(exponent.min())), int(np.floor(exponent.max())) + 1
-    edges = 10.0 ** (np.arange(first, last + 1) / per_decade)
-    place = np.clip(np.floor(exponent).astype(int) - first, 0, last - first - 1)
-    sums = (np.bincount(place, weights=one[seen], minlength=last - first) for one in (tokens, total, squares))
-    return Binned(edges, *sums)
 
 
 @styled
@@ -115,9 +57,9 @@ def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stage
     widths = [min(6.5, max(2.6, 0.62 * use.shape[1])) for _, use in pools]
     figure = new_figure("Module use by round", run, sum(widths) + 2.0, max(3.0, 0.38 * rounds + 1.7))
     axes = figure.subplots(1, 2, sharey=True, width_ratios=widths)
-    highest = _highest(*(_shares(use) for _, use in pools))
+    highest = _highest(*(row_shares(use) for _, use in pools))
     for axis, (name, use) in zip(axes, pools, strict=True):
-        image = _heat(axis, _shares(use), highest)
+        image = _heat(axis, row_shares(use), highest)
         axis.set_title(name)
         axis.set_xlabel("module")
         for stage in range(1, num_stages):
@@ -162,70 +104,6 @@ def module_flow(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stag
 
 
 @styled
-def depth_distribution(
-    distributions: Mapping[str, tuple[ArrayLike, ArrayLike]], *, run: str = "", graph_depth: float
-) -> Figure:
-    """How the depth is spread over the tokens, with its mean, beside the depth of the graph.
-
-    Args:
-        distributions: by what the depth is called (``effective``, ``weighted``, …), its distribution; a panel
-            for each.
-        run: the run's name.
-        graph_depth: blocks of the computation graph.
-    """
-    figure = new_figure("Depth of tokens", run, max(4.4, 3.5 * len(distributions) + 0.6), 3.6)
-    axes = np.atleast_1d(figure.subplots(1, len(distributions), sharey=True))
-    for axis, (name, (depths, tokens)) in zip(axes, distributions.items(), strict=True):
-        depths, shares = _floats(depths), _shares(_floats(tokens)[None])[0]
-        width = 0.9 * (np.diff(depths).min() if len(depths) > 1 else 1.0)
-        mean = float((depths * shares).sum())
-        axis.bar(depths, shares, width=width, color=MODULE_COLOURS[0])
-        axis.axvline(mean, color="black", linewidth=1.5, label=f"mean {mean:.2f}")
-        axis.axvline(
-            graph_depth,
-            color=MODULE_COLOURS[5],
-            linewidth=1.5,
-            linestyle="--",
-            label=f"graph {graph_depth:g}",
-        )
-        axis.set_xlabel(f"{name} depth (blocks)")
-        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    axes[0].set_ylabel("share of tokens")
-    return figure
-
-
-@styled
-def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Depth of rare and of frequent tokens.
-
-    Args:
-        lines: by what the depth is called, its bins by :func:`binned_by_frequency`; all on the same edges.
-        run: the run's name.
-    """
-    return _depth_by(
-        lines,
-        run,
-        title="Depth by token frequency",
-        xlabel="occurrences of the token per million",
-        logarithmic=True,
-    )
-
-
-@styled
-def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Depth of positions that are easy and hard to continue.
-
-    Args:
-        lines: by what the depth is called, its bins by the loss with which the next token is predicted at the
-            position, in nats; all on the same edges.
-        run: the run's name.
-    """
-    return _depth_by(
-        lines, run, title="Depth by loss", xlabel="loss of the next token (nats)", logarithmic=False
-    )
-
-
-@styled
 def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run: str = "") -> Figure:
     """How the use of the modules changes in training; a row of panels for each stage.
 
@@ -235,7 +113,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
         ffn: use over time of the FFN pools, [P, S, N_F+1].
         run: the run's name.
     """
-    steps = _floats(steps)
+    steps = as_floats(steps)
     pools = _pools(attention, ffn, dimensions=3)
     num_stages = pools[0][1].shape[1]
     same_slots = pools[0][1].shape[-1] == pools[1][1].shape[-1]
@@ -244,7 +122,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
     for column, (name, use) in enumerate(pools):
         for stage in range(num_stages):
             axis = axes[stage, column]
-            shares = _shares(use[:, stage])
+            shares = row_shares(use[:, stage])
             if shares.shape[1] - 1 > len(MODULE_COLOURS):
                 highest = _highest(shares)
                 slots = range(shares.shape[1])
@@ -263,54 +141,6 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
     for axis in axes[-1]:
         axis.set_xlabel("optimiser step")
     return figure
-
-
-def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool) -> Figure:
-    """A line of mean depth with its deviation for each kind of depth, over the number of tokens in each bin."""
-    figure = new_figure(title, run, 6.4, 4.4)
-    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    for index, (name, binned) in enumerate(lines.items()):
-        edges, mean, std = _floats(binned.edges), binned.mean(), binned.std()
-        middle = np.sqrt(edges[:-1] * edges[1:]) if logarithmic else (edges[:-1] + edges[1:]) / 2
-        full = _floats(binned.tokens) > 0
-        colour = MODULE_COLOURS[index % len(MODULE_COLOURS)]
-        style = {
-            "color": colour,
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": LINE_STYLES[index % 4],
-        }
-        upper.plot(middle[full], mean[full], label=name, **style)
-        upper.fill_between(middle[full], (mean - std)[full], (mean + std)[full], color=colour, alpha=0.15)
-        if index == 0:
-            lower.bar(
-                edges[:-1],
-                _shares(_floats(binned.tokens)[None])[0],
-                width=0.94 * np.diff(edges),
-                align="edge",
-                color=SKIP_COLOUR,
-            )
-    if logarithmic:
-        lower.set_xscale("log")
-    occupied = [(_floats(one.edges), _floats(one.tokens) > 0) for one in lines.values()]
-    starts, ends = (
-        [edges[part][full] for edges, full in occupied if full.any()] for part in (slice(-1), slice(1, None))
-    )
-    if starts:
-        lower.set_xlim(min(one[0] for one in starts), max(one[-1] for one in ends))
-    _at_least_a_block(upper)
-    upper.set_ylabel("depth (blocks)")
-    upper.legend(title="mean ± deviation", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    lower.set_ylabel("share of\ntokens")
-    lower.set_xlabel(xlabel)
-    return figure
-
-
-def _at_least_a_block(axis: Axes) -> None:
-    """Widen the scale of a depth to a block, so that differences of nothing are not drawn large."""
-    low, high = axis.get_ylim()
-    if high - low < 1:
-        middle = (low + high) / 2
-        axis.set_ylim(middle - 0.5, middle + 0.5)
 
 
 def _bands(axis: Axes, flow: Floats) -> None:
@@ -362,7 +192,7 @@ def _transitions(pools: Pools, run: str, num_stages: int) -> Figure:
     axes = figure.subplots(1, 2)
     per_stage = (len(pools[0][1]) + 1) // num_stages
     within = np.arange(len(pools[0][1])) % per_stage != per_stage - 1
-    shares = [_shares(flow[within].sum(axis=0)) for _, flow in pools]
+    shares = [row_shares(flow[within].sum(axis=0)) for _, flow in pools]
     highest = _highest(*shares)
     for axis, (name, _), share in zip(axes, pools, shares, strict=True):
         image = _heat(axis, share, highest)
@@ -417,22 +247,13 @@ def _pools(attention: ArrayLike, ffn: ArrayLike, *, dimensions: int) -> Pools:
     Raises:
         ValueError: if an array has another number of axes, or the two are of different lengths.
     """
-    pools = (("attention", _floats(attention)), ("FFN", _floats(ffn)))
+    pools = (("attention", as_floats(attention)), ("FFN", as_floats(ffn)))
     for name, array in pools:
         if array.ndim != dimensions:
             raise ValueError(f"{name}: an array of {array.ndim} axes; {dimensions} axes")
     if len(pools[0][1]) != len(pools[1][1]):
         raise ValueError(f"ffn: {len(pools[1][1])} rows; as many as attention has, {len(pools[0][1])}")
     return pools
-
-
-def _floats(array: ArrayLike) -> Floats:
-    return np.asarray(array, dtype=np.float64)
-
-
-def _shares(counts: Floats) -> Floats:
-    """Each row over its sum; a row of nothing stays 0."""
-    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
 
 
 def _slots(number: int) -> list[str]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mom.analysis import figures, module_figures
+from mom.analysis import depth_figures, figures, module_figures
 from mom.analysis.modules import Pair, Removal
 from mom.analysis.report.page import ReportFigure
 from mom.analysis.statistics import Depths, Routing
@@ -102,7 +102,7 @@ def draw(
             describe_use(header, routing),
         ),
         "depth_distribution": ReportFigure(
-            figures.depth_distribution(
+            depth_figures.depth_distribution(
                 {names[name]: one for name, one in depths.distribution.items()},
                 run=run,
                 graph_depth=config.graph_depth,
@@ -113,7 +113,7 @@ def draw(
             f"of {config.graph_depth} blocks.",
         ),
         "depth_by_frequency": ReportFigure(
-            figures.depth_by_frequency(
+            depth_figures.depth_by_frequency(
                 {names[name]: one for name, one in depths.by_frequency.items()}, run=run
             ),
             "Depth of tokens whose type is rare or frequent in the recorded text.",
@@ -131,7 +131,7 @@ def draw(
         )
     if depths.predicted:
         drawn["depth_by_loss"] = ReportFigure(
-            figures.depth_by_loss({names[name]: one for name, one in depths.by_loss.items()}, run=run),
+            depth_figures.depth_by_loss({names[name]: one for name, one in depths.by_loss.items()}, run=run),
             "Depth at positions whose next token is predicted well or badly.",
             describe_binned("loss of the next token in nats", depths.by_loss["weighted_depth"]),
         )

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mom.analysis.figures import Binned, binned_by_frequency
+from mom.analysis.depth_figures import Binned, binned_by_frequency
 from mom.analysis.traces import Traces
 from mom.callbacks.statistics import POOLS
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mom.analysis.figures import Binned
+from mom.analysis.depth_figures import Binned
 from mom.analysis.modules import KINDS, Pair, Removal
 from mom.analysis.report.page import PoolTable
 from mom.analysis.statistics import Routing

@@ -167,7 +167,7 @@ def _drawings(
     pl_module: LightningModule, totals: Totals, history: Mapping[str, Tensor], run: str
 ) -> dict[str, Callable[[], Figure]]:
     """What to call for each figure there is something to show in."""
-    from mom.analysis import figures
+    from mom.analysis import depth_figures, figures
 
     config = config_of(pl_module)
     stages = config.num_stages
@@ -180,18 +180,20 @@ def _drawings(
     drawings: dict[str, Callable[[], Figure]] = {
         "module_use": lambda: figures.module_use(*use, run=run, num_stages=stages),
         "module_flow": lambda: figures.module_flow(*flow, run=run, num_stages=stages),
-        "depth_distribution": lambda: figures.depth_distribution(
+        "depth_distribution": lambda: depth_figures.depth_distribution(
             spread, run=run, graph_depth=config.graph_depth
         ),
-        "depth_by_frequency": lambda: figures.depth_by_frequency(
-            {name: figures.binned_by_frequency(*_moments(totals, "type", name)) for name in spread}, run=run
+        "depth_by_frequency": lambda: depth_figures.depth_by_frequency(
+            {name: depth_figures.binned_by_frequency(*_moments(totals, "type", name)) for name in spread},
+            run=run,
         ),
     }
     if len(flow[0]) == 0:  # one round: nothing flows
         del drawings["module_flow"]
     if "loss/tokens" in totals and totals["loss/tokens"].sum() > 0:
-        drawings["depth_by_loss"] = lambda: figures.depth_by_loss(
-            {name: figures.Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in spread}, run=run
+        drawings["depth_by_loss"] = lambda: depth_figures.depth_by_loss(
+            {name: depth_figures.Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in spread},
+            run=run,
         )
     if len(history.get("steps", ())) > 1:
         steps, attention, ffn = (history[name].numpy() for name in ("steps", *POOLS))
