@@ -143,6 +143,7 @@ def route(config, router, h: int, n: int, x: Tensor, states: list, t: int, token
     if config.normalize_weights is True or (config.normalize_weights == "auto" and k > 1):
         total = sum(weights)
         weights = [w / total for w in weights]
+    order = [i if allowed[i] else n for i in order]
     if config.skip_rule == "first" and order[0] == n:
         order = [n] * k
     return scores, order, weights

@@ -71,8 +71,8 @@ def choose(
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
         straight_through: replace weights by their sign, gradients passing through.
         leave_when_skip_first: ``skip_rule: first``; where SKIP ranks first it takes all K places.
-        reachable: slots this round may choose, boolean [slots], or for each token [B, 1 or T, slots], where they may
-            be fewer than K: SKIP with weight 0 takes the places left. ``None`` means all.
+        reachable: slots this round may choose, boolean [slots], or for each token [B, 1 or T, slots]. Where they are
+            fewer than K, SKIP with weight 0 takes the places left. ``None`` means all.
         ranking: what to rank by instead of the scores, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
         bias: added to the scores for ranking only, [slots]; the weights are those of the scores without it.
@@ -100,7 +100,8 @@ def choose(
     weights = scores.gather(-1, selected)
     if normalize:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
-    if reachable is not None and reachable.dim() > 1:
+    if reachable is not None:
+        # Fewer slots than places: dropped modules, or ``top_k: all`` in a round that may choose some only.
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
     if straight_through:
         weights = _StraightThroughSign.apply(weights)
