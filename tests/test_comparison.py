@@ -276,6 +276,21 @@ def test_the_task_writes_its_table_in_every_form(
     assert json.loads(Path("out/summary.json").read_text())["counted"] == 12
 
 
+def test_numbers_that_a_search_drew_are_shown_in_four_digits(command: Callable[..., int]) -> None:
+    for number, rate in enumerate([0.0011194640823136085, 0.002]):
+        write_run(
+            Path("runs") / str(number), {"optimizer.lr": rate, "model.block": "gpt2_like"}, {"val/loss": 1.0}
+        )
+    assert command("runs=runs", "task.by=[optimizer.lr,model.block]", "run_dir=out") == 0
+
+    rows = [line.split("|")[1:3] for line in Path("out/comparison.md").read_text().splitlines()[2:]]
+    assert sorted([cell.strip() for cell in row] for row in rows if len(row) == 2) == [
+        ["0.001119", "gpt2_like"],
+        ["0.002", "gpt2_like"],
+    ]
+    assert "0.0011194640823136085" in Path("out/comparison.csv").read_text()
+
+
 def test_the_task_draws_the_metric_over_a_cost(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -66,7 +66,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 def label(comparison: Comparison, group: Group) -> str:
     """A group's options in one line, by their last names; those that are none to it are left out."""
     named = zip(comparison.options, group.options, strict=True)
-    told = [f"{name.rpartition('.')[2]}={value}" for name, value in named if value != ABSENT]
+    told = [f"{name.rpartition('.')[2]}={_shown(value)}" for name, value in named if value != ABSENT]
     return " ".join(told) or ("the others" if comparison.options else "all runs")
 
 
@@ -86,7 +86,11 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
         heads += ["difference", f"{task.confidence:.0%} interval", *(["pairs"] if has_pairs else [])]
     body = []
     for index, group in enumerate(comparison.groups):
-        row = [*(group.options or ("all",)), str(len(group.values)), *_number(group.mean, group.deviation)]
+        row = [
+            *map(_shown, group.options or ("all",)),
+            str(len(group.values)),
+            *_number(group.mean, group.deviation),
+        ]
         if group.cost is not None:
             row.append(f"{group.cost:.4g}")
         if partner is not None:
@@ -96,6 +100,16 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
             row += _difference(group, is_baseline=index in comparison.baseline)[: 3 if has_pairs else 2]
         body.append(row)
     return heads, body
+
+
+def _shown(option: str) -> str:
+    """An option's value; one that a search drew, with all its digits, in four."""
+    if len(option) <= 8:
+        return option
+    try:
+        return f"{float(option):.4g}"
+    except ValueError:
+        return option
 
 
 def _number(mean: float, deviation: float | None) -> tuple[str, str]:
