@@ -63,7 +63,9 @@ def test_every_record_is_of_a_run_that_succeeded_and_stands_in_a_table() -> None
     for run in runs:
         own = run.folder.relative_to(root).as_posix()
         # Phase 1 and the like are compared with nothing; the page says where they are.
-        assert any(f"{own}/".startswith(f"{name}/") for name in named) or f"`{own.rpartition('/')[0]}`" in PAGE, own
+        assert (
+            any(f"{own}/".startswith(f"{name}/") for name in named) or f"`{own.rpartition('/')[0]}`" in PAGE
+        ), own
 
 
 def test_records_are_small_and_hold_nothing_of_the_machine() -> None:
