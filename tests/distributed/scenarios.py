@@ -92,7 +92,10 @@ def train(
 
 def is_timed(metric: str) -> bool:
     """Whether a metric is of the clock and so differs from run to run."""
-    return metric.startswith("throughput/") and metric != "throughput/tokens"
+    return metric.startswith("throughput/") and metric not in (
+        "throughput/tokens",
+        "throughput/training_flops",
+    )
 
 
 class KillAt(Callback):
