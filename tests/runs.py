@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
@@ -157,3 +159,18 @@ def plain_trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Tr
         "log_every_n_steps": 1,
     }
     return Trainer(**(defaults | options), callbacks=callbacks, default_root_dir=folder)
+
+
+def write_record(
+    folder: Path, options: dict[str, Any], summary: dict[str, Any], state: str = "succeeded"
+) -> None:
+    """A run directory as the command line leaves it; options are dotted."""
+    config: dict[str, Any] = {"task": {"name": "pretrain"}, "seed": 0, "run_dir": str(folder)}
+    for name, value in options.items():
+        group, _, inner = name.rpartition(".")
+        (config.setdefault(group, {}) if group else config)[inner] = value
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    error = None if state == "succeeded" else {"type": "ValueError", "message": "loss\nis NaN"}
+    (folder / "status.json").write_text(json.dumps({"state": state, "error": error}))
+    (folder / "summary.json").write_text(json.dumps(summary))

@@ -8,39 +8,22 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from mom.cli import main
-from mom.comparison import OF_STAGES, compare, find_runs, paired
-from mom.config import MODEL_FIELDS, ROUTER_FIELDS
-from mom.config.composition import composed
+from mom.comparison import compare, paired
 from mom.errors import RequestError
+from mom.run_records import find_runs
+from tests.runs import write_record
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
-
-
-def write_run(
-    folder: Path, options: dict[str, Any], summary: dict[str, Any], state: str = "succeeded"
-) -> None:
-    """A run directory as the command line leaves it; options are dotted."""
-    config: dict[str, Any] = {"task": {"name": "pretrain"}, "seed": 0, "run_dir": str(folder)}
-    for name, value in options.items():
-        group, _, inner = name.rpartition(".")
-        (config.setdefault(group, {}) if group else config)[inner] = value
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
-    error = None if state == "succeeded" else {"type": "ValueError", "message": "loss\nis NaN"}
-    (folder / "status.json").write_text(json.dumps({"state": state, "error": error}))
-    (folder / "summary.json").write_text(json.dumps(summary))
 
 
 def write_grid(root: Path, seeds: int = 3) -> pd.DataFrame:
@@ -60,7 +43,7 @@ def write_grid(root: Path, seeds: int = 3) -> pd.DataFrame:
                     "seed": seed,
                 }
                 summary = {"val/loss": row["loss"], "baseline/val/loss": plain}
-                write_run(root / str(len(rows)), options, summary)
+                write_record(root / str(len(rows)), options, summary)
                 rows.append(row)
     return pd.DataFrame(rows)
 
@@ -118,11 +101,11 @@ def test_a_curve_is_read_at_each_runs_own_cost(tmp_path: Path) -> None:
     for seed in range(3):
         for steps in (100, 400, 800):
             summary = {"val/loss": 9 + seed - 0.5 * np.log2(steps), "cost": steps}
-            write_run(tmp_path / f"plain_{steps}_{seed}", {"seed": seed, "model.size": steps}, summary)
+            write_record(tmp_path / f"plain_{steps}_{seed}", {"seed": seed, "model.size": steps}, summary)
         for name, cost in (("within", 200 * 1.5**seed), ("outside", 500 * 2**seed)):
             summary = {"val/loss": 8 + seed - 0.5 * np.log2(cost), "cost": cost}
-            write_run(tmp_path / f"{name}_{seed}", {"seed": seed, "model.size": name}, summary)
-    write_run(tmp_path / "free", {"seed": 5, "model.size": "free"}, {"val/loss": 1.0})
+            write_record(tmp_path / f"{name}_{seed}", {"seed": seed, "model.size": name}, summary)
+    write_record(tmp_path / "free", {"seed": 5, "model.size": "free"}, {"val/loss": 1.0})
 
     curve = [tmp_path / f"plain_{steps}_0" for steps in (800, 100, 400)]
     found = compare(find_runs([str(tmp_path)]), "val/loss", baseline=curve, along="cost")
@@ -156,9 +139,9 @@ def test_only_common_seeds_are_paired(ours: dict[int, float], theirs: dict[int, 
 
 def test_runs_that_do_not_count_are_listed(tmp_path: Path) -> None:
     write_grid(tmp_path / "runs")
-    write_run(tmp_path / "runs" / "x" / "failed", {"seed": 9}, {"val/loss": 1.0}, "failed")
-    write_run(tmp_path / "runs" / "y", {"seed": 9}, {"train/loss": 1.0})
-    write_run(tmp_path / "runs" / "z", {"seed": 9}, {}, "running")
+    write_record(tmp_path / "runs" / "x" / "failed", {"seed": 9}, {"val/loss": 1.0}, "failed")
+    write_record(tmp_path / "runs" / "y", {"seed": 9}, {"train/loss": 1.0})
+    write_record(tmp_path / "runs" / "z", {"seed": 9}, {}, "running")
     # A phase has no task of its own and belongs to its run.
     (tmp_path / "runs" / "0" / "plain").mkdir()
     (tmp_path / "runs" / "0" / "plain" / "config.yaml").write_text("phase: plain\n")
@@ -177,7 +160,7 @@ def test_what_only_stages_use_does_not_tell_plain_transformers_apart(tmp_path: P
         [(0, "gru", 1), (0, "mlp", 2), (1, "gru", 1), (1, "mlp", 2)]
     ):
         options = {"seed": number, "model.num_stages": stages, "router.router": router, "model.top_k": top_k}
-        write_run(tmp_path / str(number), options, {"a": number})
+        write_record(tmp_path / str(number), options, {"a": number})
 
     found = compare(find_runs([str(tmp_path)]), "a")
     assert found.options == ("model.top_k",)
@@ -189,27 +172,15 @@ def test_what_only_stages_use_does_not_tell_plain_transformers_apart(tmp_path: P
 def test_an_option_with_one_value_where_it_is_one_has_no_column(tmp_path: Path) -> None:
     for number, (stages, top_k) in enumerate([(0, 1), (1, 1), (1, 2)]):
         options = {"model.num_stages": stages, "router.router": "gru", "model.top_k": top_k}
-        write_run(tmp_path / str(number), options, {"a": number})
+        write_record(tmp_path / str(number), options, {"a": number})
 
     found = compare(find_runs([str(tmp_path)]), "a")
     assert found.together == {"model.top_k": ("model.num_stages", "router.router")}
 
 
-def test_options_that_only_stages_use_are_options() -> None:
-    names = {
-        f"{group}.{name}"
-        for group, fields in (("model", MODEL_FIELDS), ("router", ROUTER_FIELDS))
-        for name in fields
-    }
-    given = composed(CONF, [])
-    names |= {f"{group}.{name}" for group in ("optimizer", "callbacks") for name in given[group]}
-
-    assert set(OF_STAGES) - {"router"} <= names
-
-
 def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
     for seed in range(2):
-        write_run(
+        write_record(
             tmp_path / f"{seed}", {"seed": seed, "init": f"plain{seed}", "data.num_workers": seed}, {"a": 1}
         )
 
@@ -221,8 +192,8 @@ def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
 
 
 def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
-    write_run(tmp_path / "a", {"seed": 1, "model.top_k": 1}, {"val/loss": 1.0})
-    write_run(tmp_path / "b", {"seed": 1, "model.top_k": 2}, {"val/loss": 2.0})
+    write_record(tmp_path / "a", {"seed": 1, "model.top_k": 1}, {"val/loss": 1.0})
+    write_record(tmp_path / "b", {"seed": 1, "model.top_k": 2}, {"val/loss": 2.0})
     runs = find_runs([str(tmp_path)])
 
     for message, options in (
@@ -278,7 +249,7 @@ def test_the_task_writes_its_table_in_every_form(
 
 def test_numbers_that_a_search_drew_are_shown_in_four_digits(command: Callable[..., int]) -> None:
     for number, rate in enumerate([0.0011194640823136085, 0.002]):
-        write_run(
+        write_record(
             Path("runs") / str(number), {"optimizer.lr": rate, "model.block": "gpt2_like"}, {"val/loss": 1.0}
         )
     assert command("runs=runs", "task.by=[optimizer.lr,model.block]", "run_dir=out") == 0
@@ -296,7 +267,7 @@ def test_the_task_draws_the_metric_over_a_cost(
 ) -> None:
     for number, (steps, loss) in enumerate([(100, 3.0), (200, 2.0), (150, 2.0)]):
         summary = {"val/loss": loss, "cost": steps}
-        write_run(Path("runs") / str(number), {"model.size": f"m{number}"}, summary)
+        write_record(Path("runs") / str(number), {"model.size": f"m{number}"}, summary)
     line = ("runs=runs", "task.along=cost", "task.baseline=[runs/0,runs/1]", "run_dir=out")
     assert command(*line) == 0
 
@@ -329,7 +300,7 @@ def test_the_task_draws_the_metric_over_a_cost(
 def test_a_wrong_request_is_one_line(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str], line: list[str], message: str
 ) -> None:
-    write_run(Path("runs/a"), {}, {"val/loss": 1.0})
+    write_record(Path("runs/a"), {}, {"val/loss": 1.0})
     Path("empty").mkdir()
 
     assert command(*line) == 2

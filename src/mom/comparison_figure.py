@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mom.comparison import Comparison
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from mom.config import CompareConfig
@@ -26,13 +27,9 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
         labels: of the groups.
         path: the files' name without an ending.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = comparison.groups
     has_differences = any(group.difference is not None for group in groups)
-    figure = Figure(figsize=(9 if has_differences else 6.5, 1.3 + 0.36 * len(groups)), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9 if has_differences else 6.5, 1.3 + 0.36 * len(groups))
     panels = figure.subplots(1, 2 if has_differences else 1, sharey=True, squeeze=False)[0]
     places = range(len(groups))
     for place, group in zip(places, groups, strict=True):
@@ -57,8 +54,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
         _draw_differences(panels[1], comparison, task)
     for panel in panels:
         panel.locator_params(axis="x", nbins=5)
-        panel.grid(axis="x", alpha=0.3)
-        panel.spines[["top", "right"]].set_visible(False)
+        _plain_axes(panel, "x")
     _save(figure, path)
 
 
@@ -71,14 +67,10 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
         labels: of the groups.
         path: the files' name without an ending.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     groups = comparison.groups
     points = [(group.cost, group.mean, group.deviation) for group in groups]
     costs = [cost for cost, _, _ in points if cost is not None]
-    figure = Figure(figsize=(9, max(4.0, 1.2 + 0.19 * len(groups))), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(9, max(4.0, 1.2 + 0.19 * len(groups)))
     panel, legend = figure.subplots(1, 2, width_ratios=(3, 2))
     curve = sorted(points[index] for index in comparison.baseline)
     panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="grey", linewidth=1, zorder=1)
@@ -90,12 +82,26 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
         panel.set_xscale("log")
     panel.set_xlabel(task.along)
     panel.set_ylabel(f"{task.metric} (mean, deviation over seeds)")
-    panel.grid(alpha=0.3)
-    panel.spines[["top", "right"]].set_visible(False)
+    _plain_axes(panel, "both")
     legend.set_axis_off()
     names = [f"{rank}  {one}" for rank, one in enumerate(labels, 1)]
     legend.text(0, 1, "\n".join(names), va="top", fontsize=8, transform=legend.transAxes)
     _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure in inches, outside of pyplot's state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _plain_axes(panel: Axes, grid: Literal["x", "both"]) -> None:
+    panel.grid(axis=grid, alpha=0.3)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -103,7 +109,7 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path.with_suffix(f".{ending}"), dpi=150)
 
 
-def _draw_differences(panel, comparison: Comparison, task: CompareConfig) -> None:  # type: ignore[no-untyped-def]
+def _draw_differences(panel: Axes, comparison: Comparison, task: CompareConfig) -> None:
     panel.axvline(0, color="grey", linewidth=1)
     for place, group in enumerate(comparison.groups):
         found = group.difference

@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from tabulate import tabulate
 
-from mom.comparison import ABSENT, Comparison, Group, compare, find_runs
+from mom.comparison import ABSENT, Comparison, Group, compare
 from mom.comparison_figure import draw, draw_along
 from mom.config import CompareConfig, RunConfig
 from mom.run_directory import RunDirectory
+from mom.run_records import find_runs
 from mom.tables import print_table
 
 NAME = "comparison"
