@@ -284,6 +284,17 @@ def test_the_task_draws_the_metric_over_a_cost(
     assert Path("out/comparison_along.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.filterwarnings("error:constrained_layout not applied")
+def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
+    options = [f"model.an_option_with_a_long_name_{index}" for index in range(12)]
+    for number in range(3):
+        given = dict.fromkeys(options, number)
+        write_record(Path("runs") / str(number), given, {"val/loss": 3.0 - number, "cost": 100 + number})
+    by = f"task.by=[{','.join(options)}]"
+    assert command("runs=runs", "task.along=cost", "task.baseline=[runs/0,runs/2]", by, "run_dir=out") == 0
+    assert Path("out/comparison.png").stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

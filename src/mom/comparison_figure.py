@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from mom.config import CompareConfig
+
+LABEL_WIDTH = 44
+"""Characters of a line of a group's label; longer ones take several lines."""
 
 
 def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
@@ -29,7 +33,9 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
     """
     groups = comparison.groups
     has_differences = any(group.difference is not None for group in groups)
-    figure = _figure(9 if has_differences else 6.5, 1.3 + 0.36 * len(groups))
+    labels = [textwrap.fill(one, LABEL_WIDTH) for one in labels]
+    row = max(0.36, 0.18 * max(one.count("\n") + 1 for one in labels))  # inches
+    figure = _figure(9 if has_differences else 6.5, 1.3 + row * len(groups))
     panels = figure.subplots(1, 2 if has_differences else 1, sharey=True, squeeze=False)[0]
     places = range(len(groups))
     for place, group in zip(places, groups, strict=True):
@@ -70,7 +76,12 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
     groups = comparison.groups
     points = [(group.cost, group.mean, group.deviation) for group in groups]
     costs = [cost for cost, _, _ in points if cost is not None]
-    figure = _figure(9, max(4.0, 1.2 + 0.19 * len(groups)))
+    names = [
+        textwrap.fill(f"{rank}  {one}", LABEL_WIDTH, subsequent_indent="    ")
+        for rank, one in enumerate(labels, 1)
+    ]
+    num_lines = sum(one.count("\n") + 1 for one in names)
+    figure = _figure(9, max(4.0, 1.2 + 0.14 * num_lines))
     panel, legend = figure.subplots(1, 2, width_ratios=(3, 2))
     curve = sorted(points[index] for index in comparison.baseline)
     panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="grey", linewidth=1, zorder=1)
@@ -84,7 +95,6 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
     panel.set_ylabel(f"{task.metric} (mean, deviation over seeds)")
     _plain_axes(panel, "both")
     legend.set_axis_off()
-    names = [f"{rank}  {one}" for rank, one in enumerate(labels, 1)]
     legend.text(0, 1, "\n".join(names), va="top", fontsize=8, transform=legend.transAxes)
     _save(figure, path)
 
