@@ -33,7 +33,11 @@ NAMES = [
     if path.parent.name != "shared"
 ]
 # Experiments that are laid over another one, and one of those.
-LAID_OVER = {"study/longer": "study/plain", "study/web_text": "study/rounds_and_top_k"}
+LAID_OVER = {
+    "study/longer": "study/plain",
+    "study/larger": "study/rounds_and_top_k",
+    "study/web_text": "study/rounds_and_top_k",
+}
 GRIDS = {
     name: params
     for name in NAMES
