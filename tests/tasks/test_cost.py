@@ -12,8 +12,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mom.cli import main
 from mom.config import bind
-from mom.cost import Usage, flops_per_token
+from mom.cost import Usage, flops_per_token, num_parameters
 from mom.errors import RequestError
+from mom.model import MoMConfig
 from mom.run_directory import RunDirectory
 from mom.tasks import cost
 from tests.checkpoints import request, write_run
@@ -137,6 +138,18 @@ def on_the_line(tmp_path, monkeypatch, *overrides: str) -> int:
         return main(ROOT / "conf")
     finally:
         GlobalHydra.instance().clear()
+
+
+def test_options_of_the_model_hold_for_every_model_by_name(tmp_path, monkeypatch):
+    line = ["models=[gpt2_tiny,mom_tiny]", "model.num_rounds=2", "experiment=study/larger", "init=null"]
+    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told") == 0
+
+    summary = json.loads((tmp_path / "told/summary.json").read_text())
+    # The width is the experiment's.
+    shape = {"max_positions": 256, "d_model": 256, "num_heads": 8, "vocab_size": 4096}
+    plain = MoMConfig(**shape, num_stages=0, num_bottom_blocks=8, num_top_blocks=0)
+    assert summary["gpt2_tiny/parameters"] == num_parameters(plain)
+    assert summary["mom_tiny/depth/graph"] == 6
 
 
 def test_models_by_name_may_be_longer_than_the_chosen_one(tmp_path, monkeypatch):

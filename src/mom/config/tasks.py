@@ -189,7 +189,8 @@ class CostConfig(TaskConfig):
     """Tell what models cost.
 
     Args:
-        models: names of choices of the model group; None is the chosen one, or the model of ``init``.
+        models: names of choices of the model group, each with the other options of the request; None is the chosen
+            one, or the model of ``init``.
         routed_on: what the modules that the model of ``init`` uses are counted on: a few batches of random
             tokens, which need no data, or of validation text.
         measure_memory: also run a forward and a training step of each model to measure their peak memory.

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -299,7 +301,13 @@ def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
     vocabulary = _vocabulary(config)
     if task.models is None:
         return {} if config.init is not None else {"model": config.model_config(vocabulary)}
-    return {name: _of_group("models", name, config, vocabulary) for name in task.models}
+    given = [one for one in _overrides() if one.partition("=")[0] not in ("model", "models")]
+    return {name: _of_group("models", name, config, vocabulary, given) for name in task.models}
+
+
+def _overrides() -> Sequence[str]:
+    """The command line; nothing outside of it."""
+    return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
 def _vocabulary(config: RunConfig) -> int:
@@ -308,14 +316,16 @@ def _vocabulary(config: RunConfig) -> int:
     return config.model.get("vocab_size") or wanted
 
 
-def _of_group(option: str, name: str, config: RunConfig, vocabulary: int) -> MoMConfig:
-    """A choice of the model group with the request's router."""
+def _of_group(
+    option: str, name: str, config: RunConfig, vocabulary: int, overrides: Sequence[str] = ()
+) -> MoMConfig:
+    """A choice of the model group with the request's router, and what else of the request is to hold for it."""
     if not GlobalHydra.instance().is_initialized():
         raise RequestError(option, name, "null outside of the command line")
     choices = GlobalHydra.instance().config_loader().get_group_options("model")
     if name not in choices:
         raise RequestError(option, name, f"any of {', '.join(choices)}")
-    fields = dict(compose(CONFIG_NAME, overrides=[f"model={name}"]).model)
+    fields = dict(compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"]).model)
     return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
 
 
