@@ -203,6 +203,7 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
         (r"^ignore: zzz; options in ", {"ignore": ["zzz"]}),
         (r"^baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
         (r"^along: val/los; did you mean val/loss\?", {"along": "val/los"}),
+        (r"^against: val/los; did you mean val/loss\?", {"against": "val/los"}),
         (
             r"^baseline: .*a.*; folders of runs of two groups",
             {"along": "val/loss", "baseline": [tmp_path / "a"]},

@@ -18,6 +18,10 @@ DEFAULT_FIELD: Mapping[str, str] = {"params": "modules", "flops": "rounds", "mem
 """What is solved for where nothing is said: the one that each cost depends on most."""
 
 
+MOST = 4096
+"""Where the search ends."""
+
+
 def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Callable[[MoMConfig], float]]:
     """What can be budgeted, as functions of a configuration.
 
@@ -45,7 +49,7 @@ def with_value(config: MoMConfig, field: str, value: int) -> MoMConfig | None:
 
 
 def solve(
-    config: MoMConfig, field: str, limit: float, cost: Callable[[MoMConfig], float], most: int = 4096
+    config: MoMConfig, field: str, limit: float, cost: Callable[[MoMConfig], float], most: int = MOST
 ) -> int | None:
     """The largest value of a field at which the model costs no more than ``limit``, by bisection.
 

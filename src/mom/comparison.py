@@ -140,15 +140,18 @@ def compare(
         RequestError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
     """
     counted, left_out = list(runs), []
-    for option, name in (("metric", metric), *([] if along is None else [("along", along)])):
+    for option, name in (("metric", metric), ("along", along), ("against", against)):
+        if name is None:
+            continue
         lacking = [run for run in counted if run.value(name) is None]
-        left_out += [(run, run.why_not(name)) for run in lacking]
-        counted = [run for run in counted if run not in lacking]
-        if not counted:
+        if len(lacking) == len(counted):
             names = sorted({name for run in runs for name in run.summary})
             close = nearest(name, names)
             hint = f"did you mean {close}? " if close else ""
             raise RequestError(option, name, f"{hint}a number in summary.json of at least one finished run")
+        if option != "against":  # a run without a partner still counts towards its group's mean
+            left_out += [(run, run.why_not(name)) for run in lacking]
+            counted = [run for run in counted if run not in lacking]
     options, together = _differing(counted, by, ignore)
     gathered: dict[tuple[str, ...], dict[int, Run]] = {}
     for run in counted:

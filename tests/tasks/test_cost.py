@@ -185,6 +185,19 @@ def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
             ["budget=params", "of=gpt2_tiny", "model.d_model=512"],
             "budget: params; a cost that the model can meet: with any modules it is above that of gpt2_tiny",
         ),
+        (
+            ["budget=params", "of=gpt2_small", "task.solve_for=rounds", "router.router_prior=none"],
+            "task.solve_for: rounds; what params depends on: 4096 rounds still cost less than gpt2_small",
+        ),
+        (
+            ["model=layer_skip", "budget=params", "of=gpt2_tiny"],
+            "task.solve_for: modules; top_k or rounds where rounds have modules of their own",
+        ),
+        (
+            ["models=[mom_tiny,universal]", "model.top_k=2"],
+            "model.top_k: 2; an integer from 1 to 1",
+        ),
+        (["models=[mom_tiny]", "model.vocab_size=0"], "model.vocab_size: 0; "),
     ],
 )
 def test_budgets_that_cannot_be(line, said, tmp_path, monkeypatch, capsys):

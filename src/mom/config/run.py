@@ -164,7 +164,7 @@ class RunConfig:
         try:
             return MoMConfig(**fields)
         except ValueError as reason:
-            raise _of_model(reason) from reason
+            raise refused_model(reason) from reason
 
     def check_buildable(self, *, devices: bool = True) -> None:
         """Check what needs the libraries: the model, the callbacks, the loggers and the devices.
@@ -314,7 +314,7 @@ def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:
     }
 
 
-def _of_model(reason: ValueError) -> RequestError:
+def refused_model(reason: ValueError) -> RequestError:
     """The model's own ``<field>: <given>; <allowed>`` with the field's group in front."""
     field, _, rest = str(reason).partition(": ")
     given, _, allowed = rest.partition("; ")

@@ -272,6 +272,8 @@ class CompareConfig(TaskConfig):
             raise RequestError(
                 "task.against", self.against, "null with task.baseline given: one partner each"
             )
+        if self.baseline == []:
+            raise RequestError("task.baseline", "[]", "the folder of a run, or null")
         if self.along is None and len(self.baselines()) > 1:
             raise RequestError(
                 "task.baseline", as_written(self.baseline), "one folder, or task.along to read them by"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
@@ -35,8 +36,8 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
         folder: of the sweep.
         console: where to.
     """
-    console = console or Console()
-    table = Table(title=f"{len(jobs)} jobs", title_justify="left")
+    console = console or Console(markup=False)
+    table = Table(title=f"{len(jobs)} job{'s' * (len(jobs) != 1)}", title_justify="left")
     table.add_column("folder")
     table.add_column("job", overflow="fold")
     table.add_column("state")
@@ -44,8 +45,7 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
     if any(value is not None for value in values):
         table.add_column(METRIC, justify="right")
     for job, value in zip(jobs, values, strict=True):
-        colour = _COLOURS.get(job.state)
-        state = f"[{colour}]{job.state}[/]" if colour else job.state
+        state = Text(job.state, style=_COLOURS.get(job.state, ""))
         shown = ["–" if value is None else f"{value:.4f}"] if len(table.columns) == 4 else []
         table.add_row(str(job.folder.relative_to(folder)), job.label or "–", state, *shown)
     console.print()
@@ -57,4 +57,4 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
 
 
 def _say(line: str, console: Console | None = None) -> None:
-    (console or Console()).print(line, soft_wrap=True, highlight=False, markup=False)
+    (console or Console(markup=False)).print(line, soft_wrap=True, highlight=False, markup=False)

@@ -188,7 +188,7 @@ def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], fo
     counts: dict[str, int] = {}
     for trial in trials:
         counts[trial.state.name.lower()] = counts.get(trial.state.name.lower(), 0) + 1
-    console = Console()
+    console = Console(markup=False)
     listed = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     table = Table(title=f"{len(trials)} trials: {listed}", title_justify="left")
     names = list(dict.fromkeys(name for trial in complete[:_SHOWN] for name in trial.params))

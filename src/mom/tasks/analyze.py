@@ -227,7 +227,7 @@ def _removal(
 
 def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
     """The run's table, the modules, and what was written where."""
-    console = Console()
+    console = Console(markup=False)
     table = Table(title=f"{header.source} on {header.text}", title_justify="left", show_header=False)
     for name, value, _ in fact_rows(facts, header)[2:]:
         table.add_row(name, value)

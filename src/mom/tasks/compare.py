@@ -158,7 +158,7 @@ def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
             table.add_column(head.replace("/", "/\n", 1), justify="right")
     for row in body:
         table.add_row(*row)
-    console = Console()
+    console = Console(markup=False)
     print_table(table, console)
     console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
     for note in _notes(comparison, task):

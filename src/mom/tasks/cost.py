@@ -17,9 +17,10 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from mom.budget import DEFAULT_FIELD, FIELDS, costs, solve, with_value
+from mom.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
+from mom.config.run import refused_model
 from mom.cost import (
     Usage,
     flops_per_token,
@@ -36,24 +37,25 @@ from mom.interop.tokenizer import find_tokenizer
 from mom.measurement import peak_memory, product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory, write_json_atomic
+from mom.tables import print_table
 from mom.training.optimizer import build_adamw
 
 FILE = "cost.json"
 
-_COUNT, _TERA, _MIB, _DEPTH = "{:,.0f}", "{:.4f}", "{:,.1f}", "{:.2f}"
+_COUNT, _GIGA, _MIB, _DEPTH = "{:,.0f}", "{:,.3f}", "{:,.1f}", "{:.2f}"
 # Label, name, how it is written, what one unit is in the table.
 ROWS = (
     ("parameters", "parameters", _COUNT, 1),
     ("parameters a token passes (at most)", "parameters/active", _COUNT, 1),
     ("vocabulary", "vocab_size", _COUNT, 1),
     ("graph depth (blocks)", "depth/graph", _COUNT, 1),
-    ("forward, no SKIP (TFLOP per sequence)", "flops/forward", _TERA, 1e12),
-    ("  plain blocks", "flops/blocks", _TERA, 1e12),
-    ("  modules", "flops/modules", _TERA, 1e12),
-    ("  attention scores and sums", "flops/attention", _TERA, 1e12),
-    ("  routers", "flops/routers", _TERA, 1e12),
-    ("  output head", "flops/head", _TERA, 1e12),
-    ("forward, as routed (TFLOP per sequence)", "flops/forward_actual", _TERA, 1e12),
+    ("forward, no SKIP (GFLOP per sequence)", "flops/forward", _GIGA, 1e9),
+    ("  plain blocks", "flops/blocks", _GIGA, 1e9),
+    ("  modules", "flops/modules", _GIGA, 1e9),
+    ("  attention scores and sums", "flops/attention", _GIGA, 1e9),
+    ("  routers", "flops/routers", _GIGA, 1e9),
+    ("  output head", "flops/head", _GIGA, 1e9),
+    ("forward, as routed (GFLOP per sequence)", "flops/forward_actual", _GIGA, 1e9),
     ("attention modules per round, as routed", "usage/attention", _DEPTH, 1),
     ("FFN modules per round, as routed", "usage/ffn", _DEPTH, 1),
     ("KV cache (bytes per token)", "kv_cache/bytes_per_token", _COUNT, 1),
@@ -143,7 +145,17 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     size = product_dtype_of(config.trainer.precision).itemsize
     measures = costs(config.data.sequence_length, config.data.batch_size, size)
     limit = measures[task.budget](other)
+    if field == "modules" and (base.schedule, base.ffn_schedule or base.schedule) != ("all", "all"):
+        raise RequestError(
+            "task.solve_for", field, "top_k or rounds where rounds have modules of their own (model.schedule)"
+        )
     chosen = solve(base, field, limit, measures[task.budget])
+    if chosen == MOST:
+        raise RequestError(
+            "task.solve_for",
+            field,
+            f"what {task.budget} depends on: {MOST} {field} still cost less than {task.of}",
+        )
     if chosen is None:
         raise RequestError(
             "budget",
@@ -157,7 +169,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     for header in (
         "",
         "parameters",
-        "TFLOP per sequence",
+        "GFLOP per sequence",
         "memory of a forward (MiB)",
         "graph depth",
         "within",
@@ -166,7 +178,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
 
     def row(label: str, made: MoMConfig, inside: str) -> dict[str, float]:
         told = {name: measure(made) for name, measure in measures.items()}
-        flops, memory = _TERA.format(told["flops"] / 1e12), _MIB.format(told["memory"] / 2**20)
+        flops, memory = _GIGA.format(told["flops"] / 1e9), _MIB.format(told["memory"] / 2**20)
         table.add_row(label, _COUNT.format(told["params"]), flops, memory, str(made.graph_depth), inside)
         return told
 
@@ -175,8 +187,8 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         if made is not None:
             inside = "chosen" if value == chosen else "yes" if value < chosen else "no"
             found[value] = row(str(value), made, inside)
-    console = Console()
-    console.print(table)
+    console = Console(markup=False)
+    print_table(table, console)
     console.print(f"Use: {override}", soft_wrap=True, highlight=False)
     result = {"budget": task.budget, "of": task.of, "limit": limit, "field": field, "chosen": chosen}
     result |= {"override": override}
@@ -313,7 +325,8 @@ def _overrides() -> Sequence[str]:
 def _vocabulary(config: RunConfig) -> int:
     """No tokenizer is made here; null means the size that one trained by this request would have."""
     wanted = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
-    return config.model.get("vocab_size") or wanted
+    given = config.model.get("vocab_size")
+    return wanted if given is None else given
 
 
 def _of_group(
@@ -326,7 +339,11 @@ def _of_group(
     if name not in choices:
         raise RequestError(option, name, f"any of {', '.join(choices)}")
     fields = dict(compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"]).model)
-    return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
+    try:
+        return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
+    except ValueError as reason:
+        refusal = refused_model(reason)
+        raise RequestError(refusal.option, refusal.given, f"{refusal.allowed} ({option}: {name})") from reason
 
 
 @torch.no_grad()
@@ -380,6 +397,6 @@ def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folde
         values = [column.get(key) for column in columns.values()]
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else form.format(value / unit) for value in values))
-    console = Console()
-    console.print(table)
+    console = Console(markup=False)
+    print_table(table, console)
     console.print(f"Written to {folder / FILE}", soft_wrap=True, highlight=False)

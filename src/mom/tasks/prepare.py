@@ -50,6 +50,6 @@ def _print_table(prepared: PreparedCorpus) -> None:
     table.add_row("UTF-8 bytes", *(f"{file.num_bytes:,}" for file in files))
     table.add_row("tokens", *(f"{file.count:,}" for file in files))
     table.add_row("bytes per token", *(f"{file.bytes_per_token:.3f}" for file in files))
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     console.print(f"{prepared.vocab_size:,} tokens in the vocabulary. In {prepared.folder}", soft_wrap=True)

@@ -142,4 +142,4 @@ def _print_plan(plan: UpcyclingPlan, init: str) -> None:
     table = Table(title=f"Layers of {init}", title_justify="left", show_header=False)
     for where, layers in plan.describe():
         table.add_row(where, layers)
-    Console().print(table)
+    Console(markup=False).print(table)

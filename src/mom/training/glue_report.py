@@ -74,7 +74,7 @@ def glue_row(
     table.add_row(*tuned, f"{summary['glue/average']:.1f}")
     table.add_row(*commonest, f"{summary['glue/majority']:.1f}")
     # Wide enough for nine tasks, whatever the terminal: a file of the output must hold the row whole.
-    print_report(table, directory, Console(width=max(220, Console().width)))
+    print_report(table, directory, Console(width=max(220, Console().width), markup=False))
     return summary
 
 

@@ -50,7 +50,7 @@ def results_table(
 @rank_zero_only
 def print_report(table: Table, directory: Path, console: Console | None = None) -> None:
     """Print the table and where everything was written; on the first process only."""
-    console = console or Console()
+    console = console or Console(markup=False)
     console.print()
     console.print(table)
     console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
