@@ -197,15 +197,15 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
     runs = find_runs([str(tmp_path)])
 
     for message, options in (
-        (r"^metric: val/los; did you mean val/loss\?", {"metric": "val/los"}),
+        (r"^task\.metric: val/los; did you mean val/loss\?", {"metric": "val/los"}),
         (r"^runs: .*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
-        (r"^by: model.topk; did you mean model.top_k\?", {"by": ["model.topk"]}),
-        (r"^ignore: zzz; options in ", {"ignore": ["zzz"]}),
-        (r"^baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
-        (r"^along: val/los; did you mean val/loss\?", {"along": "val/los"}),
-        (r"^against: val/los; did you mean val/loss\?", {"against": "val/los"}),
+        (r"^task\.by: model.topk; did you mean model.top_k\?", {"by": ["model.topk"]}),
+        (r"^task\.ignore: zzz; options in ", {"ignore": ["zzz"]}),
+        (r"^task\.baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
+        (r"^task\.along: val/los; did you mean val/loss\?", {"along": "val/los"}),
+        (r"^task\.against: val/los; did you mean val/loss\?", {"against": "val/los"}),
         (
-            r"^baseline: .*a.*; folders of runs of two groups",
+            r"^task\.baseline: .*a.*; folders of runs of two groups",
             {"along": "val/loss", "baseline": [tmp_path / "a"]},
         ),
     ):
@@ -302,7 +302,7 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
         ([], "runs: null; folders of runs"),
         (["runs=nowhere"], "runs: nowhere; a folder that is there"),
         (["runs=empty"], "runs: empty; a folder with runs"),
-        (["runs=runs", "task.metric=x"], "metric: x; a number in summary.json"),
+        (["runs=runs", "task.metric=x"], "task.metric: x; a number in summary.json"),
         (["runs=runs", "task.baseline=a", "task.against=b"], "task.against: b; null with "),
         (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.along"),
         (["runs=runs", "task.along=x", "task.baseline=a"], "task.baseline: a; the folders of two"),

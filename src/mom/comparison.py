@@ -148,7 +148,9 @@ def compare(
             names = sorted({name for run in runs for name in run.summary})
             close = nearest(name, names)
             hint = f"did you mean {close}? " if close else ""
-            raise RequestError(option, name, f"{hint}a number in summary.json of at least one finished run")
+            raise RequestError(
+                f"task.{option}", name, f"{hint}a number in summary.json of at least one finished run"
+            )
         if option != "against":  # a run without a partner still counts towards its group's mean
             left_out += [(run, run.why_not(name)) for run in lacking]
             counted = [run for run in counted if run not in lacking]
@@ -160,7 +162,7 @@ def compare(
             raise RequestError(
                 "runs",
                 f"{members[run.seed].folder} and {run.folder} have the same options and seed",
-                "runs that differ, or by=[…] naming the options in which they do",
+                "runs that differ, or task.by=[…] naming the options in which they do",
             )
         members[run.seed] = run
     groups = [
@@ -176,9 +178,9 @@ def compare(
     chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
     if along is not None and len(chosen) < 2:
         raise RequestError(
-            "baseline",
+            "task.baseline",
             as_written([str(one) for one in baseline]),
-            "folders of runs of two groups or more with along",
+            "folders of runs of two groups or more with task.along",
         )
     for index, group in enumerate(groups):
         if against is not None:
@@ -221,7 +223,9 @@ def _differing(
             if not any(is_within(name, one) for name in names):
                 close = nearest(one, names)
                 raise RequestError(
-                    option, one, f"did you mean {close}?" if close else "options in the runs' config.yaml"
+                    f"task.{option}",
+                    one,
+                    f"did you mean {close}?" if close else "options in the runs' config.yaml",
                 )
     if by is not None:
         return tuple(name for one in by for name in names if is_within(name, one)), {}
@@ -278,4 +282,4 @@ def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
     for index, group in enumerate(groups):
         if baseline.resolve() in [folder.resolve() for folder in group.folders]:
             return index
-    raise RequestError("baseline", baseline, "the folder of one of the finished runs that are compared")
+    raise RequestError("task.baseline", baseline, "the folder of one of the finished runs that are compared")

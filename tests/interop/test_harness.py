@@ -147,6 +147,8 @@ def test_an_unknown_task_is_one_line(tmp_path, init):
         ),
         ({"harness": ["tiny_choice"], "harness_path": "no/where"}, "task.harness_path: no/where; a folder"),
         ({"harness": []}, r"harness: \[\]; names of tasks"),
+        ({"harness_limit": 3}, r"task.harness_limit: 3; null without harness"),
+        ({"harness": ["tiny_choice"], "stride": 4}, r"task.stride: 4; null with harness"),
     ):
         with pytest.raises(RequestError, match=f"^{message}"):
             evaluated(tmp_path, init, **task)

@@ -99,6 +99,11 @@ class EvaluateConfig(TaskConfig):
         self._range("harness_shots", least=0)
         if self.harness is not None and not self.harness:
             raise RequestError("harness", "[]", "names of tasks, such as [lambada_openai], or null")
+        of_harness = ("harness_path", "harness_shots", "harness_limit")
+        for option in of_harness if self.harness is None else ("stride",):
+            if (given := getattr(self, option)) is not None:
+                why = "null without harness=[…]" if option != "stride" else "null with harness=[…]"
+                raise RequestError(f"task.{option}", given, why)
 
 
 @dataclass(frozen=True)
