@@ -44,7 +44,7 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Req
         return slip
     message = str(error)
     if isinstance(error, MissingConfigException):
-        return _missing_file(error)
+        return _missing_file(error, config_dir)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if found := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", message):
@@ -103,11 +103,27 @@ def _given(option: str, overrides: Sequence[str]) -> str:
     return "null"
 
 
-def _missing_file(error: MissingConfigException) -> RequestError:
-    group, _, choice = (error.missing_cfg_file or "").rpartition("/")
-    if not group:
-        return RequestError("--config-name", choice or "null", f"{CONFIG_NAME}, the one there is")
-    return RequestError(group, choice, one_of(choice, sorted(error.options or ())))
+def _missing_file(error: MissingConfigException, config_dir: Path) -> RequestError:
+    group, slash, choice = (error.missing_cfg_file or "").partition("/")
+    if not slash:
+        return RequestError("--config-name", group or "null", f"{CONFIG_NAME}, the one there is")
+    folder = config_dir / group
+    names = [
+        file.relative_to(folder).with_suffix("").as_posix()
+        for file in folder.rglob("*.yaml")
+        if file.parent.name != "shared"
+    ]
+    return RequestError(group, choice, one_of(choice, sorted(names)))
+
+
+def _choices_with(option: str, config_dir: Path) -> list[str]:
+    """The choices of an option's group, as ``group=choice``, whose files have it."""
+    group, _, name = option.partition(".")
+    return [
+        f"{group}={file.stem}"
+        for file in sorted((config_dir / group).glob("*.yaml"))
+        if name in (OmegaConf.load(file) or {})
+    ]
 
 
 def _unreadable(override: str) -> RequestError:
@@ -129,6 +145,8 @@ def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]
     if close is not None:
         full = f"{parent}.{close}" if parent else close
         return RequestError(option, given, f"no such option, did you mean {full}?")
+    if others := _choices_with(option, config_dir):
+        return RequestError(option, given, f"no such option without {' or '.join(others)}")
     # The right name in the wrong place (lr for optimizer.lr), or a slip in the name of the group.
     same = next((one for one in known if one.rpartition(".")[2] == name), None)
     if same is None and not siblings:

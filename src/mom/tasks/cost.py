@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from mom.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
 from mom.config import CostConfig, DataConfig, RunConfig
+from mom.config.checks import one_of
 from mom.config.composition import CONFIG_NAME
 from mom.config.run import refused_model
 from mom.cost import (
@@ -337,7 +338,7 @@ def _of_group(
         raise RequestError(option, name, "null outside of the command line")
     choices = GlobalHydra.instance().config_loader().get_group_options("model")
     if name not in choices:
-        raise RequestError(option, name, f"any of {', '.join(choices)}")
+        raise RequestError(option, name, one_of(name, choices))
     fields = dict(compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"]).model)
     try:
         return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
