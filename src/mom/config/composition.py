@@ -133,7 +133,8 @@ def _unreadable(override: str) -> RequestError:
     return RequestError(
         option,
         value,
-        "a value that can be read; put quotes around one that holds any of , : = [ ] { } ( ) ' \"",
+        f"a value that can be read; text with more than plain letters, digits, blanks and any of -/._%+*@?| "
+        f"wants quotes within the shell's: '{option}=\"…\"'",
     )
 
 
