@@ -99,11 +99,13 @@ class EvaluateConfig(TaskConfig):
         self._range("harness_shots", least=0)
         if self.harness is not None and not self.harness:
             raise RequestError("harness", "[]", "names of tasks, such as [lambada_openai], or null")
-        of_harness = ("harness_path", "harness_shots", "harness_limit")
-        for option in of_harness if self.harness is None else ("stride",):
+        unused = {"stride": "null with harness=[…]"}
+        if self.harness is None:
+            options = ("harness_path", "harness_shots", "harness_limit")
+            unused = dict.fromkeys(options, "null without harness=[…]")
+        for option, allowed in unused.items():
             if (given := getattr(self, option)) is not None:
-                why = "null without harness=[…]" if option != "stride" else "null with harness=[…]"
-                raise RequestError(f"task.{option}", given, why)
+                raise RequestError(f"task.{option}", given, allowed)
 
 
 @dataclass(frozen=True)
