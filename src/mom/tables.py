@@ -8,6 +8,15 @@ from rich.table import Table
 _WIDEST = 1000
 
 
+def standard_output(width: int | None = None) -> Console:
+    """The terminal, or where the output goes in its place; brackets are text there, not markup.
+
+    Args:
+        width: in characters; ``None`` takes the terminal's.
+    """
+    return Console(width=width, markup=False)
+
+
 def print_table(table: Table, console: Console) -> None:
     """Print a table; where the output is no terminal, no column is cut or folded to a terminal's width."""
     if not console.is_terminal:

@@ -29,6 +29,12 @@ EXPLAINED = [
     (["+seed=1"], "seed: 1; the same without the leading +"),
     (["launcher.num_workers=2"], "launcher.num_workers: 2; no such option without launcher=joblib"),
     (["search.num_trials=3"], "search.num_trials: 3; no such option without search=tpe"),
+    (["logger.wandb.project=x"], "logger.wandb.project: x; no such option without logger=wandb"),
+    (
+        ["callbacks.early_stopping.patience=2"],
+        "callbacks.early_stopping.patience: 2; no such option without callbacks=finetune",
+    ),
+    (["trainer.devices.zzz=1"], "trainer.devices.zzz: 1; "),
     (["experiment=[smoke,foo]"], "experiment: foo; one of "),
     (["experiment=stduy/plain"], "experiment: stduy/plain; did you mean study/plain? one of "),
     (["seed"], "seed: no value; group=choice or option=value"),

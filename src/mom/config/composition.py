@@ -117,12 +117,12 @@ def _missing_file(error: MissingConfigException, config_dir: Path) -> RequestErr
 
 
 def _choices_with(option: str, config_dir: Path) -> list[str]:
-    """The choices of an option's group, as ``group=choice``, whose files have it."""
-    group, _, name = option.partition(".")
+    """The choices of an option's group, as ``group=choice``, whose files have it or the node that it is of."""
+    group, *inner = option.split(".")
     return [
         f"{group}={file.stem}"
         for file in sorted((config_dir / group).glob("*.yaml"))
-        if name in (OmegaConf.load(file) or {})
+        if inner and inner[0] in OmegaConf.load(file)
     ]
 
 
@@ -146,7 +146,9 @@ def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]
     if close is not None:
         full = f"{parent}.{close}" if parent else close
         return RequestError(option, given, f"no such option, did you mean {full}?")
-    if others := _choices_with(option, config_dir):
+    node = ".".join(option.split(".")[:2])
+    is_there = any(one == node or one.startswith(f"{node}.") for one in known)
+    if not is_there and (others := _choices_with(option, config_dir)):
         return RequestError(option, given, f"no such option without {' or '.join(others)}")
     # The right name in the wrong place (lr for optimizer.lr), or a slip in the name of the group.
     same = next((one for one in known if one.rpartition(".")[2] == name), None)

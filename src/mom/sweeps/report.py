@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
-from mom.tables import print_table
+from mom.tables import print_table, standard_output
 
 METRIC = "val/loss"
 _COLOURS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
@@ -36,7 +36,7 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
         folder: of the sweep.
         console: where to.
     """
-    console = console or Console(markup=False)
+    console = console or standard_output()
     table = Table(title=f"{len(jobs)} job{'s' * (len(jobs) != 1)}", title_justify="left")
     table.add_column("folder")
     table.add_column("job", overflow="fold")
@@ -57,4 +57,4 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
 
 
 def _say(line: str, console: Console | None = None) -> None:
-    (console or Console(markup=False)).print(line, soft_wrap=True, highlight=False, markup=False)
+    (console or standard_output()).print(line, soft_wrap=True, highlight=False, markup=False)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
 from rich.table import Table
 
 from mom.config.launcher import LauncherConfig, launcher_section
@@ -20,7 +19,7 @@ from mom.sweeps.launch import carry_out, check_launcher
 from mom.sweeps.report import tell_ended, tell_started
 from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, space
 from mom.sweeps.sweep import plan
-from mom.tables import print_table
+from mom.tables import print_table, standard_output
 
 if TYPE_CHECKING:
     import optuna
@@ -188,7 +187,7 @@ def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], fo
     counts: dict[str, int] = {}
     for trial in trials:
         counts[trial.state.name.lower()] = counts.get(trial.state.name.lower(), 0) + 1
-    console = Console(markup=False)
+    console = standard_output()
     listed = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     table = Table(title=f"{len(trials)} trials: {listed}", title_justify="left")
     names = list(dict.fromkeys(name for trial in complete[:_SHOWN] for name in trial.params))
@@ -205,7 +204,7 @@ def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], fo
     if complete:
         lines.append(f"The best: python run.py {' '.join([*fixed, *complete[0].user_attrs[_OVERRIDES]])}")
     for line in (*lines, f"Written to {folder}"):
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
+        console.print(line, soft_wrap=True, highlight=False)
 
 
 def _shown(value: Any) -> str:

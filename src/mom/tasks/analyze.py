@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from lightning.fabric import Fabric
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
@@ -48,6 +47,7 @@ from mom.interop import load_model
 from mom.interop.tokenizer import find_tokenizer, tokenizer_of
 from mom.model import MoMForCausalLM
 from mom.run_directory import RunDirectory, write_text_atomic
+from mom.tables import print_table, standard_output
 
 Context = Callable[[], AbstractContextManager]
 
@@ -227,11 +227,11 @@ def _removal(
 
 def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
     """The run's table, the modules, and what was written where."""
-    console = Console(markup=False)
+    console = standard_output()
     table = Table(title=f"{header.source} on {header.text}", title_justify="left", show_header=False)
     for name, value, _ in fact_rows(facts, header)[2:]:
         table.add_row(name, value)
-    console.print(table)
+    print_table(table, console)
     headings, cells = module_cells(modules)
     table = Table("module", box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
@@ -239,7 +239,7 @@ def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path
     for row, values in zip(modules, cells, strict=True):
         place = f", stage {row['stage']}" if len(header.stages) > 1 else ""
         table.add_row(f"{KINDS[row['kind']]} {slot_name(row)}{place}", *values)
-    console.print(table)
+    print_table(table, console)
     for name, meaning in WRITTEN:
         if (folder / name).exists():
             console.print(f"  {name:<22} {meaning}", highlight=False)

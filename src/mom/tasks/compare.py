@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 from tabulate import tabulate
 
@@ -16,7 +15,7 @@ from mom.comparison_figure import draw, draw_along
 from mom.config import CompareConfig, RunConfig
 from mom.run_directory import RunDirectory
 from mom.run_records import find_runs
-from mom.tables import print_table
+from mom.tables import print_table, standard_output
 
 NAME = "comparison"
 
@@ -158,11 +157,11 @@ def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
             table.add_column(head.replace("/", "/\n", 1), justify="right")
     for row in body:
         table.add_row(*row)
-    console = Console(markup=False)
+    console = standard_output()
     print_table(table, console)
     console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
     for note in _notes(comparison, task):
-        console.print(note, soft_wrap=True, highlight=False, markup=False)
+        console.print(note, soft_wrap=True, highlight=False)
 
 
 def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,6 @@ import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
@@ -35,11 +32,11 @@ from mom.data.windows import TokenWindows
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.interop.tokenizer import find_tokenizer
-from mom.measurement import peak_memory, product_dtype_of
+from mom.measurement import product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory, write_json_atomic
-from mom.tables import print_table
-from mom.training.optimizer import build_adamw
+from mom.tables import print_table, standard_output
+from mom.training.memory import memory_of
 
 FILE = "cost.json"
 
@@ -119,7 +116,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     device = _device(config.trainer.accelerator)
     if task.measure_memory:
         for name, model_config in configs.items():
-            columns[name] |= _in_fresh_process(config, model_config, device)
+            columns[name] |= memory_of(model_config, config, device)
     settings = {
         "sequence_length": length,
         "batch_size": config.data.batch_size,
@@ -188,7 +185,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         if made is not None:
             inside = "chosen" if value == chosen else "yes" if value < chosen else "no"
             found[value] = row(str(value), made, inside)
-    console = Console(markup=False)
+    console = standard_output()
     print_table(table, console)
     console.print(f"Use: {override}", soft_wrap=True, highlight=False)
     result = {"budget": task.budget, "of": task.of, "limit": limit, "field": field, "chosen": chosen}
@@ -225,88 +222,6 @@ def static_costs(
         "forward/total": memory.total,
         **{f"forward/{part}": getattr(memory, part) for part in ("parameters", "cache", "activations")},
     }
-
-
-def measure_memory(
-    fields: dict[str, Any],
-    shape: tuple[int, int],
-    precision: str,
-    device: str,
-    checkpointing: bool,
-    optimizer: dict[str, Any],
-    what: str,
-) -> dict[str, float]:
-    """Peak memory of a forward or of a training step of a fresh model on random tokens, in bytes.
-
-    Args:
-        fields: of the ``MoMConfig``.
-        shape: B and T.
-        precision: ``trainer.precision``.
-        device: ``cpu`` or ``cuda``.
-        checkpointing: ``trainer.activation_checkpointing``.
-        optimizer: fields of ``OptimizerConfig``.
-        what: ``forward``: logits of every position, no gradients; ``training``: forward, backward and AdamW,
-            the second step, when the optimizer's state is there.
-
-    Returns:
-        ``memory/<what>``; for a training step also the parts it is made of at its peak.
-    """
-    torch.manual_seed(0)
-    dtype = product_dtype_of(precision)
-    mixed = str(precision).endswith("-mixed")
-    model = MoMForCausalLM(MoMConfig(**fields))
-    model.to(device=device, dtype=torch.float32 if mixed else dtype)  # type: ignore[call-arg]
-    ids = torch.randint(model.config.vocab_size, shape, device=device)
-    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
-
-    def forward(**options: Any) -> Any:
-        with torch.autocast(device, dtype, enabled=mixed):
-            return model(input_ids=ids, **options)
-
-    if what == "forward":
-        model.eval()
-        with torch.no_grad():
-            activations = peak_memory(lambda: forward(use_cache=False), device)
-            return {"memory/forward": weights + activations, "memory/forward_activations": activations}
-    model.train()
-    if checkpointing:
-        model.gradient_checkpointing_enable()
-    adamw = build_adamw(model, optimizer, fused=True)
-
-    def step() -> None:
-        forward(labels=ids, output_logits=False, output_routing=True).loss.backward()
-        adamw.step()
-        adamw.zero_grad()
-
-    step()
-    state = sum(one.nbytes for slot in adamw.state.values() for one in slot.values())
-    working = peak_memory(step, device)
-    return {
-        "memory/training": weights + state + working,
-        "memory/parameters": weights,
-        "memory/optimizer": state,
-        "memory/working": working,
-    }
-
-
-def _in_fresh_process(config: RunConfig, model_config: MoMConfig, device: str) -> dict[str, float]:
-    """Both measurements, each in a process of its own, so that neither finds the other's memory."""
-    shape = (config.data.batch_size, config.data.sequence_length)
-    trainer = config.trainer
-    request = (
-        model_config.to_dict(),
-        shape,
-        str(trainer.precision),
-        device,
-        trainer.activation_checkpointing,
-        dataclasses.asdict(config.optimizer),
-    )
-    measured: dict[str, float] = {}
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would say in the terminal that it starts
-    for what in ("forward", "training"):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured |= pool.apply(measure_memory, (*request, what))
-    return measured
 
 
 def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
@@ -398,6 +313,6 @@ def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folde
         values = [column.get(key) for column in columns.values()]
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else form.format(value / unit) for value in values))
-    console = Console(markup=False)
+    console = standard_output()
     print_table(table, console)
     console.print(f"Written to {folder / FILE}", soft_wrap=True, highlight=False)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from mom.config import DataConfig, RunConfig
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.run_directory import RunDirectory
+from mom.tables import print_table, standard_output
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -50,6 +50,6 @@ def _print_table(prepared: PreparedCorpus) -> None:
     table.add_row("UTF-8 bytes", *(f"{file.num_bytes:,}" for file in files))
     table.add_row("tokens", *(f"{file.count:,}" for file in files))
     table.add_row("bytes per token", *(f"{file.bytes_per_token:.3f}" for file in files))
-    console = Console(markup=False)
-    console.print(table)
+    console = standard_output()
+    print_table(table, console)
     console.print(f"{prepared.vocab_size:,} tokens in the vocabulary. In {prepared.folder}", soft_wrap=True)

@@ -9,7 +9,6 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
 
 from mom.config import RunConfig, UpcycleConfig
@@ -20,6 +19,7 @@ from mom.interop.tokenizer import find_tokenizer
 from mom.interop.upcycling import StagePlan, num_layers_of_modules, num_plain_layers
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.run_directory import RunDirectory
+from mom.tables import print_table, standard_output
 
 log = logging.getLogger(__name__)
 
@@ -142,4 +142,4 @@ def _print_plan(plan: UpcyclingPlan, init: str) -> None:
     table = Table(title=f"Layers of {init}", title_justify="left", show_header=False)
     for where, layers in plan.describe():
         table.add_row(where, layers)
-    Console(markup=False).print(table)
+    print_table(table, standard_output())

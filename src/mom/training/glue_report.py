@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from mom.data.glue import TASKS, GlueTask
 from mom.errors import RequestError
 from mom.run_directory import RunDirectory
+from mom.tables import standard_output
 from mom.training.report import print_report
 
 
@@ -74,7 +74,7 @@ def glue_row(
     table.add_row(*tuned, f"{summary['glue/average']:.1f}")
     table.add_row(*commonest, f"{summary['glue/majority']:.1f}")
     # Wide enough for nine tasks, whatever the terminal: a file of the output must hold the row whole.
-    print_report(table, directory, Console(width=max(220, Console().width), markup=False))
+    print_report(table, directory, standard_output(max(220, standard_output().width)))
     return summary
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mom.callbacks.figures import FOLDER
+from mom.tables import print_table, standard_output
 
 ROWS = (
     ("validation loss (nats/token)", "val/loss", "{:.4f}"),
@@ -50,9 +51,9 @@ def results_table(
 @rank_zero_only
 def print_report(table: Table, directory: Path, console: Console | None = None) -> None:
     """Print the table and where everything was written; on the first process only."""
-    console = console or Console(markup=False)
+    console = console or standard_output()
     console.print()
-    console.print(table)
+    print_table(table, console)
     console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
     picture = directory / FOLDER / "module_use.png"
     if picture.is_file():
