@@ -30,8 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.callbacks import measure_callbacks
 from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
 from benchmarks.naive import naive_loss
-from mom.cost import Usage, flops_per_token
-from mom.measurement import keep_freed_memory, peak_memory, synchronize
+from mom.cost.estimate import Usage, flops_per_token
+from mom.cost.machine import keep_freed_memory, peak_memory, synchronize
 from mom.model import MoMConfig, MoMForCausalLM
 
 MEASURES = ("step", "decode", "memory", "growth", "callbacks")

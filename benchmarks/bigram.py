@@ -17,7 +17,7 @@ import numpy as np
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 
 
 def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -> tuple[float, float]:

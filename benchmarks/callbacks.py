@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from mom.callbacks import EffectiveDepth, RoutingPaths, RoutingStatistics
 from mom.callbacks.window import WindowedStatistics
-from mom.measurement import synchronize
+from mom.cost.machine import synchronize
 from mom.model import MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
 

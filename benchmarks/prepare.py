@@ -34,8 +34,8 @@ from rich.table import Table
 from mom.config import DataConfig
 from mom.data.corpora import open_corpus
 from mom.data.prepare import prepare
-from mom.data.text_files import read_texts
-from mom.data.tokenise import batches
+from mom.data.text import read_texts
+from mom.data.tokenization import batches
 from mom.data.tokenizer import load_tokenizer, text_encoder, tokenizer_threads, train_tokenizer
 
 GROWTH = 10

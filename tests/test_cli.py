@@ -19,7 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from mom.cli import main
 from mom.config import RunConfig
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.d_model=16", "model.num_heads=2"]

@@ -16,15 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.cost import flops_per_token
+from mom.cost.estimate import flops_per_token
 from mom.model import MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.sweeps.study import space
-from tests.checkpoints import VOCABULARY, small_tokenizer, write_run
-from tests.glue_files import FOLDERS, write_glue
-from tests.models import small_model
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer, write_run
+from tests.helpers.glue_files import FOLDERS, write_glue
+from tests.helpers.models import small_model
+from tests.helpers.texts import some_texts, write_jsonl
 from tests.test_configs import CONF
-from tests.texts import some_texts, write_jsonl
 
 ROOT = CONF / "experiment"
 NAMES = [

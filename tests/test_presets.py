@@ -9,7 +9,7 @@ import torch
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.cost import Usage, flops_per_token, forward_memory, num_parameters
+from mom.cost.estimate import Usage, flops_per_token, forward_memory, num_parameters
 from mom.model import MoMConfig, MoMForCausalLM
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

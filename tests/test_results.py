@@ -13,7 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mom.cli import main
-from mom.run_records import find_runs
+from mom.runs.records import find_runs
 from tests.test_configs import CONF
 
 ROOT = CONF.parent

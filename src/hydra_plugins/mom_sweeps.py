@@ -74,7 +74,7 @@ class JobLauncher(Launcher):
             JobsFailed: some failed.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
         """
-        from mom.sweeps.sweep import sweep
+        from mom.sweeps.grid import sweep
 
         assert self.config is not None and self.hydra_context is not None
         compose = partial(composed, self.hydra_context, self.config)

@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from mom.config import RunConfig, bind
 from mom.config.composition import CONFIG_NAME, explain, is_composition_error
 from mom.errors import JobsFailed, RequestError
-from mom.run_directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
+from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
 
 SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 

@@ -9,9 +9,9 @@ import numpy as np
 
 from mom.analysis.recording import batches_of, record, windows_of
 from mom.analysis.traces import Header, Traces
-from mom.data.token_file import TokenFile
+from mom.data.token_files import TokenFile
 from mom.model import MoMForCausalLM
-from tests.models import small_model
+from tests.helpers.models import small_model
 
 END = 0
 """The id that ends a document in :func:`token_file`."""

@@ -24,7 +24,7 @@ from mom.analysis.report.page import (
     viewer_data,
 )
 from tests.analysis.recorded import recorded
-from tests.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 
 NASTY = 'a</script><script>alert(1)</script><!-- & "quoted" \u2028 模块 naïve 😀 <b>module</b>'
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.analysis.recording import batches_of, depths, windows_of
-from mom.callbacks.statistics import collect, depth_metrics, depth_sums
+from mom.metrics.routing import collect, depth_metrics, depth_sums
 from tests.analysis.recorded import END, some_ids, token_file
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 
 def test_depths_of_tokens_average_to_the_metrics() -> None:

@@ -14,7 +14,7 @@ from mom.analysis import traces as module
 from mom.analysis.recording import Window, read_batch, record
 from mom.analysis.traces import ROUTING_SCHEMA, TOKENS_SCHEMA, Header, Traces, TraceWriter
 from tests.analysis.recorded import END, recorded, some_ids
-from tests.models import small_model
+from tests.helpers.models import small_model
 
 CHANGES = [
     {},

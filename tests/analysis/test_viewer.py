@@ -20,8 +20,8 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from mom.analysis.report.page import PoolTable, pieces, render
 from mom.analysis.traces import Traces
 from tests.analysis.recorded import recorded
-from tests.checkpoints import VOCABULARY, small_tokenizer
-from tests.texts import some_texts
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.texts import some_texts
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]

@@ -10,8 +10,8 @@ import torch
 from benchmarks.bench import main, ratios
 from benchmarks.callbacks import overheads
 from benchmarks.naive import naive_loss
-from mom.cost import Usage, flops_per_token
-from tests.models import small_model, tokens
+from mom.cost.estimate import Usage, flops_per_token
+from tests.helpers.models import small_model, tokens
 
 CONTENDERS = ("mom", "dense", "gpt2", "matmul", "gpt2_default_allocator")
 

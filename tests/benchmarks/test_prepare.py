@@ -11,7 +11,7 @@ from benchmarks import prepare as bench
 from mom.config import DataConfig
 from mom.data.corpora import open_corpus
 from mom.data.tokenizer import train_tokenizer
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.texts import some_texts, write_jsonl
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from mom.callbacks import BalanceBias
 from mom.model import MoMForCausalLM
 from mom.model.balance import choice_counts
-from tests.models import small_model, tokens
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from tests.helpers.models import small_model, tokens
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 RATE = 0.01
 

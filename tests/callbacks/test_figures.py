@@ -8,11 +8,13 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from mom.analysis import depth_figures, figures
 from mom.callbacks import RoutingFigures, RoutingStatistics
 from mom.callbacks import figures as callback
 from mom.callbacks.figure_sums import depth_bins, moments_by, pool_sums, token_depths
-from tests.callbacks.test_statistics import (
+from mom.plots import depth as depth_figures
+from mom.plots import routing as figures
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from tests.metrics.test_routing import (
     FIXED,
     N_ATTENTION,
     N_FFN,
@@ -21,7 +23,6 @@ from tests.callbacks.test_statistics import (
     random_pass,
     slow_depths,
 )
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 ALL = [
     "depth_by_frequency",

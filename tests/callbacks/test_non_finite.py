@@ -10,7 +10,7 @@ from lightning.pytorch import Callback
 
 from mom.callbacks import NonFinite
 from mom.callbacks.non_finite import MOST_IN_A_ROW, NonFiniteError
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
 class Break(Callback):

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mom.callbacks import EffectiveDepth, StepProgressBar, progress
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
 def train(tmp_path, bar: StepProgressBar) -> None:

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback
 from mom.callbacks import RouterNoise
 from mom.model.routers import build_router
 from mom.model.schedules import PoolLayout
-from tests.models import small_config, small_model, tokens
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.models import small_config, small_model, tokens
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
 class Scales(Callback):

@@ -7,7 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import RouterPriorDecay
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
 class Priors(Callback):

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from mom.callbacks import GeneratedSamples
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.model import MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
-from tests.runs import OPTIMIZER, plain_trainer, tiny_request
+from tests.helpers.runs import OPTIMIZER, plain_trainer, tiny_request
 
 
 def trained(folder, callbacks) -> tuple[LanguageModelingModule, LanguageModelingDataModule]:

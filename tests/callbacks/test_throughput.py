@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import ThroughputMonitor, throughput
-from mom.cost import Usage, flops_per_token
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from mom.cost.estimate import Usage, flops_per_token
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 
 class Clock(Callback):

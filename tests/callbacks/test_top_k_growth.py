@@ -7,8 +7,8 @@ from lightning.pytorch import Callback
 
 from mom.callbacks import TopKGrowth
 from mom.errors import RequestError
-from tests.models import small_config
-from tests.runs import (
+from tests.helpers.models import small_config
+from tests.helpers.runs import (
     CALLBACKS,
     FixedBatches,
     Recorder,

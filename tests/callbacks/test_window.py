@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import EffectiveDepth, RoutingStatistics
-from mom.callbacks.statistics import add, collect, depth_metrics, depth_sums, routing_metrics, routing_sums
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from mom.metrics.routing import add, collect, depth_metrics, depth_sums, routing_metrics, routing_sums
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 
 def expected(outputs: list[dict], config) -> dict[str, float]:

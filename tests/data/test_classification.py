@@ -11,8 +11,8 @@ from mom.config import GlueConfig
 from mom.data.classification import GlueDataModule, truncate
 from mom.data.examples import pad
 from mom.errors import RequestError
-from tests.checkpoints import small_tokenizer
-from tests.glue_files import sentences, write_glue
+from tests.helpers.checkpoints import small_tokenizer
+from tests.helpers.glue_files import sentences, write_glue
 
 
 def module(folder, name: str = "rte", **changes) -> GlueDataModule:

@@ -11,7 +11,7 @@ from mom.config import DataConfig
 from mom.data import corpora
 from mom.data.corpora import Document, PythonCorpus, TextCorpus, open_corpus, python_packages, python_stdlib
 from mom.errors import RequestError
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.texts import some_texts, write_jsonl
 
 
 def test_stdlib_is_real_text_in_a_fixed_order() -> None:

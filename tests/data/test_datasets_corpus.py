@@ -12,7 +12,7 @@ from mom.config import DataConfig
 from mom.data.corpora import open_corpus
 from mom.data.prepare import prepare
 from mom.errors import RequestError
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.texts import some_texts, write_jsonl
 
 TEXTS = ["", *some_texts(12)]
 

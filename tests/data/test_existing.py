@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from mom.config import DataConfig
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.prepare import prepare
 from mom.errors import RequestError
-from tests.checkpoints import VOCABULARY, small_tokenizer
-from tests.texts import some_texts
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.texts import some_texts
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from mom.config import GlueConfig
 from mom.data.glue import TASKS, load_glue
 from mom.errors import RequestError
-from tests.glue_files import FOLDERS, NAMES, sentences, write_glue
+from tests.helpers.glue_files import FOLDERS, NAMES, sentences, write_glue
 
 
 def load(path: Path | None, name: str, **changes):

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from mom.config import DataConfig
 from mom.data import prepare as preparing
-from mom.data import tokenise
+from mom.data import tokenization as tokenise
 from mom.data.cache import cache_folder, lock_of, temporary
 from mom.data.corpora import Document, TextCorpus
 from mom.data.prepare import PreparedCorpus, prepare
-from mom.data.token_file import TokenFile, TokenWriter
-from mom.data.tokenise import split_position, tokenizer_sample, validation_limit
+from mom.data.token_files import TokenFile, TokenWriter
+from mom.data.tokenization import split_position, tokenizer_sample, validation_limit
 from mom.errors import RequestError
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.texts import some_texts, write_jsonl
 
 
 def text_config(folder: Path, texts: list[str], **changes: object) -> DataConfig:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mom.data import tokenizer as tokenizers
 from mom.data.tokenizer import END_OF_TEXT, load_tokenizer, text_encoder, tokenizer_identity, train_tokenizer
 from mom.errors import RequestError
-from tests.texts import some_texts
+from tests.helpers.texts import some_texts
 
 
 @pytest.fixture(scope="module")

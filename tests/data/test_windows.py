@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mom.data.token_file import TokenFile, TokenWriter
+from mom.data.token_files import TokenFile, TokenWriter
 from mom.data.windows import ResumableSampler, TokenWindows
 from mom.errors import RequestError
 

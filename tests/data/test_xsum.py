@@ -11,8 +11,8 @@ import pytest
 from mom.config import XsumConfig
 from mom.data.xsum import XsumDataModule, load_xsum
 from mom.errors import RequestError
-from tests.checkpoints import small_tokenizer
-from tests.xsum_files import articles, write_xsum
+from tests.helpers.checkpoints import small_tokenizer
+from tests.helpers.xsum_files import articles, write_xsum
 
 SMALL = {"sequence_length": 64, "batch_size": 2, "max_summary_tokens": 12, "separator": "|"}
 

@@ -16,15 +16,15 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from mom.callbacks.non_finite import NonFiniteError
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.model import MoMForCausalLM
-from mom.run_directory import RunDirectory
-from mom.training import fit
+from mom.runs.directory import RunDirectory
+from mom.training import trainer as fit
 from mom.training.checkpoint import LAST, AtomicCheckpointIO, last_checkpoint
-from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
-from tests.runs import tiny_request
+from mom.training.trainer import fit_phase
+from tests.helpers.runs import tiny_request
 
 STEPS = 4
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.windows import ResumableSampler
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
 from tests.distributed.launch import launch, launch_all
 from tests.distributed.scenarios import EQUAL, RESUMED, STEPS, is_timed, request, train, two_phases
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.texts import some_texts, write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from mom.errors import RequestError
 from mom.interop import UpcyclingPlan, from_gpt2, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
 from mom.model import MoMConfig, pools
-from tests.models import small_config, small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 
 def random_gpt2(**changes) -> GPT2LMHeadModel:

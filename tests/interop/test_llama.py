@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from mom.errors import RequestError
 from mom.interop import from_llama, load_model, upcycle
 from mom.model import MoMConfig
-from tests.models import small_config, small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 FIELDS = {
     "vocab_size": 61,

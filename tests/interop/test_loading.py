@@ -9,8 +9,8 @@ import torch
 
 from mom.errors import RequestError
 from mom.interop import load_model
+from tests.helpers.models import small_model, tokens
 from tests.interop.test_gpt2_and_upcycling import random_gpt2
-from tests.models import small_model, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 WEIGHTS = [
     "attention.pool.qkv_weight",

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mom.model.balance import balance_loss, choice_counts, moved_bias, z_loss
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 
 def formula(decided, name: str, mask: torch.Tensor, include_skip: bool) -> float:

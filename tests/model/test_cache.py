@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mom.model.cache import GrowingLayer, grow_in_place
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 OPERATIONS = st.lists(
     st.one_of(

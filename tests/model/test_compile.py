@@ -7,7 +7,7 @@ import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from mom.model.routers import Router
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 VARIANTS = [
     {},

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
-from tests.models import small_config
+from tests.helpers.models import small_config
 
 
 @pytest.mark.parametrize(

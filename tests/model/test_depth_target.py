@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.callbacks.statistics import depth_metrics, depth_sums
-from tests.models import small_config, small_model, tokens
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from mom.metrics.routing import depth_metrics, depth_sums
+from tests.helpers.models import small_config, small_model, tokens
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 CHANGES = [
     {"top_k": 1, "depth_target": 5.0},

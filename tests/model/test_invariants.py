@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
-from tests.models import small_config, small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
 VARIANTS = [

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mom.model import loss as loss_module
 from mom.model.loss import chunked_cross_entropy
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 
 @settings(max_examples=40, deadline=None)

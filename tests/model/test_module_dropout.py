@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mom.model.routers import Router, build_router
 from mom.model.schedules import PoolLayout
-from tests.models import small_config, small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 
 def a_router(**changes) -> Router:

@@ -7,7 +7,7 @@ import torch
 
 from mom.model import pools
 from mom.model.pools import choice_table, sum_modules
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 VARIANTS = [
     {},

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mom.model.routers import build_router
 from mom.model.routing import choose
 from mom.model.schedules import PoolLayout
-from tests.models import small_config, small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 
 def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_k=2) -> PoolLayout:

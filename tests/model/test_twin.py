@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mom.model import pools
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 from tests.twin import twin_logits
 
 LLAMA = [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mom.model import MoMForCausalLM
 from mom.model.routing import choose, leave
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 LAYERS = 4
 STACK = {

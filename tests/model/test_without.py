@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
-from tests.models import small_model, tokens
+from tests.helpers.models import small_model, tokens
 
 POOLS = ("attention", "ffn")
 

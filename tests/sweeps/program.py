@@ -18,7 +18,7 @@ from typing import Any
 from mom.cli import main
 from mom.config import RunConfig
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.sweeps.study import PRUNED_AT, open_trial
 
 ROOT = Path(__file__).resolve().parents[2]

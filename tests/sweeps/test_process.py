@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import Stop, run_job, settle_abandoned
 

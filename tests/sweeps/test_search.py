@@ -18,7 +18,7 @@ from mom.config.search import SearchConfig
 from mom.errors import RequestError
 from mom.sweeps import search as of_search
 from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, open_trial, space
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 from tests.sweeps.start import start_and_wait_until_blocked
 
 Launch = Callable[..., int]

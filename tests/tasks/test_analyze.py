@@ -11,14 +11,14 @@ import pytest
 
 from mom.analysis.traces import Traces
 from mom.config import bind
-from mom.cost import Usage, flops_per_token
+from mom.cost.estimate import Usage, flops_per_token
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import analyze, evaluate
-from tests.checkpoints import request, write_run
-from tests.models import small_model
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.models import small_model
+from tests.helpers.texts import some_texts, write_jsonl
 
 
 def analyzed(

@@ -12,15 +12,15 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mom.cli import main
 from mom.config import bind
-from mom.cost import Usage, flops_per_token, num_parameters
+from mom.cost.estimate import Usage, flops_per_token, num_parameters
 from mom.errors import RequestError
 from mom.model import MoMConfig
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import cost
-from tests.checkpoints import request, write_run
-from tests.models import small_config, small_model
-from tests.runs import SMALL_MODEL
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.models import small_config, small_model
+from tests.helpers.runs import SMALL_MODEL
+from tests.helpers.texts import some_texts, write_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -8,9 +8,9 @@ import pytest
 
 from mom.config import bind
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.metrics.names import FIGURES, SAMPLES, SECTIONS
+from mom.runs.directory import RunDirectory
 from mom.tasks import dashboard
-from mom.training.metric_names import FIGURES, SAMPLES, SECTIONS
 
 
 def request(folder, **options):

@@ -13,10 +13,10 @@ from mom.config import bind
 from mom.data.prepare import prepare
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate
-from tests.checkpoints import request, write_run
-from tests.texts import some_texts, write_jsonl
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.texts import some_texts, write_jsonl
 
 STATISTICS = {"effective_depth": {"_target_": "mom.callbacks.EffectiveDepth"}}
 

@@ -9,14 +9,14 @@ import pytest
 
 from mom.config import bind
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate
-from tests.checkpoints import request, write_run
 from tests.distributed.scenarios import is_timed
-from tests.glue_files import write_glue
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.glue_files import write_glue
+from tests.helpers.xsum_files import write_xsum
 from tests.tasks.test_finetune import tuned as tuned_on_glue
 from tests.tasks.test_finetune_xsum import tuned as tuned_on_xsum
-from tests.xsum_files import write_xsum
 
 OF_TRAINING = {"steps"}
 

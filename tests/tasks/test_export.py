@@ -19,9 +19,9 @@ from mom.errors import RequestError
 from mom.interop import load_classifier, load_model
 from mom.interop.export import model_code
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import export
-from tests.checkpoints import request, small_tokenizer, write_run
+from tests.helpers.checkpoints import request, small_tokenizer, write_run
 
 WITHOUT_MOM = """
 import sys, torch

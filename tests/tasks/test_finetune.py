@@ -14,13 +14,13 @@ from mom.config.composition import composed
 from mom.data.classification import GlueDataModule
 from mom.errors import RequestError
 from mom.interop import load_classifier
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
 from mom.tasks.finetune import num_steps
-from mom.training.fit import num_processes
-from tests.checkpoints import VOCABULARY, request, small_tokenizer, write_run
-from tests.glue_files import write_glue
-from tests.runs import OPTIMIZER
+from mom.training.trainer import num_processes
+from tests.helpers.checkpoints import VOCABULARY, request, small_tokenizer, write_run
+from tests.helpers.glue_files import write_glue
+from tests.helpers.runs import OPTIMIZER
 from tests.test_configs import CONF
 
 CHECKPOINT = {

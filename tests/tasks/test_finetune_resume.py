@@ -11,16 +11,16 @@ import torch
 
 from mom.config import bind
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
-from mom.training import fit
-from tests.checkpoints import request, write_run
+from mom.training import trainer as fit
 from tests.distributed.scenarios import is_timed
-from tests.glue_files import write_glue
-from tests.runs import OPTIMIZER
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.glue_files import write_glue
+from tests.helpers.runs import OPTIMIZER
+from tests.helpers.xsum_files import write_xsum
 from tests.tasks.test_finetune import CHECKPOINT
 from tests.tasks.test_pretrain_resume import FailAt, Killed, curve
-from tests.xsum_files import write_xsum
 
 # Nine and eight rows in batches of two, two batches in a step: epochs end inside a window of accumulation.
 DATA = {

@@ -13,13 +13,13 @@ import torch
 from mom.config import bind
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
 from mom.training.summarization import rouge
-from tests.checkpoints import request, write_run
-from tests.runs import OPTIMIZER
+from tests.helpers.checkpoints import request, write_run
+from tests.helpers.runs import OPTIMIZER
+from tests.helpers.xsum_files import articles, write_xsum
 from tests.tasks.test_finetune import CHECKPOINT
-from tests.xsum_files import articles, write_xsum
 
 
 def tuned(folder: Path, init: Path, task: dict[str, Any] | None = None, **data: Any) -> tuple[dict, Path]:

@@ -12,9 +12,9 @@ import torch
 from mom.config import bind
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import generate
-from tests.checkpoints import request, small_tokenizer, write_run
+from tests.helpers.checkpoints import request, small_tokenizer, write_run
 
 
 def generated(folder: Path, init: Path, seed: int = 0, **task: Any) -> list[dict[str, Any]]:

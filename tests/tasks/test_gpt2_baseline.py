@@ -9,15 +9,15 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mom.interop import load_classifier
-from tests.checkpoints import VOCABULARY, small_tokenizer
-from tests.glue_files import write_glue
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.glue_files import write_glue
+from tests.helpers.xsum_files import write_xsum
 from tests.tasks.test_evaluate import evaluated, tokens_of
 from tests.tasks.test_evaluate_tuned import assert_same_measures
 from tests.tasks.test_evaluate_tuned import evaluated as evaluated_tuned
 from tests.tasks.test_finetune import tuned as tuned_on_glue
 from tests.tasks.test_finetune_xsum import tuned as tuned_on_xsum
 from tests.tasks.test_generate import generated
-from tests.xsum_files import write_xsum
 
 
 @pytest.fixture(scope="module")

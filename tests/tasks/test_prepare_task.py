@@ -6,9 +6,9 @@ import dataclasses
 
 from mom.config import PrepareConfig
 from mom.data import prepare as preparing
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import prepare
-from tests.runs import tiny_request
+from tests.helpers.runs import tiny_request
 
 
 def test_the_tokens_are_in_the_cache_afterwards(tmp_path, monkeypatch, capsys):

@@ -10,9 +10,9 @@ import torch
 
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
-from tests.runs import tiny_request
+from tests.helpers.runs import tiny_request
 
 
 def run(folder: Path, name: str = "run", **changes):

@@ -12,12 +12,12 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.errors import RequestError
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
-from mom.training import fit
+from mom.training import trainer as fit
 from tests.distributed.launch import launch
 from tests.distributed.scenarios import KillAt, is_timed
-from tests.runs import tiny_request
+from tests.helpers.runs import tiny_request
 
 # Dropout, biases, noise, a growing K, accumulation and validations inside a window: everything that a careless
 # resume would shift.

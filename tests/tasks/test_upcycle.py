@@ -12,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mom.config import bind
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.tasks import upcycle
-from tests.checkpoints import request, small_tokenizer
-from tests.models import tokens
+from tests.helpers.checkpoints import request, small_tokenizer
+from tests.helpers.models import tokens
 
 MODEL = {
     "max_positions": 32,

@@ -11,8 +11,8 @@ import torch
 from mom.errors import RequestError
 from mom.model import MoMConfig
 from mom.training.checkpoint import AtomicCheckpointIO, check_architecture, read_checkpoint
-from tests.models import small_config
-from tests.runs import FixedBatches, plain_trainer, small_module, token_batch
+from tests.helpers.models import small_config
+from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
 @pytest.fixture(scope="module")

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from mom.model import MoMForSequenceClassification
 from mom.tasks.finetune import class_weights
 from mom.training.classification import ClassificationModule, build_metrics, percent
-from tests.models import small_config
-from tests.runs import OPTIMIZER, FixedBatches, plain_trainer
+from tests.helpers.models import small_config
+from tests.helpers.runs import OPTIMIZER, FixedBatches, plain_trainer
 
 
 def module(labels: int = 2, **options) -> ClassificationModule:

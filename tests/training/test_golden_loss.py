@@ -11,7 +11,7 @@ import torch
 from mom.interop import plain_config, upcycle
 from mom.model import MoMForCausalLM
 from mom.training.optimizer import build_adamw
-from tests.models import small_config, tokens
+from tests.helpers.models import small_config, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-5, "router_lr_multiplier": 1.0}

@@ -9,7 +9,7 @@ import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
-from tests.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
+from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 
 def test_train_losses_are_means_over_the_micro_batches_of_a_step(tmp_path):

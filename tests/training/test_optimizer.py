@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from mom.training.optimizer import build_adamw, build_schedule, learning_rate_factor, parameter_groups
-from tests.models import small_model
-from tests.runs import OPTIMIZER
+from tests.helpers.models import small_model
+from tests.helpers.runs import OPTIMIZER
 
 VECTORS_OF_A_STAGE = {
     "norm_weight",

@@ -10,11 +10,11 @@ import torch
 from mom.errors import RequestError
 from mom.interop import plain_config
 from mom.model import MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training import phases
 from mom.training.phases import adopt, earlier_results, run_phase
-from tests.models import small_config, small_model, tokens
-from tests.runs import tiny_request
+from tests.helpers.models import small_config, small_model, tokens
+from tests.helpers.runs import tiny_request
 
 
 def test_weights_are_taken_over_and_what_has_none_comes_from_the_request():

@@ -7,8 +7,8 @@ import torch
 from torchmetrics.functional.text import rouge_score
 
 from mom.training.summarization import generate_summaries, lead_sentence, rouge
-from tests.checkpoints import VOCABULARY, small_tokenizer
-from tests.models import small_model
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.models import small_model
 
 PREDICTIONS = ["the police killed the gunman", "A plan for a hotel was approved.", "nothing here"]
 REFERENCES = ["police kill the gunman", "Plans for an indoor hotel have been approved", "all different words"]

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mom.analysis.traces import Header, Records, Traces, TraceWriter
-from mom.callbacks.statistics import POOLS
-from mom.data.token_file import TokenFile
+from mom.data.token_files import TokenFile
+from mom.metrics.routing import POOLS
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.loss import CHUNK_TOKENS
 
@@ -94,7 +94,7 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
 
 
 def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
-    """Each token's own depths, [B, T]; over tokens their means are :func:`~mom.callbacks.statistics.depth_metrics`.
+    """Each token's own depths, [B, T]; over tokens their means are :func:`~mom.metrics.routing.depth_metrics`.
 
     Args:
         routing: the records of all rounds, one at least.

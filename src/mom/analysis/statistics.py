@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mom.analysis.depth_figures import Binned, binned_by_frequency
 from mom.analysis.traces import Traces
-from mom.callbacks.statistics import POOLS
+from mom.metrics.routing import POOLS
+from mom.plots.depth import Binned, binned_by_frequency
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

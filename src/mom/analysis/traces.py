@@ -39,7 +39,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mom.callbacks.statistics import POOLS
+from mom.metrics.routing import POOLS
 from mom.model import MoMConfig
 
 ROUTING, TOKENS = "routing.parquet", "tokens.parquet"

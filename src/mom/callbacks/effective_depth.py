@@ -7,9 +7,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
-from mom.callbacks.statistics import POOLS, Sums, Totals, depth_metrics, depth_sums
 from mom.callbacks.window import WindowedStatistics, config_of, forward_flops
-from mom.cost import Usage
+from mom.cost.estimate import Usage
+from mom.metrics.routing import POOLS, Sums, Totals, depth_metrics, depth_sums
 
 
 class EffectiveDepth(WindowedStatistics):
@@ -18,11 +18,11 @@ class EffectiveDepth(WindowedStatistics):
     ``depth/effective`` with ``depth/effective_{std,q10,q50,q90}`` over tokens, ``depth/effective_attention``,
     ``depth/effective_ffn``, ``depth/weighted``, ``depth/modules_per_token`` and ``depth/graph``, each in
     blocks (``modules_per_token``: in modules, a plain block counting 2);
-    :func:`mom.callbacks.statistics.depth_metrics` defines each. Padding never counts. For a plain transformer
+    :func:`mom.metrics.routing.depth_metrics` defines each. Padding never counts. For a plain transformer
     every depth equals the graph's.
 
-    From the same counts ``compute/flops_per_token``, the operations of a forward (:mod:`mom.cost`) at the modules
-    that the tokens took and the mean length of their sequences, padding left out; and
+    From the same counts ``compute/flops_per_token``, the FLOPs of a forward pass (:mod:`mom.cost.estimate`) at
+    the modules that the tokens took and the mean length of their sequences, padding excluded; and
     ``compute/share_of_nominal``, that over what it would be with a module in every place.
     """
 

@@ -1,6 +1,6 @@
-"""Sums behind the figures of :mod:`mom.analysis.figures`, from the records of one forward pass.
+"""Sums behind the figures of :mod:`mom.plots.routing`, from the records of one forward pass.
 
-As in :mod:`mom.callbacks.statistics`: tensors on the model's device, which add up over passes and ranks. B batch,
+As in :mod:`mom.metrics.routing`: tensors on the model's device, which add up over passes and ranks. B batch,
 T tokens, R rounds over all stages, N modules in a pool, V token types; SKIP is the last of the N+1 slots.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mom.callbacks.statistics import POOLS, PoolRecord, RoundRecord, Sums
+from mom.metrics.routing import POOLS, PoolRecord, RoundRecord, Sums
 
 DEPTHS = ("effective", "weighted")
 WEIGHTED_STEP = 0.25
@@ -51,7 +51,7 @@ def token_depths(
 ) -> dict[str, Tensor]:
     """Depth of every token in blocks, [B, T] float32, by name (:data:`DEPTHS`).
 
-    By the definitions of :func:`mom.callbacks.statistics.depth_metrics`, token by token.
+    By the definitions of :func:`mom.metrics.routing.depth_metrics`, token by token.
     """
     sizes = {"attention": num_attention_modules, "ffn": num_ffn_modules}
     first = routing[0].attention.selected

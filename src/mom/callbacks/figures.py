@@ -20,9 +20,9 @@ from mom.callbacks.figure_sums import (
     token_depths,
 )
 from mom.callbacks.routing_statistics import RoutingStatistics
-from mom.callbacks.statistics import POOLS, Sums, Totals, add, collect
 from mom.callbacks.window import config_of
 from mom.config.checks import in_range
+from mom.metrics.routing import POOLS, Sums, Totals, add, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ class RoutingFigures(Callback):
     ``figures/<name>.png`` in the run's folder, the latest of each, and ``figures/<name>`` in TensorBoard and
     wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``, ``depth_by_loss`` and
     ``use_over_time`` (where ``callbacks.routing_statistics`` is). What each shows is told in
-    :mod:`mom.analysis.figures`. Tokens of all ranks count, padding never. A plain transformer has no routing and no
+    :mod:`mom.plots.routing`. Tokens of all ranks count, padding never. A plain transformer has no routing and no
     figures.
 
     For depth by loss, of a language model only, the first ``loss_batches`` batches go through the model once more,
@@ -151,7 +151,7 @@ class RoutingFigures(Callback):
         self._drawn_at = trainer.global_step
         if not trainer.is_global_zero:
             return
-        from mom.analysis.style import write_figure
+        from mom.plots.style import write_figure
 
         folder = Path(trainer.default_root_dir) / FOLDER
         for name, draw in _drawings(pl_module, totals, self._history(trainer), _run_name(trainer)).items():
@@ -167,7 +167,8 @@ def _drawings(
     pl_module: LightningModule, totals: Totals, history: Mapping[str, Tensor], run: str
 ) -> dict[str, Callable[[], Figure]]:
     """What to call for each figure there is something to show in."""
-    from mom.analysis import depth_figures, figures
+    from mom.plots import depth as depth_figures
+    from mom.plots import routing as figures
 
     config = config_of(pl_module)
     stages = config.num_stages

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from mom.callbacks.statistics import POOLS, Sums, Totals, routing_metrics, routing_sums, use_by_slot
 from mom.callbacks.window import WindowedStatistics, config_of
+from mom.metrics.routing import POOLS, Sums, Totals, routing_metrics, routing_sums, use_by_slot
 
 NEED_PROBABILITIES = ("entropy", "balance_loss")
 
@@ -22,7 +22,7 @@ class RoutingStatistics(WindowedStatistics):
     ``routing/{attention,ffn}/{first_weight,balance_loss}`` and, in training,
     ``routing/{attention,ffn}/gradient_norm``.
 
-    :func:`mom.callbacks.statistics.routing_metrics` defines each but the last: the Euclidean norm of the
+    :func:`mom.metrics.routing.routing_metrics` defines each but the last: the Euclidean norm of the
     gradient of the routers of all stages, at the optimiser step, before clipping. ``skip_rate`` is the share of
     token-steps in which no module ran, which is what saves computation; ``skip_share`` the share of the K
     places that SKIP holds. Padding never counts. A plain transformer has no routing and logs nothing;

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.callbacks.window import config_of, forward_flops, logs_next_step
-from mom.cost import Usage
-from mom.measurement import peak_flops, product_dtype_of
+from mom.cost.estimate import Usage
+from mom.cost.machine import peak_flops, product_dtype_of
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ class ThroughputMonitor(Callback):
     since the one before, at the modules per token of its last micro-batch.
 
     ``throughput/flops`` is the rate of useful floating-point operations over all ranks, three forwards for a
-    training step (:mod:`mom.cost`), at the modules per token that the logged step's last micro-batch of this
+    training step (:mod:`mom.cost.estimate`), at the modules per token that the logged step's last micro-batch of this
     rank really used; recomputation (``activation_checkpointing``) is no useful work. ``throughput/mfu`` is its
     share of what the devices can do: the maker's figure for a GPU that Lightning knows, else the rate of a
     large matrix product in the same precision, measured once at the start.

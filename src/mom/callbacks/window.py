@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mom.callbacks.statistics import Sums, Totals, add, collect
-from mom.cost import Usage, flops_per_token
+from mom.cost.estimate import Usage, flops_per_token
+from mom.metrics.routing import Sums, Totals, add, collect
 from mom.model import MoMConfig, MoMForCausalLM
 
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from mom.config.analysis import AnalyzeConfig
 from mom.config.data import GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
-from mom.config.run import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
-from mom.config.sections import (
+from mom.config.request import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
+from mom.config.section import (
     DataConfig,
     DataSection,
     OptimizerConfig,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from mom.config.checks import as_written
-from mom.config.sections import TaskConfig
+from mom.config.section import TaskConfig
 from mom.errors import RequestError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mom.config.checks import as_written, one_of
-from mom.config.sections import DataConfig, DataSection
+from mom.config.section import DataConfig, DataSection
 from mom.errors import RequestError
 
 GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]

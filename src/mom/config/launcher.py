@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mom.config.checks import as_written, one_of
-from mom.config.sections import Section
+from mom.config.section import Section
 from mom.errors import RequestError
 
 

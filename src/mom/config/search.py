@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mom.config.sections import Section
+from mom.config.section import Section
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from mom.config.analysis import AnalyzeConfig
 from mom.config.checks import as_written, in_range, one_of
 from mom.config.data import GlueName
-from mom.config.sections import TaskConfig
+from mom.config.section import TaskConfig
 from mom.errors import RequestError
 
 

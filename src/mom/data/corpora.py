@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.data import text_files
+from mom.data import text as text_files
 from mom.errors import RequestError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mom.data.token_file import TokenFile, token_dtype
+from mom.data.token_files import TokenFile, token_dtype
 from mom.data.tokenizer import load_tokenizer, tokenizer_identity, vocabulary_size
 from mom.errors import RequestError
 

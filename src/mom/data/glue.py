@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.data.tables import OPTION, Row, read_table
+from mom.data.rows import OPTION, Row, read_table
 from mom.errors import RequestError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ A prepared corpus is a folder in the cache:
 
 It is renamed when everything is on the disk (:mod:`mom.data.cache`), so that a folder that stands there is whole;
 its files' lengths are checked all the same, and a damaged one is built anew. What was begun and not finished is gone
-on with (:mod:`mom.data.tokenise`).
+on with (:mod:`mom.data.tokenization`).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy as np
 from mom.data.cache import cache_errors, cache_folder, locked, put_in_place, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
 from mom.data.existing import open_token_files
-from mom.data.token_file import TokenFile, token_dtype
-from mom.data.tokenise import MARK, SPLITS, read_mark, tokenise, tokenizer_sample, validation_limit
+from mom.data.token_files import TokenFile, token_dtype
+from mom.data.tokenization import MARK, SPLITS, read_mark, tokenise, tokenizer_sample, validation_limit
 from mom.data.tokenizer import (
     load_tokenizer,
     tokenizer_identity,

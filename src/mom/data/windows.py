@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from mom.data.token_file import TokenFile
+from mom.data.token_files import TokenFile
 from mom.errors import RequestError
 
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from mom.data.examples import Batch, ExamplesDataModule, pad
-from mom.data.tables import OPTION, Row, read_table
-from mom.data.tokenise import split_position
+from mom.data.rows import OPTION, Row, read_table
+from mom.data.tokenization import split_position
 from mom.data.tokenizer import text_encoder
 from mom.errors import RequestError
 

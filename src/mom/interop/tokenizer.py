@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from mom.model import MoMConfig
-    from mom.run_directory import RunDirectory
+    from mom.runs.directory import RunDirectory
 
 FOLDER = "tokenizer"
 """Folder of a run directory, beside ``checkpoints``, that holds the tokenizer."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
 
-from mom.run_directory import RunDirectory, holds_checkpoints, process_rank
+from mom.runs.directory import RunDirectory, holds_checkpoints, process_rank
 from mom.sweeps.jobs import Job
 
 OUTPUT = "output.txt"

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mom.console import print_table, standard_output
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
-from mom.tables import print_table, standard_output
 
 METRIC = "val/loss"
 _COLOURS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}

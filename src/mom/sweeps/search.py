@@ -13,13 +13,13 @@ from rich.table import Table
 
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
+from mom.console import print_table, standard_output
 from mom.errors import JobsFailed, RequestError
+from mom.sweeps.grid import plan
 from mom.sweeps.jobs import Job, is_about_sweep
-from mom.sweeps.launch import carry_out, check_launcher
+from mom.sweeps.launchers import carry_out, check_launcher
 from mom.sweeps.report import tell_ended, tell_started
 from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, space
-from mom.sweeps.sweep import plan
-from mom.tables import print_table, standard_output
 
 if TYPE_CHECKING:
     import optuna

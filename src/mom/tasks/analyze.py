@@ -15,12 +15,19 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from mom.analysis.modules import KINDS, Pair, Removal, measure_removal, measure_similarity, num_passes
-from mom.analysis.overview import draw, measured, module_parameters
+from mom.analysis.interventions import KINDS, Pair, Removal, measure_removal, measure_similarity, num_passes
+from mom.analysis.messages import (
+    fact_rows,
+    footer,
+    module_cells,
+    module_notes,
+    pool_tables,
+    slot_name,
+)
 from mom.analysis.recording import batches_of, record, windows_of
 from mom.analysis.report.page import render
 from mom.analysis.statistics import depth_statistics, routing_statistics
-from mom.analysis.style import write_figure
+from mom.analysis.summary import draw, measured, module_parameters
 from mom.analysis.tables import (
     Rows,
     module_table,
@@ -31,23 +38,16 @@ from mom.analysis.tables import (
     write_tables,
 )
 from mom.analysis.traces import Header, Traces
-from mom.analysis.wording import (
-    fact_rows,
-    footer,
-    module_cells,
-    module_notes,
-    pool_tables,
-    slot_name,
-)
 from mom.config import AnalyzeConfig, DataConfig, RunConfig
+from mom.console import print_table, standard_output
 from mom.data.prepare import prepare
-from mom.data.token_file import TokenFile
+from mom.data.token_files import TokenFile
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.interop.tokenizer import find_tokenizer, tokenizer_of
 from mom.model import MoMForCausalLM
-from mom.run_directory import RunDirectory, write_text_atomic
-from mom.tables import print_table, standard_output
+from mom.plots.style import write_figure
+from mom.runs.directory import RunDirectory, write_text_atomic
 
 Context = Callable[[], AbstractContextManager]
 

@@ -10,12 +10,12 @@ from typing import Any
 from rich.table import Table
 from tabulate import tabulate
 
-from mom.comparison import ABSENT, Comparison, Group, compare
-from mom.comparison_figure import draw, draw_along
 from mom.config import CompareConfig, RunConfig
-from mom.run_directory import RunDirectory
-from mom.run_records import find_runs
-from mom.tables import print_table, standard_output
+from mom.console import print_table, standard_output
+from mom.plots.comparison import draw, draw_along
+from mom.runs.comparison import ABSENT, Comparison, Group, compare
+from mom.runs.directory import RunDirectory
+from mom.runs.records import find_runs
 
 NAME = "comparison"
 

@@ -14,12 +14,13 @@ from hydra.core.hydra_config import HydraConfig
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from mom.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.checks import one_of
 from mom.config.composition import CONFIG_NAME
-from mom.config.run import refused_model
-from mom.cost import (
+from mom.config.request import refused_model
+from mom.console import print_table, standard_output
+from mom.cost.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
+from mom.cost.estimate import (
     Usage,
     flops_per_token,
     forward_memory,
@@ -27,16 +28,15 @@ from mom.cost import (
     num_active_parameters,
     num_parameters,
 )
+from mom.cost.machine import product_dtype_of
+from mom.cost.memory import memory_of
 from mom.data.prepare import prepare
 from mom.data.windows import TokenWindows
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.interop.tokenizer import find_tokenizer
-from mom.measurement import product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory, write_json_atomic
-from mom.tables import print_table, standard_output
-from mom.training.memory import memory_of
+from mom.runs.directory import RunDirectory, write_json_atomic
 
 FILE = "cost.json"
 

@@ -15,22 +15,22 @@ from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumCo
 from mom.data.classification import GlueDataModule
 from mom.data.glue import TASKS
 from mom.data.prepare import prepare
-from mom.data.token_file import TokenFile
+from mom.data.token_files import TokenFile
 from mom.data.windows import ScoringWindows
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
+from mom.evaluation.glue import print_task
+from mom.evaluation.harness import run_harness
+from mom.evaluation.measure import evaluate_module
+from mom.evaluation.report import print_report, results_table
 from mom.interop import load_model
-from mom.interop.harness import run_harness
 from mom.interop.loading import find_classifier
 from mom.interop.tokenizer import find_tokenizer, tokenizer_of
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training.classification import ClassificationModule
-from mom.training.evaluation import evaluate_module
-from mom.training.glue_report import print_task
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.measuring import check_length, measure_glue, measure_xsum
-from mom.training.report import print_report, results_table
 from mom.training.summarization import SummarizationModule
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Returns:
         ``val/loss``, ``val/perplexity``, ``val/bits_per_byte``, ``depth/*`` and ``routing/*``,
         ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``; for GLUE and XSum what
-        :mod:`mom.training.measuring` returns; for ``harness`` what :func:`mom.interop.harness.run_harness` returns.
+        :mod:`mom.training.measuring` returns; for ``harness`` what :func:`mom.evaluation.harness.run_harness` returns.
 
     Raises:
         RequestError: weights, tokenizer or data that cannot be used, before anything is measured.

@@ -13,7 +13,7 @@ from mom.interop import load_model
 from mom.interop.export import export_model, model_card
 from mom.interop.loading import find_classifier
 from mom.interop.tokenizer import tokenizer_of
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 
 FOLDER = "export"
 

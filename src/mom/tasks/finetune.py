@@ -16,17 +16,17 @@ from mom.data.classification import GlueDataModule
 from mom.data.glue import TASKS
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
+from mom.evaluation.glue import glue_row, print_task
 from mom.interop import load_classifier, load_model
 from mom.interop.tokenizer import tokenizer_of
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import check_architecture, check_head
 from mom.training.classification import ClassificationModule
-from mom.training.fit import CHECKPOINTS, fit_module, num_processes
-from mom.training.glue_report import glue_row, print_task
 from mom.training.measuring import check_length, measure_glue, measure_xsum
 from mom.training.module import TrainingModule
 from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, recorded
 from mom.training.summarization import SummarizationModule
+from mom.training.trainer import CHECKPOINTS, fit_module, num_processes
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Returns:
         For one training: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
         ``majority/<metric>`` (of the commonest label) and what else the trainer measured. For several:
-        what :func:`mom.training.glue_report.glue_row` returns. For XSum: ``val/loss``, ``val/rouge1``,
+        what :func:`mom.evaluation.glue.glue_row` returns. For XSum: ``val/loss``, ``val/rouge1``,
         ``val/rouge2``, ``val/rougeL`` and the same of the first sentence under ``lead/val/``; with a test split
         ``test/…`` too.
 

@@ -17,7 +17,7 @@ from mom.errors import RequestError
 from mom.interop import load_model
 from mom.interop.tokenizer import tokenizer_of
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 
 GENERATIONS = "generations.jsonl"
 

@@ -8,9 +8,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from mom.config import DataConfig, RunConfig
+from mom.console import print_table, standard_output
 from mom.data.prepare import PreparedCorpus, prepare
-from mom.run_directory import RunDirectory
-from mom.tables import print_table, standard_output
+from mom.runs.directory import RunDirectory
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:

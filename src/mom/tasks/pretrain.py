@@ -9,15 +9,15 @@ from typing import Any
 from lightning.pytorch import seed_everything
 
 from mom.config import DataConfig, PretrainConfig, RunConfig
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
+from mom.evaluation.report import print_report, results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import LAST, Resume, check_architecture
-from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, run_phase
-from mom.training.report import print_report, results_table
 from mom.training.sharding import initialized_once, is_sharded
+from mom.training.trainer import CHECKPOINTS, fit_phase
 
 Results = dict[str, float]
 

@@ -12,14 +12,14 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
 
 from mom.config import RunConfig, UpcycleConfig
+from mom.console import print_table, standard_output
 from mom.data.tokenizer import load_tokenizer
 from mom.errors import RequestError
 from mom.interop import UpcyclingPlan, load_model, upcycle
 from mom.interop.tokenizer import find_tokenizer
 from mom.interop.upcycling import StagePlan, num_layers_of_modules, num_plain_layers
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
-from mom.tables import print_table, standard_output
+from mom.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from mom.callbacks.last_checkpoint import INSIDE_ACCUMULATION
+from mom.callbacks.checkpoints import INSIDE_ACCUMULATION
 from mom.errors import RequestError
 from mom.interop.loading import CLASSIFIER
 from mom.interop.loading import read_checkpoint as load_plain

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import NodeConfig
-from mom.run_directory import process_rank
+from mom.runs.directory import process_rank
 
 RUN_ID = "wandb_run_id"
 """File in a phase's folder with the id of its wandb run, which a resumed phase goes on with."""

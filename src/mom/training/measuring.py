@@ -11,13 +11,13 @@ from mom.config import DataSection, RunConfig
 from mom.data.classification import GlueDataModule
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
+from mom.evaluation.glue import write_submission
+from mom.evaluation.measure import evaluate_module, predict
+from mom.evaluation.xsum import measure_summaries
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training.classification import ClassificationModule, build_metrics, percent
-from mom.training.evaluation import evaluate_module, predict
-from mom.training.glue_report import write_submission
 from mom.training.summarization import SummarizationModule
-from mom.training.summary_report import measure_summaries
 
 
 def measure_glue(
@@ -35,7 +35,7 @@ def measure_glue(
         module: the classifier.
         data: its task.
         directory: where to write.
-        logged: see :func:`mom.training.evaluation.evaluate_module`.
+        logged: see :func:`mom.evaluation.measure.evaluate_module`.
 
     Returns:
         ``val/loss``, ``val/score``, ``val/<metric>`` (times 100) and what :func:`majority` returns.
@@ -77,10 +77,10 @@ def measure_xsum(
         module: the language model.
         data: the articles.
         directory: where to write.
-        logged: see :func:`mom.training.evaluation.evaluate_module`.
+        logged: see :func:`mom.evaluation.measure.evaluate_module`.
 
     Returns:
-        ``val/loss``, ``val/score`` and what :func:`mom.training.summary_report.measure_summaries` returns.
+        ``val/loss``, ``val/score`` and what :func:`mom.evaluation.xsum.measure_summaries` returns.
     """
     assert isinstance(module.model, MoMForCausalLM)
     measured = evaluate_module(config, module, data.val_dataloader(), directory, phase="xsum", logged=logged)

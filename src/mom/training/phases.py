@@ -11,14 +11,14 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import RunConfig
-from mom.data.module import LanguageModelingDataModule
+from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.run_directory import RunDirectory
+from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
-from mom.training.fit import CHECKPOINTS, fit_phase
 from mom.training.sharding import initialized_once
+from mom.training.trainer import CHECKPOINTS, fit_phase
 
 
 def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:

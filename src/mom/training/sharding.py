@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from mom.model.assembly import Stage
 from mom.model.blocks import Block
-from mom.run_directory import process_rank
+from mom.runs.directory import process_rank
 
 
 class FullyShardedStrategy(ModelParallelStrategy):

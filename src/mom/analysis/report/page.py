@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
-from mom.analysis.style import STYLE
 from mom.analysis.traces import Traces
-from mom.callbacks.statistics import POOLS
+from mom.metrics.routing import POOLS
+from mom.plots.style import STYLE
 
 _STEPS = 65_534
 # What a token can be coloured by: its column, what it is called, digits after the point.

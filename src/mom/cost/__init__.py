@@ -1,0 +1,1 @@
+"""What a model costs: parameters, depth, FLOPs and memory, estimated and measured."""

@@ -1,0 +1,106 @@
+"""Peak memory of a model's forward and training step, measured in fresh processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+from typing import Any
+
+import torch
+
+from mom.config import RunConfig
+from mom.cost.machine import peak_memory, product_dtype_of
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.training.optimizer import build_adamw
+
+
+def memory_of(model_config: MoMConfig, config: RunConfig, device: str) -> dict[str, float]:
+    """Both measurements, each in a process of its own, so that neither finds the other's memory.
+
+    Args:
+        model_config: the model to measure.
+        config: the request, for the batch, the precision, checkpointing and the optimizer.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        What :func:`measure_memory` says of a forward and of a training step, bytes.
+    """
+    shape = (config.data.batch_size, config.data.sequence_length)
+    trainer = config.trainer
+    request = (
+        model_config.to_dict(),
+        shape,
+        str(trainer.precision),
+        device,
+        trainer.activation_checkpointing,
+        dataclasses.asdict(config.optimizer),
+    )
+    measured: dict[str, float] = {}
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would say in the terminal that it starts
+    for what in ("forward", "training"):
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            measured |= pool.apply(measure_memory, (*request, what))
+    return measured
+
+
+def measure_memory(
+    fields: dict[str, Any],
+    shape: tuple[int, int],
+    precision: str,
+    device: str,
+    checkpointing: bool,
+    optimizer: dict[str, Any],
+    what: str,
+) -> dict[str, float]:
+    """Peak memory of a forward or of a training step of a fresh model on random tokens, in bytes.
+
+    Args:
+        fields: of the ``MoMConfig``.
+        shape: B and T.
+        precision: ``trainer.precision``.
+        device: ``cpu`` or ``cuda``.
+        checkpointing: ``trainer.activation_checkpointing``.
+        optimizer: fields of ``OptimizerConfig``.
+        what: ``forward``: logits of every position, no gradients; ``training``: forward, backward and AdamW,
+            the second step, when the optimizer's state is there.
+
+    Returns:
+        ``memory/<what>``; for a training step also the parts it is made of at its peak.
+    """
+    torch.manual_seed(0)
+    dtype = product_dtype_of(precision)
+    mixed = str(precision).endswith("-mixed")
+    model = MoMForCausalLM(MoMConfig(**fields))
+    model.to(device=device, dtype=torch.float32 if mixed else dtype)  # type: ignore[call-arg]
+    ids = torch.randint(model.config.vocab_size, shape, device=device)
+    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+
+    def forward(**options: Any) -> Any:
+        with torch.autocast(device, dtype, enabled=mixed):
+            return model(input_ids=ids, **options)
+
+    if what == "forward":
+        model.eval()
+        with torch.no_grad():
+            activations = peak_memory(lambda: forward(use_cache=False), device)
+            return {"memory/forward": weights + activations, "memory/forward_activations": activations}
+    model.train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    adamw = build_adamw(model, optimizer, fused=True)
+
+    def step() -> None:
+        forward(labels=ids, output_logits=False, output_routing=True).loss.backward()
+        adamw.step()
+        adamw.zero_grad()
+
+    step()
+    state = sum(one.nbytes for slot in adamw.state.values() for one in slot.values())
+    working = peak_memory(step, device)
+    return {
+        "memory/training": weights + state + working,
+        "memory/parameters": weights,
+        "memory/optimizer": state,
+        "memory/working": working,
+    }

@@ -1,0 +1,1 @@
+"""Measuring a trained model: language modeling, GLUE, XSum and the evaluation harness."""

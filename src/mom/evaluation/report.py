@@ -1,0 +1,60 @@
+"""The table at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_only
+from rich.console import Console
+from rich.table import Table
+
+from mom.callbacks.figures import FOLDER
+from mom.console import print_table, standard_output
+
+ROWS = (
+    ("validation loss (nats/token)", "val/loss", "{:.4f}"),
+    ("perplexity", "val/perplexity", "{:,.2f}"),
+    ("bits per byte", "val/bits_per_byte", "{:.4f}"),
+    ("parameters", "parameters", "{:,.0f}"),
+    ("graph depth (blocks)", "depth/graph", "{:.0f}"),
+    ("effective depth (blocks)", "depth/effective", "{:.2f}"),
+    ("modules per token", "depth/modules_per_token", "{:.2f}"),
+    ("attention: steps skipped", "routing/attention/skip_rate", "{:.1%}"),
+    ("attention: places held by SKIP", "routing/attention/skip_share", "{:.1%}"),
+    ("FFN: steps skipped", "routing/ffn/skip_rate", "{:.1%}"),
+    ("FFN: places held by SKIP", "routing/ffn/skip_share", "{:.1%}"),
+    ("training tokens per second", "throughput/tokens_per_second", "{:,.0f}"),
+)
+
+
+def results_table(
+    columns: Mapping[str, Mapping[str, float]], title: str, caption: str | None = None
+) -> Table:
+    """A table with one column of results per model.
+
+    Args:
+        columns: heading → metrics; a metric a model does not have shows as a dash, one that none has is left
+        out. title: over the table. caption: under it.
+    """
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
+    table.add_column("")
+    for heading in columns:
+        table.add_column(heading, justify="right")
+    for label, name, form in ROWS:
+        values = [metrics.get(name) for metrics in columns.values()]
+        if any(value is not None for value in values):
+            table.add_row(label, *("–" if value is None else form.format(value) for value in values))
+    return table
+
+
+@rank_zero_only
+def print_report(table: Table, directory: Path, console: Console | None = None) -> None:
+    """Print the table and where everything was written; on the first process only."""
+    console = console or standard_output()
+    console.print()
+    print_table(table, console)
+    console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
+    picture = directory / FOLDER / "module_use.png"
+    if picture.is_file():
+        console.print(f"Which modules each round used: {picture}", soft_wrap=True, highlight=False)

@@ -1,0 +1,201 @@
+"""Figures of depth: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
+
+What the arrays hold. Sizes: V token types, B bins. Depths are those of
+:func:`mom.metrics.routing.depth_metrics`; padding is never in them.
+
+- *distribution*: a pair of arrays [M], depths in blocks (ascending) and tokens of that depth.
+- :class:`Binned`: sums of the depth of the tokens in each of B bins of something else.
+
+``run`` is the run's name, which stands under every title.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from mom.plots.style import (
+    LINE_STYLES,
+    MARKERS,
+    MODULE_COLOURS,
+    SKIP_COLOUR,
+    Floats,
+    as_floats,
+    new_figure,
+    row_shares,
+    styled,
+)
+
+
+@dataclass(frozen=True)
+class Binned:
+    """Sums over the tokens of each bin, from which follow mean and deviation; bins may be added up.
+
+    Attributes:
+        edges: [B+1], ascending; of what the tokens are sorted by.
+        tokens: [B], how many tokens are in the bin.
+        total: [B], sum of their depths, in blocks.
+        squares: [B], sum of the squares of their depths.
+    """
+
+    edges: ArrayLike
+    tokens: ArrayLike
+    total: ArrayLike
+    squares: ArrayLike
+
+    def mean(self) -> Floats:
+        """[B] mean depth; NaN in an empty bin."""
+        tokens = as_floats(self.tokens)
+        return np.divide(as_floats(self.total), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0)
+
+    def std(self) -> Floats:
+        """[B] standard deviation of the depth over tokens; NaN in an empty bin."""
+        tokens = as_floats(self.tokens)
+        square = np.divide(
+            as_floats(self.squares), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0
+        )
+        return np.sqrt(np.maximum(square - self.mean() ** 2, 0.0))
+
+
+def binned_by_frequency(
+    tokens: ArrayLike, total: ArrayLike, squares: ArrayLike, per_decade: int = 2
+) -> Binned:
+    """Sort the tokens of a text by how often their type occurs in it.
+
+    Args:
+        tokens: [V], occurrences of each token type.
+        total: [V], sum of their depths.
+        squares: [V], sum of the squares of their depths.
+        per_decade: bins for each factor of ten.
+
+    Returns:
+        Bins of occurrences per million tokens, from the rarest type to the most frequent.
+    """
+    tokens, total, squares = (as_floats(one) for one in (tokens, total, squares))
+    seen = tokens > 0
+    if not seen.any():
+        return Binned(np.array([1.0, 10.0]), np.zeros(1), np.zeros(1), np.zeros(1))
+    frequency = 1e6 * tokens[seen] / tokens.sum()
+    exponent = np.log10(frequency) * per_decade
+    first, last = int(np.floor(exponent.min())), int(np.floor(exponent.max())) + 1
+    edges = 10.0 ** (np.arange(first, last + 1) / per_decade)
+    place = np.clip(np.floor(exponent).astype(int) - first, 0, last - first - 1)
+    sums = (np.bincount(place, weights=one[seen], minlength=last - first) for one in (tokens, total, squares))
+    return Binned(edges, *sums)
+
+
+@styled
+def depth_distribution(
+    distributions: Mapping[str, tuple[ArrayLike, ArrayLike]], *, run: str = "", graph_depth: float
+) -> Figure:
+    """How the depth is spread over the tokens, with its mean, beside the depth of the graph.
+
+    Args:
+        distributions: by what the depth is called (``effective``, ``weighted``, …), its distribution; a panel
+            for each.
+        run: the run's name.
+        graph_depth: blocks of the computation graph.
+    """
+    figure = new_figure("Depth of tokens", run, max(4.4, 3.5 * len(distributions) + 0.6), 3.6)
+    axes = np.atleast_1d(figure.subplots(1, len(distributions), sharey=True))
+    for axis, (name, (depths, tokens)) in zip(axes, distributions.items(), strict=True):
+        depths, shares = as_floats(depths), row_shares(as_floats(tokens)[None])[0]
+        width = 0.9 * (np.diff(depths).min() if len(depths) > 1 else 1.0)
+        mean = float((depths * shares).sum())
+        axis.bar(depths, shares, width=width, color=MODULE_COLOURS[0])
+        axis.axvline(mean, color="black", linewidth=1.5, label=f"mean {mean:.2f}")
+        axis.axvline(
+            graph_depth,
+            color=MODULE_COLOURS[5],
+            linewidth=1.5,
+            linestyle="--",
+            label=f"graph {graph_depth:g}",
+        )
+        axis.set_xlabel(f"{name} depth (blocks)")
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes[0].set_ylabel("share of tokens")
+    return figure
+
+
+@styled
+def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
+    """Depth of rare and of frequent tokens.
+
+    Args:
+        lines: by what the depth is called, its bins by :func:`binned_by_frequency`; all on the same edges.
+        run: the run's name.
+    """
+    return _depth_by(
+        lines,
+        run,
+        title="Depth by token frequency",
+        xlabel="occurrences of the token per million",
+        logarithmic=True,
+    )
+
+
+@styled
+def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
+    """Depth of positions that are easy and hard to continue.
+
+    Args:
+        lines: by what the depth is called, its bins by the loss with which the next token is predicted at the
+            position, in nats; all on the same edges.
+        run: the run's name.
+    """
+    return _depth_by(
+        lines, run, title="Depth by loss", xlabel="loss of the next token (nats)", logarithmic=False
+    )
+
+
+def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool) -> Figure:
+    """A line of mean depth with its deviation for each kind of depth, over the number of tokens in each bin."""
+    figure = new_figure(title, run, 6.4, 4.4)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    for index, (name, binned) in enumerate(lines.items()):
+        edges, mean, std = as_floats(binned.edges), binned.mean(), binned.std()
+        middle = np.sqrt(edges[:-1] * edges[1:]) if logarithmic else (edges[:-1] + edges[1:]) / 2
+        full = as_floats(binned.tokens) > 0
+        colour = MODULE_COLOURS[index % len(MODULE_COLOURS)]
+        style = {
+            "color": colour,
+            "marker": MARKERS[index % len(MARKERS)],
+            "linestyle": LINE_STYLES[index % 4],
+        }
+        upper.plot(middle[full], mean[full], label=name, **style)
+        upper.fill_between(middle[full], (mean - std)[full], (mean + std)[full], color=colour, alpha=0.15)
+        if index == 0:
+            lower.bar(
+                edges[:-1],
+                row_shares(as_floats(binned.tokens)[None])[0],
+                width=0.94 * np.diff(edges),
+                align="edge",
+                color=SKIP_COLOUR,
+            )
+    if logarithmic:
+        lower.set_xscale("log")
+    occupied = [(as_floats(one.edges), as_floats(one.tokens) > 0) for one in lines.values()]
+    starts, ends = (
+        [edges[part][full] for edges, full in occupied if full.any()] for part in (slice(-1), slice(1, None))
+    )
+    if starts:
+        lower.set_xlim(min(one[0] for one in starts), max(one[-1] for one in ends))
+    _at_least_a_block(upper)
+    upper.set_ylabel("depth (blocks)")
+    upper.legend(title="mean ± deviation", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lower.set_ylabel("share of\ntokens")
+    lower.set_xlabel(xlabel)
+    return figure
+
+
+def _at_least_a_block(axis: Axes) -> None:
+    """Widen the scale of a depth to a block, so that differences of nothing are not drawn large."""
+    low, high = axis.get_ylim()
+    if high - low < 1:
+        middle = (low + high) / 2
+        axis.set_ylim(middle - 0.5, middle + 0.5)

@@ -1,0 +1,279 @@
+"""Figures of routing: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
+
+What the arrays hold, for all of them. Sizes: S stages, H rounds in a stage, R = S·H rounds over all stages in
+order, N modules in a pool (attention and FFN may differ), P points in training time.
+Slots are the N modules and SKIP, in this order, so N+1 columns and ``[..., N]`` is SKIP. Counts may be of any
+number type and any scale: only shares are drawn. Padding is never in them. Rounds, stages and modules are
+numbered from 0, as in the routing records.
+
+- *use*: [R, N+1], places (one of a token's K choices in one round) held by each slot, by round.
+- *flow*: [R-1, N+1, N+1], tokens by the slot of their first choice in round r and in round r+1.
+- *use over time*: [P, S, N+1], places held by each slot of each stage's pool, around each of P optimiser steps.
+
+``run`` is the run's name, which stands under every title.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from numpy.typing import ArrayLike
+
+from mom.plots.style import (
+    HEAT,
+    LINE_STYLES,
+    MARKERS,
+    MODULE_COLOURS,
+    SKIP_COLOUR,
+    Floats,
+    as_floats,
+    new_figure,
+    row_shares,
+    styled,
+)
+
+Pools = tuple[tuple[str, Floats], tuple[str, Floats]]
+
+ANNOTATED_SLOTS = 12
+"""Up to so many columns a heat map has its numbers written in."""
+
+
+@styled
+def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stages: int = 1) -> Figure:
+    """Which modules each round runs: a heat map for attention beside one for FFN.
+
+    Args:
+        attention: use of the attention pools, [R, N_A+1].
+        ffn: use of the FFN pools, [R, N_F+1].
+        run: the run's name.
+        num_stages: S; a line is drawn between stages, whose modules are different ones.
+    """
+    pools = _pools(attention, ffn, dimensions=2)
+    rounds = len(pools[0][1])
+    widths = [min(6.5, max(2.6, 0.62 * use.shape[1])) for _, use in pools]
+    figure = new_figure("Module use by round", run, sum(widths) + 2.0, max(3.0, 0.38 * rounds + 1.7))
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=widths)
+    highest = _highest(*(row_shares(use) for _, use in pools))
+    for axis, (name, use) in zip(axes, pools, strict=True):
+        image = _heat(axis, row_shares(use), highest)
+        axis.set_title(name)
+        axis.set_xlabel("module")
+        for stage in range(1, num_stages):
+            axis.axhline(stage * rounds / num_stages - 0.5, color="white", linewidth=3)
+    axes[0].set_ylabel("round" if num_stages == 1 else "stage.round")
+    axes[0].set_yticks(range(rounds), _rounds(rounds, num_stages))
+    _colour_bar(figure, image, axes, highest, "share of the round's places")
+    return figure
+
+
+@styled
+def module_flow(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stages: int = 1) -> Figure:
+    """How tokens move between modules from round to round, by their first choice.
+
+    Bands as wide as their share of the tokens, coloured by where they come from, where pools have up to eight
+    modules; above that the bands hide each other, and a heat map shows the transitions of all rounds together
+    (those from one stage to the next left out).
+
+    Args:
+        attention: flow of the attention pools, [R-1, N_A+1, N_A+1].
+        ffn: flow of the FFN pools, [R-1, N_F+1, N_F+1].
+        run: the run's name.
+        num_stages: S.
+    """
+    pools = _pools(attention, ffn, dimensions=3)
+    pairs = len(pools[0][1])
+    if max(flow.shape[1] for _, flow in pools) - 1 > len(MODULE_COLOURS):
+        return _transitions(pools, run, num_stages)
+    figure = new_figure("Flow between modules, by first choice", run, max(5.0, 0.8 * pairs + 3.0), 6.6)
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, (name, flow) in zip(axes, pools, strict=True):
+        _bands(axis, flow)
+        labels = _slots(flow.shape[1])
+        colours = _slot_colours(flow.shape[1])
+        handles = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
+        axis.legend(handles=handles[::-1], title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axis.set_title(name)
+        axis.set_ylabel("share of tokens")
+    axes[1].set_xlabel("round" if num_stages == 1 else "stage.round")
+    axes[1].set_xticks(range(pairs + 1), _rounds(pairs + 1, num_stages))
+    return figure
+
+
+@styled
+def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run: str = "") -> Figure:
+    """How the use of the modules changes in training; a row of panels for each stage.
+
+    Args:
+        steps: [P], optimiser steps, ascending.
+        attention: use over time of the attention pools, [P, S, N_A+1].
+        ffn: use over time of the FFN pools, [P, S, N_F+1].
+        run: the run's name.
+    """
+    steps = as_floats(steps)
+    pools = _pools(attention, ffn, dimensions=3)
+    num_stages = pools[0][1].shape[1]
+    same_slots = pools[0][1].shape[-1] == pools[1][1].shape[-1]
+    figure = new_figure("Module use over training", run, 7.6, 1.0 + 2.8 * num_stages)
+    axes = figure.subplots(num_stages, 2, sharex=True, squeeze=False)
+    for column, (name, use) in enumerate(pools):
+        for stage in range(num_stages):
+            axis = axes[stage, column]
+            shares = row_shares(use[:, stage])
+            if shares.shape[1] - 1 > len(MODULE_COLOURS):
+                highest = _highest(shares)
+                slots = range(shares.shape[1])
+                mesh = axis.pcolormesh(
+                    steps, slots, shares.T, cmap=HEAT, shading="nearest", vmin=0, vmax=highest
+                )
+                axis.set_yticks(*_slot_ticks(len(slots)))
+                axis.set_ylabel("module")
+                _colour_bar(figure, mesh, axis, highest, "share of places")
+            else:
+                _lines(axis, steps, shares)
+                axis.set_ylabel("share of places")
+                if column == 1 or not same_slots:
+                    axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axis.set_title(name if num_stages == 1 else f"{name}, stage {stage}")
+    for axis in axes[-1]:
+        axis.set_xlabel("optimiser step")
+    return figure
+
+
+def _bands(axis: Axes, flow: Floats) -> None:
+    """Nodes stacked in each round, SKIP uppermost, and a band from each to each of the next round."""
+    pairs, slots, _ = flow.shape
+    shares = flow / np.maximum(flow.sum(axis=(1, 2), keepdims=True), np.finfo(float).tiny)
+    colours = _slot_colours(slots)
+    gap, half = 0.02, 0.09
+    smooth = np.linspace(0, 1, 30)
+    ease = smooth * smooth * (3 - 2 * smooth)
+    for pair in range(pairs):
+        left, right = (_bottoms(shares[pair].sum(axis=side), gap) for side in (1, 0))
+        left_used, right_used = left.copy(), right.copy()
+        x = pair + half + (1 - 2 * half) * smooth
+        for source in range(slots):
+            for target in range(slots):
+                width = shares[pair, source, target]
+                if width > 0:
+                    bottom = left_used[source] + (right_used[target] - left_used[source]) * ease
+                    axis.fill_between(
+                        x, bottom, bottom + width, color=colours[source], alpha=0.45, linewidth=0
+                    )
+                left_used[source] += width
+                right_used[target] += width
+    for place in range(pairs + 1):
+        sizes = shares[place].sum(axis=1) if place < pairs else shares[-1].sum(axis=0)
+        axis.bar(
+            np.full(slots, place),
+            sizes,
+            bottom=_bottoms(sizes, gap),
+            width=2 * half,
+            color=colours,
+            linewidth=0,
+        )
+    axis.set_xlim(-0.3, pairs + 0.3)
+    axis.set_yticks([])
+    axis.spines[["left", "bottom"]].set_visible(False)
+    axis.tick_params(bottom=False)
+
+
+def _bottoms(sizes: Floats, gap: float) -> Floats:
+    """Where each node begins, one upon the other; empty ones take no room."""
+    return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap * (sizes[:-1] > 0))])
+
+
+def _transitions(pools: Pools, run: str, num_stages: int) -> Figure:
+    """A heat map of all rounds' transitions together: where the tokens of each slot go next."""
+    figure = new_figure("Flow between modules, by first choice, all rounds together", run, 10.5, 5.2)
+    axes = figure.subplots(1, 2)
+    per_stage = (len(pools[0][1]) + 1) // num_stages
+    within = np.arange(len(pools[0][1])) % per_stage != per_stage - 1
+    shares = [row_shares(flow[within].sum(axis=0)) for _, flow in pools]
+    highest = _highest(*shares)
+    for axis, (name, _), share in zip(axes, pools, shares, strict=True):
+        image = _heat(axis, share, highest)
+        axis.set_yticks(*_slot_ticks(share.shape[1]))
+        axis.set_title(name)
+        axis.set_xlabel("module of the next round")
+        axis.set_ylabel("module")
+    _colour_bar(figure, image, axes, highest, "share of the tokens in the row")
+    return figure
+
+
+def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
+    """A line for each slot, told apart by colour and dashes."""
+    labels, colours = _slots(shares.shape[1]), _slot_colours(shares.shape[1])
+    for slot, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+        style: dict[str, Any] = {"linestyle": LINE_STYLES[slot % len(LINE_STYLES)]}
+        if len(steps) < 25:
+            style["marker"] = MARKERS[slot % len(MARKERS)]
+        axis.plot(steps, shares[:, slot], color=colour, label=label, linewidth=1.6, markersize=4, **style)
+    axis.set_ylim(bottom=0)
+
+
+def _heat(axis: Axes, shares: Floats, highest: float) -> Any:
+    """Shares as colours, up to ``highest``, with the percentages written in where they fit."""
+    image = axis.imshow(shares, cmap=HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
+    axis.set_xticks(*_slot_ticks(shares.shape[1]))
+    axis.spines[:].set_visible(False)
+    axis.tick_params(length=0)
+    if shares.shape[1] <= ANNOTATED_SLOTS:
+        for (row, column), share in np.ndenumerate(shares):
+            colour = "black" if share > 0.55 * highest else "white"
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
+    return image
+
+
+def _colour_bar(figure: Figure, image: Any, axes: Any, highest: float, label: str) -> None:
+    ticks = [0, highest / 2, highest]
+    bar = figure.colorbar(image, ax=axes, label=label, ticks=ticks, aspect=25, pad=0.02)
+    bar.ax.set_yticklabels([f"{100 * tick:.3g}%" for tick in ticks])
+    bar.outline.set_visible(False)
+
+
+def _highest(*shares: Floats) -> float:
+    """The end of a colour scale: the greatest share, up to the next tenth."""
+    greatest = max((float(one.max()) for one in shares if one.size), default=1.0)
+    return min(1.0, max(0.1, float(np.ceil(10 * greatest - 1e-9)) / 10))
+
+
+def _pools(attention: ArrayLike, ffn: ArrayLike, *, dimensions: int) -> Pools:
+    """Both pools by the names that they have in figures.
+
+    Raises:
+        ValueError: if an array has another number of axes, or the two are of different lengths.
+    """
+    pools = (("attention", as_floats(attention)), ("FFN", as_floats(ffn)))
+    for name, array in pools:
+        if array.ndim != dimensions:
+            raise ValueError(f"{name}: an array of {array.ndim} axes; {dimensions} axes")
+    if len(pools[0][1]) != len(pools[1][1]):
+        raise ValueError(f"ffn: {len(pools[1][1])} rows; as many as attention has, {len(pools[0][1])}")
+    return pools
+
+
+def _slots(number: int) -> list[str]:
+    return [*(str(module) for module in range(number - 1)), "SKIP"]
+
+
+def _slot_colours(number: int) -> list[str]:
+    return [*MODULE_COLOURS[: number - 1], SKIP_COLOUR]
+
+
+def _rounds(number: int, num_stages: int) -> list[str]:
+    per_stage = number // num_stages
+    if num_stages == 1:
+        return [str(one) for one in range(number)]
+    return [f"{one // per_stage}.{one % per_stage}" for one in range(number)]
+
+
+def _slot_ticks(number: int) -> tuple[list[int], list[str]]:
+    """Which slots are labelled, so that labels do not touch, and how; SKIP always is."""
+    step = 1 if number <= 13 else int(np.ceil(number / 10))
+    places = [*range(0, number - max(2, step) if step > 1 else number - 1, step), number - 1]
+    names = _slots(number)
+    return places, [names[place] for place in places]

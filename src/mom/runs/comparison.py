@@ -1,0 +1,285 @@
+"""Compare runs: groups that differ in options, their mean and deviation over seeds, and paired differences."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+
+from mom.config.checks import as_written, nearest
+from mom.errors import RequestError
+from mom.runs.records import Run, is_within
+
+NOT_OPTIONS = (
+    "seed",
+    "run_dir",
+    "resume",
+    "ckpt",
+    "debug",
+    "logger",
+    "launcher",
+    "search",
+    "data.cache_dir",
+    "data.num_processes",
+    "data.num_workers",
+    "trainer.enable_progress_bar",
+    "callbacks.progress_bar",
+    "callbacks.prune",
+)
+"""Options, and groups of them, that tell runs apart without a difference to what they measure."""
+
+ABSENT = "–"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Differences between partners with the same seed.
+
+    Args:
+        pairs: how many.
+        mean: of the differences.
+        error: standard error of the mean; None for one pair.
+        low: lower end of the confidence interval of the mean (Student's t); None for one pair.
+        high: upper end.
+    """
+
+    pairs: int
+    mean: float
+    error: float | None
+    low: float | None
+    high: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Args:
+        options: values of the options in which the groups differ.
+        values: the metric of each seed.
+        costs: the metric that the baseline is read along, of each seed; empty without one.
+        folders: where the runs are.
+        others: what the run of each seed is compared with, of those that have a partner.
+        difference: paired with those; None without partners.
+    """
+
+    options: tuple[str, ...]
+    values: Mapping[int, float]
+    costs: Mapping[int, float]
+    folders: tuple[Path, ...]
+    others: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    difference: Paired | None = None
+
+    @property
+    def mean(self) -> float:
+        """Over the seeds."""
+        return float(np.mean(list(self.values.values())))
+
+    @property
+    def cost(self) -> float | None:
+        """What the baseline is read along, mean over the seeds; None without such a metric."""
+        return float(np.mean(list(self.costs.values()))) if self.costs else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Standard deviation of a sample (divided by n − 1); None for one seed."""
+        return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Groups, best first.
+
+    Args:
+        options: the options in which the groups differ; of those that always change together, one.
+        together: for an option in ``options``, the others that change with it.
+        groups: best first.
+        baseline: the groups that the others are compared with, indices; several are the points of a curve.
+        left_out: runs without the metrics, and why.
+    """
+
+    options: tuple[str, ...]
+    together: Mapping[str, tuple[str, ...]]
+    groups: tuple[Group, ...]
+    baseline: tuple[int, ...]
+    left_out: tuple[tuple[Run, str], ...]
+
+
+def compare(
+    runs: Sequence[Run],
+    metric: str,
+    *,
+    largest_is_best: bool = False,
+    baseline: Sequence[Path] = (),
+    along: str | None = None,
+    against: str | None = None,
+    by: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    confidence: float = 0.95,
+) -> Comparison:
+    """Group runs by the options in which they differ and compare the groups over their seeds.
+
+    Args:
+        runs: what to compare.
+        metric: a name in ``summary.json``.
+        largest_is_best: whether the groups are ordered from the largest mean downwards.
+        baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``along``
+            the folders of several, whose groups are the points of a curve.
+        along: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
+            linear between neighbours over the logarithm of the cost; outside of the curve it has no partner.
+        against: another metric; every run is compared with its own.
+        by: the options to group by; None takes all in which the runs differ.
+        ignore: options, or groups of them, in which the runs of a group may differ beside the seed.
+        confidence: of the interval around the mean difference.
+
+    Raises:
+        RequestError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
+    """
+    counted, left_out = list(runs), []
+    for option, name in (("metric", metric), ("along", along), ("against", against)):
+        if name is None:
+            continue
+        lacking = [run for run in counted if run.value(name) is None]
+        if len(lacking) == len(counted):
+            names = sorted({name for run in runs for name in run.summary})
+            close = nearest(name, names)
+            hint = f"did you mean {close}? " if close else ""
+            raise RequestError(
+                f"task.{option}", name, f"{hint}a number in summary.json of at least one finished run"
+            )
+        if option != "against":  # a run without a partner still counts towards its group's mean
+            left_out += [(run, run.why_not(name)) for run in lacking]
+            counted = [run for run in counted if run not in lacking]
+    options, together = _differing(counted, by, ignore)
+    gathered: dict[tuple[str, ...], dict[int, Run]] = {}
+    for run in counted:
+        members = gathered.setdefault(tuple(run.options.get(name, ABSENT) for name in options), {})
+        if run.seed in members:
+            raise RequestError(
+                "runs",
+                f"{members[run.seed].folder} and {run.folder} have the same options and seed",
+                "runs that differ, or task.by=[…] naming the options in which they do",
+            )
+        members[run.seed] = run
+    groups = [
+        Group(
+            key,
+            _values(members, metric),
+            _values(members, along),
+            tuple(run.folder for run in members.values()),
+        )
+        for key, members in gathered.items()
+    ]
+    groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
+    chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
+    if along is not None and len(chosen) < 2:
+        raise RequestError(
+            "task.baseline",
+            as_written([str(one) for one in baseline]),
+            "folders of runs of two groups or more with task.along",
+        )
+    for index, group in enumerate(groups):
+        if against is not None:
+            others = _values(gathered[group.options], against)
+        elif index in chosen:
+            continue
+        elif along is not None:
+            others = _read_along([groups[one] for one in chosen], group.costs)
+        else:
+            others = dict(groups[chosen[0]].values) if chosen else {}
+        difference = paired(group.values, others, confidence)
+        groups[index] = dataclasses.replace(group, others=others, difference=difference)
+    return Comparison(options, together, tuple(groups), chosen, tuple(left_out))
+
+
+def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired | None:
+    """The mean difference ``ours − theirs`` over the seeds that both have; None if there are none.
+
+    Its interval is Student's t with one degree of freedom less than there are pairs.
+    """
+    differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    number = len(differences)
+    if number == 0:
+        return None
+    mean = float(differences.mean())
+    if number == 1:
+        return Paired(1, mean, None, None, None)
+    error = float(differences.std(ddof=1) / math.sqrt(number))
+    width = float(stats.t.ppf((1 + confidence) / 2, number - 1)) * error
+    return Paired(number, mean, error, mean - width, mean + width)
+
+
+def _differing(
+    runs: Sequence[Run], by: Sequence[str] | None, ignore: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
+    """The options in which runs differ, one of those that split the runs alike; and which go with each."""
+    names = list(dict.fromkeys(name for run in runs for name in run.options))
+    for option, wanted in (("by", by or ()), ("ignore", ignore)):
+        for one in wanted:
+            if not any(is_within(name, one) for name in names):
+                close = nearest(one, names)
+                raise RequestError(
+                    f"task.{option}",
+                    one,
+                    f"did you mean {close}?" if close else "options in the runs' config.yaml",
+                )
+    if by is not None:
+        return tuple(name for one in by for name in names if is_within(name, one)), {}
+    columns: dict[str, list[str]] = {}
+    for name in names:
+        if not any(is_within(name, one) for one in (*NOT_OPTIONS, *ignore)):
+            values = [run.options.get(name, ABSENT) for run in runs]
+            if len(set(values)) > 1:
+                columns[name] = values
+    together: dict[str, tuple[str, ...]] = {}
+    shown = list(columns)
+    for name in columns:
+        leader = next((one for one in shown if one != name and _follows(name, one, columns)), None)
+        if leader is not None:
+            shown.remove(name)
+            together[leader] = (*together.get(leader, ()), name, *together.pop(name, ()))
+    return tuple(shown), together
+
+
+def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bool:
+    """Whether an option need not be shown because another tells it.
+
+    It changes exactly when the other does; or it is of the same group and has one value for each of the
+    other's, as the options have that come with a choice of the group; or it has one value wherever it and the
+    other are options at all.
+    """
+    pairs = len(set(zip(columns[name], columns[leader], strict=True)))
+    of_one_group = name.partition(".")[0] == leader.partition(".")[0]
+    is_constant = len(set(columns[name]) - {ABSENT}) == 1
+    leads = pairs == len(set(columns[leader]))
+    is_led_too = pairs == len(set(columns[name]))
+    earlier = list(columns).index(leader) < list(columns).index(name)
+    return leads and (earlier if is_led_too else of_one_group or is_constant)
+
+
+def _values(members: Mapping[int, Run], metric: str | None) -> dict[int, float]:
+    """A metric of each seed that has it; nothing for no metric."""
+    found = {} if metric is None else {seed: run.value(metric) for seed, run in sorted(members.items())}
+    return {seed: value for seed, value in found.items() if value is not None}
+
+
+def _read_along(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[int, float]:
+    """What the curve of each seed says at that seed's cost; seeds whose cost it does not reach are left out."""
+    found = {}
+    for seed, cost in costs.items():
+        points = sorted((group.costs[seed], group.values[seed]) for group in curve if seed in group.values)
+        if points and points[0][0] <= cost <= points[-1][0]:
+            at, values = zip(*points, strict=True)
+            found[seed] = float(np.interp(math.log(cost), np.log(at), values))
+    return found
+
+
+def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
+    for index, group in enumerate(groups):
+        if baseline.resolve() in [folder.resolve() for folder in group.folders]:
+            return index
+    raise RequestError("task.baseline", baseline, "the folder of one of the finished runs that are compared")

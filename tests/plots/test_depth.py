@@ -1,0 +1,46 @@
+"""Figures of depth: what they draw is what the arrays hold."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mom.plots import depth as depth_figures
+from tests.plots.test_routing import RUN, texts
+
+
+def test_the_distribution_and_its_mean():
+    figure = depth_figures.depth_distribution({"effective": ([2.0, 2.5, 4.0], [1, 2, 1])}, graph_depth=4)
+    axis = figure.axes[0]
+    assert [bar.get_height() for bar in axis.patches] == [0.25, 0.5, 0.25]
+    assert axis.lines[0].get_xdata()[0] == 2.75
+    assert "mean 2.75" in texts(figure) and "effective depth (blocks)" in texts(figure)
+
+
+def test_bins_of_frequency_weigh_every_token():
+    rng = np.random.default_rng(0)
+    kinds = rng.zipf(1.6, size=5000) % 300
+    depths = rng.integers(4, 20, size=5000) / 2 + (kinds == 1)
+    tokens = np.bincount(kinds, minlength=310)
+    sums = [np.bincount(kinds, weights=one, minlength=310) for one in (depths, depths**2)]
+    binned = depth_figures.binned_by_frequency(tokens, *sums)
+    assert binned.tokens.sum() == 5000
+    frequency = 1e6 * tokens[kinds] / 5000
+    for index, (low, high) in enumerate(zip(binned.edges[:-1], binned.edges[1:], strict=True)):
+        own = depths[(frequency >= low * (1 - 1e-12)) & (frequency < high * (1 - 1e-12))]
+        assert len(own) == binned.tokens[index]
+        if len(own):
+            assert binned.mean()[index] == pytest.approx(own.mean())
+            assert binned.std()[index] == pytest.approx(own.std(), abs=1e-6)
+    line = depth_figures.depth_by_frequency({"effective": binned}).axes[0].lines[0]
+    np.testing.assert_allclose(line.get_ydata(), binned.mean()[binned.tokens > 0])
+    assert depth_figures.binned_by_frequency(np.zeros(3), np.zeros(3), np.zeros(3)).tokens.sum() == 0
+
+
+def test_depth_by_loss_leaves_empty_bins_out():
+    binned = depth_figures.Binned([0, 1, 2, 3], [2, 0, 1], [10.0, 0, 7.0], [52.0, 0, 49.0])
+    assert binned.mean()[[0, 2]].tolist() == [5, 7] and np.isnan(binned.mean()[1])
+    assert binned.std()[[0, 2]].tolist() == [1, 0]
+    figure = depth_figures.depth_by_loss({"effective": binned, "attention": binned}, run=RUN)
+    assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[0.5, 2.5]] * 2
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "told apart without colour"

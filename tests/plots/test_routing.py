@@ -1,0 +1,89 @@
+"""Figures show the numbers they were given: read back from what was drawn."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+from matplotlib.text import Text
+
+from mom.plots import routing as figures
+from mom.plots.style import HEAT, MODULE_COLOURS, write_figure
+
+RUN = "2026-01-01_00-00-00-abcd"
+
+
+def random_flow(rounds: int, slots: int, seed: int = 0) -> np.ndarray:
+    """Counts of tokens that moved at random, as many in each round."""
+    choices = np.random.default_rng(seed).integers(slots, size=(rounds, 500))
+    flow = np.zeros((rounds - 1, slots, slots))
+    for r in range(rounds - 1):
+        np.add.at(flow[r], (choices[r], choices[r + 1]), 1)
+    return flow
+
+
+def texts(figure) -> list[str]:
+    return [one.get_text() for one in figure.findobj(Text) if one.get_text()]
+
+
+def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
+    attention = np.array([[3, 1, 0], [0, 0, 4], [0, 0, 0]])
+    ffn = np.array([[1, 1, 1, 1], [8, 0, 0, 2], [0, 1, 0, 1]])
+    figure = figures.module_use(attention, ffn, run=RUN)
+    left, right = figure.axes[:2]
+    assert [one.get_text() for one in left.texts] == ["75", "25", "0", "0", "0", "100", "0", "0", "0"]
+    assert [one.get_text() for one in right.texts][:8] == ["25"] * 4 + ["80", "0", "0", "20"]
+    assert [one.get_text() for one in right.get_xticklabels()] == ["0", "1", "2", "SKIP"]
+    assert left.images[0].get_cmap().name == HEAT
+    assert RUN in figure.get_suptitle()
+
+
+def test_stages_are_told_apart():
+    use = np.ones((6, 3))
+    axis = figures.module_use(use, use, num_stages=2).axes[0]
+    assert [one.get_text() for one in axis.get_yticklabels()] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert len(axis.lines) == 1 and set(axis.lines[0].get_ydata()) == {2.5}
+
+
+def test_bands_are_as_wide_as_the_flow_and_nodes_as_high_as_the_use():
+    flow = random_flow(3, 4)
+    axis = figures.module_flow(flow, flow, run=RUN).axes[0]
+    heights = np.array([bar.get_height() for bar in axis.patches]).reshape(3, 4)
+    uses = np.array([flow[0].sum(1), flow[0].sum(0), flow[1].sum(0)]) / 500
+    np.testing.assert_allclose(heights, uses, atol=1e-12)
+    for part, share in zip(axis.collections, flow.reshape(-1) / 500, strict=True):
+        points = part.get_paths()[0].vertices
+        left = points[points[:, 0] == points[:, 0].min(), 1]
+        assert np.ptp(left) == pytest.approx(share)
+
+
+def test_many_modules_show_their_transitions_within_stages():
+    flow = random_flow(4, len(MODULE_COLOURS) + 2)
+    axis = figures.module_flow(flow, flow, num_stages=2).axes[0]
+    within = flow[0] + flow[2]
+    np.testing.assert_allclose(axis.images[0].get_array(), within / within.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize("slots", [3, len(MODULE_COLOURS) + 3])
+def test_use_over_time_draws_every_slot(slots):
+    use = np.random.default_rng(0).random((5, 2, slots))
+    figure = figures.use_over_time(np.arange(5) * 10, use, use, run=RUN)
+    shares = use[:, 1] / use[:, 1].sum(-1, keepdims=True)
+    axis = figure.axes[2]
+    if slots == 3:
+        np.testing.assert_allclose(np.array([line.get_ydata() for line in axis.lines]), shares.T)
+    else:
+        np.testing.assert_allclose(axis.collections[0].get_array().reshape(slots, 5), shares.T)
+
+
+def test_arrays_of_another_shape_are_refused():
+    with pytest.raises(ValueError, match="attention: an array of 1 axes; 2 axes"):
+        figures.module_use(np.ones(3), np.ones((2, 3)))
+    with pytest.raises(ValueError, match="ffn: 3 rows; as many as attention has, 2"):
+        figures.module_use(np.ones((2, 3)), np.ones((3, 3)))
+
+
+def test_a_figure_becomes_a_whole_file(tmp_path):
+    path = write_figure(figures.module_use(np.ones((2, 3)), np.ones((2, 3))), tmp_path / "new" / "use.png")
+    assert imread(path).ndim == 3
+    assert [one.name for one in path.parent.iterdir()] == ["use.png"]

@@ -1,0 +1,151 @@
+"""The kinds of launchers: one after another, several at a time with GPUs shared out, and Slurm."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mom.config.launcher import JoblibConfig, SlurmConfig, launcher_section
+from mom.errors import RequestError
+from mom.sweeps import launchers as of_launch
+from mom.sweeps.jobs import Job
+from mom.sweeps.launchers import check_launcher, slurm_parameters
+
+Launch = Callable[..., int]
+
+
+def summaries() -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in sorted(Path("s").glob("*/summary.json"))]
+
+
+def test_joblib_runs_every_job_and_shares_the_gpus_out(
+    launch: Launch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5,7,9")
+    line = ("launcher=joblib", "launcher.num_workers=null", "launcher.gpus_per_job=2")
+
+    assert launch("-m", "seed=1,2,3", *line, "hydra.sweep.dir=s") == 1
+    assert [one["val/loss"] for one in summaries()] == [1, 3]
+    assert {one["devices"] for one in summaries()} <= {"3,5", "7,9"}
+    assert json.loads(Path("s/1/status.json").read_text())["state"] == "failed"
+
+
+def test_slurm_runs_every_job(launch: Launch) -> None:
+    """By submitit's executor of this process; what it would hand to Slurm is tested below."""
+    assert launch("-m", "seed=1,3", "launcher=slurm", "launcher.cluster=debug", "hydra.sweep.dir=s") == 0
+    assert [one["val/loss"] for one in summaries()] == [1, 3]
+
+
+SBATCH = """#!/bin/sh
+cp "$1" {folder}/submitted.sh
+echo "Submitted batch job 12"
+"""
+
+
+def test_what_slurm_is_handed_asks_for_what_the_trainer_needs(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in (("sbatch", SBATCH.format(folder=place)), ("srun", "#!/bin/sh\n")):
+        program = place / "bin" / name
+        program.parent.mkdir(exist_ok=True)
+        program.write_text(text)
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    launcher = SlurmConfig(
+        name="slurm",
+        timeout_minutes=90,
+        cpus_per_task=6,
+        memory_gb=64.0,
+        partition="gpu",
+        account="lab",
+        constraint="h200",
+        setup=["module load cuda"],
+    )
+    check_launcher(launcher)
+    trainer = {"devices": 8, "num_nodes": 2, "accelerator": "gpu"}
+    job = Job((), "", {"trainer": trainer}, place / "s" / "4", resumes=True)
+    executor = of_launch._slurm_executor(launcher, place / "logs")
+    executor.update_parameters(**slurm_parameters(job, launcher))
+    executor.submit(print)
+
+    lines = (place / "submitted.sh").read_text().splitlines()
+    asked = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH --")}
+    assert {
+        "job-name=mom-4",
+        "nodes=2",
+        "ntasks-per-node=8",
+        "gpus-per-node=8",
+        "cpus-per-task=6",
+        "mem=64GB",
+        "time=90",
+        "partition=gpu",
+        "account=lab",
+        "constraint=h200",
+    } <= asked
+    assert "module load cuda" in lines
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "given", "gpus"), [("cpu", None, 0), ("gpu", None, 2), ("auto", 4, 4)]
+)
+def test_gpus_follow_the_accelerator_or_what_is_given(accelerator: str, given: int | None, gpus: int) -> None:
+    trainer = {"devices": 2, "num_nodes": 1, "accelerator": accelerator}
+    job = Job((), "", {"trainer": trainer}, Path("s/0"), resumes=True)
+
+    assert slurm_parameters(job, SlurmConfig(name="slurm", gpus_per_node=given))["gpus_per_node"] == gpus
+
+
+def test_a_cluster_that_is_not_here_is_refused(place: Path) -> None:
+    with pytest.raises(RequestError, match=r"^launcher.cluster: slurm; a cluster that is here: "):
+        check_launcher(SlurmConfig(name="slurm"))
+
+
+@pytest.mark.parametrize("kind", ["joblib", "slurm"])
+def test_a_library_that_is_missing_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_launch.importlib.util, "find_spec", lambda name: None)
+
+    with pytest.raises(RequestError, match=rf"^launcher: {kind}; local, or .* pip install 'mom\[sweep\]'$"):
+        check_launcher(launcher_section({"name": kind}))
+
+
+@pytest.mark.parametrize(
+    ("visible", "options", "shares"),
+    [
+        ("0,1,2,3", {"num_workers": None, "gpus_per_job": 1}, ["0", "1", "2", "3"]),
+        ("0,1,2", {"num_workers": None, "gpus_per_job": 2}, ["0,1"]),
+        ("0,1,2,3", {"num_workers": 1, "gpus_per_job": 2}, ["0,1"]),
+        ("", {"num_workers": 3}, [None, None, None]),
+    ],
+)
+def test_shares_of_gpus(
+    monkeypatch: pytest.MonkeyPatch, visible: str, options: dict[str, Any], shares: list[str | None]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+
+    assert of_launch._shares(JoblibConfig(name="joblib", **options)) == shares
+
+
+def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+
+    with pytest.raises(
+        RequestError, match=r"^launcher.gpus_per_job: 1; GPUs for 3 jobs at a time; 2 can be seen$"
+    ):
+        check_launcher(JoblibConfig(name="joblib", num_workers=3, gpus_per_job=1))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RequestError, match=r"GPUs for 1 jobs at a time; 0 can be seen$"):
+        check_launcher(JoblibConfig(name="joblib", num_workers=None, gpus_per_job=1))
+
+
+def test_options_of_another_launcher_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"^launcher.num_workers: 2; no such option"):
+        launcher_section({"name": "local", "num_workers": 2})
+    with pytest.raises(RequestError, match=r"^launcher.name: slrm; did you mean slurm\?"):
+        launcher_section({"name": "slrm"})
+    with pytest.raises(RequestError, match=r"^launcher.num_workers: null; "):
+        launcher_section({"name": "joblib", "num_workers": None})
