@@ -7,13 +7,12 @@ imported once a model is asked for.
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 
-    __version__: str
+__version__ = "0.2.0.dev0"  # read by the build, recorded by runs and exports
 
 __all__ = ["MoMConfig", "MoMForCausalLM", "MoMForSequenceClassification", "__version__"]
 
@@ -26,16 +25,9 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     """Load a public name when it is first asked for (PEP 562)."""
-    if name == "__version__":
-        try:
-            value: Any = version("mom")
-        except PackageNotFoundError:  # read from a source tree that was never installed
-            value = "0+unknown"
-    elif name in _HOME:
-        value = getattr(import_module(_HOME[name]), name)
-    else:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value
+    value = globals()[name] = getattr(import_module(_HOME[name]), name)
     return value
 
 

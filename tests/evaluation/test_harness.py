@@ -189,7 +189,7 @@ def test_a_group_or_an_unknown_name_takes_all_files(monkeypatch):
 def test_without_the_extra_it_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(
-        RequestError, match=r"^harness: lm-eval is not installed; pip install 'mom\[harness\]'"
+        RequestError, match=r"^harness: lm-eval is not installed; pip install 'mixture-of-modules\[harness\]'"
     ):
         adapter(model, small_tokenizer(), 1)
 

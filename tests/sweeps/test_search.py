@@ -125,7 +125,7 @@ def test_without_optuna_a_search_is_refused(
     monkeypatch.setattr(of_search.importlib.util, "find_spec", lambda name: None)
 
     assert launch(*LINE) == 2
-    assert "pip install 'mom[sweep]'" in capsys.readouterr().err
+    assert "pip install 'mixture-of-modules[sweep]'" in capsys.readouterr().err
     assert not any(Path().iterdir())
 
 

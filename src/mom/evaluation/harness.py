@@ -1,4 +1,4 @@
-"""The evaluation harness (lm-eval) over a model in memory. An optional extra: ``pip install 'mom[harness]'``."""
+"""The evaluation harness (lm-eval) over a model in memory; needs ``pip install 'mixture-of-modules[harness]'``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def adapter(model: MoMForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_siz
         from lm_eval.models.huggingface import HFLM
     except ImportError as reason:
         raise RequestError(
-            "harness", "lm-eval is not installed", f"pip install 'mom[harness]' ({reason})"
+            "harness", "lm-eval is not installed", f"pip install 'mixture-of-modules[harness]' ({reason})"
         ) from reason
     # It warns that a model in memory is not a name, and that we start it in one process.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)

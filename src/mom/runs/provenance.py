@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from mom import __version__
+
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "numpy")
 
 
@@ -26,7 +28,7 @@ def provenance(data: object = None) -> dict[str, Any]:
     """
     cuda = torch.cuda.is_available()
     return {
-        "code": {"version": metadata.version("mom"), **_commit(Path(__file__).parent)},
+        "code": {"version": __version__, **_commit(Path(__file__).parent)},
         "environment": {
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in LIBRARIES},

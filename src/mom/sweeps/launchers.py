@@ -31,7 +31,9 @@ def check_launcher(launcher: LauncherConfig) -> None:
     library = {"joblib": "joblib", "slurm": "submitit"}.get(launcher.name)
     if library is not None and importlib.util.find_spec(library) is None:
         raise RequestError(
-            "launcher", launcher.name, f"local, or {library} installed: pip install 'mom[sweep]'"
+            "launcher",
+            launcher.name,
+            f"local, or {library} installed: pip install 'mixture-of-modules[sweep]'",
         )
     if isinstance(launcher, JoblibConfig):
         _shares(launcher)

@@ -48,7 +48,9 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
     """
     if importlib.util.find_spec("optuna") is None:
         raise RequestError(
-            "search", config.search.sampler, "null, or optuna installed: pip install 'mom[sweep]'"
+            "search",
+            config.search.sampler,
+            "null, or optuna installed: pip install 'mixture-of-modules[sweep]'",
         )
     options, launcher = _sections(config)
     check_launcher(launcher)

@@ -34,7 +34,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as reason:
-        raise RequestError("task", "dashboard", "pip install mom[dashboard] first") from reason
+        raise RequestError(
+            "task", "dashboard", "pip install 'mixture-of-modules[dashboard]' first"
+        ) from reason
     offline = is_offline()
     entity = task.entity
     if entity is None and not offline:
