@@ -109,7 +109,9 @@ def test_a_cluster_that_is_not_here_is_refused(place: Path) -> None:
 def test_a_library_that_is_missing_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(of_launch.importlib.util, "find_spec", lambda name: None)
 
-    with pytest.raises(RequestError, match=rf"^launcher: {kind}; local, or .* pip install 'mom\[sweep\]'$"):
+    with pytest.raises(
+        RequestError, match=rf"^launcher: {kind}; local, or .* pip install 'mixture-of-modules\[sweep\]'$"
+    ):
         check_launcher(launcher_section({"name": kind}))
 
 
