@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import mom
+
+SOURCES = Path(__file__).resolve().parents[1] / "src"
 
 
 def test_importing_mom_imports_no_heavy_library() -> None:
@@ -37,6 +40,19 @@ def test_the_version_is_the_installed_one() -> None:
 def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         mom.Nothing  # noqa: B018
+
+
+def test_no_module_needs_what_only_posix_has() -> None:
+    posix = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "termios"}
+    found = {
+        f"{path.relative_to(SOURCES)} imports {name}"
+        for path in SOURCES.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in ([alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module])
+        if name in posix
+    }
+    assert not found
 
 
 def test_every_file_that_is_no_python_is_in_the_package() -> None:

@@ -192,3 +192,20 @@ def test_a_job_whose_process_is_gone_is_marked(tmp_path: Path) -> None:
     settle_abandoned(job)
 
     assert (job.state, error(job)) == ("interrupted", "its process is gone")
+
+
+def test_an_error_of_the_sweep_ends_the_job_before_its_lock_is_released(tmp_path: Path) -> None:
+    job = a_job(tmp_path / "0")
+    job.folder.mkdir()
+    os.mkfifo(job.folder / "news")
+    pids: list[int] = []
+
+    def fail(_: Job) -> None:
+        pids.append(int((job.folder / "news").read_text()))
+        raise RuntimeError("no console")
+
+    code = "import os, sys, time\n" + STUBBORN.splitlines()[3].replace('"here"', "str(os.getpid())")
+    with pytest.raises(RuntimeError, match="no console"):
+        run(job, code + "\ntime.sleep(600)", started=fail)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)

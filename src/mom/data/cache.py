@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import filelock
 
 from mom.errors import RequestError
+from mom.runs.lock import folder_lock
 
 if TYPE_CHECKING:
     from mom.config import DataConfig
@@ -48,13 +49,9 @@ def cache_errors(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def lock_of(folder: Path) -> filelock.BaseFileLock:
-    return filelock.FileLock(folder.parent / f".{folder.name}.lock")
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    lock = lock_of(folder)
+    lock = folder_lock(folder)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
@@ -90,7 +87,7 @@ def remove_unfinished(folder: Path) -> None:
             shutil.rmtree(leftover, ignore_errors=True)
             continue
         try:
-            with lock_of(folder.parent / name).acquire(timeout=0):
+            with folder_lock(folder.parent / name).acquire(timeout=0):
                 shutil.rmtree(leftover, ignore_errors=True)
         except filelock.Timeout:
             pass  # someone is at work there

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from mom.runs.directory import RunDirectory, holds_checkpoints, process_rank
+from mom.runs.lock import hold
 from mom.sweeps.jobs import Job
 
 OUTPUT = "output.txt"
@@ -47,8 +45,8 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
         job.folder.mkdir(parents=True, exist_ok=True)
         _wait(_start(job, command, _overrides(job)), stop)
         return
-    with _lock(job.folder, stop) as lock:
-        if lock is None or stop.requests or job.state == "succeeded":
+    with hold(job.folder, lambda: stop.requests > 0) as descriptors:
+        if descriptors is None or stop.requests or job.state == "succeeded":
             return
         overrides = _overrides(job)
         if not job.resumes and job.folder.exists():
@@ -56,46 +54,27 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
         job.folder.mkdir(parents=True, exist_ok=True)
         # A process that ends before it can say how must not leave the state of the attempt before.
         (job.folder / "status.json").unlink(missing_ok=True)
-        process = _start(job, command, overrides, lock)
-        started(job)
-        code = _wait(process, stop)
+        process = _start(job, command, overrides, descriptors)
+        try:
+            started(job)
+            code = _wait(process, stop)
+        except BaseException:
+            process.terminate()  # the lock must not be released while the job still writes its folder
+            process.wait()
+            raise
         _settle(job, code, stopped=stop.requests > 0)
 
 
 def settle_abandoned(job: Job) -> None:
     """Mark a job whose process is gone without having said how it ended."""
-    with _lock(job.folder, Stop(requests=1)) as lock:
-        if lock is not None and job.state == "running":
+    with hold(job.folder, lambda: True) as descriptors:
+        if descriptors is not None and job.state == "running":
             RunDirectory(job.folder).status("interrupted", "its process is gone")
 
 
 def this_program() -> tuple[str, ...]:
     """What starts the program that is running."""
     return (sys.executable, os.path.abspath(sys.argv[0]))
-
-
-@contextlib.contextmanager
-def _lock(folder: Path, stop: Stop) -> Iterator[int | None]:
-    """Hold the lock of a job; yields its descriptor, or None if another process holds it and we shall stop."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT)
-    try:
-        held = _try_lock(descriptor)
-        while not held and not stop.requests:
-            time.sleep(_POLL_SECONDS)
-            held = _try_lock(descriptor)
-        yield descriptor if held else None
-    finally:
-        os.close(descriptor)
-
-
-def _try_lock(descriptor: int) -> bool:
-    # A lock of flock belongs to the open file, which the job's process inherits: it is held until both closed it.
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _overrides(job: Job) -> list[str]:
@@ -110,7 +89,7 @@ def _overrides(job: Job) -> list[str]:
 
 
 def _start(
-    job: Job, command: tuple[str, ...], overrides: list[str], *kept_open: int
+    job: Job, command: tuple[str, ...], overrides: list[str], kept_open: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
     """Start the job's process, what it prints going to a file."""
     with (job.folder / OUTPUT).open("ab") as output:
@@ -145,7 +124,7 @@ def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
         except subprocess.TimeoutExpired:
             if stop.requests > passed_on:
                 passed_on += 1
-                process.send_signal(signal.SIGTERM if passed_on < 3 else signal.SIGKILL)
+                process.terminate() if passed_on < 3 else process.kill()
 
 
 def _settle(job: Job, code: int, *, stopped: bool) -> None:

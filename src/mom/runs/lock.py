@@ -1,0 +1,48 @@
+"""Locks on folders, shared by processes. The system releases a lock when its last holder exits, even if killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import filelock
+
+_POLL_SECONDS = 0.1
+
+
+def folder_lock(folder: Path, on_acquired: Callable[[int], None] | None = None) -> filelock.FileLock:
+    """Return the lock of a folder that may not exist yet: a file next to it, which stays there.
+
+    Args:
+        folder: the folder.
+        on_acquired: called with the lock's file descriptor.
+    """
+    return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), on_acquired=on_acquired)
+
+
+@contextlib.contextmanager
+def hold(folder: Path, should_stop: Callable[[], bool]) -> Iterator[tuple[int, ...] | None]:
+    """Hold the lock of a folder, waiting for it until asked to stop.
+
+    A child process that is started with the descriptors (``subprocess.Popen(pass_fds=…)``) holds the lock too, and
+    keeps it if this process is killed. Windows has no such inheritance: there the lock is this process's alone.
+
+    Args:
+        folder: the folder, which may not exist yet.
+        should_stop: checked while another process holds the lock; the lock is tried once in any case.
+
+    Yields:
+        the descriptors for the child process, or None if the lock was not acquired.
+    """
+    descriptors: list[int] = []
+    lock = folder_lock(folder, descriptors.append)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(filelock.Timeout):
+        lock.acquire(poll_interval=_POLL_SECONDS, cancel_check=should_stop)
+    inherited = tuple(descriptors) if os.name == "posix" else ()
+    try:
+        yield inherited if lock.is_locked else None
+    finally:
+        lock.release()
