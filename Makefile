@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check bench dashboard clean
+.PHONY: help install demo test format lint check docs bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,12 +31,22 @@ demo: install ## Run the quickstart: plain transformer, upcycled, trained on as 
 test: install ## Run the whole test suite (ARGS="-k router" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-check: install ## Check format, lint, types, spelling, and notebooks without outputs
-	$(BIN)/ruff format --check .
+format: install ## Format the code, fix what the linter can fix, and strip notebooks' outputs
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+	$(BIN)/nbstripout notebooks/*.ipynb
+
+lint: install ## Lint, check types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/codespell
+
+check: lint ## Lint, and check that code and notebooks are formatted
+	$(BIN)/ruff format --check .
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+docs: install ## Build the documentation into site/, warnings being errors (ARGS=-v for more)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
 bench: install ## Time models beside GPT-2, a dense stack and a matrix product (ARGS="--size small")
 	$(BIN)/python -m benchmarks.bench $(ARGS)
@@ -45,5 +55,5 @@ dashboard: install ## Make a workspace at Weights & Biases (ARGS="task.project=m
 	$(BIN)/python run.py task=dashboard $(ARGS)
 
 clean: ## Remove caches and builds; runs and .venv stay
-	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
