@@ -9,10 +9,12 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 import mom
 
-SOURCES = Path(__file__).resolve().parents[1] / "src"
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "src"
 
 
 def test_importing_mom_imports_no_heavy_library() -> None:
@@ -55,12 +57,17 @@ def test_no_module_needs_what_only_posix_has() -> None:
     assert not found
 
 
+def test_hooks_have_the_locked_versions() -> None:
+    locked = set((ROOT / "requirements.lock").read_text().splitlines())
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert {package for hook in hooks for package in hook["additional_dependencies"]} <= locked
+
+
 def test_every_file_that_is_no_python_is_in_the_package() -> None:
-    root = Path(__file__).resolve().parents[1]
-    patterns = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "mom"
     ]
-    package = root / "src" / "mom"
+    package = SOURCES / "mom"
     packed = {path for pattern in patterns for path in package.glob(pattern)}
     others = {path for path in package.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
 
