@@ -1,4 +1,4 @@
-"""The model against the twin: logits, routing, and the gradient of every parameter."""
+"""The model against the reference: logits, routing, and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from mom.model import pools
+from mom.model.reference import ReferenceMoM, training_loss
 from tests.helpers.models import small_model, tokens
-from tests.twin import twin_logits
 
 LLAMA = [
     {"block": "llama"},
@@ -61,8 +61,8 @@ GRID = [
     [(changes, True) for changes in GRID] + [(changes, False) for changes in (*GRID[::5], *LLAMA)],
     ids=lambda given: "-".join(map(str, given.values())) if isinstance(given, dict) else f"fold={given}",
 )
-def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
-    # LayerNorms are folded into weights or applied to rows by the amount of work; both must be the twin's.
+def test_equals_reference_in_value_and_every_gradient(changes, fold, monkeypatch):
+    # Norms are folded into the weights or applied to rows, whichever is cheaper; both must match.
     monkeypatch.setattr(pools, "worth_folding", lambda *_: fold)
     model = small_model(**changes)
     ids = tokens(2, 7)
@@ -71,21 +71,22 @@ def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
     fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
 
     model.zero_grad()
-    twins = [twin_logits(model, row) for row in ids]
-    logits = torch.stack([logits for logits, _ in twins])
+    reference = ReferenceMoM.from_model(model)
+    references = [reference(row) for row in ids]
+    logits = torch.stack([logits for logits, _ in references])
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
 
     torch.testing.assert_close(output.logits, logits, atol=2e-5, rtol=1e-4)
     steps = [step for decided in output.routing for step in (decided.attention, decided.ffn)]
-    for row, (_, record) in enumerate(twins):
+    for row, (_, rounds) in enumerate(references):
+        record = [choices for decided in rounds for choices in decided]
         assert len(record) == len(steps)
-        for step, chosen in zip(steps, record, strict=True):
-            torch.testing.assert_close(
-                step.scores[row], torch.stack([c[0] for c in chosen]), atol=1e-5, rtol=1e-4
-            )
-            assert step.selected[row].tolist() == [c[1] for c in chosen]
-            expected = torch.stack([torch.stack(list(c[2])) for c in chosen])
-            torch.testing.assert_close(step.weights[row], expected, atol=1e-5, rtol=1e-4)
+        for step, choices in zip(steps, record, strict=True):
+            scores = torch.stack([choice.scores for choice in choices])
+            torch.testing.assert_close(step.scores[row], scores, atol=1e-5, rtol=1e-4)
+            assert step.selected[row].tolist() == [choice.selected for choice in choices]
+            weights = torch.stack([choice.weights for choice in choices])
+            torch.testing.assert_close(step.weights[row], weights, atol=1e-5, rtol=1e-4)
     for name, parameter in model.named_parameters():
         slow = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(
@@ -97,7 +98,7 @@ def test_equals_twin_in_value_and_every_gradient(changes, fold, monkeypatch):
 @pytest.mark.parametrize("skipped_kv", ["zero", "mask"])
 @pytest.mark.parametrize("router", ["gru", "mlp", "linear", "sequential", "random"])
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padded_rows_equal_the_twin_of_the_unpadded(router, skipped_kv, side, block):
+def test_padded_rows_equal_the_reference_of_the_unpadded(router, skipped_kv, side, block):
     model = small_model(router=router, skipped_kv=skipped_kv, top_k=1, block=block)
     lengths, longest = (4, 8, 6), 8
     ids, mask = torch.zeros(3, longest, dtype=torch.long), torch.zeros(3, longest, dtype=torch.long)
@@ -105,6 +106,41 @@ def test_padded_rows_equal_the_twin_of_the_unpadded(router, skipped_kv, side, bl
         at = slice(longest - length, longest) if side == "left" else slice(0, length)
         ids[row, at], mask[row, at] = tokens(1, length, seed=row)[0], 1
     logits = model(input_ids=ids, attention_mask=mask).logits
+    reference = ReferenceMoM.from_model(model)
     for row in range(3):
-        expected, _ = twin_logits(model, ids[row][mask[row].bool()])
+        expected, _ = reference(ids[row][mask[row].bool()])
         torch.testing.assert_close(logits[row][mask[row].bool()], expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"balance_skip": False, "num_stages": 2},
+        {"schedule": "layerwise", "top_k": 1, "absorbing_skip": True},
+        {"router": "random"},
+        {"num_stages": 0},
+    ],
+    ids=str,
+)
+def test_training_loss_equals_the_reference_in_value_and_every_gradient(changes):
+    model = small_model(balance_coefficient=0.5, **changes)
+    ids = tokens(2, 7)
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    expected = training_loss(ReferenceMoM.from_model(model), ids)
+    expected.backward()
+    torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
+    for name, parameter in model.named_parameters():
+        slow = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.testing.assert_close(
+            fast[name], slow, atol=1e-5 + 1e-4 * float(slow.abs().max()), rtol=0, msg=name
+        )
+
+
+@pytest.mark.parametrize("changes", [{"score_function": "identity"}, {"straight_through": True}], ids=str)
+def test_options_of_the_authors_checkpoints_are_refused(changes):
+    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be one of"):
+        ReferenceMoM.from_model(small_model(**changes))
