@@ -1,4 +1,4 @@
-"""Dropped modules: who is dropped, for whom, and that what is left is the twin's."""
+"""Dropped modules: who is dropped, for whom, and that what is left is the reference's."""
 
 from __future__ import annotations
 

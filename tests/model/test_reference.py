@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from mom.model import pools
-from mom.model.reference import ReferenceMoM, training_loss
+from mom.model.reference import ReferenceMoM
 from tests.helpers.models import small_model, tokens
 
 LLAMA = [
@@ -112,6 +112,15 @@ def test_padded_rows_equal_the_reference_of_the_unpadded(router, skipped_kv, sid
         torch.testing.assert_close(logits[row][mask[row].bool()], expected, atol=2e-5, rtol=1e-4)
 
 
+def plain_balance_loss(choices: list, include_skip: bool) -> torch.Tensor:
+    """Return n · Σ f P over the n options of a pool, for the choices of all tokens in all rounds of a stage."""
+    probability = torch.stack([choice.scores for choice in choices]).sum(0)
+    n = len(probability) - (not include_skip)
+    chosen = [i for choice in choices for i in choice.selected if i < n]
+    frequency = torch.tensor([chosen.count(i) / len(chosen) for i in range(n)])
+    return n * (frequency * probability[:n] / probability[:n].sum()).sum()
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -130,7 +139,15 @@ def test_training_loss_equals_the_reference_in_value_and_every_gradient(changes)
     loss.backward()
     fast = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    expected = training_loss(ReferenceMoM.from_model(model), ids)
+    reference = ReferenceMoM.from_model(model)
+    outputs = [reference(row) for row in ids]
+    logits = torch.stack([logits for logits, _ in outputs])
+    expected = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    for first in range(0, model.config.num_stages * 4, 4):
+        for pool in ("attention", "ffn"):
+            rounds = [r for _, routing in outputs for r in routing[first : first + 4]]
+            choices = [choice for r in rounds for choice in getattr(r, pool)]
+            expected = expected + 0.5 * plain_balance_loss(choices, model.config.balance_skip)
     expected.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)
     for name, parameter in model.named_parameters():
@@ -140,7 +157,9 @@ def test_training_loss_equals_the_reference_in_value_and_every_gradient(changes)
         )
 
 
-@pytest.mark.parametrize("changes", [{"score_function": "identity"}, {"straight_through": True}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"score_function": "identity"}, {"straight_through": True}, {"ffn_skip_slots": 2}], ids=str
+)
 def test_options_of_the_authors_checkpoints_are_refused(changes):
-    with pytest.raises(ValueError, match=f"`{next(iter(changes))}` must be one of"):
+    with pytest.raises(ValueError, match="the reference needs softmax scores, one SKIP output"):
         ReferenceMoM.from_model(small_model(**changes))
