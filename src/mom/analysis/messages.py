@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from mom import __version__
 from mom.analysis.interventions import KINDS, Pair, Removal
 from mom.analysis.report.page import PoolTable
 from mom.analysis.statistics import Routing
@@ -164,8 +165,6 @@ def slot_name(row: Mapping[str, Any]) -> str:
 
 def footer(source: str, text: str, fingerprint: str) -> str:
     """How the page was made."""
-    from mom import __version__
-
     return (
         f"Made by mom {__version__}, task=analyze, of {source} on {text} (corpus {fingerprint[:16]}). Rounds, stages, "
         "modules and tokens are counted from 0, as in the routing records. Definitions: docs/analysis.md."
