@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import datetime
 import json
 import platform
@@ -30,6 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks.callbacks import measure_callbacks
 from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
 from benchmarks.naive import naive_loss
+from benchmarks.setting import SIZES, Setting, Size
 from mom.cost.estimate import Usage, flops_per_token
 from mom.cost.machine import keep_freed_memory, peak_memory, synchronize
 from mom.model import MoMConfig, MoMForCausalLM
@@ -37,53 +37,22 @@ from mom.model import MoMConfig, MoMForCausalLM
 MEASURES = ("step", "decode", "memory", "growth", "callbacks")
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """A width with its shapes; ``layers`` is of the GPT-2 beside it."""
-
-    d_model: int
-    num_heads: int
-    vocab_size: int
-    length: int
-    batch: int
-    layers: int
-    matmul: int
-    new_tokens: int
-    sequences: int = 16  # decoded together
-
-    def config(self, **changes: Any) -> MoMConfig:
-        """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
-        fields = {
-            "vocab_size": self.vocab_size,
-            "max_positions": self.length,
-            "d_model": self.d_model,
-            "num_heads": self.num_heads,
-        }
-        return MoMConfig(**fields | changes)
-
-
-SIZES = {
-    "smallest": Size(16, 2, 64, 16, 2, 2, 64, 4),
-    "quickstart": Size(128, 4, 4096, 256, 8, 8, 1024, 512),
-    "small": Size(768, 12, 50257, 1024, 2, 12, 4096, 64),
-    "medium": Size(1024, 16, 50257, 1024, 8, 24, 8192, 128),
-    "large": Size(1280, 20, 50257, 1024, 8, 36, 8192, 128),
-}
-
 Seconds = dict[str, list[float]]
 
 
-class Bench:
-    """One size in one precision on one device."""
+class Bench(Setting):
+    """A setting in which contenders are timed.
+
+    Args:
+        size: widths and shapes.
+        dtype: of the products; other than float32 by autocast.
+        device: ``cpu`` or ``cuda``.
+        repeats: repetitions that are counted.
+    """
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str, repeats: int) -> None:
-        self.size, self.dtype, self.device, self.repeats = size, dtype, device, repeats
-        torch.manual_seed(0)
-        self.ids = torch.randint(size.vocab_size, (size.batch, size.length), device=device)
-
-    def autocast(self) -> torch.autocast:
-        """Mixed precision as the trainer has it."""
-        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
+        super().__init__(size, dtype, device)
+        self.repeats = repeats
 
     def model(self, config: MoMConfig) -> MoMForCausalLM:
         """A fresh model, seeded."""

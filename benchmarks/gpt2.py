@@ -5,17 +5,15 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
 
 from transformers import GPT2Config, GPT2LMHeadModel
 
-if TYPE_CHECKING:
-    from benchmarks.bench import Bench
+from benchmarks.setting import Setting
 
 
-def gpt2_training(bench: Bench) -> Callable[[], None]:
-    """Forward and backward of GPT-2 at the bench's size, on its tokens."""
-    size = bench.size
+def gpt2_training(setting: Setting) -> Callable[[], None]:
+    """Forward and backward of GPT-2 at the setting's size, on its tokens."""
+    size = setting.size
     model = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=size.vocab_size,
@@ -28,11 +26,11 @@ def gpt2_training(bench: Bench) -> Callable[[], None]:
             attn_pdrop=0.0,
         )
     )
-    model.train().to(bench.device)
+    model.train().to(setting.device)
 
     def step() -> None:
-        with bench.autocast():
-            loss = model(input_ids=bench.ids, labels=bench.ids, use_cache=False).loss
+        with setting.autocast():
+            loss = model(input_ids=setting.ids, labels=setting.ids, use_cache=False).loss
         loss.backward()
         model.zero_grad(set_to_none=True)
 
@@ -45,10 +43,10 @@ class GPT2Elsewhere:
     The bench keeps freed memory on the CPU, as this project's training does and transformers' does not.
     """
 
-    def __init__(self, bench: Bench) -> None:
+    def __init__(self, setting: Setting) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, bench), daemon=True)
+        self._process = context.Process(target=_serve, args=(there, setting), daemon=True)
 
     def __enter__(self) -> GPT2Elsewhere:
         self._process.start()
@@ -64,8 +62,8 @@ class GPT2Elsewhere:
         self._process.join()
 
 
-def _serve(pipe: Connection, bench: Bench) -> None:
-    step = gpt2_training(bench)
+def _serve(pipe: Connection, setting: Setting) -> None:
+    step = gpt2_training(setting)
     while pipe.recv():
         step()
         pipe.send(True)

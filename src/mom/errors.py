@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 
 class RequestError(ValueError):
     """A wrong request, told in one line: which option, what was given, what is allowed.
@@ -35,3 +38,30 @@ class JobsFailed(Exception):
 
     def __init__(self, failed: int, jobs: int) -> None:
         super().__init__(f"{failed} of {jobs} jobs failed")
+
+
+def as_written(value: object) -> str:
+    """A value as the user would write it in YAML: ``null``, ``true``, ``abc``, ``[1, 2]``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(as_written(item) for item in value) + "]"
+    if isinstance(value, str) and not value:
+        return "''"
+    return " ".join(str(value).split())
+
+
+def nearest(name: str, names: Iterable[str]) -> str | None:
+    """The name that ``name`` is most likely a misspelling of, or None if nothing is near."""
+    folded = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
+    return folded[close[0]] if close else None
+
+
+def one_of(name: object, names: Sequence[str]) -> str:
+    """``one of a, b, c``, led by the nearest spelling if ``name`` looks like a slip."""
+    close = nearest(str(name), names)
+    listed = f"one of {', '.join(names)}" if names else "nothing"
+    return f"did you mean {close}? {listed}" if close else listed

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from mom.analysis.interventions import (
-    Module,
-    Removal,
     can_spare,
     mean_loss,
     measure_removal,
@@ -22,6 +20,7 @@ from mom.analysis.interventions import (
     weight_similarity,
     without,
 )
+from mom.metrics.modules import Module, Removal
 from mom.model import MoMForCausalLM
 from tests.helpers.models import small_model, tokens
 from tests.model.test_without import built_without

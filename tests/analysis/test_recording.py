@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.analysis.recording import batches_of, depths, windows_of
-from mom.metrics.routing import collect, depth_metrics, depth_sums
+from mom.metrics.depth import depth_metrics, depth_sums
+from mom.metrics.sums import collect
 from tests.analysis.recorded import END, some_ids, token_file
 from tests.helpers.models import small_model, tokens
 

@@ -10,7 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mom.callbacks import RoutingFigures, RoutingStatistics
 from mom.callbacks import figures as callback
-from mom.callbacks.figure_sums import depth_bins, moments_by, pool_sums, token_depths
+from mom.metrics.depth import depth_bins, moments_by, token_depths
+from mom.metrics.routing import pool_sums
 from mom.plots import depth as depth_figures
 from mom.plots import routing as figures
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch

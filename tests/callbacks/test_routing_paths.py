@@ -10,8 +10,8 @@ from lightning.pytorch.loggers import CSVLogger
 
 from mom.callbacks import RoutingPaths
 from mom.callbacks import routing_paths as paths
-from mom.callbacks.routing_paths import agreement_sums, path_keys
 from mom.errors import RequestError
+from mom.metrics.routing import agreement_sums, path_keys
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 from tests.metrics.test_routing import ROUNDS, STAGES, random_pass
 

@@ -7,7 +7,9 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import EffectiveDepth, RoutingStatistics
-from mom.metrics.routing import add, collect, depth_metrics, depth_sums, routing_metrics, routing_sums
+from mom.metrics.depth import depth_metrics, depth_sums
+from mom.metrics.routing import routing_metrics, routing_sums
+from mom.metrics.sums import add, collect
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 

@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 import pytest
 
-from mom.config.checks import as_written, conform, describe, in_range, is_plain, known_names, nearest, one_of
-from mom.errors import RequestError
+from mom.config.checks import conform, describe, in_range, is_plain, known_names
+from mom.errors import RequestError, as_written, nearest, one_of
 
 FITTING: list[tuple[Any, Any, Any]] = [
     (3, int, 3),

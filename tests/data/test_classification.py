@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from mom.config import GlueConfig
-from mom.data.classification import GlueDataModule, truncate
 from mom.data.examples import pad
+from mom.data.glue import GlueDataModule, truncate
 from mom.errors import RequestError
 from tests.helpers.checkpoints import small_tokenizer
 from tests.helpers.glue_files import sentences, write_glue

@@ -10,8 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mom.data.resumable import ResumableSampler
 from mom.data.token_files import TokenFile, TokenWriter
-from mom.data.windows import ResumableSampler, TokenWindows
+from mom.data.windows import TokenWindows
 from mom.errors import RequestError
 
 

@@ -22,9 +22,9 @@ from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training import trainer as fit
 from mom.training.checkpoint import LAST, AtomicCheckpointIO, last_checkpoint
+from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
-from mom.training.trainer import fit_phase
-from tests.helpers.runs import tiny_request
+from tests.helpers.runs import CHANGES, tiny_request
 
 STEPS = 4
 
@@ -222,7 +222,6 @@ def saving(folder: Path, name: str) -> None:
 
 def _pretrain(folder: Path, name: str, extra: Callable[[str], list[Callback]]) -> None:
     from mom.tasks import pretrain
-    from tests.tasks.test_pretrain_resume import CHANGES
 
     build = fit.build_callbacks
     fit.build_callbacks = lambda config, its, logs: [*extra(its), *build(config, its, logs)]

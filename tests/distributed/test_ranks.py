@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.data.windows import ResumableSampler
+from mom.data.resumable import ResumableSampler
 from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
 from tests.distributed.launch import launch, launch_all

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mom.evaluation.report import print_report, results_table
+from mom.console import print_report
+from mom.evaluation.report import results_table
 
 
 def text_of(columns, caption=None) -> str:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from mom.data.tokenizer import train_tokenizer
-from mom.interop.tokenizer import save_tokenizer
+from mom.data.tokenizer import save_tokenizer, train_tokenizer
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.runs.directory import RunDirectory
 from tests.helpers.models import small_model

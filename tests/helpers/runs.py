@@ -174,3 +174,16 @@ def write_record(
     error = None if state == "succeeded" else {"type": "ValueError", "message": "loss\nis NaN"}
     (folder / "status.json").write_text(json.dumps({"state": state, "error": error}))
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+CHANGES = {
+    "model": {"dropout": 0.1, "module_dropout": 0.3},
+    "callbacks": {
+        "router_noise": {"_target_": "mom.callbacks.RouterNoise", "scale": 1.0, "steps": 4},
+        "top_k_growth": {"_target_": "mom.callbacks.TopKGrowth", "at": [4]},
+    },
+    "router": {"balance_bias_rate": 0.05},
+    "task": {"plain_steps": 5},
+    "trainer": {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3},
+}
+"""Changes of :func:`tiny_request` that make a short pre-training in three phases."""

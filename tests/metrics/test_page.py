@@ -16,7 +16,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.metrics.names import FIGURES, SAMPLES, SECTIONS, SUMMARY, TRAINING
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training.trainer import fit_phase
+from mom.training.fit import fit_phase
 from tests.helpers.runs import tiny_request
 from tests.helpers.wandb_files import read_records
 

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from mom.metrics.routing import (
-    add,
-    collect,
-    depth_metrics,
-    depth_sums,
-    routing_metrics,
-    routing_sums,
-    use_by_slot,
-)
+from mom.metrics.depth import depth_metrics, depth_sums
+from mom.metrics.routing import routing_metrics, routing_sums, use_by_slot
+from mom.metrics.sums import add, collect
 from mom.model import RoundRouting, Routing
 from mom.model.balance import balance_loss
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.metrics.routing import depth_metrics, depth_sums
+from mom.metrics.depth import depth_metrics, depth_sums
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 

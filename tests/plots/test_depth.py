@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mom.metrics import depth as depth_metrics
 from mom.plots import depth as depth_figures
 from tests.plots.test_routing import RUN, texts
 
@@ -23,7 +24,7 @@ def test_bins_of_frequency_weigh_every_token():
     depths = rng.integers(4, 20, size=5000) / 2 + (kinds == 1)
     tokens = np.bincount(kinds, minlength=310)
     sums = [np.bincount(kinds, weights=one, minlength=310) for one in (depths, depths**2)]
-    binned = depth_figures.binned_by_frequency(tokens, *sums)
+    binned = depth_metrics.binned_by_frequency(tokens, *sums)
     assert binned.tokens.sum() == 5000
     frequency = 1e6 * tokens[kinds] / 5000
     for index, (low, high) in enumerate(zip(binned.edges[:-1], binned.edges[1:], strict=True)):
@@ -34,11 +35,11 @@ def test_bins_of_frequency_weigh_every_token():
             assert binned.std()[index] == pytest.approx(own.std(), abs=1e-6)
     line = depth_figures.depth_by_frequency({"effective": binned}).axes[0].lines[0]
     np.testing.assert_allclose(line.get_ydata(), binned.mean()[binned.tokens > 0])
-    assert depth_figures.binned_by_frequency(np.zeros(3), np.zeros(3), np.zeros(3)).tokens.sum() == 0
+    assert depth_metrics.binned_by_frequency(np.zeros(3), np.zeros(3), np.zeros(3)).tokens.sum() == 0
 
 
 def test_depth_by_loss_leaves_empty_bins_out():
-    binned = depth_figures.Binned([0, 1, 2, 3], [2, 0, 1], [10.0, 0, 7.0], [52.0, 0, 49.0])
+    binned = depth_metrics.Binned([0, 1, 2, 3], [2, 0, 1], [10.0, 0, 7.0], [52.0, 0, 49.0])
     assert binned.mean()[[0, 2]].tolist() == [5, 7] and np.isnan(binned.mean()[1])
     assert binned.std()[[0, 2]].tolist() == [1, 0]
     figure = depth_figures.depth_by_loss({"effective": binned, "attention": binned}, run=RUN)

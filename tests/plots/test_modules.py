@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mom.analysis.interventions import Module, Pair, Removal
+from mom.metrics.modules import Module, Pair, Removal
 from mom.plots.modules import removal, similarity
 from mom.plots.style import png
 

@@ -13,7 +13,8 @@ import yaml
 
 from mom.errors import RequestError
 from mom.runs import directory as run_directory
-from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir, write_json_atomic
+from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir
+from mom.runs.files import write_json_atomic
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,7 @@ def test_a_trial_that_fails_is_told(launch: Launch, capsys: pytest.CaptureFixtur
         (["search=tpe"], "search: tpe; the flag -m, "),
         (["callbacks@x=none"], "callbacks@x: none; "),
         (
-            ["+callbacks.prune={_target_: mom.callbacks.PruneTrial, journal: 3, trial: 1}"],
+            ["+callbacks.prune={_target_: mom.sweeps.pruning.PruneTrial, journal: 3, trial: 1}"],
             "callbacks.prune.journal: 3; a text",
         ),
     ],

@@ -11,7 +11,7 @@ import torch
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.data.classification import GlueDataModule
+from mom.data.glue import GlueDataModule
 from mom.errors import RequestError
 from mom.interop import load_classifier
 from mom.runs.directory import RunDirectory

@@ -12,10 +12,10 @@ import torch
 
 from mom.config import bind
 from mom.errors import RequestError
+from mom.evaluation.xsum import rouge
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
-from mom.training.summarization import rouge
 from tests.helpers.checkpoints import request, write_run
 from tests.helpers.runs import OPTIMIZER
 from tests.helpers.xsum_files import articles, write_xsum

@@ -17,20 +17,10 @@ from mom.tasks import pretrain
 from mom.training import trainer as fit
 from tests.distributed.launch import launch
 from tests.distributed.scenarios import KillAt, is_timed
-from tests.helpers.runs import tiny_request
+from tests.helpers.runs import CHANGES, tiny_request
 
 # Dropout, biases, noise, a growing K, accumulation and validations inside a window: everything that a careless
 # resume would shift.
-CHANGES = {
-    "model": {"dropout": 0.1, "module_dropout": 0.3},
-    "callbacks": {
-        "router_noise": {"_target_": "mom.callbacks.RouterNoise", "scale": 1.0, "steps": 4},
-        "top_k_growth": {"_target_": "mom.callbacks.TopKGrowth", "at": [4]},
-    },
-    "router": {"balance_bias_rate": 0.05},
-    "task": {"plain_steps": 5},
-    "trainer": {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3},
-}
 PHASES = {"plain": "plain", "baseline": "baseline", "mom": "."}
 
 

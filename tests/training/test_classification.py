@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mom.metrics.glue import build_metrics, percent
 from mom.model import MoMForSequenceClassification
 from mom.tasks.finetune import class_weights
-from mom.training.classification import ClassificationModule, build_metrics, percent
+from mom.training.classification import ClassificationModule
 from tests.helpers.models import small_config
 from tests.helpers.runs import OPTIMIZER, FixedBatches, plain_trainer
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import rouge_score
 
-from mom.training.summarization import generate_summaries, lead_sentence, rouge
+from mom.evaluation.xsum import generate_summaries, lead_sentence, rouge
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.models import small_model
 

@@ -19,7 +19,8 @@ from mom.model.modeling import MoMModel
 from mom.runs.directory import RunDirectory
 from mom.training import trainer as fit
 from mom.training.checkpoint import read_checkpoint
-from mom.training.trainer import build_callbacks, fit_phase
+from mom.training.fit import fit_phase
+from mom.training.trainer import build_callbacks
 from tests.helpers.runs import tiny_request
 
 

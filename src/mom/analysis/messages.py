@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from mom import __version__
-from mom.analysis.interventions import KINDS, Pair, Removal
 from mom.analysis.report.page import PoolTable
 from mom.analysis.statistics import Routing
 from mom.analysis.tables import Rows
 from mom.analysis.traces import Header
+from mom.metrics.depth import Binned
+from mom.metrics.modules import KINDS, Pair, Removal
 from mom.metrics.routing import POOLS
-from mom.plots.depth import Binned
 
 # Metric, what it is called, how it is written, what it means.
 _FACTS = (

@@ -94,7 +94,7 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
 
 
 def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
-    """Each token's own depths, [B, T]; over tokens their means are :func:`~mom.metrics.routing.depth_metrics`.
+    """Each token's own depths, [B, T]; over tokens their means are :func:`~mom.metrics.depth.depth_metrics`.
 
     Args:
         routing: the records of all rounds, one at least.

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mom.analysis.traces import Traces
+from mom.metrics.depth import Binned, binned_by_frequency
 from mom.metrics.routing import POOLS
-from mom.plots.depth import Binned, binned_by_frequency
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]

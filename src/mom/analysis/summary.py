@@ -6,12 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mom.analysis.interventions import Pair, Removal
 from mom.analysis.messages import describe_binned, describe_removal, describe_similarity, describe_use
 from mom.analysis.report.page import ReportFigure
 from mom.analysis.statistics import Depths, Routing
 from mom.analysis.traces import Header
 from mom.cost.estimate import Usage, flops_per_token, num_parameters
+from mom.metrics.modules import Pair, Removal
 from mom.metrics.routing import POOLS
 from mom.model import MoMForCausalLM
 from mom.plots import depth as depth_figures

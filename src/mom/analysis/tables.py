@@ -10,10 +10,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from mom.analysis.interventions import Module, Pair, Removal
 from mom.analysis.statistics import Routing, top_tokens
 from mom.analysis.traces import Header
-from mom.runs.directory import write_json_atomic, write_text_atomic
+from mom.metrics.modules import Module, Pair, Removal
+from mom.runs.files import write_json_atomic, write_text_atomic
 
 Rows = list[dict[str, Any]]
 JSON = "tables.json"

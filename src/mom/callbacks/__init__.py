@@ -1,23 +1,20 @@
 """Lightning callbacks: routing statistics, throughput, checkpoints, progress."""
 
 from mom.callbacks.balance_bias import BalanceBias
-from mom.callbacks.checkpoints import LastCheckpoint
+from mom.callbacks.checkpoints import FinalValidation, LastCheckpoint
 from mom.callbacks.effective_depth import EffectiveDepth
 from mom.callbacks.figures import RoutingFigures
-from mom.callbacks.final_validation import FinalValidation
 from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
-from mom.callbacks.random_state import RandomState
 from mom.callbacks.ranks import RankAgreement
+from mom.callbacks.resume import RandomState, StoppedEarly
 from mom.callbacks.router_noise import RouterNoise
 from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_paths import RoutingPaths
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
-from mom.callbacks.stopped_early import StoppedEarly
 from mom.callbacks.throughput import ThroughputMonitor
 from mom.callbacks.top_k_growth import TopKGrowth
-from mom.sweeps.pruning import PruneTrial
 
 __all__ = [
     "BalanceBias",
@@ -26,7 +23,6 @@ __all__ = [
     "GeneratedSamples",
     "LastCheckpoint",
     "NonFinite",
-    "PruneTrial",
     "RandomState",
     "RankAgreement",
     "RouterNoise",

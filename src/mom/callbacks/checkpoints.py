@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 INSIDE_ACCUMULATION = "inside_accumulation"
@@ -91,3 +91,16 @@ class LastCheckpoint(Checkpoint):
         self._saved_step = trainer.global_step
         self._due = False
         trainer.save_checkpoint(self.path)
+
+
+class FinalValidation(Callback):
+    """Ends training with a validation, whatever ``val_check_interval`` is.
+
+    Lightning validates before it stops when ``trainer.should_stop`` is set, so the final numbers are those of
+    the final weights and the last step can become the best checkpoint.
+    """
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
+        """Ask for the stop, and so for the validation, at ``max_steps``."""
+        if trainer.global_step >= trainer.max_steps > 0:
+            trainer.should_stop = True

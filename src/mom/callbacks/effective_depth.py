@@ -9,7 +9,9 @@ from lightning.pytorch import LightningModule
 
 from mom.callbacks.window import WindowedStatistics, config_of, forward_flops
 from mom.cost.estimate import Usage
-from mom.metrics.routing import POOLS, Sums, Totals, depth_metrics, depth_sums
+from mom.metrics.depth import depth_metrics, depth_sums
+from mom.metrics.routing import POOLS
+from mom.metrics.sums import Sums, Totals
 
 
 class EffectiveDepth(WindowedStatistics):
@@ -18,7 +20,7 @@ class EffectiveDepth(WindowedStatistics):
     ``depth/effective`` with ``depth/effective_{std,q10,q50,q90}`` over tokens, ``depth/effective_attention``,
     ``depth/effective_ffn``, ``depth/weighted``, ``depth/modules_per_token`` and ``depth/graph``, each in
     blocks (``modules_per_token``: in modules, a plain block counting 2);
-    :func:`mom.metrics.routing.depth_metrics` defines each. Padding never counts. For a plain transformer
+    :func:`mom.metrics.depth.depth_metrics` defines each. Padding never counts. For a plain transformer
     every depth equals the graph's.
 
     From the same counts ``compute/flops_per_token``, the FLOPs of a forward pass (:mod:`mom.cost.estimate`) at

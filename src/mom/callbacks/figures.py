@@ -11,18 +11,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
-from mom.callbacks.figure_sums import (
-    LOSS_EDGES,
-    bin_depths,
-    depth_bins,
-    moments_by,
-    pool_sums,
-    token_depths,
-)
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.window import config_of
 from mom.config.checks import in_range
-from mom.metrics.routing import POOLS, Sums, Totals, add, collect
+from mom.metrics.depth import (
+    LOSS_EDGES,
+    Binned,
+    bin_depths,
+    binned_by_frequency,
+    depth_bins,
+    moments_by,
+    token_depths,
+)
+from mom.metrics.routing import POOLS, pool_sums
+from mom.metrics.sums import Sums, Totals, add, collect
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -185,7 +187,7 @@ def _drawings(
             spread, run=run, graph_depth=config.graph_depth
         ),
         "depth_by_frequency": lambda: depth_figures.depth_by_frequency(
-            {name: depth_figures.binned_by_frequency(*_moments(totals, "type", name)) for name in spread},
+            {name: binned_by_frequency(*_moments(totals, "type", name)) for name in spread},
             run=run,
         ),
     }
@@ -193,7 +195,7 @@ def _drawings(
         del drawings["module_flow"]
     if "loss/tokens" in totals and totals["loss/tokens"].sum() > 0:
         drawings["depth_by_loss"] = lambda: depth_figures.depth_by_loss(
-            {name: depth_figures.Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in spread},
+            {name: Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in spread},
             run=run,
         )
     if len(history.get("steps", ())) > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from mom.callbacks.window import WindowedStatistics, config_of, is_logged_at_interval
 from mom.config.checks import in_range
-from mom.metrics.routing import POOLS, PoolRecord, RoundRecord, Sums, Totals
+from mom.metrics.routing import POOLS, agreement_sums, distinct_sums, path_keys
+from mom.metrics.sums import Sums, Totals
 
 THOUSAND = 1000
 
@@ -82,51 +83,3 @@ class RoutingPaths(WindowedStatistics):
         """Tell the loggers here: what is logged through Lightning it repeats at every logged step that follows."""
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts the step under way
-
-
-def agreement_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_stages: int) -> Sums:
-    """How often the first choice is that of the round before.
-
-    Args:
-        choices: one kind of pool's records of all rounds, stages in order (R, a multiple of ``num_stages``).
-        mask: [B, T] boolean, true where there is a token and not padding.
-        num_stages: S; the first round of a stage follows none.
-
-    Returns:
-        ``pairs``, token-steps with a round before; ``agreeing``, those that chose the same first.
-    """
-    real = mask.bool()
-    first = torch.stack([choice.selected[..., 0] for choice in choices])  # (R, B, T)
-    first = first.view(num_stages, -1, *real.shape)  # (S, H, B, T)
-    same = (first[:, 1:] == first[:, :-1]) & real  # (S, H-1, B, T)
-    return {"pairs": real.sum() * same.shape[0] * same.shape[1], "agreeing": same.sum()}
-
-
-def path_keys(routing: Sequence[RoundRecord]) -> Tensor:
-    """A number for every token that is the same for the same path, [B, T], int64.
-
-    A random linear function of the choices, sorted within a step, modulo 2^64: two paths that differ get the same
-    number with a probability of about 2^-63. Seeded, so that ranks and windows agree.
-    """
-    steps = [
-        getattr(record, pool).selected.sort(dim=-1).values for record in routing for pool in POOLS
-    ]  # 2R of (B, T, K)
-    choices = torch.cat(steps, dim=-1)  # (B, T, sum of K)
-    generator = torch.Generator().manual_seed(0)
-    factors = torch.randint(-(2**63), 2**63 - 1, (choices.shape[-1],), generator=generator)
-    return (choices * factors.to(choices.device)).sum(dim=-1)
-
-
-def distinct_sums(keys: Tensor) -> Sums:
-    """Different numbers in each row.
-
-    Args:
-        keys: [rows, columns], int64.
-
-    Returns:
-        ``distinct``, summed over rows; ``thousands``, the number of rows.
-    """
-    ordered = keys.sort(dim=-1).values
-    changes = (ordered[:, 1:] != ordered[:, :-1]).sum()
-    rows = torch.tensor(len(keys), device=keys.device)
-    return {"distinct": changes + rows, "thousands": rows}

@@ -12,7 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mom.callbacks.window import WindowedStatistics, config_of
-from mom.metrics.routing import POOLS, Sums, Totals, routing_metrics, routing_sums, use_by_slot
+from mom.metrics.routing import POOLS, routing_metrics, routing_sums, use_by_slot
+from mom.metrics.sums import Sums, Totals
 
 NEED_PROBABILITIES = ("entropy", "balance_loss")
 

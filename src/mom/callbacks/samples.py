@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 from mom.callbacks.window import config_of
 from mom.config.checks import in_range
 from mom.errors import RequestError
-from mom.runs.directory import write_text_atomic
+from mom.runs.files import write_text_atomic
 
 FILE = "samples.jsonl"
 COLUMNS = ("step", "prompt", "continuation")

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.cost.estimate import Usage, flops_per_token
-from mom.metrics.routing import Sums, Totals, add, collect
+from mom.metrics.sums import Sums, Totals, add, collect
 from mom.model import MoMConfig, MoMForCausalLM
 
 

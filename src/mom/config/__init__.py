@@ -5,20 +5,13 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
-from mom.config.analysis import AnalyzeConfig
-from mom.config.data import GlueConfig, XsumConfig
+from mom.config.data import DataConfig, DataSection, GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
 from mom.config.request import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
-from mom.config.section import (
-    DataConfig,
-    DataSection,
-    OptimizerConfig,
-    Section,
-    TaskConfig,
-    TrainerConfig,
-)
+from mom.config.section import Section, TaskConfig
 from mom.config.tasks import (
     TASKS,
+    AnalyzeConfig,
     CompareConfig,
     CostConfig,
     DashboardConfig,
@@ -29,6 +22,7 @@ from mom.config.tasks import (
     PretrainConfig,
     UpcycleConfig,
 )
+from mom.config.training import OptimizerConfig, TrainerConfig
 
 __all__ = [
     "MODEL_FIELDS",

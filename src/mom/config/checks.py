@@ -6,13 +6,12 @@ ends in one line whichever part of the configuration it is in.
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mom.errors import RequestError
+from mom.errors import RequestError, as_written, nearest
 
 _WORDS: Mapping[Any, str] = {
     int: "an integer",
@@ -21,33 +20,6 @@ _WORDS: Mapping[Any, str] = {
     bool: "true or false",
     types.NoneType: "null",
 }
-
-
-def as_written(value: object) -> str:
-    """A value as the user would write it in YAML: ``null``, ``true``, ``abc``, ``[1, 2]``."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(as_written(item) for item in value) + "]"
-    if isinstance(value, str) and not value:
-        return "''"
-    return " ".join(str(value).split())
-
-
-def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that ``name`` is most likely a misspelling of, or None if nothing is near."""
-    folded = {known.lower(): known for known in names}
-    close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
-    return folded[close[0]] if close else None
-
-
-def one_of(name: object, names: Sequence[str]) -> str:
-    """``one of a, b, c``, led by the nearest spelling if ``name`` looks like a slip."""
-    close = nearest(str(name), names)
-    listed = f"one of {', '.join(names)}" if names else "nothing"
-    return f"did you mean {close}? {listed}" if close else listed
 
 
 def conform(option: str, value: Any, hint: Any) -> Any:
@@ -192,3 +164,11 @@ def _choices(hint: Any) -> list[Any]:
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [choice for part in get_args(hint) for choice in _choices(part)] if get_args(hint) else []
+
+
+def check_length(sequence_length: int, max_positions: int) -> None:
+    """Refuse examples or windows longer than the model's positions."""
+    if sequence_length > max_positions:
+        raise RequestError(
+            "data.sequence_length", sequence_length, f"at most {max_positions}, the positions of the model"
+        )

@@ -12,8 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mom.config.checks import as_written, nearest, one_of
-from mom.errors import RequestError
+from mom.errors import RequestError, as_written, nearest, one_of
 
 CONFIG_NAME = "config"
 

@@ -4,11 +4,97 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from mom.config.checks import as_written, one_of
-from mom.config.section import DataConfig, DataSection
-from mom.errors import RequestError
+from mom.config.section import Section
+from mom.errors import RequestError, as_written, one_of
+
+
+@dataclass(frozen=True)
+class DataSection(Section):
+    """Where examples come from and how they become batches. Each kind of data has a section of its own.
+
+    Args:
+        kind: what the examples are.
+        path: file or folder of the user's own data.
+        tokenizer: Hub name or local folder or file.
+        sequence_length: tokens in an example at most.
+        batch_size: examples in a batch, per process.
+        num_workers: processes that load batches; 0 loads in the training process.
+    """
+
+    group: ClassVar[str] = "data"
+
+    kind: str
+    path: str | None = None
+    tokenizer: str | None = None
+    sequence_length: int = 128
+    batch_size: int = 8
+    num_workers: int = 0
+
+    def _check(self) -> None:
+        self._range("sequence_length", least=2)
+        self._range("batch_size", least=1)
+        self._range("num_workers", least=0)
+
+
+@dataclass(frozen=True)
+class DataConfig(DataSection):
+    """Text for a language model: how it becomes tokens, and how tokens become windows.
+
+    Args:
+        corpus: where the text is from: the standard library of the running Python, the installed packages, the
+            user's own files at ``path``, a data set of the ``datasets`` library, or token files that exist.
+        path: for ``corpus=text`` a file or folder of text; for ``datasets`` a Hub id, or a local folder or file
+            that the library reads; for ``token_files`` a folder with ``train.bin`` and ``val.bin``; null for
+            the others.
+        text_column: which column of a data set, ``.jsonl`` or ``.parquet`` file holds the text.
+        subset: which configuration of a data set, for ``datasets``.
+        split: which split of a data set, for ``datasets``; validation documents are taken out of it.
+        streaming: read a data set as it is downloaded, keeping none of it.
+        tokenizer: Hub name or local folder or file; None trains a byte-level BPE on the corpus.
+        tokenizer_vocab_size: vocabulary of the trained tokenizer: the 256 bytes, the end of text, and merges.
+        sequence_length: tokens in a window.
+        validation_fraction: share of documents kept for validation.
+        max_bytes: stop after so many UTF-8 bytes of text; None takes all.
+        cache_dir: where token files are kept; None means ``$MOM_CACHE`` or ``~/.cache/mom``.
+        num_processes: processes that tokenise; None means one for each CPU.
+    """
+
+    kind: Literal["language_modeling"] = "language_modeling"
+    corpus: Literal["python_stdlib", "python_packages", "text", "datasets", "token_files"] = "python_stdlib"
+    text_column: str = "text"
+    subset: str | None = None
+    split: str = "train"
+    streaming: bool = False
+    tokenizer_vocab_size: int = 4096
+    validation_fraction: float = 0.01
+    max_bytes: int | None = None
+    cache_dir: str | None = None
+    num_processes: int | None = None
+
+    def _check(self) -> None:
+        super()._check()
+        self._range("tokenizer_vocab_size", least=257)
+        self._range("max_bytes num_processes", least=1)
+        self._range("validation_fraction", above=0, below=1)
+        wanted = {
+            "text": "a file or folder of text, for data=text",
+            "datasets": "a Hub id, or a folder or file that the datasets library reads",
+            "token_files": "a folder with train.bin and val.bin, for data=token_files",
+        }
+        if self.corpus in wanted and not self.path:
+            raise RequestError("data.path", "null", wanted[self.corpus])
+        if self.corpus not in wanted and self.path is not None:
+            raise RequestError(
+                "data.path", self.path, f"null for data={self.corpus}; files are read by data=text"
+            )
+        if self.corpus == "token_files" and self.tokenizer is None:
+            raise RequestError("data.tokenizer", "null", "the one that made the token files, such as gpt2")
+        for name in ("text_column", "split"):
+            if not getattr(self, name):
+                raise RequestError(f"data.{name}", "''", f"the name of a {name.removeprefix('text_')}")
+
 
 GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
 

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mom.config.checks import as_written, one_of
 from mom.config.section import Section
-from mom.errors import RequestError
+from mom.errors import RequestError, as_written, one_of
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from mom.config.checks import as_written, conform, is_plain, unknown_option
-from mom.errors import RequestError
+from mom.config.checks import conform, is_plain, unknown_option
+from mom.errors import RequestError, as_written
 
 
 @dataclass(frozen=True)

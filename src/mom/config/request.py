@@ -9,20 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mom.config.checks import as_written, conform, in_range, known_names, unknown_option
-from mom.config.data import data_section
+from mom.config.checks import conform, in_range, known_names, unknown_option
+from mom.config.data import DataConfig, DataSection, data_section
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.nodes import NodeConfig
 from mom.config.search import SearchConfig
-from mom.config.section import (
-    DataConfig,
-    DataSection,
-    OptimizerConfig,
-    TaskConfig,
-    TrainerConfig,
-)
+from mom.config.section import TaskConfig
 from mom.config.tasks import task_section
-from mom.errors import RequestError
+from mom.config.training import OptimizerConfig, TrainerConfig
+from mom.errors import RequestError, as_written
 from mom.runs.directory import choose_run_dir
 
 if TYPE_CHECKING:

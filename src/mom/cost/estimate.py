@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mom.cost.machine import product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.pools import AttentionPool, FFNPool, worth_folding
 from mom.model.schedules import PoolLayout
@@ -228,3 +229,31 @@ def _router_flops(config: MoMConfig, layout: PoolLayout) -> float:
         "sequential": 0,
         "random": 0,
     }[config.router]
+
+
+def static_costs(
+    config: MoMConfig, length: int, precision: str | int = "32-true", batch_size: int = 1
+) -> dict[str, float]:
+    """What follows from a configuration alone; operations of a forward over one sequence.
+
+    Args:
+        config: the model's configuration.
+        length: T, tokens in the sequence.
+        precision: ``trainer.precision``, which is what keys and values are kept in.
+        batch_size: B, sequences of the forward whose memory is counted.
+    """
+    flops = flops_per_token(config, length)
+    parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
+    size = product_dtype_of(precision).itemsize
+    memory = forward_memory(config, batch_size, length, size)
+    return {
+        "parameters": num_parameters(config),
+        "parameters/active": num_active_parameters(config),
+        "vocab_size": config.vocab_size,
+        "depth/graph": config.graph_depth,
+        "flops/forward": flops.total * length,
+        **{f"flops/{name}": value * length for name, value in parts.items()},
+        "kv_cache/bytes_per_token": kv_cache_bytes_per_token(config, size),
+        "forward/total": memory.total,
+        **{f"forward/{part}": getattr(memory, part) for part in ("parameters", "cache", "activations")},
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import multiprocessing
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,16 +13,21 @@ import torch
 from mom.config import RunConfig
 from mom.cost.machine import peak_memory, product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.training.optimizer import build_adamw
+
+BuildOptimizer = Callable[..., torch.optim.Optimizer]
 
 
-def memory_of(model_config: MoMConfig, config: RunConfig, device: str) -> dict[str, float]:
+def memory_of(
+    model_config: MoMConfig, config: RunConfig, device: str, build_optimizer: BuildOptimizer
+) -> dict[str, float]:
     """Both measurements, each in a process of its own, so that neither finds the other's memory.
 
     Args:
         model_config: the model to measure.
         config: the request, for the batch, the precision, checkpointing and the optimizer.
         device: ``cpu`` or ``cuda``.
+        build_optimizer: builds the optimizer that a training step runs; a function of a module, since it goes to
+            another process.
 
     Returns:
         What :func:`measure_memory` says of a forward and of a training step, bytes.
@@ -34,6 +40,7 @@ def memory_of(model_config: MoMConfig, config: RunConfig, device: str) -> dict[s
         str(trainer.precision),
         device,
         trainer.activation_checkpointing,
+        build_optimizer,
         dataclasses.asdict(config.optimizer),
     )
     measured: dict[str, float] = {}
@@ -50,6 +57,7 @@ def measure_memory(
     precision: str,
     device: str,
     checkpointing: bool,
+    build_optimizer: BuildOptimizer,
     optimizer: dict[str, Any],
     what: str,
 ) -> dict[str, float]:
@@ -61,6 +69,7 @@ def measure_memory(
         precision: ``trainer.precision``.
         device: ``cpu`` or ``cuda``.
         checkpointing: ``trainer.activation_checkpointing``.
+        build_optimizer: builds the optimizer from the model and ``optimizer``.
         optimizer: fields of ``OptimizerConfig``.
         what: ``forward``: logits of every position, no gradients; ``training``: forward, backward and AdamW,
             the second step, when the optimizer's state is there.
@@ -88,7 +97,7 @@ def measure_memory(
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    adamw = build_adamw(model, optimizer, fused=True)
+    adamw = build_optimizer(model, optimizer, fused=True)
 
     def step() -> None:
         forward(labels=ids, output_logits=False, output_routing=True).loss.backward()

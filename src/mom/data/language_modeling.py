@@ -123,7 +123,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         return "data.corpus", self.config.corpus
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """This rank's training batches; see :class:`~mom.data.windows.ResumableSampler`."""
+        """This rank's training batches; see :class:`~mom.data.resumable.ResumableSampler`."""
         windows = self.train_windows
         return DataLoader(
             windows, sampler=self.training_sampler(len(windows)), drop_last=True, **self._loader_options()

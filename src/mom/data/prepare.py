@@ -23,8 +23,7 @@ import numpy as np
 
 from mom.data.cache import cache_errors, cache_folder, locked, put_in_place, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
-from mom.data.existing import open_token_files
-from mom.data.token_files import TokenFile, token_dtype
+from mom.data.token_files import TokenFile, open_token_files, token_dtype
 from mom.data.tokenization import MARK, SPLITS, read_mark, tokenise, tokenizer_sample, validation_limit
 from mom.data.tokenizer import (
     load_tokenizer,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from torch.utils.data import Sampler
 
-from mom.data.windows import ResumableSampler
 from mom.errors import RequestError
 
 if TYPE_CHECKING:
@@ -126,3 +128,96 @@ class ResumableDataModule(pl.LightningDataModule):
         if stage == "fit":
             self._sampler = None
             self._state = None
+
+
+class ResumableSampler(Sampler[int]):
+    """The samples of one rank, in an order that is a function of seed and epoch alone.
+
+    Each epoch is one permutation of all samples, the same on every rank. Of it, step after step, all ranks
+    together take the next ``world_size * batch_size`` samples, rank r every ``world_size``-th from the r-th
+    on. So two ranks with B each see in every step the samples that one rank with 2 B sees. The incomplete
+    last step of an epoch is dropped.
+
+    The place in the order is the number of samples that all ranks have consumed, so it can be taken up with
+    another number of ranks or another batch size.
+
+    The DataLoader must have the same batch size. Lightning calls :meth:`set_epoch`; it must not replace the
+    sampler by one of its own (``use_distributed_sampler=False``).
+
+    Args:
+        num_samples: in the dataset.
+        batch_size: B, samples per batch of this rank.
+        seed: of the order.
+        rank: of this process.
+        world_size: number of processes.
+    """
+
+    def __init__(
+        self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        # Where the epoch was taken up: samples consumed by all ranks, in how many steps.
+        self._consumed = 0
+        self._steps = 0
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples that all ranks together consume in one step."""
+        return self.world_size * self.batch_size
+
+    @property
+    def num_steps(self) -> int:
+        """Steps in the epoch: those before it was taken up, and those left from there."""
+        return self._steps + (self.num_samples - self._consumed) // self.samples_per_step
+
+    def __len__(self) -> int:
+        """Samples of this rank in :attr:`num_steps` steps: of the whole epoch, as Lightning counts it."""
+        return self.num_steps * self.batch_size
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield the indices of this rank from where the epoch was taken up to its end."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
+        end = self._consumed + (self.num_steps - self._steps) * self.samples_per_step
+        for place in range(self._consumed + self.rank, end, self.world_size):
+            yield int(order[place])
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``; nothing happens if the sampler is there or further already."""
+        if epoch > self.epoch:
+            self.epoch, self._consumed, self._steps = epoch, 0, 0
+
+    def state_after(self, steps: int, last_step: int | None = None) -> dict[str, int]:
+        """The state once ``steps`` steps of this epoch were trained on.
+
+        What a data loader has fetched ahead does not matter, so only the training loop can tell.
+
+        Args:
+            steps: of this epoch, counted from its start.
+            last_step: where the training loop ends the epoch if before its end.
+        """
+        state = {"seed": self.seed, "num_samples": self.num_samples}
+        if steps >= (self.num_steps if last_step is None else min(last_step, self.num_steps)):
+            return {**state, "epoch": self.epoch + 1, "samples_consumed": 0, "steps": 0}
+        consumed = self._consumed + (steps - self._steps) * self.samples_per_step
+        return {**state, "epoch": self.epoch, "samples_consumed": consumed, "steps": steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the order where :meth:`state_after` left it.
+
+        Raises:
+            RequestError: the state is of another seed or of another number of samples.
+        """
+        if state["seed"] != self.seed:
+            raise RequestError("seed", self.seed, f"{state['seed']}, as in the checkpoint to be resumed")
+        if state["num_samples"] != self.num_samples:
+            raise RequestError(
+                "ckpt", f"data of {self.num_samples} windows", f"the checkpoint's own, {state['num_samples']}"
+            )
+        self.epoch = state["epoch"]
+        self._consumed = state["samples_consumed"]
+        self._steps = state["steps"]

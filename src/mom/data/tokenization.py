@@ -22,7 +22,7 @@ from mom.data.corpora import Corpus, Document
 from mom.data.token_files import TokenFile, TokenWriter, token_dtype
 from mom.data.tokenizer import TRAINING_BYTES, text_encoder, vocabulary_size
 from mom.errors import RequestError
-from mom.runs.directory import write_json_atomic
+from mom.runs.files import write_json_atomic
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -7,13 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.table import Table
 
-from mom.console import standard_output
-from mom.data.glue import TASKS, GlueTask
+from mom.config import RunConfig
+from mom.console import print_report, standard_output
+from mom.data.glue import TASKS, GlueDataModule, GlueTask
 from mom.errors import RequestError
-from mom.evaluation.report import print_report
+from mom.evaluation.measure import evaluate_module, predict
+from mom.metrics.glue import build_metrics, percent
 from mom.runs.directory import RunDirectory
+from mom.training.classification import ClassificationModule
 
 
 def print_task(task: GlueTask, results: Mapping[str, Any], directory: Path) -> None:
@@ -108,3 +112,45 @@ def write_submission(task: GlueTask, split: str, values: Sequence[float], direct
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as reason:
         raise RequestError("run_dir", path.parent, f"a folder that can be written: {reason}") from reason
+
+
+def measure_glue(
+    config: RunConfig,
+    module: ClassificationModule,
+    data: GlueDataModule,
+    directory: RunDirectory,
+    *,
+    logged: bool,
+) -> dict[str, Any]:
+    """Validate a classifier and predict the test sets there are, in the form that GLUE's site takes.
+
+    Args:
+        config: the request.
+        module: the classifier.
+        data: its task.
+        directory: where to write.
+        logged: see :func:`mom.evaluation.measure.evaluate_module`.
+
+    Returns:
+        ``val/loss``, ``val/score``, ``val/<metric>`` (times 100) and what :func:`majority` returns.
+    """
+    name = data.task.name
+    measured = evaluate_module(config, module, data.val_dataloader(), directory, phase=name, logged=logged)
+    for split in data.tests:
+        values = predict(config, module, data.whole(split), directory)
+        write_submission(data.task, split, values, directory)
+    return {**measured, **majority(data)}
+
+
+def majority(data: GlueDataModule) -> dict[str, float]:
+    """The validation metrics of always answering the commonest training label (a regression: the mean)."""
+    glue = data.task
+    labels = [label for _, label in data.splits["train"] if label is not None]
+    answer = statistics.mode(labels) if glue.labels else statistics.fmean(labels)
+    measured: dict[str, float] = {}
+    for suffix, split in zip(glue.validations, data.validations, strict=True):
+        metrics = build_metrics(glue.metrics, glue.num_labels)
+        truth = torch.tensor([label for _, label in data.splits[split]])
+        metrics.update(torch.full_like(truth, answer), truth)
+        measured |= {f"majority/{name}{suffix}": value for name, value in percent(metrics).items()}
+    return measured

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.config.checks import nearest
-from mom.errors import RequestError
+from mom.errors import RequestError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

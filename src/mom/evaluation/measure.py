@@ -13,9 +13,10 @@ from mom.callbacks.window import WindowedStatistics
 from mom.config import RunConfig
 from mom.runs.directory import RunDirectory
 from mom.runs.provenance import provenance
+from mom.training.fit import collect_results
 from mom.training.loggers import build_loggers, finish_loggers
 from mom.training.module import TrainingModule
-from mom.training.trainer import build_callbacks, build_trainer, collect_results
+from mom.training.trainer import build_callbacks, build_trainer
 
 
 def evaluate_module(
@@ -39,7 +40,7 @@ def evaluate_module(
             hold.
 
     Returns:
-        The metrics as :func:`mom.training.trainer.fit_module` returns them, but the steps and the throughput.
+        The metrics as :func:`mom.training.fit.fit_module` returns them, but the steps and the throughput.
     """
     loggers = build_loggers(
         config.logger.values() if logged else (),

@@ -3,14 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-from rich.console import Console
 from rich.table import Table
-
-from mom.callbacks.figures import FOLDER
-from mom.console import print_table, standard_output
 
 ROWS = (
     ("validation loss (nats/token)", "val/loss", "{:.4f}"),
@@ -46,15 +40,3 @@ def results_table(
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else form.format(value) for value in values))
     return table
-
-
-@rank_zero_only
-def print_report(table: Table, directory: Path, console: Console | None = None) -> None:
-    """Print the table and where everything was written; on the first process only."""
-    console = console or standard_output()
-    console.print()
-    print_table(table, console)
-    console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
-    picture = directory / FOLDER / "module_use.png"
-    if picture.is_file():
-        console.print(f"Which modules each round used: {picture}", soft_wrap=True, highlight=False)

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from lightning.pytorch.utilities import rank_zero_only
 from rich.table import Table
+from rouge_score.rouge_scorer import RougeScorer
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from mom.config import RunConfig
+from mom.console import print_report
+from mom.data.examples import pad
 from mom.data.xsum import Article, XsumDataModule
 from mom.errors import RequestError
-from mom.evaluation.report import print_report
+from mom.evaluation.measure import evaluate_module
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training.summarization import ROUGE, generate_summaries, lead_sentence, rouge
+from mom.training.language_modeling import SummarizationModule
 
 SAMPLES = 3
 
@@ -84,3 +92,80 @@ def _write(articles: list[Article], made: list[str], split: str, run: RunDirecto
 @rank_zero_only
 def _show(text: str) -> None:
     print(text, flush=True)
+
+
+ROUGE = ("rouge1", "rouge2", "rougeL")
+
+
+@torch.inference_mode()
+def generate_summaries(
+    model: MoMForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: Sequence[Sequence[int]],
+    options: Mapping[str, Any],
+    batch_size: int,
+) -> Iterator[str]:
+    """Yield the continuation of each prompt, in order, as text on one line.
+
+    Batches of prompts of similar length are padded on the left and generated together with a cache.
+
+    Args:
+        model: in evaluation mode, on its device.
+        tokenizer: its tokenizer.
+        prompts: token ids.
+        options: of generation, by transformers' names.
+        batch_size: prompts at once.
+    """
+    end = tokenizer.eos_token_id
+    settings = GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=False, **options)
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    found: dict[int, str] = {}
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        batch = pad([list(prompts[row]) for row in rows], end, left=True)
+        whole = model.generate(  # type: ignore[misc]  # transformers types self by a protocol of its own
+            input_ids=batch["input_ids"].to(model.device),
+            attention_mask=batch["attention_mask"].to(model.device),
+            generation_config=settings,
+        )
+        added = tokenizer.batch_decode(whole[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+        found |= {row: " ".join(text.split()) for row, text in zip(rows, added, strict=True)}
+    yield from (found[index] for index in range(len(prompts)))
+
+
+def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """Mean F-measures of ROUGE-1, -2 and -L, with stemming, times 100, by the ``rouge_score`` package."""
+    scorer = RougeScorer(list(ROUGE), use_stemmer=True)
+    scores = [scorer.score(truth, guess) for guess, truth in zip(predictions, references, strict=True)]
+    return {name: 100 * fmean(score[name].fmeasure for score in scores) for name in ROUGE}
+
+
+def lead_sentence(document: str) -> str:
+    """The first sentence of a document: up to a full stop, question or exclamation mark before a space."""
+    first = document.strip().split("\n", 1)[0]
+    return re.split(r"(?<=[.!?])\s", first, maxsplit=1)[0]
+
+
+def measure_xsum(
+    config: RunConfig,
+    module: SummarizationModule,
+    data: XsumDataModule,
+    directory: RunDirectory,
+    *,
+    logged: bool,
+) -> dict[str, Any]:
+    """Validate a language model on summaries, then generate them and compare.
+
+    Args:
+        config: the request.
+        module: the language model.
+        data: the articles.
+        directory: where to write.
+        logged: see :func:`mom.evaluation.measure.evaluate_module`.
+
+    Returns:
+        ``val/loss``, ``val/score`` and what :func:`mom.evaluation.xsum.measure_summaries` returns.
+    """
+    assert isinstance(module.model, MoMForCausalLM)
+    measured = evaluate_module(config, module, data.val_dataloader(), directory, phase="xsum", logged=logged)
+    return {**measured, **measure_summaries(config, module.model, data, directory)}

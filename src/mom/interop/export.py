@@ -7,6 +7,7 @@ where ``mom`` is imported its classes are taken and ``trust_remote_code`` is not
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 from collections.abc import Mapping
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mom.model
+from mom.data.tokenizer import find_tokenizer, load_tokenizer
 from mom.errors import RequestError
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration.MoMConfig",
@@ -174,3 +178,24 @@ def _measured(results: Mapping[str, Any] | None, origin: str) -> str:
         return "Nothing was recorded with these weights."
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in numbers.items())
     return f"{origin}\n\n| metric | value |\n|---|---:|\n{rows}"
+
+
+def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
+    """Write weights, configuration and, where ``init`` has one, the tokenizer; whole or not at all.
+
+    Raises:
+        RequestError: ``run_dir``, if it cannot be written.
+    """
+    building = folder.with_name(f".{folder.name}.tmp")
+    try:
+        shutil.rmtree(building, ignore_errors=True)
+        model.save_pretrained(building)
+        try:
+            load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
+        except RequestError:
+            log.info("no tokenizer beside %s; data.tokenizer has to name it", init)
+        shutil.rmtree(folder, ignore_errors=True)
+        building.rename(folder)
+    except OSError as reason:
+        shutil.rmtree(building, ignore_errors=True)
+        raise RequestError("run_dir", folder, f"a folder that can be written: {reason}") from reason

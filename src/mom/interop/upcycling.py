@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from mom.config import UpcycleConfig
 from mom.errors import RequestError
 from mom.interop.layers import read_block, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
@@ -182,3 +183,56 @@ def _check_plan(plan: UpcyclingPlan, config: MoMConfig, num_layers: int) -> None
     for layer in used:
         if not 0 <= layer < num_layers:
             raise RequestError("plan", f"layer {layer}", f"a layer from 0 to {num_layers - 1}")
+
+
+def plan_of(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> UpcyclingPlan | None:
+    """The plan that the task's options describe; ``None``, the plan by default, where there are none.
+
+    Args:
+        task: the options.
+        config: the model to be made.
+        num_layers: of the plain model.
+
+    Raises:
+        RequestError: a list of the wrong length, or a layer that is not there.
+    """
+    if task.layers is None and task.attention_layers is None and task.ffn_layers is None:
+        return None
+    plan = UpcyclingPlan.consecutive(config)
+    wanted = num_plain_layers(config)
+    layers = _checked_layers(
+        "layers",
+        list(range(wanted)) if task.layers is None else task.layers,
+        wanted,
+        f"{config.num_bottom_blocks} bottom, then for each of {config.num_stages} stage(s) "
+        f"{num_layers_of_modules(config)} modules"
+        f"{' and an anchor' if config.anchors else ''}, then {config.num_top_blocks} top",
+        num_layers,
+    )
+
+    def modules(name: str, given: list[int] | None, size: int) -> list[tuple[int, ...]]:
+        """Per stage, where the modules of one pool come from."""
+        if given is None:
+            return [tuple(layers[i] for i in getattr(stage, name)) for stage in plan.stages]
+        sources = _checked_layers(
+            f"{name}_layers", given, size * config.num_stages, f"{size} for each stage", num_layers
+        )
+        return [tuple(sources[start : start + size]) for start in range(0, len(sources), size)]
+
+    attention = modules("attention", task.attention_layers, config.num_attention_modules)
+    ffn = modules("ffn", task.ffn_layers, config.num_ffn_modules)
+    stages = tuple(
+        StagePlan(attention[index], ffn[index], None if stage.anchor is None else layers[stage.anchor])
+        for index, stage in enumerate(plan.stages)
+    )
+    return UpcyclingPlan(tuple(layers[i] for i in plan.bottom), stages, tuple(layers[i] for i in plan.top))
+
+
+def _checked_layers(name: str, given: list[int], length: int, of_what: str, num_layers: int) -> list[int]:
+    """A list of layers, checked."""
+    shown = "[" + ",".join(map(str, given)) + "]"
+    if len(given) != length:
+        raise RequestError(f"task.{name}", f"{shown} ({len(given)} layers)", f"{length} layers: {of_what}")
+    if not all(0 <= layer < num_layers for layer in given):
+        raise RequestError(f"task.{name}", shown, f"layers from 0 to {num_layers - 1}, those of init")
+    return given

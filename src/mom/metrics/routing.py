@@ -13,17 +13,15 @@ one of its K choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-Sums = dict[str, Tensor]
-Totals = dict[str, Tensor]
+from mom.metrics.sums import Sums, Totals
 
 POOLS = ("attention", "ffn")
-DEPTH_QUANTILES = (0.1, 0.5, 0.9)
 
 
 class PoolRecord(Protocol):
@@ -39,91 +37,6 @@ class RoundRecord(Protocol):
 
     attention: PoolRecord
     ffn: PoolRecord
-
-
-def depth_sums(
-    routing: Sequence[RoundRecord], mask: Tensor, *, num_attention_modules: int, num_ffn_modules: int
-) -> Sums:
-    """Sums behind the depth metrics of one forward pass.
-
-    Args:
-        routing: the rounds' records; empty for a plain transformer.
-        mask: [B, T] boolean, true where there is a token and not padding.
-        num_attention_modules: N of the attention pools.
-        num_ffn_modules: N of the FFN pools.
-
-    Returns:
-        ``histogram`` [2R+1], tokens by the number of steps in which they took a module (exact, so the
-        deviation and every quantile of the depth follow from it); and over all tokens ``attention_steps``,
-        ``ffn_steps`` (steps in which a module was taken), ``weight`` (weight of the modules taken),
-        ``attention_modules``, ``ffn_modules`` (places held by a module) and ``lengths`` (real tokens in the
-        token's own sequence).
-    """
-    modules = {"attention": num_attention_modules, "ffn": num_ffn_modules}
-    real = mask.bool()
-    steps = torch.zeros(real.shape, dtype=torch.int64, device=real.device)  # [B, T]
-    sums: Sums = {}
-    weight = torch.zeros((), device=real.device)
-    for pool in POOLS:
-        taken_by_token = torch.zeros_like(steps)
-        places = torch.zeros((), dtype=torch.int64, device=real.device)
-        for record in routing:
-            choice: PoolRecord = getattr(record, pool)
-            is_module = (choice.selected < modules[pool]) & real.unsqueeze(-1)  # [B, T, K]
-            taken_by_token += is_module.any(dim=-1)
-            weight = weight + (choice.weights.detach().float() * is_module).sum()
-            places = places + is_module.sum()
-        sums[f"{pool}_steps"] = taken_by_token.sum()
-        sums[f"{pool}_modules"] = places
-        steps += taken_by_token
-    histogram = torch.zeros(2 * len(routing) + 1, dtype=torch.int64, device=real.device)
-    histogram.scatter_add_(0, steps.flatten(), real.flatten().long())
-    lengths = real.sum(dim=-1).square().sum()  # (B, T) → ()
-    return {"histogram": histogram, "weight": weight, "lengths": lengths, **sums}
-
-
-def depth_metrics(totals: Totals, *, fixed_depth: int, graph_depth: int) -> dict[str, float]:
-    """Depth as DESIGN §3 defines it, from the totals of :func:`depth_sums`.
-
-    Args:
-        totals: the collected sums.
-        fixed_depth: blocks that every token passes: bottom, top and anchors.
-        graph_depth: blocks of the computation graph, every round counted whole.
-
-    Returns:
-        ``effective``: mean over tokens of ``fixed_depth`` + ½ for every attention step and ½ for every FFN
-        step in which the token took at least one module; ``effective_std``, its standard deviation over
-        tokens; ``effective_q10 effective_q50 effective_q90``, the smallest depth that at least this share of
-        the tokens does not exceed; ``effective_attention`` and ``effective_ffn``, the same sum over one kind
-        of step alone, counted whole (a plain block counts 1 in each, so ``effective`` is the mean of the
-        two); ``weighted``: ``effective`` with the weight of the modules taken in place of ½ · 1;
-        ``modules_per_token``: places held by a module, a plain block counting 2; ``graph``: the graph depth.
-        Empty when no token was counted.
-    """
-    histogram = totals["histogram"].double()
-    tokens = float(histogram.sum())
-    if tokens == 0:
-        return {}
-    depths = fixed_depth + 0.5 * torch.arange(len(histogram), dtype=torch.float64)
-    share = histogram / tokens
-    mean = float((share * depths).sum())
-    variance = float((share * (depths - mean) ** 2).sum())
-    reached = share.cumsum(0)
-    quantiles = {
-        f"effective_q{round(100 * q)}": float(depths[int((reached < q - 1e-12).sum())])
-        for q in DEPTH_QUANTILES
-    }
-    return {
-        "effective": mean,
-        "effective_std": variance**0.5,
-        **quantiles,
-        "effective_attention": fixed_depth + float(totals["attention_steps"]) / tokens,
-        "effective_ffn": fixed_depth + float(totals["ffn_steps"]) / tokens,
-        "weighted": fixed_depth + 0.5 * float(totals["weight"]) / tokens,
-        "modules_per_token": 2 * fixed_depth
-        + float(totals["attention_modules"] + totals["ffn_modules"]) / tokens,
-        "graph": float(graph_depth),
-    }
 
 
 def routing_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_modules: int, num_stages: int) -> Sums:
@@ -220,27 +133,75 @@ def _balance(totals: Totals, include_skip: bool) -> Tensor:
     return chosen.shape[-1] * (shares * means).sum(dim=-1)
 
 
-def add(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> Sums:
-    """The sums of two passes together; ``left`` is ``None`` before the first."""
-    if left is None:
-        return dict(right)
-    return {name: left[name] + value for name, value in right.items()}
-
-
-def collect(sums: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] | None = None) -> Totals:
-    """Bring sums to the host: one reduction over ranks and one transfer for all of them.
+def pool_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_modules: int) -> Sums:
+    """Which slots the rounds use, and where tokens go from one to the next.
 
     Args:
-        sums: tensors on one device, of any shapes and number types.
-        reduce: sums one tensor over ranks; ``None`` on one rank.
+        choices: one kind of pool's records of all rounds, stages in order.
+        mask: [B, T] boolean, true where there is a token and not padding.
+        num_modules: N.
 
     Returns:
-        The same names and shapes, float64 on the CPU (counts are exact up to 2^53).
+        ``use`` [R, N+1], places held by each slot; ``flow`` [R-1, N+1, N+1], tokens by their first choice in
+        round r and in round r+1.
     """
-    device = next(iter(sums.values())).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
-    flat = torch.cat([value.detach().to(dtype).flatten() for value in sums.values()])
-    if reduce is not None:
-        flat = reduce(flat)
-    parts = flat.cpu().double().split([value.numel() for value in sums.values()])
-    return {name: part.view(value.shape) for (name, value), part in zip(sums.items(), parts, strict=True)}
+    real, slots = mask.bool(), num_modules + 1
+    selected = torch.stack([choice.selected for choice in choices]).clamp(max=num_modules)  # (R, B, T, K)
+    rounds, device = len(choices), selected.device
+    counted = real.long()[None, :, :, None].expand_as(selected)
+    place = torch.arange(rounds, device=device).view(-1, 1, 1, 1) * slots + selected
+    use = torch.zeros(rounds * slots, dtype=torch.int64, device=device)
+    use.scatter_add_(0, place.flatten(), counted.flatten())
+    first = selected[..., 0]  # (R, B, T)
+    pair = torch.arange(rounds - 1, device=device).view(-1, 1, 1) * slots**2 + first[:-1] * slots + first[1:]
+    flow = torch.zeros((rounds - 1) * slots**2, dtype=torch.int64, device=device)
+    flow.scatter_add_(0, pair.flatten(), counted[:-1, ..., 0].flatten())
+    return {"use": use.view(rounds, slots), "flow": flow.view(rounds - 1, slots, slots)}
+
+
+def agreement_sums(choices: Sequence[PoolRecord], mask: Tensor, *, num_stages: int) -> Sums:
+    """How often the first choice is that of the round before.
+
+    Args:
+        choices: one kind of pool's records of all rounds, stages in order (R, a multiple of ``num_stages``).
+        mask: [B, T] boolean, true where there is a token and not padding.
+        num_stages: S; the first round of a stage follows none.
+
+    Returns:
+        ``pairs``, token-steps with a round before; ``agreeing``, those that chose the same first.
+    """
+    real = mask.bool()
+    first = torch.stack([choice.selected[..., 0] for choice in choices])  # (R, B, T)
+    first = first.view(num_stages, -1, *real.shape)  # (S, H, B, T)
+    same = (first[:, 1:] == first[:, :-1]) & real  # (S, H-1, B, T)
+    return {"pairs": real.sum() * same.shape[0] * same.shape[1], "agreeing": same.sum()}
+
+
+def path_keys(routing: Sequence[RoundRecord]) -> Tensor:
+    """A number for every token that is the same for the same path, [B, T], int64.
+
+    A random linear function of the choices, sorted within a step, modulo 2^64: two paths that differ get the same
+    number with a probability of about 2^-63. Seeded, so that ranks and windows agree.
+    """
+    steps = [
+        getattr(record, pool).selected.sort(dim=-1).values for record in routing for pool in POOLS
+    ]  # 2R of (B, T, K)
+    choices = torch.cat(steps, dim=-1)  # (B, T, sum of K)
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**63), 2**63 - 1, (choices.shape[-1],), generator=generator)
+    return (choices * factors.to(choices.device)).sum(dim=-1)
+
+
+def distinct_sums(keys: Tensor) -> Sums:
+    """Different numbers in each row.
+
+    Args:
+        keys: [rows, columns], int64.
+
+    Returns:
+        ``distinct``, summed over rows; ``thousands``, the number of rows.
+    """
+    ordered = keys.sort(dim=-1).values
+    changes = (ordered[:, 1:] != ordered[:, :-1]).sum()
+    rows = torch.tensor(len(keys), device=keys.device)
+    return {"distinct": changes + rows, "thousands": rows}

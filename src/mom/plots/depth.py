@@ -1,7 +1,7 @@
 """Figures of depth: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
 
 What the arrays hold. Sizes: V token types, B bins. Depths are those of
-:func:`mom.metrics.routing.depth_metrics`; padding is never in them.
+:func:`mom.metrics.depth.depth_metrics`; padding is never in them.
 
 - *distribution*: a pair of arrays [M], depths in blocks (ascending) and tokens of that depth.
 - :class:`Binned`: sums of the depth of the tokens in each of B bins of something else.
@@ -12,81 +12,15 @@ What the arrays hold. Sizes: V token types, B bins. Depths are those of
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from mom.plots.style import (
-    LINE_STYLES,
-    MARKERS,
-    MODULE_COLOURS,
-    SKIP_COLOUR,
-    Floats,
-    as_floats,
-    new_figure,
-    row_shares,
-    styled,
-)
-
-
-@dataclass(frozen=True)
-class Binned:
-    """Sums over the tokens of each bin, from which follow mean and deviation; bins may be added up.
-
-    Attributes:
-        edges: [B+1], ascending; of what the tokens are sorted by.
-        tokens: [B], how many tokens are in the bin.
-        total: [B], sum of their depths, in blocks.
-        squares: [B], sum of the squares of their depths.
-    """
-
-    edges: ArrayLike
-    tokens: ArrayLike
-    total: ArrayLike
-    squares: ArrayLike
-
-    def mean(self) -> Floats:
-        """[B] mean depth; NaN in an empty bin."""
-        tokens = as_floats(self.tokens)
-        return np.divide(as_floats(self.total), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0)
-
-    def std(self) -> Floats:
-        """[B] standard deviation of the depth over tokens; NaN in an empty bin."""
-        tokens = as_floats(self.tokens)
-        square = np.divide(
-            as_floats(self.squares), tokens, out=np.full_like(tokens, np.nan), where=tokens > 0
-        )
-        return np.sqrt(np.maximum(square - self.mean() ** 2, 0.0))
-
-
-def binned_by_frequency(
-    tokens: ArrayLike, total: ArrayLike, squares: ArrayLike, per_decade: int = 2
-) -> Binned:
-    """Sort the tokens of a text by how often their type occurs in it.
-
-    Args:
-        tokens: [V], occurrences of each token type.
-        total: [V], sum of their depths.
-        squares: [V], sum of the squares of their depths.
-        per_decade: bins for each factor of ten.
-
-    Returns:
-        Bins of occurrences per million tokens, from the rarest type to the most frequent.
-    """
-    tokens, total, squares = (as_floats(one) for one in (tokens, total, squares))
-    seen = tokens > 0
-    if not seen.any():
-        return Binned(np.array([1.0, 10.0]), np.zeros(1), np.zeros(1), np.zeros(1))
-    frequency = 1e6 * tokens[seen] / tokens.sum()
-    exponent = np.log10(frequency) * per_decade
-    first, last = int(np.floor(exponent.min())), int(np.floor(exponent.max())) + 1
-    edges = 10.0 ** (np.arange(first, last + 1) / per_decade)
-    place = np.clip(np.floor(exponent).astype(int) - first, 0, last - first - 1)
-    sums = (np.bincount(place, weights=one[seen], minlength=last - first) for one in (tokens, total, squares))
-    return Binned(edges, *sums)
+from mom.metrics.depth import Binned
+from mom.metrics.sums import as_floats, row_shares
+from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLOURS, SKIP_COLOUR, new_figure, styled
 
 
 @styled

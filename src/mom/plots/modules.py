@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mom.analysis.interventions import KINDS, Pair, Removal
+from mom.metrics.modules import KINDS, Pair, Removal
 from mom.metrics.routing import POOLS
 from mom.plots.style import HEAT, MODULE_COLOURS, new_figure, styled
 

@@ -23,18 +23,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
-from mom.plots.style import (
-    HEAT,
-    LINE_STYLES,
-    MARKERS,
-    MODULE_COLOURS,
-    SKIP_COLOUR,
-    Floats,
-    as_floats,
-    new_figure,
-    row_shares,
-    styled,
-)
+from mom.metrics.sums import Floats, as_floats, row_shares
+from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLOURS, SKIP_COLOUR, new_figure, styled
 
 Pools = tuple[tuple[str, Floats], tuple[str, Floats]]
 

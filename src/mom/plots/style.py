@@ -11,12 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from numpy.typing import ArrayLike, NDArray
-
-Floats = NDArray[np.float64]
 
 MODULE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """One for each module, up to eight (Okabe and Ito, 2008)."""
@@ -79,13 +75,3 @@ def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     finally:
         temporary.unlink(missing_ok=True)
     return path
-
-
-def as_floats(array: ArrayLike) -> Floats:
-    """An array of any number type in double precision."""
-    return np.asarray(array, dtype=np.float64)
-
-
-def row_shares(counts: Floats) -> Floats:
-    """Each row over its sum; a row of nothing stays 0."""
-    return counts / np.maximum(counts.sum(axis=-1, keepdims=True), np.finfo(float).tiny)

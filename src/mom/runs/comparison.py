@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from mom.config.checks import as_written, nearest
-from mom.errors import RequestError
+from mom.errors import RequestError, as_written, nearest
 from mom.runs.records import Run, is_within
 
 NOT_OPTIONS = (

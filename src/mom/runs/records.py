@@ -10,9 +10,8 @@ from typing import Any
 
 import yaml
 
-from mom.config.checks import as_written
-from mom.errors import RequestError
-from mom.runs.directory import read_json
+from mom.errors import RequestError, as_written
+from mom.runs.files import read_json
 
 OF_STAGES = (
     "router",

@@ -12,7 +12,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mom.errors import RequestError
-from mom.runs.directory import read_json
+from mom.runs.files import read_json
 
 NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "search")
 """Top-level options that may differ between two attempts at one job."""

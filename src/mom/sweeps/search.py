@@ -140,7 +140,7 @@ def _job(
         [
             *fixed,
             *attributes[_OVERRIDES],
-            "+callbacks.prune._target_=mom.callbacks.PruneTrial",
+            "+callbacks.prune._target_=mom.sweeps.pruning.PruneTrial",
             f"+callbacks.prune.journal='{folder / JOURNAL}'",
             f"+callbacks.prune.trial={number}",
         ],

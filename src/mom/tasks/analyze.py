@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
 from rich.table import Table
 
-from mom.analysis.interventions import KINDS, Pair, Removal, measure_removal, measure_similarity, num_passes
+from mom.analysis.interventions import measure_removal, measure_similarity, num_passes
 from mom.analysis.messages import (
     fact_rows,
     footer,
@@ -42,12 +42,14 @@ from mom.config import AnalyzeConfig, DataConfig, RunConfig
 from mom.console import print_table, standard_output
 from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile
+from mom.data.tokenizer import find_tokenizer, tokenizer_of
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.interop.tokenizer import find_tokenizer, tokenizer_of
+from mom.metrics.modules import KINDS, Pair, Removal
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
-from mom.runs.directory import RunDirectory, write_text_atomic
+from mom.runs.directory import RunDirectory
+from mom.runs.files import write_text_atomic
 
 Context = Callable[[], AbstractContextManager]
 

@@ -15,7 +15,6 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from mom.config import CostConfig, DataConfig, RunConfig
-from mom.config.checks import one_of
 from mom.config.composition import CONFIG_NAME
 from mom.config.request import refused_model
 from mom.console import print_table, standard_output
@@ -23,20 +22,19 @@ from mom.cost.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_valu
 from mom.cost.estimate import (
     Usage,
     flops_per_token,
-    forward_memory,
-    kv_cache_bytes_per_token,
-    num_active_parameters,
-    num_parameters,
+    static_costs,
 )
 from mom.cost.machine import product_dtype_of
 from mom.cost.memory import memory_of
 from mom.data.prepare import prepare
+from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
-from mom.errors import RequestError
+from mom.errors import RequestError, one_of
 from mom.interop import load_model
-from mom.interop.tokenizer import find_tokenizer
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.runs.directory import RunDirectory, write_json_atomic
+from mom.runs.directory import RunDirectory
+from mom.runs.files import write_json_atomic
+from mom.training.optimizer import build_adamw
 
 FILE = "cost.json"
 
@@ -116,7 +114,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     device = _device(config.trainer.accelerator)
     if task.measure_memory:
         for name, model_config in configs.items():
-            columns[name] |= memory_of(model_config, config, device)
+            columns[name] |= memory_of(model_config, config, device, build_adamw)
     settings = {
         "sequence_length": length,
         "batch_size": config.data.batch_size,
@@ -194,34 +192,6 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         neighbours = {str(value): one for value, one in found.items()}
         write_json_atomic(run.path / FILE, {"settings": result, "models": neighbours})
     return {**result, **found[chosen]}
-
-
-def static_costs(
-    config: MoMConfig, length: int, precision: str | int = "32-true", batch_size: int = 1
-) -> dict[str, float]:
-    """What follows from a configuration alone; operations of a forward over one sequence.
-
-    Args:
-        config: the model's configuration.
-        length: T, tokens in the sequence.
-        precision: ``trainer.precision``, which is what keys and values are kept in.
-        batch_size: B, sequences of the forward whose memory is counted.
-    """
-    flops = flops_per_token(config, length)
-    parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
-    size = product_dtype_of(precision).itemsize
-    memory = forward_memory(config, batch_size, length, size)
-    return {
-        "parameters": num_parameters(config),
-        "parameters/active": num_active_parameters(config),
-        "vocab_size": config.vocab_size,
-        "depth/graph": config.graph_depth,
-        "flops/forward": flops.total * length,
-        **{f"flops/{name}": value * length for name, value in parts.items()},
-        "kv_cache/bytes_per_token": kv_cache_bytes_per_token(config, size),
-        "forward/total": memory.total,
-        **{f"forward/{part}": getattr(memory, part) for part in ("parameters", "cache", "activations")},
-    }
 
 
 def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:

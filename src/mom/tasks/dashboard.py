@@ -7,7 +7,8 @@ from typing import Any
 from mom.config import DashboardConfig, RunConfig
 from mom.errors import RequestError
 from mom.metrics.names import FIGURES, SAMPLES, SECTIONS
-from mom.runs.directory import RunDirectory, write_json_atomic
+from mom.runs.directory import RunDirectory
+from mom.runs.files import write_json_atomic
 
 FILE = "workspace.json"
 STEP = "trainer/global_step"

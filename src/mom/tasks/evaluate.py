@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from typing import Any
 
 from lightning.fabric import Fabric
 from rich.table import Table
-from torch.utils.data import ConcatDataset, DataLoader
 from transformers import PreTrainedTokenizerFast
 
 from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
-from mom.data.classification import GlueDataModule
-from mom.data.glue import TASKS
-from mom.data.prepare import prepare
-from mom.data.token_files import TokenFile
-from mom.data.windows import ScoringWindows
+from mom.config.checks import check_length
+from mom.console import print_report
+from mom.data.glue import TASKS, GlueDataModule
+from mom.data.tokenizer import tokenizer_of
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
-from mom.evaluation.glue import print_task
+from mom.evaluation.glue import measure_glue, print_task
 from mom.evaluation.harness import run_harness
-from mom.evaluation.measure import evaluate_module
-from mom.evaluation.report import print_report, results_table
+from mom.evaluation.language import evaluate_text
+from mom.evaluation.xsum import measure_xsum
 from mom.interop import load_model
 from mom.interop.loading import find_classifier
-from mom.interop.tokenizer import find_tokenizer, tokenizer_of
-from mom.model import MoMConfig, MoMForCausalLM
+from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training.classification import ClassificationModule
-from mom.training.language_modeling import LanguageModelingModule
-from mom.training.measuring import check_length, measure_glue, measure_xsum
-from mom.training.summarization import SummarizationModule
-
-log = logging.getLogger(__name__)
+from mom.training.language_modeling import SummarizationModule
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -83,7 +75,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
     if model.score.out_features != glue.num_labels or (glue.labels and theirs != glue.labels):
         allowed = f"a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}"
         raise RequestError("init", f"{init}, a classifier of {', '.join(theirs)}", allowed)
-    check_length(data, model.config)
+    check_length(data.sequence_length, model.config.max_positions)
     examples = GlueDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
     module = ClassificationModule(
         model, dataclasses.asdict(config.optimizer), glue.metrics, sets=glue.validations
@@ -96,7 +88,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
 def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirectory) -> dict[str, Any]:
     """A language model on the summaries of the validation documents, and of the test documents if there are."""
     model = load_model(init)
-    check_length(data, model.config)
+    check_length(data.sequence_length, model.config.max_positions)
     examples = XsumDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
     return measure_xsum(config, module, examples, run, logged=True)
@@ -128,59 +120,3 @@ def evaluate_harness(
         table.add_row(name.removeprefix("harness/"), f"{value:.4f}")
     print_report(table, run.path)
     return results
-
-
-def evaluate_text(
-    config: RunConfig,
-    task: EvaluateConfig,
-    data: DataConfig,
-    init: str,
-    model: MoMForCausalLM,
-    run: RunDirectory,
-) -> dict[str, Any]:
-    """Language-model loss on the windows of a corpus; see :func:`run`."""
-    _check_windows(task, data, model.config)
-    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenised
-    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
-    splits = ("train", "validation") if task.split == "all" else (task.split,)
-    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
-    if not files:
-        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
-        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
-    windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
-    left_out = sum(one.num_left_out for one in windows)
-    if left_out:
-        log.info("%d tokens after the last whole window are left out; a stride takes them in", left_out)
-    module = LanguageModelingModule(
-        model_config=model.config.to_dict(),
-        optimizer=dataclasses.asdict(config.optimizer),
-        model=model,
-        bytes_per_token=bytes_per_token(files),
-    )
-    # Batches hold windows of one length; a file shorter than a window comes by itself.
-    whole = len({one.length for one in windows}) == 1
-    loader: DataLoader[Any] = DataLoader(
-        ConcatDataset(windows), batch_size=data.batch_size if whole else 1, num_workers=data.num_workers
-    )
-    results = evaluate_module(config, module, loader, run, phase="evaluate")
-    kind = f"windows of {data.sequence_length} tokens, stride {task.stride or data.sequence_length}"
-    print_report(results_table({init: results}, f"{data.corpus}, {task.split}: {kind}"), run.path)
-    return {
-        **results,
-        "data/tokens": module.num_predicted,
-        "data/bytes_per_token": bytes_per_token(files),
-        "data/fingerprint": prepared.fingerprint,
-    }
-
-
-def bytes_per_token(files: list[TokenFile]) -> float:
-    """UTF-8 bytes per token of several files together."""
-    return sum(file.num_bytes for file in files) / sum(file.count for file in files)
-
-
-def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
-    check_length(data, config)
-    if task.stride is not None and task.stride >= data.sequence_length:
-        raise RequestError(
-            "task.stride", task.stride, f"below data.sequence_length ({data.sequence_length}), or null"
-        )

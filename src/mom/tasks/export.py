@@ -9,10 +9,10 @@ from typing import Any
 import yaml
 
 from mom.config import RunConfig
+from mom.data.tokenizer import tokenizer_of
 from mom.interop import load_model
 from mom.interop.export import export_model, model_card
 from mom.interop.loading import find_classifier
-from mom.interop.tokenizer import tokenizer_of
 from mom.runs.directory import RunDirectory
 
 FOLDER = "export"

@@ -12,21 +12,23 @@ import torch
 from lightning.pytorch import seed_everything
 
 from mom.config import FinetuneConfig, GlueConfig, RunConfig, XsumConfig
-from mom.data.classification import GlueDataModule
-from mom.data.glue import TASKS
+from mom.config.checks import check_length
+from mom.console import announce
+from mom.data.glue import TASKS, GlueDataModule
+from mom.data.tokenizer import tokenizer_of
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
-from mom.evaluation.glue import glue_row, print_task
+from mom.evaluation.glue import glue_row, measure_glue, print_task
+from mom.evaluation.xsum import measure_xsum
 from mom.interop import load_classifier, load_model
-from mom.interop.tokenizer import tokenizer_of
 from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import check_architecture, check_head
 from mom.training.classification import ClassificationModule
-from mom.training.measuring import check_length, measure_glue, measure_xsum
+from mom.training.fit import fit_module
+from mom.training.language_modeling import SummarizationModule
 from mom.training.module import TrainingModule
-from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, recorded
-from mom.training.summarization import SummarizationModule
-from mom.training.trainer import CHECKPOINTS, fit_module, num_processes
+from mom.training.phases import adopt, checkpoint_to_resume, earlier_results, recorded
+from mom.training.trainer import CHECKPOINTS, num_processes
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -88,7 +90,7 @@ def finetune_glue(
         raise RequestError("task.loss", task.loss, "plain for stsb, whose labels are numbers and not classes")
     # Everything is read before anything is trained: the ninth task's missing file ends the run now.
     model = load_classifier(init, TASKS[names[0]].labels, option=option)
-    check_length(data, model.config)
+    check_length(data.sequence_length, model.config.max_positions)
     tokenizer = tokenizer_of(init, data.tokenizer, model.config)
     of_task = {name: dataclasses.replace(data, name=name) for name in names}
     modules = {name: GlueDataModule(of_task[name], config.seed, tokenizer) for name in names}
@@ -187,7 +189,7 @@ def finetune_xsum(
     resume = checkpoint_to_resume(config, run)
     option, init = weights_to_start_from(config)
     model = load_model(init, option)
-    check_length(data, model.config)
+    check_length(data.sequence_length, model.config.max_positions)
     if task.dropout is not None:
         changed = copy.deepcopy(model.config)
         changed.dropout = task.dropout

@@ -13,9 +13,9 @@ from lightning.pytorch import seed_everything
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextStreamer
 
 from mom.config import GenerateConfig, RunConfig
+from mom.data.tokenizer import tokenizer_of
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.interop.tokenizer import tokenizer_of
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 

@@ -8,16 +8,19 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
+from mom.callbacks.figures import FOLDER as FIGURES
 from mom.config import DataConfig, PretrainConfig, RunConfig
+from mom.console import announce, print_report
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.evaluation.report import print_report, results_table
+from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import LAST, Resume, check_architecture
-from mom.training.phases import adopt, announce, checkpoint_to_resume, earlier_results, run_phase
+from mom.training.fit import fit_phase
+from mom.training.phases import adopt, checkpoint_to_resume, earlier_results, run_phase
 from mom.training.sharding import initialized_once, is_sharded
-from mom.training.trainer import CHECKPOINTS, fit_phase
+from mom.training.trainer import CHECKPOINTS
 
 Results = dict[str, float]
 
@@ -151,4 +154,5 @@ def _print_table(results: Results, others: dict[str, Results], run: RunDirectory
     if "val/loss" in others.get("plain", {}):
         before = others["plain"]["val/loss"]
         caption = f"Both start from the plain transformer of phase 1, validation loss {before:.4f}."
-    print_report(results_table(columns, f"{results['steps']:.0f} steps", caption), run.path)
+    table = results_table(columns, f"{results['steps']:.0f} steps", caption)
+    print_report(table, run.path, picture=run.path / FIGURES / "module_use.png")

@@ -83,3 +83,12 @@ class LanguageModelingModule(TrainingModule):
         if self._bytes_per_token:
             metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+
+class SummarizationModule(LanguageModelingModule):
+    """A language model trained on summaries; logs ``val/score``, -``val/loss``, to choose the best by."""
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the average over every token of a summary, and the score."""
+        super().on_validation_epoch_end()
+        self.log("val/score", -self.validation_loss, on_step=False, on_epoch=True, batch_size=1)

@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from mom.config import RunConfig
+from mom.console import announce
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
+from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
-from mom.training.trainer import CHECKPOINTS, fit_phase
+from mom.training.trainer import CHECKPOINTS
 
 
 def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:
@@ -131,9 +131,3 @@ def adopt(start: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
         )
     model.load_state_dict(start.state_dict())
     return model
-
-
-@rank_zero_only
-def announce(message: str) -> None:
-    """Say on the first process what comes next."""
-    print(message, flush=True)

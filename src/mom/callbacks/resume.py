@@ -1,4 +1,4 @@
-"""Random numbers: others on every rank, and after a resume those that would have come next."""
+"""Callbacks that make a resumed run equal to an undisturbed one."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.ranks import gather
+
+STOPPED_EARLY = "stopped_early"
+"""Key of a checkpoint: whether training ended with it before ``max_steps``."""
 
 
 class RandomState(Callback):
@@ -44,3 +47,31 @@ class RandomState(Callback):
         torch.set_rng_state(state["cpu"].cpu())
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+class StoppedEarly(Callback):
+    """Keeps in the last checkpoint that early stopping ended the training; a resumed run then trains no further.
+
+    Lightning keeps what ``EarlyStopping`` has counted, but not that it stopped. Stands in the list behind the
+    callbacks that stop, and before the one that writes the last checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self._stopped = False
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Write down whether training ends here."""
+        checkpoint[STOPPED_EARLY] = trainer.should_stop and 0 <= trainer.global_step < trainer.max_steps
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take it up."""
+        self._stopped = checkpoint.get(STOPPED_EARLY, False)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End before the first step."""
+        if self._stopped:
+            trainer.should_stop = True

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import prepare as bench
+from benchmarks import tokenization as bench
 from mom.config import DataConfig
 from mom.data.corpora import open_corpus
 from mom.data.tokenizer import train_tokenizer

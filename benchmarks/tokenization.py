@@ -1,7 +1,7 @@
 """How fast preparation is beside the tokenizer library alone, and whether its memory grows with the corpus.
 
-    python -m benchmarks.prepare
-    python -m benchmarks.prepare --text openwebtext.jsonl --tokenizer gpt2
+    python -m benchmarks.tokenization
+    python -m benchmarks.tokenization --text openwebtext.jsonl --tokenizer gpt2
 
 Each corpus is prepared at one size and at ten times that size. Beside it, on the same documents and threads, the
 library's ``encode_batch_fast`` (its fastest way, which preparation uses too) runs in batches of the same size on texts

@@ -1,0 +1,63 @@
+"""What a benchmark runs in: a size, a precision, a device, and the tokens of a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from mom.model import MoMConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A width with its shapes; ``layers`` is of the GPT-2 beside it."""
+
+    d_model: int
+    num_heads: int
+    vocab_size: int
+    length: int
+    batch: int
+    layers: int
+    matmul: int
+    new_tokens: int
+    sequences: int = 16  # decoded together
+
+    def config(self, **changes: Any) -> MoMConfig:
+        """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
+        fields = {
+            "vocab_size": self.vocab_size,
+            "max_positions": self.length,
+            "d_model": self.d_model,
+            "num_heads": self.num_heads,
+        }
+        return MoMConfig(**fields | changes)
+
+
+SIZES = {
+    "smallest": Size(16, 2, 64, 16, 2, 2, 64, 4),
+    "quickstart": Size(128, 4, 4096, 256, 8, 8, 1024, 512),
+    "small": Size(768, 12, 50257, 1024, 2, 12, 4096, 64),
+    "medium": Size(1024, 16, 50257, 1024, 8, 24, 8192, 128),
+    "large": Size(1280, 20, 50257, 1024, 8, 36, 8192, 128),
+}
+
+
+class Setting:
+    """One size in one precision on one device.
+
+    Args:
+        size: widths and shapes.
+        dtype: of the products; other than float32 by autocast.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    def __init__(self, size: Size, dtype: torch.dtype, device: str) -> None:
+        self.size, self.dtype, self.device = size, dtype, device
+        torch.manual_seed(0)
+        self.ids = torch.randint(size.vocab_size, (size.batch, size.length), device=device)  # (B, T)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision as the trainer has it."""
+        return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)

@@ -1,0 +1,81 @@
+"""Measure a language model on text: perplexity and bits per byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import Any
+
+from torch.utils.data import ConcatDataset, DataLoader
+
+from mom.config import DataConfig, EvaluateConfig, RunConfig
+from mom.config.checks import check_length
+from mom.console import print_report
+from mom.data.prepare import prepare
+from mom.data.token_files import TokenFile
+from mom.data.tokenizer import find_tokenizer, tokenizer_of
+from mom.data.windows import ScoringWindows
+from mom.errors import RequestError
+from mom.evaluation.measure import evaluate_module
+from mom.evaluation.report import results_table
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.runs.directory import RunDirectory
+from mom.training.language_modeling import LanguageModelingModule
+
+log = logging.getLogger(__name__)
+
+
+def evaluate_text(
+    config: RunConfig,
+    task: EvaluateConfig,
+    data: DataConfig,
+    init: str,
+    model: MoMForCausalLM,
+    run: RunDirectory,
+) -> dict[str, Any]:
+    """Language-model loss on the windows of a corpus; see :func:`run`."""
+    _check_windows(task, data, model.config)
+    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenised
+    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
+    splits = ("train", "validation") if task.split == "all" else (task.split,)
+    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
+    if not files:
+        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
+        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
+    windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
+    left_out = sum(one.num_left_out for one in windows)
+    if left_out:
+        log.info("%d tokens after the last whole window are left out; a stride takes them in", left_out)
+    module = LanguageModelingModule(
+        model_config=model.config.to_dict(),
+        optimizer=dataclasses.asdict(config.optimizer),
+        model=model,
+        bytes_per_token=bytes_per_token(files),
+    )
+    # Batches hold windows of one length; a file shorter than a window comes by itself.
+    whole = len({one.length for one in windows}) == 1
+    loader: DataLoader[Any] = DataLoader(
+        ConcatDataset(windows), batch_size=data.batch_size if whole else 1, num_workers=data.num_workers
+    )
+    results = evaluate_module(config, module, loader, run, phase="evaluate")
+    kind = f"windows of {data.sequence_length} tokens, stride {task.stride or data.sequence_length}"
+    print_report(results_table({init: results}, f"{data.corpus}, {task.split}: {kind}"), run.path)
+    return {
+        **results,
+        "data/tokens": module.num_predicted,
+        "data/bytes_per_token": bytes_per_token(files),
+        "data/fingerprint": prepared.fingerprint,
+    }
+
+
+def bytes_per_token(files: list[TokenFile]) -> float:
+    """UTF-8 bytes per token of several files together."""
+    return sum(file.num_bytes for file in files) / sum(file.count for file in files)
+
+
+def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
+    check_length(data.sequence_length, config.max_positions)
+    if task.stride is not None and task.stride >= data.sequence_length:
+        raise RequestError(
+            "task.stride", task.stride, f"below data.sequence_length ({data.sequence_length}), or null"
+        )

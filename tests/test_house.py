@@ -1,0 +1,132 @@
+"""The house rules that can be read off the source: which room imports which, and no circles."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ORDER = (
+    {"errors", "console", "model"},
+    {"runs", "metrics"},
+    {"config"},
+    {"cost", "data", "plots"},
+    {"interop", "callbacks", "analysis", "sweeps"},
+    {"training"},
+    {"evaluation"},
+    {"tasks"},
+    {"cli"},
+)
+"""The rooms of ``src/mom``. A room imports those of earlier lines only; ``model`` imports no other room."""
+LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}
+OUTSIDE = {"__init__", "__main__"}
+"""Modules that the whole package may import, and the entry point."""
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the project by its dotted name."""
+    found = {}
+    for top, folder in (("mom", ROOT / "src"), ("tests", ROOT), ("benchmarks", ROOT)):
+        for path in sorted((folder / top).rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(name: str) -> Iterator[str]:
+    """The project's modules that a module imports, also in functions and under TYPE_CHECKING."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in MODULES)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*above, base] if base else above)
+            for alias in node.names:
+                if f"{base}.{alias.name}" in MODULES:
+                    yield f"{base}.{alias.name}"
+                elif base in MODULES:
+                    yield base
+
+
+GRAPH = {name: sorted(set(imports(name)) - {name}) for name in MODULES}
+
+
+def room(name: str) -> str:
+    """The room that a module of ``mom`` stands in."""
+    return name.split(".")[1] if "." in name else "__init__"
+
+
+def test_only_the_front_door_is_loose():
+    loose = {path.stem for path in (ROOT / "src" / "mom").glob("*.py")}
+    assert loose <= {"__init__", "__main__", "cli", "console", "errors"}
+
+
+def test_every_room_has_its_place_in_the_order():
+    rooms = {room(name) for name in MODULES if name.startswith("mom.")}
+    assert rooms - OUTSIDE == set(LEVEL)
+
+
+def circles() -> list[list[str]]:
+    """Strongly connected modules, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in GRAPH[name]:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            part = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(part) > 1:
+                found.append(sorted(part))
+
+    for name in GRAPH:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_no_circle():
+    assert circles() == []
+
+
+@pytest.mark.parametrize("level", range(len(ORDER)))
+def test_rooms_import_earlier_rooms_only(level):
+    arrows = [
+        f"{name} -> {other}"
+        for name, others in GRAPH.items()
+        if name.startswith("mom.") and room(name) in ORDER[level]
+        for other in others
+        if other.startswith("mom.") and room(other) not in OUTSIDE
+        if room(other) != room(name) and (room(name) == "model" or LEVEL[room(other)] >= LEVEL[room(name)])
+    ]
+    assert arrows == []
+
+
+def test_the_library_does_not_import_its_tests():
+    arrows = [
+        f"{name} -> {other}"
+        for name, others in GRAPH.items()
+        if name.split(".")[0] == "mom"
+        for other in others
+        if other.split(".")[0] != "mom"
+    ]
+    assert arrows == []
