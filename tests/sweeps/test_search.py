@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from mom.callbacks import PruneTrial
 from mom.config.search import SearchConfig
 from mom.errors import RequestError
 from mom.sweeps import search as of_search
+from mom.sweeps.pruning import PruneTrial
 from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, open_trial, space
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 from tests.sweeps.start import start_and_wait_until_blocked
