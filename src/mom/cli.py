@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
 from mom.config.composition import CONFIG_NAME, explain, is_composition_error
-from mom.errors import JobsFailed, RequestError
+from mom.errors import JobsFailed, RequestError, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
 
 SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -94,7 +94,7 @@ def _run(composed_config: DictConfig) -> int:
         summary = task.run(config, run)
         run.write_summary(summary)
         run.status("succeeded")
-    except RequestError as error:
+    except UsageError as error:
         _tell(error, debug)
         if run is not None and not run.remove_if_unused():
             _record(run, "failed", error)
@@ -184,11 +184,11 @@ def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
     """Write how a run ended; a disk that is full must not hide why."""
     try:
         run.status(state, error)  # type: ignore[arg-type]
-    except RequestError as reason:
+    except UsageError as reason:
         print(f"status.json could not be written: {reason}", file=sys.stderr)
 
 
-def _tell(error: RequestError, debug: bool) -> None:
+def _tell(error: UsageError, debug: bool) -> None:
     if debug:
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

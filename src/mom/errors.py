@@ -1,4 +1,4 @@
-"""The one error a user can mend, a request that cannot be met; and the end of a sweep with failures."""
+"""The errors a user can fix, and the words they are written in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 
-class RequestError(ValueError):
+class UsageError(ValueError):
+    """A request that cannot be met, in one sentence that names the option, the value and what is allowed.
+
+    The command line prints ``error: <message>`` and exits with code 2.
+
+    Args:
+        message: lowercase, without a period, such as ``data.separator must be a string, got 3``.
+    """
+
+
+class RequestError(UsageError):
     """A wrong request, told in one line: which option, what was given, what is allowed.
 
     The command line prints ``error: <option>: <given>; <allowed>`` and exits with code 2.
@@ -65,3 +75,9 @@ def one_of(name: object, names: Sequence[str]) -> str:
     close = nearest(str(name), names)
     listed = f"one of {', '.join(names)}" if names else "nothing"
     return f"did you mean {close}? {listed}" if close else listed
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or the name of its class if it has none."""
+    lines = str(error).strip().splitlines()
+    return lines[0].strip() if lines else type(error).__name__

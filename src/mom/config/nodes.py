@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from mom.config.checks import conform, is_plain, unknown_option
-from mom.errors import RequestError, as_written
+from mom.errors import RequestError, UsageError, as_written
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class NodeConfig:
         target = self.load()
         try:
             return target(**{**self.arguments, **extra})
-        except RequestError:
+        except UsageError:
             raise
         except Exception as reason:
             given = ", ".join(f"{name}={as_written(value)}" for name, value in self.arguments.items())

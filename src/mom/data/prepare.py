@@ -33,7 +33,7 @@ from mom.data.tokenizer import (
     training_identity,
     vocabulary_size,
 )
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -185,7 +185,7 @@ def _build(
         (building / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (building / MARK).unlink(missing_ok=True)
         put_in_place(building, folder)
-    except RequestError:  # the corpus will not do, so nothing goes on from here
+    except UsageError:  # the corpus will not do, so nothing goes on from here
         shutil.rmtree(building, ignore_errors=True)
         raise
     except BaseException:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.errors import RequestError
+from mom.errors import RequestError, UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -66,7 +66,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
             tokenizer = _load_pretrained(name_or_path)
         else:
             raise RequestError(OPTION, f"{name_or_path} (not found)", _ALLOWED)
-    except RequestError:
+    except UsageError:
         raise
     except Exception as error:  # the libraries raise OSError, ValueError, KeyError and bare Exception here
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import mom.model
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
-from mom.errors import RequestError
+from mom.errors import RequestError, UsageError
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
         model.save_pretrained(building)
         try:
             load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
-        except RequestError:
+        except UsageError:
             log.info("no tokenizer beside %s; data.tokenizer has to name it", init)
         shutil.rmtree(folder, ignore_errors=True)
         building.rename(folder)

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from mom.errors import RequestError
+from mom.errors import RequestError, UsageError
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.gpt2 import from_gpt2
 from mom.interop.llama import KINDS, from_llama
@@ -168,7 +168,7 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
         if config.model_type in KINDS:
             kind = LlamaForCausalLM if config.model_type == "llama" else Qwen3ForCausalLM
             return from_llama(_pretrained(kind, source, config))
-    except RequestError:
+    except UsageError:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise RequestError(option, source, f"{_ALLOWED} ({_first_line(error)})") from None

@@ -14,7 +14,7 @@ from rich.table import Table
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import print_table, standard_output
-from mom.errors import JobsFailed, RequestError
+from mom.errors import JobsFailed, RequestError, UsageError
 from mom.sweeps.grid import plan
 from mom.sweeps.jobs import Job, is_about_sweep
 from mom.sweeps.launchers import carry_out, check_launcher
@@ -61,7 +61,7 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
     try:
         study = open_study(folder / JOURNAL, options)
         completed = _conduct(study, options, launcher, folder, drawn, fixed, compose)
-    except RequestError:
+    except UsageError:
         if is_new:
             (folder / JOURNAL).unlink(missing_ok=True)
         raise
@@ -108,7 +108,7 @@ def _conduct(
         for number in numbers:
             try:
                 jobs[number] = _job(study, number, folder, fixed, compose, launcher)
-            except RequestError as reason:
+            except UsageError as reason:
                 if ended == 0 and number == 0:
                     raise
                 _fail(study, number, str(reason))

@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from mom.callbacks.checkpoints import INSIDE_ACCUMULATION
-from mom.errors import RequestError
+from mom.errors import RequestError, UsageError
 from mom.interop.loading import CLASSIFIER
 from mom.interop.loading import read_checkpoint as load_plain
 from mom.model import MoMConfig
@@ -174,7 +174,7 @@ def last_checkpoint(folder: str | Path) -> Resume | None:
             continue
         try:
             resume = read_checkpoint(path, "resume")
-        except RequestError as refusal:
+        except UsageError as refusal:
             refusals.append(refusal)
             continue
         if refusals:
