@@ -10,8 +10,6 @@ import pytest
 from omegaconf import DictConfig
 
 from mom.config import (
-    MODEL_FIELDS,
-    ROUTER_FIELDS,
     DataConfig,
     OptimizerConfig,
     PretrainConfig,
@@ -19,6 +17,7 @@ from mom.config import (
     bind,
 )
 from mom.config.composition import composed
+from mom.model.options import options_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
 # Hydra's own groups (help, logging) are composed with everything; shared/ is what a group's files share.
@@ -91,7 +90,7 @@ def test_every_option_can_be_given_without_a_plus() -> None:
     config = composed(CONF, [])
     sections = (PretrainConfig, DataConfig, OptimizerConfig, TrainerConfig)
     wanted = {section.group: {field.name for field in dataclasses.fields(section)} for section in sections}
-    wanted |= {"model": set(MODEL_FIELDS), "router": set(ROUTER_FIELDS)}
+    wanted |= {group: set(options_of(group)) for group in ("model", "router")}
 
     assert {group: set(config[group]) for group in wanted} == wanted
 

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback
 
 from mom.callbacks import BalanceBias
 from mom.model import MoMForCausalLM
-from mom.model.balance import choice_counts
+from mom.model.losses import choice_counts
 from tests.helpers.models import small_model, tokens
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 

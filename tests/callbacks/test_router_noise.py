@@ -7,8 +7,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import RouterNoise
-from mom.model.routers import build_router
-from mom.model.schedules import PoolLayout
+from mom.model.router import Router
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
@@ -43,7 +42,7 @@ def test_it_goes_to_nothing_over_the_steps_and_nothing_stays(tmp_path, steps, sc
 
 def test_gumbel_noise_of_scale_one_samples_by_the_probabilities():
     config = small_config(router="linear", top_k=2, temperature=1.0)
-    router = build_router(config, PoolLayout.ffn(config), 0).train()
+    router = Router(config, config.pools()[1], 0).train()
     router.set_noise("gumbel", 1.0)
     torch.manual_seed(0)
     with torch.no_grad():

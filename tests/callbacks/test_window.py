@@ -65,7 +65,7 @@ def test_flops_are_of_the_modules_that_ran_and_of_real_tokens(tmp_path):
             tokens += 1
             fixed = config.fixed_depth * (8 * width**2 + 16 * width**2) + 2 * width * config.vocab_size
             fixed += config.graph_depth * 4 * width * (length + 1) / 2
-            state = config.router_width
+            state = config.router_dim
             fixed += 2 * config.num_rounds * 2 * (3 * state * width + 3 * state**2 + state * 4)
             took = [
                 sum(int(choice) < 3 for choice in getattr(record, pool).selected[row, column])

@@ -23,6 +23,7 @@ def small_config(**changes: Any) -> MoMConfig:
         "num_rounds": 4,
         "router_dim": 8,
         "temperature": 0.5,
+        "router_prior": "none",
     }
     return MoMConfig(**(fields | changes))
 

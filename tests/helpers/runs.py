@@ -177,7 +177,7 @@ def write_record(
 
 
 CHANGES = {
-    "model": {"dropout": 0.1, "module_dropout": 0.3},
+    "model": {"dropout": 0.1},
     "callbacks": {
         "router_noise": {"_target_": "mom.callbacks.RouterNoise", "scale": 1.0, "steps": 4},
         "top_k_growth": {"_target_": "mom.callbacks.TopKGrowth", "at": [4]},

@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from mom.errors import RequestError
 from mom.interop import UpcyclingPlan, from_gpt2, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
-from mom.model import MoMConfig, pools
+from mom.model import MoMConfig, pool
 from tests.helpers.models import small_config, small_model, tokens
 
 
@@ -49,6 +49,7 @@ def test_from_gpt2_has_identical_logits_as_plain_blocks_and_as_a_pool_walked_in_
             "num_rounds": 3,
             "top_k": 1,
             "router": "sequential",
+            "router_prior": "none",
         }
     )
     pool = upcycle(plain, config)
@@ -88,7 +89,7 @@ def test_two_stages_walked_in_order_equal_the_plain_model_exactly(monkeypatch, f
     W (scale · x), which is the same but for rounding (here 3e-6 of logits up to 4). Where the scales are 1 and
     the shifts 0 nothing is rounded, and folding is exact too.
     """
-    monkeypatch.setattr(pools, "worth_folding", lambda *_: folds)
+    monkeypatch.setattr(pool, "worth_folding", lambda *_: folds)
     config = small_config(
         num_stages=2, num_rounds=2, num_attention_modules=2, num_ffn_modules=2, router="sequential", top_k=1
     )

@@ -66,6 +66,7 @@ def test_identical_logits_as_plain_blocks_and_as_a_pool_walked_in_order(kind, ch
             "num_rounds": 3,
             "top_k": 1,
             "router": "sequential",
+            "router_prior": "none",
         }
     )
     pool = upcycle(plain, config)

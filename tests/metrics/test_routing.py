@@ -12,7 +12,7 @@ from mom.metrics.depth import depth_metrics, depth_sums
 from mom.metrics.routing import routing_metrics, routing_sums, use_by_slot
 from mom.metrics.sums import add, collect
 from mom.model import RoundRouting, Routing
-from mom.model.balance import balance_loss
+from mom.model.losses import balance_loss
 
 N_ATTENTION, N_FFN, STAGES, ROUNDS, K, FIXED = 3, 4, 2, 3, 2, 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.model.balance import balance_loss, choice_counts, moved_bias, z_loss
+from mom.model.losses import balance_loss, choice_counts, moved_bias, z_loss
 from tests.helpers.models import small_model, tokens
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mom.model.cache import GrowingLayer, grow_in_place
+from mom.model.cache import GrowingLayer, prepare
 from tests.helpers.models import small_model, tokens
 
 OPERATIONS = st.lists(
@@ -112,5 +112,5 @@ def test_a_model_puts_it_into_an_empty_cache_only():
         rest = model(input_ids=ids[:, 3:], past_key_values=filled, use_cache=True).logits
     assert filled.layers == kept
     torch.testing.assert_close(rest, full[:, 3:], atol=1e-5, rtol=1e-4)
-    grow_in_place(filled)
+    prepare(filled, len(kept))
     assert filled.layers == kept

@@ -96,23 +96,23 @@ def test_without_a_target_there_is_no_penalty_and_a_plain_model_has_none():
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"top_k": 2}, "depth_target: 5; null with top_k 2 and skip_rule share"),
-        ({"top_k": 1, "depth_target": 2.5}, "depth_target: 2.5; a number from 3 to 7, or null"),
-        ({"top_k": 1, "depth_target": 7.5}, "depth_target: 7.5; a number from 3 to 7, or null"),
+        ({"top_k": 2}, "depth_target must be null with top_k 2 and skip_rule share"),
+        ({"top_k": 1, "depth_target": 2.5}, "depth_target must be between 3 and 7, or null, got 2.5"),
+        ({"top_k": 1, "depth_target": 7.5}, "depth_target must be between 3 and 7, or null, got 7.5"),
         (
             {"top_k": 1, "depth_target": 2.5, "absorbing_skip": True, "ffn_skip": False},
-            "depth_target: 2.5; a number from 3 to 7, or null",
+            "depth_target must be between 3 and 7, or null, got 2.5",
         ),
         (
             {"top_k": 1, "depth_target": 2.5, "absorbing_skip": True, "skip": False, "ffn_skip": True},
-            "depth_target: 2.5; a number from 3.5 to 7, or null",
+            "depth_target must be between 3.5 and 7, or null, got 2.5",
         ),
         (
             {"top_k": 1, "depth_target": 4.5, "skip": False, "ffn_skip": True},
-            "depth_target: 4.5; a number from 5",
+            "depth_target must be between 5 and",
         ),
-        ({"top_k": 1, "router": "random"}, "depth_target: 5; null with router random"),
-        ({"top_k": 1, "depth_coefficient": -1}, "depth_coefficient: -1; a number of at least 0"),
+        ({"top_k": 1, "router": "random"}, "depth_target must be null with router random"),
+        ({"top_k": 1, "depth_coefficient": -1}, "depth_coefficient must be a number of at least 0, got -1"),
     ],
 )
 def test_a_target_that_cannot_be_met_is_refused(changes, said):

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mom.model import loss as loss_module
-from mom.model.loss import chunked_cross_entropy
+from mom.model import losses as loss_module
+from mom.model.losses import chunked_cross_entropy
 from tests.helpers.models import small_model, tokens
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.model import pools
-from mom.model.pools import choice_table, sum_modules
+from mom.model import pool
+from mom.model.pool import choice_table, sum_modules
 from tests.helpers.models import small_model, tokens
 
 VARIANTS = [
@@ -24,11 +24,11 @@ VARIANTS = [
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
 @pytest.mark.parametrize("folds", [False, True])
 def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds, monkeypatch):
-    monkeypatch.setattr(pools, "worth_folding", lambda *_: folds)
+    monkeypatch.setattr(pool, "worth_folding", lambda *_: folds)
     model, ids = small_model(**changes).eval(), tokens(2, 8)
     outputs = {}
     for bound in (0, 10**6):
-        monkeypatch.setattr(pools, "ALL_MODULES_MAX_TOKENS", bound)
+        monkeypatch.setattr(pool, "ALL_MODULES_MAX_TOKENS", bound)
         with torch.no_grad():
             outputs[bound] = model(input_ids=ids, output_routing=True)
     assert torch.equal(outputs[0].routing[-1].ffn.selected, outputs[10**6].routing[-1].ffn.selected)
@@ -37,12 +37,12 @@ def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds,
 
 
 def test_every_module_runs_only_without_gradients_for_few_tokens_and_few_weights():
-    few, small = pools.ALL_MODULES_MAX_TOKENS, pools.ALL_MODULES_MAX_WEIGHTS
-    assert not pools.all_modules_are_cheaper(few, small)
+    few, small = pool.ALL_MODULES_MAX_TOKENS, pool.ALL_MODULES_MAX_WEIGHTS
+    assert not pool.all_modules_are_cheaper(few, small)
     with torch.no_grad():
-        assert pools.all_modules_are_cheaper(few, small)
-        assert not pools.all_modules_are_cheaper(few + 1, small)
-        assert not pools.all_modules_are_cheaper(few, small + 1)
+        assert pool.all_modules_are_cheaper(few, small)
+        assert not pool.all_modules_are_cheaper(few + 1, small)
+        assert not pool.all_modules_are_cheaper(few, small + 1)
 
 
 def test_sum_of_modules_against_a_loop():

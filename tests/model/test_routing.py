@@ -7,14 +7,27 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mom.model.routers import build_router
+from mom.model.pools import Attention
+from mom.model.router import Router
+from mom.model.routers import GRU
 from mom.model.routing import choose
 from mom.model.schedules import PoolLayout
 from tests.helpers.models import small_config, small_model, tokens
 
 
 def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_k=2) -> PoolLayout:
-    return PoolLayout("attention", num_modules, slots, num_rounds, schedule, skip, top_k)
+    return PoolLayout(
+        name="attention",
+        kind=Attention(),
+        router=GRU(),
+        place=0,
+        num_modules=num_modules,
+        num_skip_slots=slots,
+        num_rounds=num_rounds,
+        top_k=top_k,
+        schedule=schedule,
+        skip=skip,
+    )
 
 
 @settings(max_examples=40, deadline=None)
@@ -139,20 +152,20 @@ def test_prior_is_in_units_of_the_temperature_and_learned():
 
 def test_random_router_depends_on_token_id_and_round_only_and_is_uniform():
     config = small_config(router="random", vocab_size=5000)
-    router, x = build_router(config, layout(), salt=0), torch.zeros(2, 5000, 16)
+    router, x = Router(config, config.pools()[0], salt=0), torch.zeros(2, 5000, 16)
     ids = torch.stack([torch.arange(5000), torch.arange(5000).flip(0)])
     first = [router(x, None, h, ids)[0].selected for h in range(2)]
     assert torch.equal(first[0][0], first[0][1].flip(0))
     assert not torch.equal(first[0], first[1])
     counts = first[0][0].flatten().bincount(minlength=4).float()
     assert float((counts / counts.sum() - 0.25).abs().max()) < 0.02
-    other = build_router(config, layout(), salt=1)(x, None, 0, ids)[0].selected
+    other = Router(config, config.pools()[0], salt=1)(x, None, 0, ids)[0].selected
     assert not torch.equal(first[0], other)
 
 
 def test_random_router_needs_token_ids():
     model = small_model(router="random")
-    with pytest.raises(ValueError, match="input_ids with router random"):
+    with pytest.raises(ValueError, match="router=random requires input_ids"):
         model(inputs_embeds=torch.zeros(1, 3, 16))
 
 

@@ -186,7 +186,7 @@ def test_equals_a_plain_implementation_in_value_and_every_gradient(case):
     output = model(input_ids=ids, labels=ids, output_routing=True)
     output.lm_loss.backward()
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    if model.config.may_leave(model.model.stages[0].attention.router.layout):
+    if model.config.pools()[0].may_skip():
         left = torch.stack(
             [one.attention.selected == one.attention.scores.shape[-1] - 1 for one in output.routing]
         )
@@ -238,7 +238,7 @@ def test_who_has_left_stays_away():
 def test_routers_learn_nothing_from_who_has_left(skip_slots):
     outputs = torch.randn(1, 4, 3 + skip_slots, generator=torch.Generator().manual_seed(0)).requires_grad_()
     gone = torch.tensor([[True, False, True, False]])
-    decided = leave(choose(outputs, num_modules=3, top_k=2, normalize=True), gone, 3)
+    decided = leave(choose(outputs, num_modules=3, top_k=2, normalize=True), gone)
     assert decided.selected[gone].tolist() == [[3, 3]] * 2 and decided.weights[gone].tolist() == [[1, 0]] * 2
     loss = decided.scores.square().sum() + decided.weights.square().sum() + decided.logits.logsumexp(-1).sum()
     loss.backward()

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from mom.config import MODEL_FIELDS, ROUTER_FIELDS
 from mom.config.composition import composed
 from mom.errors import RequestError
+from mom.model.options import options_of
 from mom.runs.records import OF_STAGES, find_runs, is_within
 from tests.helpers.runs import write_record
 from tests.test_configs import CONF
@@ -64,11 +64,7 @@ def test_a_name_is_within_itself_and_its_groups_only() -> None:
 
 
 def test_options_that_only_stages_use_are_options() -> None:
-    names = {
-        f"{group}.{name}"
-        for group, fields in (("model", MODEL_FIELDS), ("router", ROUTER_FIELDS))
-        for name in fields
-    }
+    names = {f"{group}.{name}" for group in ("model", "router") for name in options_of(group)}
     given = composed(CONF, [])
     names |= {f"{group}.{name}" for group in ("optimizer", "callbacks") for name in given[group]}
 

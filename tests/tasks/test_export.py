@@ -39,6 +39,7 @@ text = pipeline("text-generation", model=folder, trust_remote_code=True)(
 # The folder's code beside the package's: both are the same function.
 del sys.modules["mom"]
 import mom.model
+from mom import MoMForCausalLM
 ours = AutoModelForCausalLM.from_pretrained(folder).eval()
 assert type(ours) is mom.model.MoMForCausalLM and type(model) is not type(ours)
 with torch.no_grad():

@@ -80,7 +80,7 @@ def test_walked_in_order_it_is_the_plain_model(tmp_path, gpt2):
     _, folder = run(
         tmp_path,
         gpt2,
-        router={"router": "sequential"},
+        router={"router": "sequential", "router_prior": "none"},
         model={"num_rounds": 2, "top_k": 1},
     )
     ids = tokens(2, 16, vocab_size=300)

@@ -3,7 +3,7 @@
 *Similarity* of two modules of one pool:
 
 - ``weights``: cosine of their parameters as one vector, each LayerNorm folded into the projection after it (what
-  the module computes, :meth:`mom.model.pools.Pool.fold`). Two modules that share an origin, such as copies of
+  the module computes, :meth:`mom.model.pool.Pool.forward`). Two modules that share an origin, such as copies of
   one layer, are near 1; modules trained apart are near 0, even those that compute the same with their hidden
   units in another order.
 - ``outputs``: mean over inputs of the cosine of what the two would add to the residual stream. Near 1, one can
@@ -16,7 +16,7 @@ module then attends over its own keys and values. The *inputs* are the residual 
 stage on the text that was recorded, the same for all modules.
 
 *Removal*: the model's loss when a module is out of reach in every round, the routers choosing among the others as
-if it had never been there (:meth:`mom.model.routers.Router.without`); nothing is trained. *One at a time* removes
+if it had never been there (:meth:`mom.model.router.Router.without`); nothing is trained. *One at a time* removes
 each from the whole model; *greedily* removes the one that costs least, then of what is left again the one that
 costs least, until no more can go.
 """
@@ -34,8 +34,8 @@ from torch import Tensor
 from mom.metrics.modules import Module, Pair, Removal
 from mom.metrics.routing import POOLS
 from mom.model import MoMForCausalLM
-from mom.model.pools import Pool
-from mom.model.routers import Router
+from mom.model.pool import Pool
+from mom.model.router import Router
 from mom.model.routing import Routing
 
 Context = Callable[[], AbstractContextManager]

@@ -16,7 +16,7 @@ from mom.analysis.traces import Header, Records, Traces, TraceWriter
 from mom.data.token_files import TokenFile
 from mom.metrics.routing import POOLS
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.loss import CHUNK_TOKENS
+from mom.model.losses import CHUNK_TOKENS
 
 
 class Window(NamedTuple):

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mom.callbacks.window import config_of
-from mom.model.balance import choice_counts, moved_bias
-from mom.model.routers import Router
+from mom.model.losses import choice_counts, moved_bias
+from mom.model.router import Router
 
 
 class BalanceBias(Callback):

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.model import MoMConfig
-from mom.model.routers import NOISE_KINDS, Router
+from mom.model.router import NOISE_KINDS, Router
 
 
 class RouterNoise(Callback):
@@ -45,7 +45,7 @@ class RouterNoise(Callback):
         Raises:
             ValueError: ``scale: <given>; <allowed>``.
         """
-        if self._scale and config.num_stages and config.router not in ("gru", "mlp", "linear"):
+        if self._scale and config.num_stages and not config.router_kind.learns:
             raise ValueError(f"scale: {self._scale}; 0 with router {config.router}")
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:

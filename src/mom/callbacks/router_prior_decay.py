@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mom.model.routers import Router
+from mom.model.router import Router
 
 
 class RouterPriorDecay(Callback):
@@ -40,7 +40,7 @@ class RouterPriorDecay(Callback):
             return
         for router in pl_module.modules():
             if isinstance(router, Router) and router.prior is not None:
-                part = router._initial_prior().to(router.prior.device) / self._steps
+                part = router.initial_prior().to(router.prior.device) / self._steps
                 if isinstance(router.prior, DTensor):
                     part = distribute_tensor(part, router.prior.device_mesh, router.prior.placements)
                 router.prior.sub_(part)

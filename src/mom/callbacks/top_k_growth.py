@@ -9,8 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.window import config_of
 from mom.model import MoMConfig
-from mom.model.routers import Router
-from mom.model.schedules import PoolLayout
+from mom.model.router import Router
 
 
 class TopKGrowth(Callback):
@@ -45,7 +44,7 @@ class TopKGrowth(Callback):
         """
         if not self._at or not config.num_stages:
             return
-        full = min(one.num_selected() for one in (PoolLayout.attention(config), PoolLayout.ffn(config)))
+        full = min(layout.num_selected() for layout in config.pools())
         if len(self._at) >= full:
             raise ValueError(f"at: {self._at}; at most {full - 1} steps, for top_k {config.top_k}")
         if 0 <= max_steps <= self._at[-1]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from mom.config.data import DataConfig, DataSection, GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
-from mom.config.request import MODEL_FIELDS, ROUTER_FIELDS, RunConfig, bind
+from mom.config.request import RunConfig, bind
 from mom.config.section import Section, TaskConfig
 from mom.config.tasks import (
     TASKS,
@@ -25,8 +25,6 @@ from mom.config.tasks import (
 from mom.config.training import OptimizerConfig, TrainerConfig
 
 __all__ = [
-    "MODEL_FIELDS",
-    "ROUTER_FIELDS",
     "TASKS",
     "AnalyzeConfig",
     "CompareConfig",

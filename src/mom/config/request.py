@@ -18,62 +18,14 @@ from mom.config.section import TaskConfig
 from mom.config.tasks import task_section
 from mom.config.training import OptimizerConfig, TrainerConfig
 from mom.errors import RequestError, as_written
+from mom.model.options import ModelOptions, options_of
+from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in module kinds)
+from mom.model.registry import InvalidOption
+from mom.model.routers import RouterKind  # noqa: F401 (registers the built-in routers)
 from mom.runs.directory import choose_run_dir
 
 if TYPE_CHECKING:
     from mom.model import MoMConfig
-
-MODEL_FIELDS: Mapping[str, Any] = {
-    "vocab_size": int | None,
-    "max_positions": int,
-    "d_model": int,
-    "num_heads": int,
-    "d_ffn": int | None,
-    "block": str,
-    "qk_norm": bool,
-    "rope_theta": float,
-    "tie_word_embeddings": bool,
-    "num_bottom_blocks": int,
-    "num_top_blocks": int,
-    "num_stages": int,
-    "anchors": bool,
-    "num_attention_modules": int,
-    "num_ffn_modules": int,
-    "num_rounds": int,
-    "top_k": int | Literal["all"],
-    "ffn_top_k": int | Literal["all"] | None,
-    "schedule": str,
-    "skip": bool,
-    "ffn_schedule": str | None,
-    "ffn_skip": bool | None,
-    "weight_qkv": bool,
-    "skipped_kv": str,
-    "skip_rule": str,
-    "absorbing_skip": bool,
-    "dropout": float,
-    "module_dropout": float,
-    "module_dropout_per": str,
-    "initializer_range": float,
-    "layer_norm_epsilon": float,
-}
-"""Options of the ``model`` group and their types: fields of :class:`~mom.model.MoMConfig`."""
-
-ROUTER_FIELDS: Mapping[str, Any] = {
-    "router": str,
-    "router_dim": int | None,
-    "temperature": float,
-    "normalize_weights": bool | Literal["auto"],
-    "router_prior": str,
-    "router_prior_strength": float,
-    "balance_coefficient": float,
-    "balance_skip": bool,
-    "balance_scope": str,
-    "balance_bias_rate": float,
-    "z_loss_coefficient": float,
-    "depth_target": float | None,
-    "depth_coefficient": float,
-}
-"""Options of the ``router`` group and their types: fields of :class:`~mom.model.MoMConfig` about routing."""
 
 _GROUPS = (
     "task",
@@ -201,12 +153,11 @@ class RunConfig:
                 f"at most model.max_positions ({config.max_positions})",
             )
         # The model itself allows this: the authors' checkpoints have it. To train so is always a mistake.
-        learns = config.router not in ("sequential", "random")
         if (
             config.num_stages
-            and 1 in (config.top_k, config.ffn_top_k)
             and config.normalize_weights is True
-            and learns
+            and config.router_kind.learns
+            and any(layout.top_k == 1 for layout in config.pools())
         ):
             raise RequestError(
                 "router.normalize_weights",
@@ -258,10 +209,16 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         raise RequestError(
             "data.kind", data.kind, f"{' or '.join(task.data_kinds)}, which task={task.name} works on"
         )
+    model, router = (_model_options(group, groups[group]) for group in ("model", "router"))
+    if task.takes_chosen_model():
+        try:
+            ModelOptions.from_mapping({**model, **router, "vocab_size": model.get("vocab_size") or 1})
+        except InvalidOption as reason:
+            raise refused_model(reason) from reason
     return RunConfig(
         task=task,
-        model=_fields("model", groups["model"], MODEL_FIELDS),
-        router=_fields("router", groups["router"], ROUTER_FIELDS),
+        model=model,
+        router=router,
         data=data,
         optimizer=OptimizerConfig.from_mapping(groups["optimizer"]),
         trainer=TrainerConfig.from_mapping(groups["trainer"]),
@@ -294,8 +251,11 @@ def _group(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
     return {} if options is None else {str(key): value for key, value in conform(name, options, dict).items()}
 
 
-def _fields(group: str, options: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the names and types of model options; their ranges are the model's own to check."""
+def _model_options(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names and types of the options of ``model`` or ``router``."""
+    hints = {name: one.type for name, one in options_of(group).items()}
+    if group == "model":
+        hints["vocab_size"] = int | None  # null takes the tokenizer's
     known_names(group, options, hints)
     return {name: conform(f"{group}.{name}", value, hints[name]) for name, value in options.items()}
 
@@ -310,13 +270,12 @@ def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:
 
 
 def refused_model(reason: ValueError) -> RequestError:
-    """The model's own ``<field>: <given>; <allowed>`` with the field's group in front."""
-    field, _, rest = str(reason).partition(": ")
-    given, _, allowed = rest.partition("; ")
-    group = "router" if field in ROUTER_FIELDS else "model"
-    if field not in ROUTER_FIELDS and field not in MODEL_FIELDS:
+    """Put the option's group in front of an error about the model."""
+    if not isinstance(reason, InvalidOption):
         return RequestError("model", as_written(str(reason)), "a model that can be built")
-    return RequestError(f"{group}.{field}", given.strip("'"), allowed)
+    group = "router" if reason.option in options_of("router") else "model"
+    rule = reason.rule.removeprefix("must be ")
+    return RequestError(f"{group}.{reason.option}", as_written(reason.value), rule)
 
 
 def _check_devices(trainer: TrainerConfig) -> None:

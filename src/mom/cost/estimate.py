@@ -14,8 +14,7 @@ import torch
 
 from mom.cost.machine import product_dtype_of
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.pools import AttentionPool, FFNPool, worth_folding
-from mom.model.schedules import PoolLayout
+from mom.model.pool import worth_folding
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Usage:
         """Every place holds a module, as many as a round may choose: what a token may cost at most."""
         if config.num_stages == 0:
             return cls(0.0, 0.0)
-        return cls(*(layout.most_modules(config.router) for layout in _layouts(config)))
+        return cls(*(layout.most_modules() for layout in config.pools()))
 
     @classmethod
     def of(cls, config: MoMConfig, routing: Sequence[Any]) -> Usage:
@@ -99,11 +98,7 @@ def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> floa
     usage = usage or Usage.nominal(config)
     if config.num_stages == 0:
         return num_parameters(config)
-    with torch.device("meta"):
-        attention_module, ffn_module = (
-            sum(parameter.numel() for parameter in pool.parameters()) / pool.num_modules
-            for pool in (AttentionPool(config), FFNPool(config))
-        )
+    attention_module, ffn_module = (layout.kind.num_parameters(config) for layout in config.pools())
     idle_attention = config.num_attention_modules - min(
         config.num_attention_modules, config.num_rounds * usage.attention
     )
@@ -130,7 +125,7 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
         blocks=blocks * (attention_projections + ffn_projections),
         modules=rounds * (usage.attention * attention_projections + usage.ffn * ffn_projections),
         attention=config.graph_depth * 2 * 2 * width * (sequence_length + 1) / 2,
-        routers=rounds * sum(_router_flops(config, layout) for layout in _layouts(config)),
+        routers=rounds * sum(layout.router.flops(config, layout) for layout in config.pools()),
         head=2 * width * config.vocab_size,
     )
 
@@ -194,9 +189,9 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
     width, rounds = config.d_model, config.num_rounds
     hidden = 2 * config.ffn_width if config.components.gated else config.ffn_width
     kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalised
-    kept += 2.0 * config.router_width if config.router == "gru" else 0.0
+    kept += 2.0 * config.router_kind.state_size(config)
     copies, of_step = 0.0, []
-    for layout, columns in zip(_layouts(config), (3 * width, hidden), strict=True):
+    for layout, columns in zip(config.pools(), (3 * width, hidden), strict=True):
         places = layout.num_selected()
         # Records: scores and logits in 4 bytes, weights in 4, choices in 8.
         record = 4 * (layout.num_modules + 1 + layout.num_slots) + 12 * places
@@ -213,22 +208,6 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
             )  # the sum, the K rows, one module's GELU
             of_step.append(places * hidden + max(out, normalised))
     return copies + tokens * (kept + max(of_step))
-
-
-def _layouts(config: MoMConfig) -> tuple[PoolLayout, PoolLayout]:
-    return PoolLayout.attention(config), PoolLayout.ffn(config)
-
-
-def _router_flops(config: MoMConfig, layout: PoolLayout) -> float:
-    """One router's products for one token in one round."""
-    width, state, slots = config.d_model, config.router_width, layout.num_slots
-    return {
-        "gru": 2 * (3 * state * width + 3 * state * state + state * slots),
-        "mlp": 2 * (state * width + state * slots),
-        "linear": 2 * width * slots,
-        "sequential": 0,
-        "random": 0,
-    }[config.router]
 
 
 def static_costs(

@@ -15,7 +15,7 @@ from mom.errors import RequestError
 from mom.interop.layers import AttentionWeights, FFNWeights, Layer, copy_affine, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.assembly import Stage
-from mom.model.routers import GRURouter, MLPRouter, Router
+from mom.model.router import Router
 
 # Fields of `config.json` whose other values the authors' model class ignores or that we do not compute.
 _REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
@@ -135,6 +135,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         score_function=score_function,
         # They renormalise the chosen softmax scores at every K, but not where all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
+        router_prior="none",
         straight_through=bool(theirs.get("use_ste", False)),
         weight_qkv=bool(theirs.get("weighted_qkv", False)),
         dropout=float(dropout),
@@ -178,14 +179,13 @@ def _fill_stage(stage: Stage, tensors: _Tensors, prefix: str) -> None:
 
 
 def _fill_router(router: Router, tensors: _Tensors, source: str) -> None:
-    if isinstance(router, GRURouter):
+    if router.kind.name == "gru":
         router.cell.weight_ih.copy_(tensors.take(f"{source}.x2h.weight"))
         router.cell.bias_ih.copy_(tensors.take(f"{source}.x2h.bias"))
         router.cell.weight_hh.copy_(tensors.take(f"{source}.h2h.weight"))
         router.cell.bias_hh.copy_(tensors.take(f"{source}.h2h.bias"))
         output = f"{source}.router"
     else:
-        assert isinstance(router, MLPRouter)
         router.input.weight.copy_(tensors.take(f"{source}.router.0.weight"))
         router.input.bias.copy_(tensors.take(f"{source}.router.0.bias"))
         output = f"{source}.router.2"

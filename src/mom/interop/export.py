@@ -32,9 +32,9 @@ AUTO_MAP = {
 }
 """Which file of an exported folder holds which class."""
 
-# The package's own business; a folder is no package and registers nothing.
-_NOT_EXPORTED = {"__init__.py", "registration.py"}
-_IMPORT = re.compile(r"^(\s*)from mom\.model\.(\w+) import", re.MULTILINE)
+# A folder is no package and registers nothing; the reference serves readers.
+_NOT_EXPORTED = {"__init__.py", "reference.py"}
+_IMPORT = re.compile(r"^(\s*)from mom\.model\.([\w.]+) import", re.MULTILINE)
 
 
 def export_model(
@@ -74,21 +74,23 @@ def export_model(
 
 
 def model_code() -> dict[str, str]:
-    """The files of :mod:`mom.model` as modules that stand side by side, by file name.
+    """Return the files of :mod:`mom.model` as modules that stand side by side, by file name.
 
-    Imports become relative, and operators that a file registers with PyTorch get a namespace of the module's
-    own: the same folder may be loaded beside ``mom`` or beside another export, and a name can be taken once.
+    A package's file ``routers/gru.py`` becomes ``routers_gru.py``, its ``__init__.py`` ``routers.py``. Imports
+    become relative, and operators that a file registers with PyTorch get a namespace of the module's own: the same
+    folder may be loaded next to ``mom`` or another export, and a name can be taken once.
     """
     package = Path(mom.model.__file__).parent
+    names = {path: path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py"))}
     return {
-        path.name: _standing_alone(path.read_text(encoding="utf-8"))
-        for path in sorted(package.glob("*.py"))
-        if path.name not in _NOT_EXPORTED
+        name.replace("/__init__", "").replace("/", "_"): _standing_alone(path.read_text(encoding="utf-8"))
+        for path, name in names.items()
+        if name not in _NOT_EXPORTED
     }
 
 
 def _standing_alone(source: str) -> str:
-    source = _IMPORT.sub(r"\1from .\2 import", source)
+    source = _IMPORT.sub(lambda found: f"{found[1]}from .{found[2].replace('.', '_')} import", source)
     own = re.sub(r'"mom::(\w+)"', r'f"{_NAMESPACE}::\1"', source)
     own = own.replace("torch.ops.mom.", "getattr(torch.ops, _NAMESPACE).")
     if own == source:
@@ -122,7 +124,7 @@ tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 model = {auto}.from_pretrained("<this folder>", trust_remote_code=True)
 ```
 
-The code of the model lies in this folder. Where `mom` is installed, `import mom.model` makes
+The code of the model lies in this folder. Where `mom` is installed, `from mom import MoMForCausalLM` makes
 `trust_remote_code` unnecessary.
 
 ## Measured

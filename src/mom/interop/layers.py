@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mom.model.blocks import Block, PlainAttention, PlainFFN
-from mom.model.pools import AttentionPool, FFNPool
+from mom.model.pool import Pool
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def write_block(block: Block, layer: Layer) -> None:
 
 
 @torch.no_grad()
-def write_module(pool: AttentionPool | FFNPool, index: int, weights: AttentionWeights | FFNWeights) -> None:
+def write_module(pool: Pool, index: int, weights: AttentionWeights | FFNWeights) -> None:
     """Copy one half of a layer into module ``index`` of a pool, in place."""
     for field in fields(weights):
         ours = getattr(pool, field.name)

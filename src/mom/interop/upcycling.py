@@ -11,7 +11,6 @@ from mom.config import UpcycleConfig
 from mom.errors import RequestError
 from mom.interop.layers import read_block, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.schedules import PoolLayout
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,10 @@ class UpcyclingPlan:
         """Layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
 
         A stage takes as many layers as its larger pool has modules; the smaller pool takes the first of them. A
-        ``grouped`` pool takes one for each round (:meth:`PoolLayout.layers`).
+        ``grouped`` pool takes one for each round (:meth:`mom.model.schedules.PoolLayout.layers`).
         """
         layers = iter(range(num_plain_layers(config)))
-        attention_layers, ffn_layers = (layout.layers() for layout in _layouts(config))
+        attention_layers, ffn_layers = (layout.layers() for layout in config.pools())
 
         def take(count: int) -> tuple[int, ...]:
             return tuple(next(layers) for _ in range(count))
@@ -74,13 +73,9 @@ def _listed(layers: tuple[int, ...]) -> str:
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers))
 
 
-def _layouts(config: MoMConfig) -> tuple[PoolLayout, PoolLayout]:
-    return PoolLayout.attention(config), PoolLayout.ffn(config)
-
-
 def num_layers_of_modules(config: MoMConfig) -> int:
     """Layers of the plain transformer that the modules of one stage come from."""
-    return 1 + max(max(layout.layers()) for layout in _layouts(config))
+    return 1 + max(max(layout.layers()) for layout in config.pools())
 
 
 def num_plain_layers(config: MoMConfig) -> int:

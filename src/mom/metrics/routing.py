@@ -95,7 +95,7 @@ def routing_metrics(totals: Totals, *, balance_skip: bool = True) -> dict[str, f
         ``dead_fraction``: share of modules that no token took in the window, from 0 to 1.
         ``first_weight``: mean weight of the first choice; with weights that sum to 1 from 1/K (all places
         alike) to 1 (the others count for nothing).
-        ``balance_loss``: Switch's ``N' Σ f_i P_i`` (:func:`mom.model.balance.balance_loss`) of the whole window,
+        ``balance_loss``: Switch's ``N' Σ f_i P_i`` (:func:`mom.model.losses.balance_loss`) of the whole window,
         averaged over stages; 1 at perfect balance, N' when one choice has all.
         Empty when no token was counted.
     """

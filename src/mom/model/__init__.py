@@ -1,26 +1,51 @@
-"""The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly and heads."""
+"""The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly and heads.
 
-from mom.model.classification import MoMForSequenceClassification, MoMSequenceClassifierOutput
-from mom.model.configuration import MoMConfig
-from mom.model.modeling import (
-    MoMCausalLMOutput,
-    MoMForCausalLM,
-    MoMModel,
-    MoMModelOutput,
-)
-from mom.model.registration import register
-from mom.model.routing import RoundRouting, Routing
+The names below load on first use, so that :mod:`mom.model.options` can be read without PyTorch. The first one also
+registers the classes with transformers' Auto classes, so that a folder of ours loads without its own code.
+"""
 
-register()
+from __future__ import annotations
 
-__all__ = [
-    "MoMCausalLMOutput",
-    "MoMConfig",
-    "MoMForCausalLM",
-    "MoMForSequenceClassification",
-    "MoMModel",
-    "MoMModelOutput",
-    "MoMSequenceClassifierOutput",
-    "RoundRouting",
-    "Routing",
-]
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "MoMCausalLMOutput": "modeling",
+    "MoMConfig": "configuration",
+    "MoMForCausalLM": "modeling",
+    "MoMForSequenceClassification": "classification",
+    "MoMModel": "modeling",
+    "MoMModelOutput": "modeling",
+    "MoMSequenceClassifierOutput": "classification",
+    "RoundRouting": "routing",
+    "Routing": "routing",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first asked for (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    _register()
+    globals().update({one: getattr(import_module(f"{__name__}.{home}"), one) for one, home in _HOME.items()})
+    return globals()[name]
+
+
+def _register() -> None:
+    """Make transformers' Auto classes know ours."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    from mom.model.classification import MoMForSequenceClassification
+    from mom.model.configuration import MoMConfig
+    from mom.model.modeling import MoMForCausalLM, MoMModel
+
+    AutoConfig.register(MoMConfig.model_type, MoMConfig, exist_ok=True)
+    AutoModel.register(MoMConfig, MoMModel, exist_ok=True)
+    AutoModelForCausalLM.register(MoMConfig, MoMForCausalLM, exist_ok=True)
+    AutoModelForSequenceClassification.register(MoMConfig, MoMForSequenceClassification, exist_ok=True)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

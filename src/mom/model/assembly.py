@@ -1,7 +1,7 @@
-"""The assembly: rounds in which every token chooses modules and runs them (paper, section 3; DESIGN §1).
+"""The assembly: rounds in which every token chooses modules and runs them (paper, section 3).
 
-One stage holds one pool of attention modules, one pool of feed-forward modules, and a router for each. For H
-rounds, token by token, the routers choose; what they choose is the layer that the token passes.
+A stage holds pools of modules, by default one of attention and one of feed-forward modules, and a router for each. For
+H rounds, pool by pool, the routers choose for each token; the chosen modules are the layer that the token passes.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mom.model.attention import AttentionContext
+from mom.model.attention import AttentionContext, StepContext
 from mom.model.blocks import Block
 from mom.model.configuration import MoMConfig
-from mom.model.pools import AttentionPool, FFNPool, Folded
-from mom.model.routers import build_router
-from mom.model.routing import RoundRouting, Routing, leave
+from mom.model.pool import Folded, Pool
+from mom.model.router import Router
+from mom.model.routing import RoundRouting, Routing, leave, round_type
 from mom.model.schedules import PoolLayout
 
 
@@ -27,48 +27,35 @@ class RoundState(NamedTuple):
 
     Attributes:
         x: residual stream, [B, T, D].
-        attention: the attention router's state, [B, T, router_dim], or ``None``.
-        ffn: the feed-forward router's state, likewise.
-        gone: tokens that have left the stage (``absorbing_skip``), boolean [B, T]; ``None`` at first and without.
+        routers: each router's state, [B, T, state], or ``None``.
+        exited: tokens that have exited the stage (``absorbing_skip``), boolean [B, T]; ``None`` if none can or yet.
     """
 
     x: Tensor
-    attention: Tensor | None
-    ffn: Tensor | None
-    gone: Tensor | None = None
+    routers: tuple[Tensor | None, ...]
+    exited: Tensor | None = None
 
 
-class RoutedAttention(nn.Module):
-    """The attention pool of a stage and its router."""
+class RoutedPool(nn.Module):
+    """A pool of a stage and its router.
 
-    def __init__(self, config: MoMConfig, stage_index: int) -> None:
+    Args:
+        config: the model's configuration.
+        layout: the pool.
+        stage_index: the stage's place.
+    """
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, stage_index: int) -> None:
         super().__init__()
-        self.router = build_router(config, PoolLayout.attention(config), salt=2 * stage_index)
-        self.pool = AttentionPool(config)
-        self.num_modules = self.pool.num_modules
+        self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.place)
+        self.pool = Pool(config, layout)
+        self.cache_layers = [config.cache_layer(stage_index, h, layout) for h in range(config.num_rounds)]
         # Bound here, as PEFT puts a wrapper in the pool's place that can only be called.
         self._run = self.pool.run
 
-    def forward(
-        self, x: Tensor, routing: Routing, folded: Folded, attend: Callable[[Tensor, Tensor], Tensor]
-    ) -> Tensor:
-        """One attention step: :meth:`AttentionPool.run`."""
-        return self._run(x, routing, folded, attend)
-
-
-class RoutedFFN(nn.Module):
-    """The feed-forward pool of a stage and its router."""
-
-    def __init__(self, config: MoMConfig, stage_index: int) -> None:
-        super().__init__()
-        self.router = build_router(config, PoolLayout.ffn(config), salt=2 * stage_index + 1)
-        self.pool = FFNPool(config)
-        self.num_modules = self.pool.num_modules
-        self._run = self.pool.run
-
-    def forward(self, x: Tensor, routing: Routing, folded: Folded) -> Tensor:
-        """One feed-forward step: :meth:`FFNPool.run`."""
-        return self._run(x, routing, folded)
+    def forward(self, x: Tensor, routing: Routing, folded: Folded, context: StepContext) -> Tensor:
+        """Run the chosen modules and return the update of the residual stream, [B, T, D]."""
+        return self._run(x, routing, folded, context)
 
 
 class Stage(nn.Module):
@@ -76,98 +63,78 @@ class Stage(nn.Module):
 
     Args:
         config: the model's configuration.
-        stage_index: the stage's place.
+        index: the stage's place.
     """
 
-    def __init__(self, config: MoMConfig, stage_index: int) -> None:
+    def __init__(self, config: MoMConfig, index: int) -> None:
         super().__init__()
+        self.layouts = config.pools()
         self.num_rounds = config.num_rounds
         self.absorbing_skip = config.absorbing_skip
-        self.attention = RoutedAttention(config, stage_index)
-        self.ffn = RoutedFFN(config, stage_index)
+        for layout in self.layouts:
+            self.add_module(layout.name, RoutedPool(config, layout, index))
         self.dropout = nn.Dropout(config.dropout)
         self.anchor = Block(config) if config.anchors else None
-        self._run_round: Callable = self.assemble
+        self.anchor_layer = config.anchor_layer(index)
+        self._record = round_type(tuple(layout.name for layout in self.layouts))
+        self._assemble: Callable = self.assemble
+
+    @property
+    def pools(self) -> list[RoutedPool]:
+        """The pools with their routers, in the order of a round."""
+        return [self.get_submodule(layout.name) for layout in self.layouts]  # type: ignore[misc]
 
     def forward(
-        self,
-        x: Tensor,
-        context: AttentionContext,
-        first_layer: int,
-        token_ids: Tensor | None,
-        run: Callable,
-        keep: bool,
+        self, x: Tensor, context: AttentionContext, token_ids: Tensor | None, run: Callable, keep: bool
     ) -> tuple[Tensor, list[RoundRouting], list[Tensor]]:
-        """Assemble and pass the anchor.
+        """Run all rounds and the anchor.
 
         Args:
             x: residual stream, [B, T, D].
-            context: what every attention of this forward shares.
-            first_layer: cache layer of the first round; round h uses ``first_layer + h``, the anchor the next.
-            token_ids: [B, T], for the router that needs them.
-            run: ``run(function, *arguments)``; activation checkpointing enters here, once per round.
-            keep: return the residual stream after each round and anchor.
+            context: what all attentions of this forward pass share.
+            token_ids: [B, T], for routers that need them.
+            run: ``run(function, *arguments)`` calls the function; it may checkpoint activations.
+            keep: return the residual stream after each round and the anchor too.
 
         Returns:
-            The residual stream, the routing of each round, and the residual streams in between, if kept.
+            The residual stream, the routing of each round, and the residual streams that are kept.
         """
         num_rows = x.shape[0] * x.shape[1] * self.num_rounds
-        folded = tuple(part.pool(num_rows * part.router.top_k) for part in (self.attention, self.ffn))
-        draws = self.attention.router.draw_dropped(x), self.ffn.router.draw_dropped(x)
-        state = RoundState(x, None, None)
+        folded = [one.pool(num_rows * one.router.top_k) for one in self.pools]
+        state = RoundState(x, (None,) * len(self.pools))
         routing, passed = [], []
-        for round_index in range(self.num_rounds):
-            one_round = partial(
-                self._run_round, round_index, context, first_layer + round_index, token_ids, draws
-            )
-            state, decided = run(one_round, state, *folded)
+        for h in range(self.num_rounds):
+            steps = [context.step(one.cache_layers[h]) for one in self.pools]
+            state, decided = run(partial(self._assemble, h, token_ids, steps), state, *folded)
             routing.append(decided)
             passed += [state.x] if keep else []
         x = state.x
         if self.anchor is not None:
-            x = run(self.anchor, x, context, first_layer + self.num_rounds)
+            x = run(self.anchor, x, context, self.anchor_layer)
             passed += [x] if keep else []
         return x, routing, passed
 
-    def compile_rounds(self, **options: Any) -> None:
-        """`torch.compile` one round for all rounds; see :meth:`mom.model.MoMModel.compile_layers`."""
-        self._run_round = torch.compile(self.assemble, **options)
-
     def assemble(
         self,
-        round_index: int,
-        context: AttentionContext,
-        layer_index: int,
+        h: int,
         token_ids: Tensor | None,
-        draws: tuple[Tensor | None, Tensor | None],
+        steps: list[StepContext],
         state: RoundState,
-        folded_attention: Folded,
-        folded_ffn: Folded,
+        *folded: Folded,
     ) -> tuple[RoundState, RoundRouting]:
-        """One round: the attention router chooses and its modules run, then the same for the feed-forward."""
-        x = state.x  # (B, T, D); the routers read it un-normalised
+        """Run round h: in each pool the router chooses from the un-normalized stream, and the modules update it."""
+        x, states, exited = state  # (B, T, D)
+        decided, after = [], []
+        for one, router_state, weights, step in zip(self.pools, states, folded, steps, strict=True):
+            routing, router_state = one.router(x, router_state, h, token_ids)
+            if self.absorbing_skip:
+                routing = routing if exited is None else leave(routing, exited)
+                exited = ~routing.took_module  # (B, T); those that had exited have again
+            x = x + self.dropout(one(x, routing, weights, step))
+            decided.append(routing)
+            after.append(router_state)
+        return RoundState(x, tuple(after), exited), self._record(*decided)
 
-        attention, attention_state = self.attention.router(
-            x, state.attention, round_index, token_ids, draws[0]
-        )
-        attention, gone = self._absorb(attention, state.gone, self.attention.num_modules)
-        attend = partial(context.attend, layer_index=layer_index)
-        x = x + self.dropout(
-            self.attention(x, attention, folded_attention, lambda qkv, active: attend(qkv, active=active))
-        )
-
-        ffn, ffn_state = self.ffn.router(x, state.ffn, round_index, token_ids, draws[1])
-        ffn, gone = self._absorb(ffn, gone, self.ffn.num_modules)
-        x = x + self.dropout(self.ffn(x, ffn, folded_ffn))
-
-        return RoundState(x, attention_state, ffn_state, gone), RoundRouting(attention, ffn)
-
-    def _absorb(
-        self, routing: Routing, gone: Tensor | None, num_modules: int
-    ) -> tuple[Routing, Tensor | None]:
-        """With ``absorbing_skip``: SKIP for the tokens that have left, and who has left after this step."""
-        if not self.absorbing_skip:
-            return routing, None
-        if gone is not None:
-            routing = leave(routing, gone, num_modules)
-        return routing, (routing.selected == num_modules).all(dim=-1)  # (B, T); who had left has again
+    def compile_rounds(self, **options: Any) -> None:
+        """`torch.compile` one round for all rounds; see :meth:`mom.model.MoMModel.compile_layers`."""
+        self._assemble = torch.compile(self.assemble, **options)

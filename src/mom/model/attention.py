@@ -24,6 +24,7 @@ class AttentionContext:
         own_key: position of each query's own key, boolean [T_query, T_key]; needed with ``mask_skipped``.
         mask_skipped: ``skipped_kv: mask``; tokens that took no attention module are seen by nobody else.
         cache: keys and values of earlier tokens; each executed attention has a layer index of its own.
+        real: tokens that are not padding, boolean [B, T]; ``None`` means all.
         angles: of rotary positions (:func:`mom.model.components.rotation`); ``None`` without them.
     """
 
@@ -32,6 +33,7 @@ class AttentionContext:
     own_key: Tensor | None
     mask_skipped: bool
     cache: Cache | None
+    real: Tensor | None = None
     angles: tuple[Tensor, Tensor] | None = None
 
     @classmethod
@@ -73,7 +75,14 @@ class AttentionContext:
             # A padded query sees nothing; its own key keeps its softmax finite. Nobody sees its output.
             mask = mask | own_key
         angles = rotation(config, position_ids) if config.components.rotary else None
-        return cls(config.num_heads, mask, own_key, mask_skipped, cache, angles)
+        real = None
+        if attention_mask is not None and attention_mask.dim() == 2:
+            real = attention_mask[:, -x.shape[1] :].bool()  # (B, T)
+        return cls(config.num_heads, mask, own_key, mask_skipped, cache, real, angles)
+
+    def step(self, layer_index: int) -> StepContext:
+        """Return the part of the context that one step of a pool needs."""
+        return StepContext(self, layer_index)
 
     def attend(self, qkv: Tensor, layer_index: int, active: Tensor | None = None) -> Tensor:
         """Causal multi-head attention.
@@ -111,3 +120,43 @@ class AttentionContext:
         if self.cache is None:
             return active
         return (key != 0).any(dim=-1).any(dim=1)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """The rest of the sequence, as one step of a pool sees it.
+
+    Attributes:
+        sequence: what all steps of this forward pass share.
+        layer_index: the step's layer in the cache.
+    """
+
+    sequence: AttentionContext
+    layer_index: int
+
+    @property
+    def real(self) -> Tensor | None:
+        """Tokens that are not padding, boolean [B, T]; ``None`` means all."""
+        return self.sequence.real
+
+    def attend(self, qkv: Tensor, active: Tensor) -> Tensor:
+        """Attend causally, [B, T, 3D] → [B, T, D]; see :meth:`AttentionContext.attend`."""
+        return self.sequence.attend(qkv, self.layer_index, active)
+
+    def with_past(self, x: Tensor, length: int) -> Tensor:
+        """Put the ``length`` tokens before the first one in front of it, for layers that look back.
+
+        The cache keeps what earlier calls gave here; before a sequence's start there are zeros.
+
+        Args:
+            x: one vector for each token, [B, T, width].
+            length: tokens to look back.
+
+        Returns:
+            [B, length + T, width].
+        """
+        total = length + x.shape[1]
+        if self.sequence.cache is not None:
+            states = x[:, None]  # (B, 1, T, width), as keys; there are no values
+            x = self.sequence.cache.update(states, states[..., :0], self.layer_index)[0][:, 0, -total:]
+        return F.pad(x, (0, 0, total - x.shape[1], 0))

@@ -50,9 +50,10 @@ class GrowingLayer(DynamicLayer):
         return view
 
 
-def grow_in_place(cache: Cache) -> None:
-    """Let a cache's layers append in place, where they are plain growing layers that hold nothing yet."""
+def prepare(cache: Cache, num_layers: int) -> None:
+    """Give a cache all its layers, and let plain growing ones that hold nothing yet append in place."""
+    missing = num_layers - len(cache.layers)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer and not layer.is_initialized else layer
-        for layer in cache.layers
+        for layer in [*cache.layers, *(DynamicLayer() for _ in range(missing))]
     ]

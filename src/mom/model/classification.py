@@ -12,7 +12,8 @@ from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
 from mom.model.configuration import MoMConfig
-from mom.model.modeling import MoMModel, MoMPreTrainedModel, routing_losses
+from mom.model.losses import routing_losses
+from mom.model.modeling import MoMModel, MoMPreTrainedModel
 from mom.model.routing import RoundRouting
 
 
@@ -93,7 +94,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
             if input_ids is None or pad is None:
                 if batch > 1:
                     raise ValueError(
-                        "attention_mask: none; one, or a pad_token_id in the config, for several sequences"
+                        "batches of several sequences need an attention_mask, or input_ids and config.pad_token_id"
                     )
                 return torch.full((batch,), length - 1, device=hidden.device)
             attention_mask = input_ids != pad

@@ -1,56 +1,27 @@
-"""What blocks and modules are made of: norm, positions, feed-forward, biases, named together by ``block``."""
+"""The parts that ``block`` chooses: norm, positions, feed-forward activation."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from mom.model.configuration import MoMConfig
+from mom.model.options import ModelOptions
 
 
-@dataclass(frozen=True)
-class Components:
-    """The parts of one kind of block.
-
-    Attributes:
-        rms_norm: norms are RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), without shift; else LayerNorm.
-        rotary: positions turn queries and keys (RoPE, Su et al. 2021, arXiv 2104.09864); else they are learned and
-            added to the token embeddings.
-        gated: the feed-forward is SwiGLU (Shazeer 2020, arXiv 2002.05202); else tanh-GELU.
-        bias: projections have biases.
-    """
-
-    rms_norm: bool
-    rotary: bool
-    gated: bool
-    bias: bool
-
-
-BLOCKS = {
-    "gpt2": Components(rms_norm=False, rotary=False, gated=False, bias=True),
-    "llama": Components(rms_norm=True, rotary=True, gated=True, bias=False),
-}
-"""Values of ``MoMConfig.block``."""
-
-
-def build_norm(config: MoMConfig) -> nn.LayerNorm | nn.RMSNorm:
+def build_norm(config: ModelOptions) -> nn.LayerNorm | nn.RMSNorm:
     """The norm of a plain block, or the final one."""
     kind = nn.RMSNorm if config.components.rms_norm else nn.LayerNorm
     return kind(config.d_model, eps=config.layer_norm_epsilon)
 
 
-def normalized(config: MoMConfig, x: Tensor) -> Tensor:
+def normalized(config: ModelOptions, x: Tensor) -> Tensor:
     """The norm without its scale and shift, over the last dimension."""
     normalize = F.rms_norm if config.components.rms_norm else F.layer_norm
     return normalize(x, x.shape[-1:], eps=config.layer_norm_epsilon)
 
 
-def activated(config: MoMConfig, hidden: Tensor) -> Tensor:
+def activated(config: ModelOptions, hidden: Tensor) -> Tensor:
     """The feed-forward's non-linearity: [..., F] → [..., F], or SwiGLU's gate and value [..., 2F] → [..., F]."""
     if not config.components.gated:
         return F.gelu(hidden, approximate="tanh")
@@ -79,7 +50,7 @@ def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: 
     return torch.cat([normal(query, query_scale), normal(key, key_scale), value], dim=-1)
 
 
-def rotation(config: MoMConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+def rotation(config: ModelOptions, position_ids: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines of RoPE's angles, float32.
 
     Args:

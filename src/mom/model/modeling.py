@@ -19,15 +19,13 @@ from transformers.utils.generic import ModelOutput
 
 from mom.model.assembly import Stage
 from mom.model.attention import AttentionContext
-from mom.model.balance import balance_loss, z_loss
 from mom.model.blocks import Block, ResidualProjection
-from mom.model.cache import grow_in_place
+from mom.model.cache import prepare
 from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
-from mom.model.depth_target import depth_loss
-from mom.model.loss import chunked_cross_entropy
-from mom.model.pools import Pool, product_dtype
-from mom.model.routers import Router
+from mom.model.losses import chunked_cross_entropy, routing_losses
+from mom.model.pool import Pool, product_dtype
+from mom.model.router import Router
 from mom.model.routing import RoundRouting
 
 
@@ -95,11 +93,12 @@ class MoMPreTrainedModel(PreTrainedModel):
             module.reset_parameters(init.normal_, init.constant_)
         elif isinstance(module, Router):
             module.reset_tables(init.copy_)
-        elif isinstance(module, nn.GRUCell):
-            for weight in (module.weight_ih, module.weight_hh):
-                init.normal_(weight, mean=0.0, std=std)
-            for bias in (module.bias_ih, module.bias_hh):
-                init.zeros_(bias)
+        elif isinstance(module, nn.RNNCellBase):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name.startswith("bias"):
+                    init.zeros_(parameter)
+                else:
+                    init.normal_(parameter, mean=0.0, std=std)
         elif isinstance(module, nn.Linear):
             depth = 2 * self.config.graph_depth if isinstance(module, ResidualProjection) else 1
             init.normal_(module.weight, mean=0.0, std=std / math.sqrt(depth))
@@ -137,6 +136,7 @@ class MoMModel(MoMPreTrainedModel):
         self.bottom = nn.ModuleList(Block(config) for _ in range(config.num_bottom_blocks))
         self.stages = nn.ModuleList(Stage(config, index) for index in range(config.num_stages))
         self.top = nn.ModuleList(Block(config) for _ in range(config.num_top_blocks))
+        self._first_top_layer = config.num_attentions - config.num_top_blocks
         self.norm = build_norm(config)
         self.gradient_checkpointing = False
         self.post_init()
@@ -176,12 +176,12 @@ class MoMModel(MoMPreTrainedModel):
             ValueError: neither or both of ids and embeddings given, or more tokens than ``max_positions``.
         """
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("input_ids: neither or both of input_ids and inputs_embeds; exactly one")
+            raise ValueError("specify exactly one of input_ids and inputs_embeds")
         embedded = self.embedding.token(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
         if use_cache and past_key_values is None and not self.training:
             past_key_values = DynamicCache(config=self.config)
         if isinstance(past_key_values, DynamicCache):
-            grow_in_place(past_key_values)
+            prepare(past_key_values, self.config.num_cache_layers)
         position_ids = self._positions(embedded, attention_mask, position_ids, past_key_values)
         x = self.embedding(embedded, position_ids)
         context = AttentionContext.build(
@@ -197,20 +197,16 @@ class MoMModel(MoMPreTrainedModel):
             run = _eager
         keep = bool(output_hidden_states)  # else they are freed on the way
         passed, routing = [x] if keep else [], []
-        layer = 0
-        for block in self.bottom:
+        for layer, block in enumerate(self.bottom):
             x = run(block, x, context, layer)
             passed += [x] if keep else []
-            layer += 1
         for stage in self.stages:
-            x, decided, inside = stage(x, context, layer, input_ids, run, keep)
+            x, decided, inside = stage(x, context, input_ids, run, keep)
             routing += decided
             passed += inside
-            layer += self.config.num_rounds + int(self.config.anchors)
-        for block in self.top:
+        for layer, block in enumerate(self.top, start=self._first_top_layer):
             x = run(block, x, context, layer)
             passed += [x] if keep else []
-            layer += 1
         return MoMModelOutput(
             last_hidden_state=self.norm(x),
             past_key_values=past_key_values if use_cache else None,
@@ -245,7 +241,8 @@ class MoMModel(MoMPreTrainedModel):
         past = cache.get_seq_length() if cache is not None else 0
         if attention_mask is None and position_ids is None and past + length > self.config.max_positions:
             raise ValueError(
-                f"input_ids: {past + length} tokens; at most max_positions ({self.config.max_positions})"
+                "the sequence must have at most "
+                f"max_positions ({self.config.max_positions}) tokens, got {past + length}"
             )
         if position_ids is not None:
             return position_ids
@@ -355,28 +352,3 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         return chunked_cross_entropy(
             before.to(product_dtype(before)), self.lm_head.weight, labels[:, 1:].flatten()
         )
-
-
-def routing_losses(
-    config: MoMConfig, routing: tuple[RoundRouting, ...], attention_mask: Tensor | None, task_loss: Tensor
-) -> dict[str, Tensor]:
-    """The auxiliary losses and the total.
-
-    Args:
-        config: the model's configuration.
-        routing: every round.
-        attention_mask: real tokens, [B, T].
-        task_loss: the loss of the task, a scalar.
-
-    Returns:
-        ``balance_loss``, ``z_loss``, with a ``depth_target`` ``depth_loss``, and ``loss``, scalars.
-    """
-    balance = balance_loss(routing, config.num_rounds, attention_mask, include_skip=config.balance_skip)
-    balance = balance.to(task_loss.device)
-    router_z = z_loss(routing, attention_mask).to(task_loss.device)
-    total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
-    losses = {"balance_loss": balance, "z_loss": router_z}
-    if config.depth_target is not None:
-        losses["depth_loss"] = depth_loss(config, routing, attention_mask).to(task_loss.device)
-        total = total + config.depth_coefficient * losses["depth_loss"]
-    return losses | {"loss": total}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -26,12 +29,41 @@ class Routing(NamedTuple):
     weights: Tensor
     logits: Tensor
 
+    @property
+    def num_modules(self) -> int:
+        """Modules N of the pool; index N is SKIP."""
+        return self.scores.shape[-1] - 1
+
+    @property
+    def took_module(self) -> Tensor:
+        """Whether each token runs any module in this step, boolean [B, T]."""
+        return (self.selected < self.num_modules).any(dim=-1)
+
 
 class RoundRouting(NamedTuple):
-    """Both decisions of one round of assembly."""
+    """The decisions of one round, one for each pool, in the order of ``config.pools()``."""
 
     attention: Routing
     ffn: Routing
+
+
+@cache
+def round_type(names: tuple[str, ...]) -> Callable[..., RoundRouting]:
+    """Return the record type of a round with these pools; they are its fields, so that it can be iterated."""
+    if names == RoundRouting._fields:
+        return RoundRouting
+    return namedtuple("RoundRouting", names)  # type: ignore[return-value]
+
+
+def by_pool(routing: Sequence[RoundRouting], num_rounds: int) -> list[tuple[Routing, ...]]:
+    """Return the rounds of each pool of each stage, [H] each; stage by stage, pools in the order of a round.
+
+    Args:
+        routing: every round of every stage, stages in order.
+        num_rounds: rounds H in a stage.
+    """
+    stages = (routing[start : start + num_rounds] for start in range(0, len(routing), num_rounds))
+    return [pool for stage in stages for pool in zip(*stage, strict=True)]
 
 
 class _StraightThroughSign(torch.autograd.Function):
@@ -101,7 +133,7 @@ def choose(
     if normalize:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     if reachable is not None:
-        # Fewer slots than places: dropped modules, or ``top_k: all`` in a round that may choose some only.
+        # A round with fewer slots than assignments, as with ``top_k: all`` and a schedule: SKIP holds the rest.
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
     if straight_through:
         weights = _StraightThroughSign.apply(weights)
@@ -114,27 +146,27 @@ def choose(
     return Routing(scores, selected, weights, allowed)
 
 
-def leave(routing: Routing, gone: Tensor, num_modules: int) -> Routing:
+def leave(routing: Routing, exited: Tensor) -> Routing:
     """Make SKIP the only choice of some tokens (``absorbing_skip``); nothing of them depends on the router then.
 
     Args:
-        routing: what the router decided.
-        gone: tokens that have left, boolean [B, T].
-        num_modules: modules N in the pool.
+        routing: the router's decisions.
+        exited: tokens that have exited the stage, boolean [B, T].
 
     Returns:
-        The record, for ``gone`` with probability 1 for SKIP, SKIP in all K places, and the first holding all weight.
+        The record, for ``exited`` with probability 1 for SKIP, SKIP in all K assignments, and the first with all
+        weight.
     """
 
     def instead(tensor: Tensor, columns: slice, value: float, rest: float) -> Tensor:
         filled = torch.full_like(tensor[:1, :1], rest)  # (1, 1, columns)
         filled[..., columns] = value
-        return torch.where(gone[..., None], filled, tensor)
+        return torch.where(exited[..., None], filled, tensor)
 
-    skip = slice(num_modules, None)
+    skip = slice(routing.num_modules, None)
     return Routing(
         scores=instead(routing.scores, skip, 1.0, 0.0),
-        selected=routing.selected.masked_fill(gone[..., None], num_modules),
+        selected=routing.selected.masked_fill(exited[..., None], routing.num_modules),
         weights=instead(routing.weights, slice(0, 1), 1.0, 0.0),
         logits=instead(routing.logits, skip, 0.0, float("-inf")),
     )

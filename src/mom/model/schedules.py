@@ -1,106 +1,108 @@
-"""Which modules a round may choose, and which it prefers at first: tables over rounds and choices."""
+"""The layout of one pool: which modules each round may choose, and which it prefers at first."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from mom.model.configuration import MoMConfig
+from typing import Any, Protocol
 
 
-@dataclass(frozen=True)
+class _Router(Protocol):
+    """The part of :class:`mom.model.routers.RouterKind` that a layout asks."""
+
+    def may_skip(self, layout: PoolLayout) -> bool: ...
+
+    def most_choices(self, layout: PoolLayout) -> int: ...
+
+    def most_modules(self, layout: PoolLayout) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
 class PoolLayout:
-    """One pool as its router sees it: N modules, the slots that mean SKIP, and the rounds that choose.
+    """One pool of every stage as its router sees it; :meth:`mom.model.options.ModelOptions.pools` makes them.
 
     A *slot* is one router output. Slots 0 … N-1 are modules, the ``num_skip_slots`` after them all mean SKIP
     (one, except in checkpoints of the authors' code).
+
+    Attributes:
+        name: the pool's name, ``attention`` or ``ffn`` by default.
+        kind: its module kind, a :class:`mom.model.pools.PoolKind`.
+        router: its router's kind, a :class:`mom.model.routers.RouterKind`.
+        place: its place in a round, counted from 0.
+        num_modules: modules N.
+        num_skip_slots: router outputs that mean SKIP.
+        num_rounds: rounds H of a stage.
+        top_k: choices K per step, or ``all``.
+        schedule: ``all``, ``layerwise`` or ``grouped``.
+        skip: whether SKIP may be chosen.
+        skip_rule: ``share`` or ``first``.
     """
 
     name: str
+    kind: Any
+    router: _Router
+    place: int
     num_modules: int
     num_skip_slots: int
     num_rounds: int
+    top_k: int | str
     schedule: str
     skip: bool
-    top_k: int | str
+    skip_rule: str = "share"
 
-    @classmethod
-    def attention(cls, config: MoMConfig) -> PoolLayout:
-        """The layout of each stage's attention pool."""
-        slots = config.num_skip_slots
-        return cls(
-            "attention",
-            config.num_attention_modules,
-            slots,
-            config.num_rounds,
-            config.schedule,
-            config.skip,
-            config.top_k,
-        )
-
-    @classmethod
-    def ffn(cls, config: MoMConfig) -> PoolLayout:
-        """The layout of each stage's feed-forward pool."""
-        slots = config.num_skip_slots if config.ffn_skip_slots is None else config.ffn_skip_slots
-        schedule = config.schedule if config.ffn_schedule is None else config.ffn_schedule
-        skip = config.skip if config.ffn_skip is None else config.ffn_skip
-        top_k = config.top_k if config.ffn_top_k is None else config.ffn_top_k
-        return cls("ffn", config.num_ffn_modules, slots, config.num_rounds, schedule, skip, top_k)
+    @property
+    def label(self) -> str:
+        """The pool's name in tables and figures."""
+        return self.kind.label if self.name == self.kind.name else self.name.replace("_", " ")
 
     @property
     def num_slots(self) -> int:
         """Router outputs: modules and SKIP slots."""
         return self.num_modules + self.num_skip_slots
 
-    def most_choices(self, router: str) -> int:
-        """The largest ``top_k`` that every round can fill.
-
-        ``sequential`` picks one module and fills the other places with SKIP whatever the schedule says.
-        """
-        if router == "sequential":
-            return self.num_slots
-        return min(sum(row) for row in self.reachable())
-
     def num_selected(self) -> int:
-        """Places K per step: ``top_k``, or every slot for ``"all"``."""
+        """Return the assignments K per step: ``top_k``, or every slot for ``all``."""
         return self.num_slots if isinstance(self.top_k, str) else self.top_k
 
-    def most_modules(self, router: str) -> float:
-        """Modules that a token runs in a step at most, on average over the rounds."""
-        if router == "sequential":
-            return 1.0
-        places = self.num_selected()
-        return (
-            sum(min(places, len(self._modules_of(one))) for one in range(self.num_rounds)) / self.num_rounds
-        )
+    def may_skip(self) -> bool:
+        """Return whether a token can run no module in a step, because SKIP may hold all K assignments."""
+        alone = self.num_selected() == 1 or self.skip_rule == "first"
+        return self.skip and alone and self.router.may_skip(self)
+
+    def most_choices(self) -> int:
+        """Return the largest ``top_k`` that every round can fill."""
+        return self.router.most_choices(self)
+
+    def most_modules(self) -> float:
+        """Return the modules that a token runs in a step at most, on average over the rounds."""
+        return self.router.most_modules(self)
 
     def layers(self) -> list[int]:
-        """The plain layer of its stage, counted from 0, that each module is a copy of when upcycled.
+        """Return for each module the plain layer of its stage, counted from 0, that it is copied from in upcycling.
 
         Module i comes from layer i. In a ``grouped`` pool with a group for each round, round h is layer h and all
-        modules of its group come from it (Komatsuzaki et al. 2023, sparse upcycling).
+        modules of its group come from it (sparse upcycling, Komatsuzaki et al. 2023).
         """
         if self.schedule != "grouped" or self.num_modules < self.num_rounds:
             return list(range(self.num_modules))
-        groups = [self._modules_of(one) for one in range(self.num_rounds)]
+        groups = [self.modules_of(one) for one in range(self.num_rounds)]
         return [layer for layer, group in enumerate(groups) for _ in group]
 
     def reachable(self) -> list[list[bool]]:
-        """Which slots each round may choose, [H][slots].
+        """Return which slots each round may choose, [H][slots].
 
         ``all``: every module. ``layerwise``: round h only module h mod N. ``grouped``: the pool is split into
-        consecutive groups as even as can be, one for each round (a pool smaller than the number of rounds is
+        consecutive groups, as even as possible, one for each round (a pool smaller than the number of rounds is
         walked in order, some modules twice). SKIP is added to each round if the pool has it.
         """
         table = []
         for round_index in range(self.num_rounds):
-            modules = self._modules_of(round_index)
+            modules = self.modules_of(round_index)
             row = [slot in modules for slot in range(self.num_modules)]
             table.append(row + [self.skip] * self.num_skip_slots)
         return table
 
-    def _modules_of(self, round_index: int) -> range:
+    def modules_of(self, round_index: int) -> range:
+        """Return the modules that a round may choose."""
         if self.schedule == "layerwise":
             module = round_index % self.num_modules
             return range(module, module + 1)
@@ -111,17 +113,17 @@ class PoolLayout:
         return range(self.num_modules)
 
     def prior(self, kind: str, strength: float) -> list[list[float]]:
-        """The preference each round starts with, [H][slots], in units of the temperature.
+        """Return the preference each round starts with, [H][slots], in units of the temperature.
 
         Round h < N: module h gets ``2 * strength``, SKIP ``strength``. Later rounds: SKIP gets ``2 * strength``
         and, for ``looped``, module h mod N gets ``strength``. Everything else 0. In a ``grouped`` pool every round
-        prefers its whole group in the place of module h. DESIGN: the recipe's prior.
+        prefers its whole group instead of module h.
         """
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
         skip_slots = list(range(self.num_modules, self.num_slots))
         for round_index, row in enumerate(table):
             grouped = self.schedule == "grouped"
-            module = list(self._modules_of(round_index)) if grouped else [round_index % self.num_modules]
+            module = list(self.modules_of(round_index)) if grouped else [round_index % self.num_modules]
             if grouped or round_index < self.num_modules:
                 first, second = module, skip_slots
             else:

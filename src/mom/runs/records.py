@@ -32,8 +32,6 @@ OF_STAGES = (
             "skip_rule",
             "absorbing_skip",
             "weight_qkv",
-            "module_dropout",
-            "module_dropout_per",
         )
     ),
     "optimizer.router_lr_multiplier",

@@ -22,10 +22,8 @@ log = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
-# Fields of MoMConfig that do not change what the weights mean or how they train.
-NOT_ARCHITECTURE = frozenset(
-    {"use_cache", "bos_token_id", "eos_token_id", "pad_token_id", "initializer_range"}
-)
+# Options that do not change what the weights mean or how they train.
+NOT_ARCHITECTURE = frozenset({"initializer_range"})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -195,17 +193,19 @@ def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
     Raises:
         RequestError: naming the fields that differ.
     """
-    # Its own fields only: transformers adds others, which change with its version.
-    names = [name for name in MoMConfig.__annotations__ if name not in NOT_ARCHITECTURE]
-    # A field that was not there when the checkpoint was written stood at what is its default now.
+    # Its own options only: transformers adds fields, which change with its version. Options that an older checkpoint
+    # lacks have their defaults.
     found, wanted = (
-        {name: fields.get(name, getattr(MoMConfig, name, None)) for name in names}
-        for fields in (resume.model_config, model_config)
+        MoMConfig.from_dict(dict(fields)).as_mapping() for fields in (resume.model_config, model_config)
     )
-    differing = [name for name in names if found[name] != wanted[name]]
+    differing = [
+        name
+        for name in {**wanted, **found}
+        if name not in NOT_ARCHITECTURE and found.get(name) != wanted.get(name)
+    ]
     if differing:
-        theirs = ", ".join(f"{name} {found[name]}" for name in differing)
-        ours = ", ".join(f"{name} {wanted[name]}" for name in differing)
+        theirs = ", ".join(f"{name} {found.get(name)}" for name in differing)
+        ours = ", ".join(f"{name} {wanted.get(name)}" for name in differing)
         raise RequestError(
             "ckpt",
             f"{resume.path} of a model with {theirs}",

@@ -15,7 +15,7 @@ from torchmetrics import (
 
 from mom.metrics.glue import build_metrics, percent
 from mom.model import MoMForSequenceClassification
-from mom.model.modeling import routing_losses
+from mom.model.losses import routing_losses
 from mom.training.module import TrainingModule, records
 
 

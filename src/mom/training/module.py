@@ -15,7 +15,7 @@ from torchmetrics import MeanMetric
 
 from mom.callbacks.window import logs_next_step
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
-from mom.model.balance import balance_loss
+from mom.model.losses import balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
 from mom.training.sharding import is_sharded, shard
 

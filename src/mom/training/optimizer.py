@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mom.model.routers import Router
+from mom.model.router import Router
 
 
 def vector_parameters(model: nn.Module) -> set[int]:
     """Identities (``id``) of the parameters that are vectors and therefore not decayed.
 
     A vector is a parameter of fewer than two dimensions (biases, LayerNorms), or one that its module declares
-    in its class's ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
+    in its ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
     router's prior is one bias per round, so the number of dimensions alone would take both for matrices.
     """
     vectors: set[int] = set()
     for module in model.modules():
-        declared: frozenset[str] = getattr(type(module), "VECTORS", frozenset())
+        declared: frozenset[str] = getattr(module, "VECTORS", frozenset())
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.ndim < 2 or name in declared:
                 vectors.add(id(parameter))

@@ -117,17 +117,13 @@ def adopt(start: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
     theirs = {name: tuple(weight.shape) for name, weight in start.state_dict().items()}
     ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if theirs != ours:
-        differing = sorted(
-            name
-            for name in MoMConfig.__annotations__
-            if hasattr(start.config, name) and getattr(start.config, name) != getattr(config, name)
-        )
+        given, wanted = start.config.as_mapping(), config.as_mapping()
+        differing = sorted(name for name in given.keys() & wanted.keys() if given[name] != wanted[name])
         raise RequestError(
             "init",
-            "weights of a model with "
-            + ", ".join(f"{name} {getattr(start.config, name)}" for name in differing),
+            "weights of a model with " + ", ".join(f"{name} {given[name]}" for name in differing),
             "a model like the one asked for, with "
-            + ", ".join(f"{name} {getattr(config, name)}" for name in differing),
+            + ", ".join(f"{name} {wanted[name]}" for name in differing),
         )
     model.load_state_dict(start.state_dict())
     return model

@@ -1,0 +1,292 @@
+"""The losses: the language-model loss without its logits, and the auxiliary losses of routing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mom.model.options import ModelOptions
+from mom.model.routing import RoundRouting, Routing, by_pool
+
+
+def routing_losses(
+    config: ModelOptions,
+    routing: Sequence[RoundRouting],
+    attention_mask: Tensor | None,
+    task_loss: Tensor,
+) -> dict[str, Tensor]:
+    """Return the auxiliary losses and the total.
+
+    Args:
+        config: the model's configuration.
+        routing: every round.
+        attention_mask: real tokens, [B, T].
+        task_loss: the loss of the task, a scalar.
+
+    Returns:
+        ``balance_loss``, ``z_loss``, with a ``depth_target`` ``depth_loss``, and ``loss``, scalars.
+    """
+    balance = balance_loss(routing, config.num_rounds, attention_mask, include_skip=config.balance_skip)
+    balance = balance.to(task_loss.device)
+    router_z = z_loss(routing, attention_mask).to(task_loss.device)
+    total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
+    losses = {"balance_loss": balance, "z_loss": router_z}
+    if config.depth_target is not None:
+        losses["depth_loss"] = depth_loss(config, routing, attention_mask).to(task_loss.device)
+        total = total + config.depth_coefficient * losses["depth_loss"]
+    return losses | {"loss": total}
+
+
+def balance_loss(
+    routing: Sequence[RoundRouting],
+    num_rounds: int,
+    mask: Tensor | None = None,
+    *,
+    include_skip: bool = True,
+    scope: str = "microbatch",
+) -> Tensor:
+    """Sum over pools of ``N' · Σ_i f_i P_i`` (Fedus et al. 2021, eq. 4–6, with K choices).
+
+    A pool's rounds count together. ``f_i`` is the share of all K choices that went to i and ``P_i`` the mean
+    probability of i, both over real tokens. The least value, at perfect balance, is 1 for each pool.
+
+    With ``scope="global"`` the tokens of all ranks count together: each rank returns the loss of the whole
+    micro-batch, with the gradient of its own share times the number of ranks, so that averaging gradients
+    over ranks (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of
+    an accumulation window still count one by one. Every rank has to call it, since it is one all-reduce.
+
+    Args:
+        routing: every round of every stage, stages in order.
+        num_rounds: rounds in a stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+        include_skip: SKIP is one of the N' = N+1 choices; otherwise shares are taken among modules only.
+        scope: ``microbatch``, the tokens given; or ``global``, those of all ranks. The same without ranks.
+
+    Returns:
+        A scalar; 0 for a model without routing. The gradient flows through ``P``.
+    """
+    if not routing:
+        return torch.zeros(())
+    sums = [_pool_sums(rounds, mask, include_skip) for rounds in by_pool(routing, num_rounds)]
+    if scope == "global" and dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        sums = _over_ranks(sums)
+    return torch.stack([balance(chosen, probability) for chosen, probability in sums]).sum()
+
+
+def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
+    """How often each of the N' slots was chosen, and the sum of its probabilities; both [N']."""
+    num_slots = rounds[0].scores.shape[-1]
+    probabilities = torch.stack([_probabilities(decided, num_slots) for decided in rounds])  # (H, B, T, N+1)
+    selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
+    chosen = torch.nn.functional.one_hot(selected, num_slots).sum(dim=-2)  # (H, B, T, N+1)
+    chosen = chosen.to(probabilities.dtype)
+    if mask is not None:
+        real = mask.to(probabilities.dtype)[None, :, :, None]
+        probabilities, chosen = probabilities * real, chosen * real
+    if not include_skip:
+        probabilities, chosen = probabilities[..., :-1], chosen[..., :-1]
+    return chosen.sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
+
+
+def _over_ranks(sums: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The sums of all ranks in one all-reduce; the gradient goes to this rank's own, times the ranks."""
+    own = torch.cat([part for pair in sums for part in pair])
+    total = own.detach().clone()
+    dist.all_reduce(total)
+    total = total + dist.get_world_size() * (own - own.detach())
+    parts = iter(total.split([part.numel() for pair in sums for part in pair]))
+    return list(zip(parts, parts, strict=True))
+
+
+def balance(chosen: Tensor, probability: Tensor) -> Tensor:
+    """Return ``N' · Σ f P`` of one pool.
+
+    Args:
+        chosen: how often each choice was made, [N'].
+        probability: the sum of its probabilities, [N'].
+    """
+    tiny = torch.finfo(probability.dtype).tiny
+    shares = chosen / chosen.sum().clamp_min(tiny)
+    means = probability / probability.sum().clamp_min(tiny)
+    return shares.shape[0] * (shares * means).sum()
+
+
+def _probabilities(routing: Routing, num_slots: int) -> Tensor:
+    """The softmax, SKIP slots folded into one; a router's raw scores are not probabilities."""
+    probabilities = routing.logits.softmax(dim=-1)
+    skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
+    return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
+
+
+def choice_counts(
+    routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None
+) -> list[Tensor]:
+    """How many of the K places each choice of each pool held, over all rounds of its stage.
+
+    Args:
+        routing: every round of every stage, stages in order.
+        num_rounds: rounds in a stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+
+    Returns:
+        One int64 [N+1] for each pool, SKIP last: stage by stage, in the order of a round.
+    """
+    counts = []
+    for rounds in by_pool(routing, num_rounds):
+        selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
+        real = torch.ones_like(selected)
+        if mask is not None:
+            real = real * mask.to(real.dtype)[None, :, :, None]
+        count = real.new_zeros(rounds[0].num_modules + 1)
+        counts.append(count.scatter_add_(0, selected.flatten(), real.flatten()))
+    return counts
+
+
+def moved_bias(
+    bias: Tensor, counts: Tensor, rate: float, *, open_choices: Tensor, include_skip: bool
+) -> Tensor:
+    """The selection bias after one optimiser step (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+
+    ``b_i + rate · sign(mean load - load_i)``: what was taken less than the mean gains, what was taken more loses.
+    The rule of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) is the same.
+
+    Args:
+        bias: of each choice, SKIP last, [N+1].
+        counts: places that each choice held in the step's batch, all micro-batches and ranks together, [N+1].
+        rate: what a bias moves by.
+        open_choices: choices that some round can reach, boolean [N+1]; the others stay and count in no mean.
+        include_skip: SKIP is to be balanced too; otherwise its bias stays 0.
+
+    Returns:
+        The new bias, [N+1].
+    """
+    counted = open_choices.clone()
+    if not include_skip:
+        counted[-1] = False
+    load = counts.to(torch.float64)
+    mean = (load * counted).sum() / counted.sum().clamp_min(1)
+    step = rate * torch.sign(mean - load) * counted
+    return bias + step.to(bias.dtype)
+
+
+def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
+    """Mean over rounds, routers and real tokens of ``logsumexp(logits)²`` (Zoph et al. 2022, eq. 5).
+
+    Args:
+        routing: every round of every stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+
+    Returns:
+        A scalar; 0 for a model without routing.
+    """
+    if not routing:
+        return torch.zeros(())
+    logits = [decision.logits for decided in routing for decision in decided]
+    squares = torch.stack([part.logsumexp(dim=-1).square() for part in logits])  # (pools · rounds, B, T)
+    if mask is None:
+        return squares.mean()
+    real = mask.to(squares.dtype)
+    return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)
+
+
+def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
+    """Square of the distance between effective depth and ``depth_target``, in units of the rounds.
+
+    ``((d - depth_target) / (num_stages · num_rounds))²``, where d is the mean effective depth of the
+    tokens given. Whether a token took a module in a step is no smooth function of the scores, so its gradient is
+    that of the probability that it does, 1 - p_SKIP (a straight-through estimate: Bengio et al. 2013,
+    arXiv 1308.3432). So the value is about the depth that is measured, and the gradient reaches the routers.
+
+    Args:
+        config: the model's configuration, with a ``depth_target``.
+        routing: every round of every stage.
+        mask: real tokens, [B, T]; ``None`` means all.
+
+    Returns:
+        A scalar; 0 for a model without routing.
+    """
+    assert config.depth_target is not None
+    if not routing:
+        return torch.zeros(())
+    steps = [step for decided in routing for step in decided]
+    hard = torch.stack([step.took_module.float() for step in steps])  # (pools · rounds, B, T)
+    # The softmax's first N are modules, whatever the scores are and however many slots mean SKIP.
+    soft = torch.stack([step.logits.softmax(-1)[..., : step.num_modules].sum(-1) for step in steps])
+    took = hard + soft - soft.detach()
+    real = torch.ones_like(took[0]) if mask is None else mask.to(took.dtype)
+    share = (took * real).sum() / (real.sum() * len(steps)).clamp_min(1.0)
+    rounds = len(routing)
+    return (share + (config.fixed_depth - config.depth_target) / rounds).square()
+
+
+# `torch.nn.functional.linear_cross_entropy` does the same in float32, but for bfloat16 inputs it returns the loss
+# rounded to bfloat16 (10.94 for 10.967), too coarse for a learning curve; this one sums in float32.
+
+CHUNK_TOKENS = 256
+"""Tokens whose logits stand in memory at a time; larger ones were no faster (docs/performance.md)."""
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward, chunk by chunk, while the chunk's logits are there."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+        counted = labels != ignore_index  # (M,)
+        num_counted = counted.sum()
+        needs_grad = hidden.requires_grad or weight.requires_grad
+        share = (counted / num_counted.clamp_min(1)).to(hidden.dtype)[:, None]  # (M, 1), 0 where not counted
+        matrix = weight.to(hidden.dtype)
+        grad_hidden = torch.empty_like(hidden) if needs_grad else None
+        # Summed in the parameter's own precision.
+        grad_weight = torch.zeros_like(weight) if needs_grad else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        # Made once: fresh memory for every chunk costs the CPU as much as the arithmetic on it.
+        size = min(CHUNK_TOKENS, hidden.shape[0])
+        logits_buffer = hidden.new_empty(size, weight.shape[0])
+        float_buffer = torch.empty_like(logits_buffer, dtype=torch.float32)
+        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
+            rows = slice(start, min(start + CHUNK_TOKENS, hidden.shape[0]))
+            logits = logits_buffer[: rows.stop - start]  # (m, V)
+            log_probabilities = float_buffer[: rows.stop - start]
+            target = torch.where(counted[rows], labels[rows], 0)[:, None]  # (m, 1)
+            torch.mm(hidden[rows], matrix.t(), out=logits)
+            torch.log_softmax(logits, -1, dtype=torch.float32, out=log_probabilities)
+            total -= (log_probabilities.gather(1, target) * counted[rows, None]).sum()
+            if grad_hidden is None or grad_weight is None:
+                continue
+            error = log_probabilities.exp_()
+            error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
+            error = logits.copy_(error)  # (m, V): probabilities minus the label
+            torch.mm(error, matrix, out=grad_hidden[rows]).mul_(share[rows])
+            if grad_weight.dtype == error.dtype:
+                grad_weight.addmm_(error.t(), hidden[rows] * share[rows])
+            else:
+                grad_weight += error.t() @ (hidden[rows] * share[rows])
+        ctx.save_for_backward(grad_hidden, grad_weight)
+        return total / num_counted
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None
+
+
+def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Mean cross-entropy of ``hidden @ weight.T`` against ``labels``, without all logits at once.
+
+    Args:
+        hidden: [M, D]; the products run in its dtype, softmax and sums in float32.
+        weight: the output head, [V, D].
+        labels: [M], int64.
+        ignore_index: label that is not counted.
+
+    Returns:
+        A scalar in nats, float32; NaN if no label counts, as in PyTorch.
+    """
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, ignore_index)

@@ -1,0 +1,75 @@
+"""What a module kind states: its options, its weights, its cost, and how its modules run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mom.model.options import ModelOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolKind:
+    """A kind of module, registered with :func:`mom.model.registry.register_pool`.
+
+    A module is a norm, a projection that reads the normalized residual stream, and a projection back into it. The
+    host, :class:`mom.model.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
+    ``<projection>_weight`` [N, rows, columns], ``<projection>_bias`` [N, columns], and the ``scales``. A kind's
+    options are fields declared with :func:`mom.model.options.option`; a pool's entry in ``pools`` gives them. Import
+    PyTorch inside methods to keep the options readable without it.
+    """
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    """Its name in tables and figures."""
+    num_modules: ClassVar[int] = 4
+    """Modules in a pool that does not say how many."""
+    attends: ClassVar[bool] = False
+    """Whether a step calls ``context.attend``, which needs a layer of the cache."""
+    streams: ClassVar[bool] = False
+    """Whether a step calls ``context.with_past``, which needs a layer of the cache."""
+    folds: ClassVar[bool] = True
+    """Whether the first projection is a matmul, into which the norms' scales may be folded."""
+
+    def projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:
+        """Return (rows, columns) of one module's first and last projection, by name."""
+        raise NotImplementedError
+
+    def scales(self, options: ModelOptions) -> dict[str, int | None]:
+        """Return the lengths of one module's further vectors, which start at 1; ``None`` for those it lacks."""
+        return {}
+
+    def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
+        """Run one step.
+
+        Args:
+            pool: the host.
+            x: residual stream, [B, T, D].
+            routing: the modules and weights of each token, a :class:`mom.model.routing.Routing`.
+            folded: the pool's weights for this forward pass, a :class:`mom.model.pool.Folded`.
+            context: the rest of the sequence, a :class:`mom.model.attention.StepContext`.
+
+        Returns:
+            The update of the residual stream, [B, T, D]; tokens that took SKIP only get 0.
+        """
+        raise NotImplementedError
+
+    def num_parameters(self, options: ModelOptions) -> int:
+        """Return the parameters of one module."""
+        parts = options.components
+        norm = options.d_model * (1 if parts.rms_norm else 2)
+        weights = sum(rows * columns for rows, columns in self.projections(options).values())
+        biases = sum(columns for _, columns in self.projections(options).values()) if parts.bias else 0
+        return norm + weights + biases + sum(length or 0 for length in self.scales(options).values())
+
+    def flops(self, options: ModelOptions) -> int:
+        """Return the FLOPs of one module per token: 2 per weight."""
+        return 2 * sum(rows * columns for rows, columns in self.projections(options).values())
+
+    def step_flops(self, options: ModelOptions, sequence_length: float) -> float:
+        """Return the FLOPs of a step per token that do not depend on how many modules run."""
+        return 0.0
+
+    def cached_numbers(self, options: ModelOptions) -> int:
+        """Return the numbers per token that a step leaves in the cache."""
+        return 0

@@ -1,0 +1,99 @@
+"""The kinds of routers and pools by name, and the error for an option that cannot be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+
+class InvalidOption(ValueError):
+    """An option of the model has a value that it cannot have.
+
+    Args:
+        option: name of the option.
+        value: what was given.
+        rule: what is allowed, such as "must be at least 1".
+    """
+
+    def __init__(self, option: str, value: Any, rule: str) -> None:
+        super().__init__(option, value, rule)
+        self.option, self.value, self.rule = option, value, rule
+
+    def sentence(self, prefix: str = "") -> str:
+        """Return the message, with ``prefix`` (such as ``model.``) in front of the option's name."""
+        return f"{prefix}{self.option} {self.rule}, got {as_yaml(self.value)}"
+
+    def __str__(self) -> str:
+        return self.sentence()
+
+
+def as_yaml(value: Any) -> str:
+    """Write a value as users type it: ``true``, ``null``, ``[a, b]``."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(as_yaml, value))}]"
+    return "''" if value == "" else str(value)
+
+
+class Registry(dict[str, Any]):
+    """Classes by the name that users write.
+
+    Args:
+        option: the option whose values the names are.
+    """
+
+    def __init__(self, option: str) -> None:
+        super().__init__()
+        self.option = option
+
+    def register(self, name: str) -> Callable[[type], type]:
+        """Return a decorator that makes a class a frozen dataclass and registers it.
+
+        Raises:
+            ValueError: another class has the name.
+        """
+
+        def add(cls: type) -> type:
+            known = self.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ValueError(f"{self.option} {name} is already registered by {known.__module__}")
+            made = dataclass(frozen=True, kw_only=True)(cls)
+            made.name = name  # type: ignore[attr-defined]
+            self[name] = made
+            return made
+
+        return add
+
+    def find(self, name: Any, option: str = "") -> Any:
+        """Return the class registered as ``name``.
+
+        Raises:
+            InvalidOption: no class has that name.
+        """
+        if isinstance(name, str) and name in self:
+            return self[name]
+        raise InvalidOption(option or self.option, name, one_of(name, self))
+
+
+def one_of(value: Any, names: Iterable[str]) -> str:
+    """Write the rule that a value must be one of ``names``, with the nearest one if ``value`` looks like a typo."""
+    known = list(names)
+    close = difflib.get_close_matches(str(value).lower(), known, n=1)
+    hint = f" (did you mean {close[0]}?)" if close else ""
+    return f"must be one of {', '.join(known)}{hint}"
+
+
+routers = Registry("router")
+"""Router kinds (:class:`mom.model.routers.RouterKind`)."""
+
+pools = Registry("kind")
+"""Module kinds (:class:`mom.model.pools.PoolKind`)."""
+
+register_router = routers.register
+register_pool = pools.register

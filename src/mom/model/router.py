@@ -1,0 +1,193 @@
+"""The host of a router: each round, from a token's residual stream (and its own state) to a choice of modules.
+
+One router serves all rounds of a stage for one pool. Its state belongs to a token and starts at zero in each stage, so
+nothing of it passes between tokens and cached decoding needs no more than keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from mom.model.configuration import MoMConfig
+from mom.model.routing import Routing, choose
+from mom.model.schedules import PoolLayout
+
+NOISE_KINDS = ("gaussian", "gumbel")
+
+
+class Router(nn.Module):
+    """A router of one pool: the layers and scores of its kind, and what all kinds share.
+
+    The host adds reachability, temperature, prior, noise and balance bias to the scores of
+    :class:`mom.model.routers.RouterKind` and makes the choice.
+
+    Args:
+        config: the model's configuration.
+        layout: the pool this router chooses from.
+        salt: a number that differs between the pools of a model, for choices by hash.
+    """
+
+    VECTORS: ClassVar[frozenset[str]] = frozenset({"prior"})
+
+    reachable: Tensor
+    prior: nn.Parameter | None
+    balance_bias: Tensor | None
+    noise_scale: Tensor
+
+    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+        super().__init__()
+        self.config, self.layout, self.salt = config, layout, salt
+        self.kind: Any = layout.router
+        self.set_top_k(layout.num_selected())
+        self.noise_kind: str | None = None
+        self.register_buffer("noise_scale", torch.zeros(()), persistent=False)
+        reachable = torch.tensor(layout.reachable())  # (H, slots)
+        self.register_buffer("reachable", reachable, persistent=False)
+        self.all_reachable = all(map(all, layout.reachable()))
+        has_prior = config.router_prior != "none" and self.kind.learns
+        self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
+        # Of each module and SKIP, [N+1]; no parameter, since a rule moves it and not a gradient.
+        bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
+        self.register_buffer("balance_bias", bias)
+        for name, layer in self.kind.layers(config, layout).items():
+            setattr(self, name, layer)
+
+    def set_top_k(self, top_k: int) -> None:
+        """Choose K places from now on, at most the configuration's; ``normalize_weights: auto`` goes by it."""
+        assert 1 <= top_k <= self.layout.num_selected()
+        self.top_k = top_k
+        normalize = self.config.normalize_weights
+        self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)
+
+    def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
+        """From now on rank noisy logits in training.
+
+        Args:
+            kind: ``gaussian`` or ``gumbel``; ``None`` for no noise.
+            scale: what the noise is multiplied by.
+        """
+        assert kind in (None, *NOISE_KINDS)
+        self.noise_kind = kind
+        self.noise_scale.fill_(scale)  # a tensor, since a number would be compiled in
+
+    def _noise(self, logits: Tensor) -> Tensor | None:
+        """Noise of one round, [B, T, slots]; ``None`` outside of training or where there is none."""
+        if self.noise_kind is None or not self.training:
+            return None
+        if self.noise_kind == "gaussian":
+            return self.noise_scale * torch.randn_like(logits)
+        tiny = torch.finfo(logits.dtype).tiny
+        return -self.noise_scale * torch.empty_like(logits).exponential_().clamp_min(tiny).log()
+
+    def initial_prior(self) -> Tensor:
+        """[H, slots], in logits: the preference in units of the temperature times the temperature."""
+        table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
+        return torch.tensor(table) * self.config.temperature
+
+    def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
+        """Write the tables again that no checkpoint holds or that start from more than noise.
+
+        Args:
+            copy: ``copy(destination, source)``, the initialiser's way to overwrite a tensor.
+        """
+        copy(self.reachable, torch.tensor(self.layout.reachable()))
+        copy(self.noise_scale, torch.zeros(()))
+        if self.prior is not None:
+            copy(self.prior, self.initial_prior())
+        if self.balance_bias is not None:
+            copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
+
+    def slot_bias(self) -> Tensor | None:
+        """``balance_bias`` of each slot, [slots], float32: all slots that mean SKIP share one."""
+        if self.balance_bias is None:
+            return None
+        bias, modules = self.balance_bias.float(), self.layout.num_modules
+        return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
+
+    def can_spare(self, modules: Collection[int]) -> bool:
+        """Whether every round could still fill its K places without these modules, which :meth:`without` needs."""
+        kept = self.reachable.clone()
+        kept[:, list(modules)] = False
+        enough = int(kept.sum(dim=-1).min()) >= self._places_without(modules)
+        return enough and self.kind.can_spare(modules)
+
+    @contextmanager
+    def without(self, modules: Collection[int]) -> Iterator[None]:
+        """Within the context, choose as a router whose pool never had these modules.
+
+        Their slots are out of reach in every round, so that the softmax runs over the others alone: the model
+        equals one that is built without their columns and their modules. For measuring what modules are worth.
+
+        Args:
+            modules: their indices in the pool.
+
+        Raises:
+            ValueError: a round would be left with fewer choices than places.
+        """
+        if not self.can_spare(modules):
+            raise ValueError(
+                f"modules: {sorted(modules)} of the {self.layout.name} pool; few enough to leave every round "
+                f"{self._places_without(modules)} choices"
+            )
+        before, top_k = (self.reachable, self.all_reachable), self.top_k
+        self.set_top_k(self._places_without(modules))
+        self.reachable = self.reachable.clone()
+        self.reachable[:, list(modules)] = False
+        self.all_reachable = False
+        try:
+            yield
+        finally:
+            self.reachable, self.all_reachable = before
+            self.set_top_k(top_k)
+
+    def _places_without(self, modules: Collection[int]) -> int:
+        """K without these modules; ``top_k: all`` has a place for each slot that is there."""
+        return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
+
+    def score(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return outputs, state and ranking of one round; see :meth:`mom.model.routers.RouterKind.score`."""
+        outputs, state, *ranking = self.kind.score(self, x, state, round_index, token_ids)
+        return outputs, state, ranking[0] if ranking else None
+
+    def forward(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+    ) -> tuple[Routing, Tensor | None]:
+        """Choose for every token (paper, section 3.2).
+
+        Args:
+            x: un-normalized residual stream, [B, T, D].
+            state: the router's state after the round before, [B, T, state]; ``None`` at first.
+            round_index: the round within the stage.
+            token_ids: [B, T], for kinds that need them.
+
+        Returns:
+            The record and the new state.
+        """
+        learns = self.kind.learns
+        outputs, state, ranking = self.score(x, state, round_index, token_ids)
+        logits = outputs.float()  # (B, T, slots)
+        if self.prior is not None:
+            logits = logits + self.prior[round_index]
+        if learns:
+            logits = logits / self.config.temperature
+        routing = choose(
+            logits,
+            num_modules=self.layout.num_modules,
+            top_k=self.top_k,
+            normalize=self.normalize,
+            softmax=not learns or self.config.score_function == "softmax",
+            straight_through=learns and self.config.straight_through,
+            leave_when_skip_first=self.config.skip_rule == "first",
+            reachable=self.kind.open_slots(self, round_index),
+            ranking=ranking,
+            noise=self._noise(logits) if learns else None,
+            bias=self.slot_bias(),
+        )
+        return routing, state

@@ -1,0 +1,106 @@
+"""What a router kind states: its options, whether it learns, its layers, its cost, and how it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from mom.model.options import ModelOptions, option
+from mom.model.schedules import PoolLayout
+
+
+@dataclass(frozen=True, kw_only=True)
+class RouterKind:
+    """A way to choose modules, registered with :func:`mom.model.registry.register_router`.
+
+    A kind holds no weights: :meth:`layers` makes them for the host, :class:`mom.model.router.Router`, which adds
+    reachability, temperature, prior, noise and balance bias to what :meth:`score` returns and ranks the outcome.
+    A kind's options are fields declared with :func:`mom.model.options.option`. Import PyTorch inside methods to keep
+    the options readable without it.
+    """
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = True
+    """Whether scores depend on weights; if not, temperature, prior, noise and balance bias do not apply."""
+
+    def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
+        """Return the layers of one router by name (PyTorch modules); they become attributes of the host."""
+        return {}
+
+    def score(self, router: Any, x: Any, state: Any, round_index: int, token_ids: Any) -> tuple[Any, ...]:
+        """Score every slot in one round.
+
+        Args:
+            router: the host, which has the layers as attributes.
+            x: un-normalized residual stream, [B, T, D].
+            state: the router's state after the round before, [B, T, state]; ``None`` at first.
+            round_index: the round within the stage.
+            token_ids: [B, T].
+
+        Returns:
+            Outputs [B, T, slots] and the new state; a third item, [B, T, slots], replaces the scores in ranking.
+        """
+        raise NotImplementedError
+
+    def state_size(self, options: ModelOptions) -> int:
+        """Return the numbers that a router keeps per token from round to round."""
+        return 0
+
+    def num_parameters(self, options: ModelOptions, layout: PoolLayout) -> int:
+        """Return the parameters of one router's layers."""
+        import torch
+
+        with torch.device("meta"):
+            layers = self.layers(options, layout).values()
+        return sum(weight.numel() for layer in layers for weight in layer.parameters())
+
+    def flops(self, options: ModelOptions, layout: PoolLayout) -> int:
+        """Return the FLOPs of one router per token and round; by default one matmul per weight matrix."""
+        import torch
+
+        with torch.device("meta"):
+            layers = self.layers(options, layout).values()
+        return 2 * sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim > 1)
+
+    def open_slots(self, router: Any, round_index: int) -> Any:
+        """Return which slots a round may choose, boolean [slots]; ``None`` means all."""
+        return None if router.all_reachable else router.reachable[round_index]
+
+    def may_skip(self, layout: PoolLayout) -> bool:
+        """Return whether the router can choose SKIP where the pool has it."""
+        return True
+
+    def can_spare(self, modules: Collection[int]) -> bool:
+        """Return whether the router can do without some modules, if each round keeps enough choices."""
+        return True
+
+    def most_choices(self, layout: PoolLayout) -> int:
+        """Return the largest K that every round can fill."""
+        return min(sum(row) for row in layout.reachable())
+
+    def most_modules(self, layout: PoolLayout) -> float:
+        """Return the modules that a token runs in a step at most, on average over the rounds."""
+        rounds, places = layout.num_rounds, layout.num_selected()
+        return sum(min(places, len(layout.modules_of(one))) for one in range(rounds)) / rounds
+
+
+def _half_of_d_model(options: ModelOptions) -> int:
+    return max(1, min(256, options.d_model // 2))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiddenRouterKind(RouterKind):
+    """A router with a hidden layer."""
+
+    router_dim: int | None = option(
+        None,
+        "width of the router's hidden layer or state; null: the paper's 256, or half of d_model if less",
+        group="router",
+        ge=1,
+        fill=_half_of_d_model,
+    )
+
+    def width(self, options: ModelOptions) -> int:
+        """Return ``router_dim`` as a number."""
+        return _half_of_d_model(options) if self.router_dim is None else self.router_dim
