@@ -19,12 +19,13 @@ from hypothesis import strategies as st
 from mom.config import DataConfig
 from mom.data import prepare as preparing
 from mom.data import tokenization as tokenise
-from mom.data.cache import cache_folder, temporary
+from mom.data.cache import cache_folder
 from mom.data.corpora import Document, TextCorpus
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.token_files import TokenFile, TokenWriter
 from mom.data.tokenization import split_position, tokenizer_sample, validation_limit
 from mom.errors import RequestError
+from mom.runs.files import temporary_path
 from mom.runs.lock import folder_lock
 from tests.helpers.texts import some_texts, write_jsonl
 
@@ -258,7 +259,7 @@ def test_leftovers_of_dead_processes_are_removed_but_not_work_in_progress(tmp_pa
     folder = prepare(config).folder
     shutil.rmtree(folder)
     dead, dead_too, alive = (
-        temporary(folder.parent / name) for name in (folder.name, "text-dead", "text-alive")
+        temporary_path(folder.parent / name) for name in (folder.name, "text-dead", "text-alive")
     )
     for leftover in (dead, dead_too, alive):
         leftover.mkdir()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,6 @@ import yaml
 from mom.errors import RequestError
 from mom.runs import directory as run_directory
 from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir
-from mom.runs.files import write_json_atomic
 
 
 @pytest.fixture(autouse=True)
@@ -76,37 +74,6 @@ def test_a_later_status_replaces_the_earlier(tmp_path: Path) -> None:
     run.status("succeeded")
 
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "succeeded"
-
-
-def test_a_write_that_fails_leaves_the_old_file_and_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_json_atomic(tmp_path / "x.json", {"a": 1})
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(run_directory.os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_json_atomic(tmp_path / "x.json", {"a": 2})
-
-    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
-    assert names(tmp_path) == {"x.json"}
-
-
-def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(TypeError):
-        write_json_atomic(tmp_path / "x.json", {"a": object()})
-
-    assert not names(tmp_path)
-
-
-def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.touch()
-    write_json_atomic(tmp_path / "x.json", {})
-
-    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
 
 
 def test_a_full_disk_is_a_refusal_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,6 +41,7 @@ import pyarrow.parquet as pq
 
 from mom.metrics.routing import POOLS
 from mom.model import MoMConfig
+from mom.runs.files import atomic_file
 
 ROUTING, TOKENS = "routing.parquet", "tokens.parquet"
 GROUP_TOKENS = 16_384
@@ -123,7 +124,7 @@ class Records(NamedTuple):
 
 
 class TraceWriter:
-    """Writes both files under temporary names and renames them when the context ends without an error.
+    """Writes both files, which appear once the context ends without an error.
 
     Args:
         folder: where the files go.
@@ -137,13 +138,14 @@ class TraceWriter:
         self.num_held = 0
         """Tokens that are still in memory: below :data:`GROUP_TOKENS` between two calls of :meth:`add`."""
         self._held: list[Records] = []
-        self._final = [folder / name for name in (ROUTING, TOKENS)]
-        mark = secrets.token_hex(4)
-        self._paths = [path.with_name(f".{path.name}.{mark}.tmp") for path in self._final]
+        self._files = ExitStack()
+        paths = [self._files.enter_context(atomic_file(folder / name)) for name in (ROUTING, TOKENS)]
         metadata = {_KEY: json.dumps(dataclasses.asdict(header))}
         self._routing, self._tokens = (
-            pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd")
-            for path, schema in zip(self._paths, (ROUTING_SCHEMA, TOKENS_SCHEMA), strict=True)
+            self._files.enter_context(
+                pq.ParquetWriter(path, schema.with_metadata(metadata), compression="zstd")
+            )
+            for path, schema in zip(paths, (ROUTING_SCHEMA, TOKENS_SCHEMA), strict=True)
         )
 
     def __enter__(self) -> Self:
@@ -152,17 +154,11 @@ class TraceWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None:
-                self._flush()
-        finally:
-            self._routing.close()
-            self._tokens.close()
-            for path, final in zip(self._paths, self._final, strict=True):
-                if error is None:
-                    path.replace(final)
-                else:
-                    path.unlink(missing_ok=True)
+        if error is not None:
+            self._files.__exit__(kind, error, trace)
+            return
+        with self._files:
+            self._flush()
 
     def add(self, records: Records) -> None:
         """Take a batch in; what is held is written once it is :data:`GROUP_TOKENS` tokens or more."""

@@ -1,8 +1,8 @@
-"""Folders of the cache: built beside their place by one process at a time, and there only when they are whole.
+"""Folders of the cache: built by one process at a time, and visible only once they are complete.
 
-A folder is built under a name of its own (:func:`unfinished`), synced to the disk, and renamed
-(:func:`put_in_place`). A lock lets one process build while others wait for it. Whoever holds a folder's lock may
-remove or go on with what others began under that name: they must be dead.
+A folder is built under another name (:func:`unfinished`) and renamed by :func:`mom.runs.files.replace_folder`. While
+one process holds its lock and builds, the others wait. The holder of the lock may remove or continue unfinished work
+of that folder, because the process that began it must be dead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,11 +62,6 @@ def locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def temporary(folder: Path) -> Path:
-    """A new name beside ``folder`` under which it can be built; tells which folder it was to become."""
-    return folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-
-
 def unfinished(folder: Path) -> Path:
     """Where ``folder`` is built, the same name every time, so that it can be gone on with."""
     return folder.parent / f".{folder.name}.part"
@@ -91,33 +85,3 @@ def remove_unfinished(folder: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
         except filelock.Timeout:
             pass  # someone is at work there
-
-
-def put_in_place(building: Path, folder: Path) -> None:
-    """Give what was built its name, once the disk has all of it; a damaged folder of that name goes."""
-    _sync(building)
-    if folder.exists():  # damaged, or it would have been opened
-        damaged = temporary(folder)
-        os.replace(folder, damaged)
-        shutil.rmtree(damaged)
-    os.replace(building, folder)
-    _sync_folder(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make sure that the disk has everything in ``folder``."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        else:
-            _sync_folder(path)
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mom.data.cache import cache_errors, cache_folder, locked, put_in_place, remove_unfinished, unfinished
+from mom.data.cache import cache_errors, cache_folder, locked, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
 from mom.data.token_files import TokenFile, open_token_files, token_dtype
 from mom.data.tokenization import MARK, SPLITS, read_mark, tokenise, tokenizer_sample, validation_limit
@@ -34,6 +34,7 @@ from mom.data.tokenizer import (
     vocabulary_size,
 )
 from mom.errors import UsageError
+from mom.runs.files import replace_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -184,7 +185,7 @@ def _build(
             }
         (building / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (building / MARK).unlink(missing_ok=True)
-        put_in_place(building, folder)
+        replace_folder(building, folder)
     except UsageError:  # the corpus will not do, so nothing goes on from here
         shutil.rmtree(building, ignore_errors=True)
         raise

@@ -10,13 +10,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mom.errors import RequestError, UsageError
+from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -256,15 +256,11 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: RunDirectory) 
     """
     if not directory.writes:
         return
-    folder = directory.path / FOLDER
-    building = directory.path / f".{FOLDER}.tmp"
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        tokenizer.save_pretrained(str(building))
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
-    except OSError as reason:
-        raise RequestError("run_dir", directory.path, f"a folder that can be written: {reason}") from reason
+        with atomic_folder(directory.path / FOLDER) as building:
+            tokenizer.save_pretrained(str(building))
+    except OSError as error:
+        raise RequestError("run_dir", directory.path, f"a folder that can be written: {error}") from error
 
 
 def find_tokenizer(init: str, given: str | None) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ import mom.model
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
 from mom.errors import RequestError, UsageError
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
+from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,23 +54,18 @@ def export_model(
     Raises:
         RequestError: ``run_dir``, if it cannot be written.
     """
-    building = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        model.save_pretrained(str(building))
-        tokenizer.save_pretrained(str(building))
-        config = building / "config.json"
-        fields = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-        config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        for name, source in model_code().items():
-            (building / name).write_text(source, encoding="utf-8")
-        (building / "README.md").write_text(card, encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        with atomic_folder(folder) as building:
+            model.save_pretrained(str(building))
+            tokenizer.save_pretrained(str(building))
+            config = building / "config.json"
+            fields = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+            config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+            for name, source in model_code().items():
+                (building / name).write_text(source, encoding="utf-8")
+            (building / "README.md").write_text(card, encoding="utf-8")
     except OSError as reason:
         raise RequestError("run_dir", folder.parent, f"a folder that can be written: {reason}") from reason
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
 
 
 def model_code() -> dict[str, str]:
@@ -188,16 +183,12 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
     Raises:
         RequestError: ``run_dir``, if it cannot be written.
     """
-    building = folder.with_name(f".{folder.name}.tmp")
     try:
-        shutil.rmtree(building, ignore_errors=True)
-        model.save_pretrained(building)
-        try:
-            load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
-        except UsageError:
-            log.info("no tokenizer beside %s; data.tokenizer has to name it", init)
-        shutil.rmtree(folder, ignore_errors=True)
-        building.rename(folder)
+        with atomic_folder(folder) as building:
+            model.save_pretrained(building)
+            try:
+                load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
+            except UsageError:
+                log.info("no tokenizer beside %s; data.tokenizer has to name it", init)
     except OSError as reason:
-        shutil.rmtree(building, ignore_errors=True)
         raise RequestError("run_dir", folder, f"a folder that can be written: {reason}") from reason

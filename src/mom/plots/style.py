@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -13,6 +11,8 @@ from typing import Any
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from mom.runs.files import atomic_file
 
 MODULE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """One for each module, up to eight (Okabe and Ito, 2008)."""
@@ -68,10 +68,6 @@ def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Write a PNG file, whole or not at all, making its folder; returns the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(png(figure, dpi))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
     return path

@@ -1,68 +1,146 @@
-"""Files of a run, written completely or not at all."""
+"""Files and folders that appear complete or not at all: written next to their place, synced, renamed."""
 
 from __future__ import annotations
 
 import json
 import os
-import tempfile
-from collections.abc import Mapping
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
+@contextmanager
+def atomic_file(path: str | Path) -> Iterator[Path]:
+    """Replace a file once its new content is complete and on disk.
+
+    A reader finds the old file or the new one, never a part. If the block raises, the old file stays.
+
+    Args:
+        path: the file; its folder must exist.
+
+    Yields:
+        A path in the same folder, to write the new content to.
+
+    Raises:
+        OSError: if the file cannot be synced or renamed.
+    """
+    path = Path(path)
+    temporary = temporary_path(path)
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
+    """Replace a folder once its new content is complete and on disk.
+
+    If the block raises, the old folder stays. What a killed process left behind is removed first, so only one process
+    may write a given folder at a time.
+
+    Args:
+        folder: the folder; its parents are created.
+
+    Yields:
+        An empty folder next to it, to write the new content to.
+
+    Raises:
+        OSError: if the folder cannot be created, synced, or renamed.
+    """
+    folder = Path(folder)
+    building = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(building, ignore_errors=True)
+    try:
+        building.mkdir(parents=True)
+        yield building
+        replace_folder(building, folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def replace_folder(building: Path, folder: Path) -> None:
+    """Sync a complete folder and rename it to ``folder``; an old folder of that name is removed.
+
+    Raises:
+        OSError: if it cannot be synced or renamed.
+    """
+    for path in building.rglob("*"):
+        sync(path)
+    sync(building)
+    if folder.exists():  # a folder can only be renamed to a name that is free
+        old = temporary_path(folder)
+        os.replace(folder, old)
+        os.replace(building, folder)
+        shutil.rmtree(old)
+    else:
+        os.replace(building, folder)
+    sync(folder.parent)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return an unused hidden name in the folder of ``path``: ``.<name>.<8 hex digits>.tmp``."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def sync(path: Path) -> None:
+    """Flush a file, or the list of names in a folder, to disk.
+
+    Raises:
+        OSError: if the disk reports an error, such as that it is full.
+    """
+    if os.name == "nt" and path.is_dir():  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text_atomic(path: str | Path, text: str) -> None:
+    """Write a string in UTF-8 by :func:`atomic_file`.
+
+    Raises:
+        OSError: if it cannot be written; the old file stays.
+    """
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json_atomic(path: str | Path, obj: Any) -> None:
-    """Write JSON so that a reader finds the old file or the new one, never a part.
+    """Write JSON by :func:`atomic_file`.
 
     Args:
         path: the file; its folder must exist.
         obj: plain data. NaN and infinity become null, which every JSON reader accepts.
 
     Raises:
-        OSError: if it cannot be written; the old file is untouched.
+        OSError: if it cannot be written; the old file stays.
     """
-    write_text_atomic(Path(path), json.dumps(_finite(obj), indent=2, allow_nan=False) + "\n")
+    write_text_atomic(path, json.dumps(_replace_non_finite(obj), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON file of a run; nothing where it is not there (yet), or is no JSON."""
+    """Read a JSON file of a run; return an empty dict if it does not exist yet or is not JSON."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 
 
-def write_text_atomic(path: Path, text: str) -> None:
-    """Write a text in UTF-8 beside the file, flush to the disk, rename over it.
-
-    Raises:
-        OSError: if it cannot be written; the old file is untouched.
-    """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes files private; give this one the permissions any other file would have.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _finite(obj: Any) -> Any:
-    """Plain data with NaN and infinity replaced by None."""
+def _replace_non_finite(obj: Any) -> Any:
+    """Return plain data with None instead of NaN and infinity."""
     if isinstance(obj, float):
         return obj if abs(obj) < float("inf") else None
     if isinstance(obj, Mapping):
-        return {str(key): _finite(value) for key, value in obj.items()}
+        return {str(key): _replace_non_finite(value) for key, value in obj.items()}
     if isinstance(obj, list | tuple):
-        return [_finite(value) for value in obj]
+        return [_replace_non_finite(value) for value in obj]
     return obj

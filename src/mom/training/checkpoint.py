@@ -17,6 +17,7 @@ from mom.errors import RequestError, UsageError
 from mom.interop.loading import CLASSIFIER
 from mom.interop.loading import read_checkpoint as load_plain
 from mom.model import MoMConfig
+from mom.runs.files import atomic_file, sync, temporary_path
 
 log = logging.getLogger(__name__)
 
@@ -47,18 +48,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise TypeError("AtomicCheckpointIO writes to a local folder and takes no storage_options")
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with atomic_file(path) as temporary:
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
             if path.name == LAST and path.is_file():
+                sync(temporary)
                 _keep(path, path.with_name(PREVIOUS))
-            os.replace(temporary, path)
-            _sync_folder(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(
         self,
@@ -72,21 +67,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 def _keep(path: Path, name: Path) -> None:
     """Give the file a second name, whatever had it before; with links ``path`` stands all the while."""
-    link = name.with_name(f".{name.name}.{os.getpid()}.tmp")
+    link = temporary_path(name)
     try:
         os.link(path, link)
     except OSError:  # a file system without links
         os.replace(path, name)
     else:
         os.replace(link, name)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Resume(NamedTuple):

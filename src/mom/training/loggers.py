@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import NodeConfig
 from mom.runs.directory import process_rank
+from mom.runs.files import atomic_file
 
 RUN_ID = "wandb_run_id"
 """File in a phase's folder with the id of its wandb run, which a resumed phase goes on with."""
@@ -110,12 +111,10 @@ class _CurveWriter(_ExperimentWriter):
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Write the header and these rows in the place of what is there."""
         path = Path(self.metrics_file_path)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(temporary, path)
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, newline="", encoding="utf-8") as file:

@@ -1,0 +1,123 @@
+"""Files and folders are replaced completely or not at all."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+
+from mom.runs import files
+from mom.runs.files import atomic_file, atomic_folder, write_json_atomic
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")}
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_json_atomic(tmp_path / "x.json", {"a": 1})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_json_atomic(tmp_path / "x.json", {"a": 2})
+
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": 1}
+    assert names(tmp_path) == {"x.json"}
+
+
+def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(TypeError):
+        write_json_atomic(tmp_path / "x.json", {"a": object()})
+
+    assert not names(tmp_path)
+
+
+def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.touch()
+    write_json_atomic(tmp_path / "x.json", {})
+
+    assert stat.S_IMODE((tmp_path / "x.json").stat().st_mode) == stat.S_IMODE(plain.stat().st_mode)
+
+
+def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(b"new")
+        assert path.read_bytes() == b"old"
+
+    assert path.read_bytes() == b"new"
+    assert names(tmp_path) == {"x.bin"}
+
+
+def test_an_error_in_the_block_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(b"half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+
+    assert path.read_bytes() == b"old"
+    assert names(tmp_path) == {"x.bin"}
+
+
+def test_a_folder_is_replaced_when_the_block_ends(tmp_path: Path) -> None:
+    folder = tmp_path / "parent" / "x"
+    for content in ("old", "new"):
+        with atomic_folder(folder) as building:
+            assert not names(building)
+            (building / content).mkdir()
+            (building / content / "file").touch()
+
+        assert names(folder) == {content, "file"}
+        assert names(tmp_path) == {"parent", "x", content, "file"}
+
+
+def test_an_error_in_the_block_leaves_the_old_folder(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "old").touch()
+
+    def write_half() -> None:
+        with atomic_folder(tmp_path / "x") as building:
+            (building / "half").touch()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+
+    assert names(tmp_path) == {"x", "old"}
+
+
+def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".x.tmp").mkdir()
+    (tmp_path / ".x.tmp" / "half").touch()
+    with atomic_folder(tmp_path / "x") as building:
+        (building / "new").touch()
+
+    assert names(tmp_path) == {"x", "new"}
+
+
+def test_a_disk_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").mkdir()
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"), atomic_folder(tmp_path / "x") as building:
+        (building / "new").touch()
+
+    assert names(tmp_path) == {"x"}
