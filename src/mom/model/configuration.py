@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
@@ -50,7 +49,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
         kwargs.pop("module_dropout_per", None)
         if dropped := kwargs.pop("module_dropout", 0.0):
             raise InvalidOption("module_dropout", dropped, "must be 0: version 0.2 removed it")
-        self.pool_specs = kwargs.pop("pools", None) or self.pool_specs
+        self.pool_specs = kwargs.pop("pools", self.pool_specs)
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.check_options()
         self.num_hidden_layers = self.graph_depth
@@ -58,5 +57,4 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for ``config.json``."""
         fields = super().to_dict()
-        specs = fields.pop("pool_specs")
-        return fields | {"pools": dict(specs) if isinstance(specs, Mapping) else list(specs)}
+        return fields | {"pools": self.pools_as_list(fields.pop("pool_specs"))}

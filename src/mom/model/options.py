@@ -325,12 +325,20 @@ class ModelOptions:
     def pools(self) -> tuple[PoolLayout, ...]:
         """Return the layouts of a stage's pools, in the order of a round."""
         router = self.router_kind
-        specs = self.pool_specs
-        named = specs if isinstance(specs, Mapping) else {kind: {"kind": kind} for kind in specs}
         return tuple(
-            self._layout(name, {} if spec is None else spec, place, router)
-            for place, (name, spec) in enumerate(named.items())
+            self._layout(name, spec, place, router) for place, (name, spec) in enumerate(self._named_specs())
         )
+
+    def _named_specs(self) -> list[tuple[Any, Any]]:
+        """Name and entry of each pool; ``pool_specs`` is a mapping, or a list of kinds or of entries with a name."""
+        if isinstance(self.pool_specs, Mapping):
+            return [(name, {} if spec is None else spec) for name, spec in self.pool_specs.items()]
+        return [
+            (one, {})
+            if isinstance(one, str)
+            else (one.get("name"), {k: v for k, v in one.items() if k != "name"})
+            for one in self.pool_specs
+        ]
 
     def _layout(self, name: str, spec: Mapping[str, Any], place: int, router: Any) -> PoolLayout:
         kind = pool_kinds.find(spec.get("kind", name), f"pools.{name}.kind")
@@ -343,10 +351,11 @@ class ModelOptions:
 
         return PoolLayout(
             name=name,
-            kind=kind(**{one: spec[one] for one in declared(kind) if one in spec}),
+            kind=kind(**{one: spec[one] for one in declared(kind) if spec.get(one) is not None}),
             router=router,
             place=place,
-            num_modules=spec.get("num_modules", getattr(self, f"num_{kind.name}_modules", kind.num_modules)),
+            num_modules=spec.get("num_modules")
+            or getattr(self, f"num_{kind.name}_modules", kind.num_modules),
             num_skip_slots=value("skip_slots", self.num_skip_slots),
             num_rounds=self.num_rounds,
             top_k=value("top_k", self.top_k),
@@ -359,8 +368,14 @@ class ModelOptions:
         """Return every option that this model has, by the name that users write."""
         names = [*declared(ModelOptions), *declared(router_kinds.find(self.router))]
         values = {name: getattr(self, name) for name in names}
-        specs = values.pop("pool_specs")
-        return values | {"pools": dict(specs) if isinstance(specs, Mapping) else list(specs)}
+        return values | {"pools": self.pools_as_list(values.pop("pool_specs"))}
+
+    @staticmethod
+    def pools_as_list(specs: Any) -> list[Any]:
+        """Return ``pool_specs`` as a list, whose order survives in files that sort the keys of mappings."""
+        if not isinstance(specs, Mapping):
+            return list(specs)
+        return [{"name": name, **({} if spec is None else spec)} for name, spec in specs.items()]
 
     # Checks, in the order of the options.
 
@@ -398,15 +413,16 @@ class ModelOptions:
         specs = self.pool_specs
         if not specs:
             raise InvalidOption("pools", specs, "must name at least one pool")
-        named = specs if isinstance(specs, Mapping) else {kind: {"kind": kind} for kind in specs}
-        if len(named) != len(specs):
+        if not isinstance(specs, Mapping) and not all(isinstance(one, str | Mapping) for one in specs):
+            raise InvalidOption("pools", specs, "must be a list of kinds, or a mapping from names")
+        named = self._named_specs()
+        if len({name for name, _ in named}) < len(named):
             raise InvalidOption("pools", specs, "must name each kind once; write a mapping for two of a kind")
-        for name, spec in named.items():
+        for name, given in named:
             if not _is_pool_name(name):
                 raise InvalidOption(
                     "pools", name, f"must have names of lowercase letters, digits and _ other than {RESERVED}"
                 )
-            given = {} if spec is None else spec
             if not isinstance(given, Mapping):
                 raise InvalidOption(f"pools.{name}", given, "must be a mapping")
             kind = pool_kinds.find(given.get("kind", name), f"pools.{name}.kind")
@@ -452,8 +468,7 @@ class ModelOptions:
 
     def _top_k_option(self, layout: PoolLayout) -> str:
         """The option that a pool's K comes from."""
-        specs = self.pool_specs
-        if isinstance(specs, Mapping) and "top_k" in (specs[layout.name] or {}):
+        if dict(self._named_specs())[layout.name].get("top_k") is not None:
             return f"pools.{layout.name}.top_k"
         flat = f"{layout.kind.name}_top_k"
         return "top_k" if getattr(self, flat, None) is None else flat
