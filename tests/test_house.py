@@ -8,7 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import mom.model.routers
+from mom.model.options import ModelOptions, declared
+from mom.model.registry import routers
+
 ROOT = Path(__file__).resolve().parents[1]
+BUILT_IN = {name for name, kind in routers.items() if kind.__module__.startswith(mom.model.routers.__name__)}
 ORDER = (
     {"errors", "console", "model"},
     {"runs", "metrics"},
@@ -130,3 +135,27 @@ def test_the_library_does_not_import_its_tests():
         if other.split(".")[0] != "mom"
     ]
     assert arrows == []
+
+
+OTHER_MEANINGS = {
+    ("config/search.py", "random"),  # a sampler of Optuna
+    ("config/tasks.py", "random"),  # tokens to route on
+    ("tasks/cost.py", "random"),
+    ("callbacks/schedule.py", "linear"),  # a curve
+}
+"""Strings that happen to be the name of a router too."""
+
+
+def test_router_names_stand_in_their_own_file_only():
+    """A router is one class: nothing else in ``src`` asks for one by name, but its default and the authors' loader."""
+    allowed = {("model/options.py", declared(ModelOptions)["router"].default)}
+    found = {
+        (path.relative_to(ROOT / "src" / "mom").as_posix(), node.value)
+        for path in (ROOT / "src" / "mom").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in BUILT_IN
+    }
+    own = {(f"model/routers/{name}.py", name) for name in BUILT_IN}
+    authors = {("interop/authors.py", name) for name in BUILT_IN}
+    assert own <= found
+    assert found - own - authors - OTHER_MEANINGS == allowed
