@@ -85,7 +85,10 @@ def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..
     assert json.loads(Path("here/summary.json").read_text()) == {"val/loss": 2.5}
     written = yaml.safe_load(Path("here/config.yaml").read_text())
     assert (written["seed"], written["run_dir"], written["model"]["d_model"]) == (7, "here", 16)
-    assert left_behind() == ["here", "here/config.yaml", "here/status.json", "here/summary.json"]
+    names = ("config.yaml", "provenance.json", "status.json", "summary.json")
+    assert left_behind() == ["here", *(f"here/{name}" for name in names)]
+    provenance = json.loads(Path("here/provenance.json").read_text())
+    assert provenance["command"].startswith("python run.py run_dir=here seed=7 ")
     assert "MOM_RUN_DIR" not in os.environ
 
 

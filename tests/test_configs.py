@@ -16,7 +16,7 @@ from mom.config import (
     TrainerConfig,
     bind,
 )
-from mom.config.composition import composed
+from mom.config.composition import added_config_dir, composed
 from mom.model.options import options_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -25,6 +25,10 @@ FILES = sorted(
     path.relative_to(CONF)
     for path in CONF.rglob("*.yaml")
     if path.parts[len(CONF.parts)] != "hydra" and path.parent.name != "shared" and path.parent != CONF
+)
+STUDIES = CONF.parent / "benchmarks" / "studies"
+STUDY_FILES = sorted(
+    path.relative_to(STUDIES) for path in STUDIES.rglob("*.yaml") if path.parent.name != "shared"
 )
 NEEDED = {
     "data/glue": ["task=finetune", "init=some.ckpt"],
@@ -54,24 +58,27 @@ def name_in_group(file: Path) -> str:
 
 def compose_choice(file: Path) -> DictConfig:
     """The default request with this one choice, and what the choice needs to be given."""
-    return composed(CONF, [f"{file.parts[0]}={name_in_group(file)}", *NEEDED.get(choice(file), [])])
+    added = added_config_dir(STUDIES if file in STUDY_FILES else None)
+    return composed(CONF, [*added, f"{file.parts[0]}={name_in_group(file)}", *NEEDED.get(choice(file), [])])
 
 
-@pytest.mark.parametrize("file", FILES, ids=choice)
+@pytest.mark.parametrize("file", [*FILES, *STUDY_FILES], ids=choice)
 def test_every_choice_binds(file: Path) -> None:
     config = bind(compose_choice(file))
 
     assert config.run_dir
 
 
-@pytest.mark.parametrize("file", [file for file in FILES if file.parts[0] != "trainer"], ids=choice)
+@pytest.mark.parametrize(
+    "file", [file for file in [*FILES, *STUDY_FILES] if file.parts[0] != "trainer"], ids=choice
+)
 def test_every_choice_can_be_built(file: Path) -> None:
     bind(compose_choice(file)).check_buildable()
 
 
-@pytest.mark.parametrize("file", FILES, ids=choice)
+@pytest.mark.parametrize("file", [*FILES, *STUDY_FILES], ids=choice)
 def test_every_choice_says_what_it_is(file: Path) -> None:
-    lines = (CONF / file).read_text(encoding="utf-8").splitlines()
+    lines = ((STUDIES if file in STUDY_FILES else CONF) / file).read_text(encoding="utf-8").splitlines()
     comments = [line for line in lines if line.startswith("# ") and "@package" not in line]
 
     assert comments

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from mom.config import bind
-from mom.config.composition import composed
+from mom.config.composition import added_config_dir, composed
 from mom.cost.estimate import flops_per_token
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
@@ -26,12 +26,14 @@ from tests.helpers.models import small_model
 from tests.helpers.texts import some_texts, write_jsonl
 from tests.test_configs import CONF
 
-ROOT = CONF / "experiment"
-NAMES = [
-    path.relative_to(ROOT).with_suffix("").as_posix()
-    for path in sorted(ROOT.rglob("*.yaml"))
+STUDIES = CONF.parent / "benchmarks" / "studies"
+PATHS = {
+    path.relative_to(folder / "experiment").with_suffix("").as_posix(): path
+    for folder in (CONF, STUDIES)
+    for path in sorted((folder / "experiment").rglob("*.yaml"))
     if path.parent.name != "shared"
-]
+}
+NAMES = list(PATHS)
 # Experiments that are laid over another one, and one of those.
 LAID_OVER = {
     "study/longer": "study/plain",
@@ -40,8 +42,8 @@ LAID_OVER = {
 }
 GRIDS = {
     name: params
-    for name in NAMES
-    if (params := (yaml.safe_load((ROOT / f"{name}.yaml").read_text()).get("hydra") or {}).get("sweeper"))
+    for name, path in PATHS.items()
+    if (params := (yaml.safe_load(path.read_text()).get("hydra") or {}).get("sweeper"))
 }
 REDUCED = {
     "model": {"d_model": 16, "num_heads": 2, "max_positions": 32},
@@ -62,7 +64,8 @@ def compose(name: str, *overrides: str) -> DictConfig:
     """An experiment as the command line makes it, laid over another one where it is made for that."""
     chosen = f"[{LAID_OVER[name]},{name}]" if name in LAID_OVER else name
     needed = ["init=some.ckpt"] if name == "paper/glue" else []
-    return composed(CONF, [f"experiment={chosen}", *needed, *overrides])
+    added = added_config_dir(STUDIES if name.startswith("study/") else None)
+    return composed(CONF, [*added, f"experiment={chosen}", *needed, *overrides])
 
 
 @pytest.fixture(scope="module")

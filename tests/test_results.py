@@ -1,8 +1,7 @@
-"""docs/results.md stands on the records beside it: each of its tables is what the command above it prints."""
+"""docs/results.md and the lab notebook rest on docs/results/: each table is what the command above it prints."""
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import sys
@@ -17,16 +16,20 @@ from mom.runs.records import find_runs
 from tests.test_configs import CONF
 
 ROOT = CONF.parent
-PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+TABLES = ROOT / "docs" / "results"
+PAGES = {
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "lab-notebook.md")
+}
 COMMANDS = [
-    command.replace("\\\n", " ")
-    for command in re.findall(r"^    python run\.py (task=compare (?:.*\\\n)*.*)$", PAGE, re.MULTILINE)
+    (page, command.replace("\\\n", " "))
+    for page, text in PAGES.items()
+    for command in re.findall(r"^    python run\.py (task=compare (?:.*\\\n)*.*)$", text, re.MULTILINE)
 ]
 
 
-def table_after(command: str) -> list[str]:
+def table_after(page: str, command: str) -> list[str]:
     """The lines of the first table below a command of the page."""
-    below = PAGE.replace("\\\n", " ").partition(command)[2].splitlines()
+    below = PAGES[page].replace("\\\n", " ").partition(command)[2].splitlines()
     first = next(index for index, line in enumerate(below) if line.startswith("|"))
     return list(_leading(below[first:]))
 
@@ -38,9 +41,9 @@ def _leading(lines: list[str]) -> Iterator[str]:
         yield line
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: re.findall(r"results/(\w+)", command)[0])
+@pytest.mark.parametrize(("page", "command"), COMMANDS)
 def test_a_table_is_what_its_command_prints(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: str, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY", "MOM_RUN_DIR"):
@@ -50,31 +53,33 @@ def test_a_table_is_what_its_command_prints(
 
     assert main(CONF) == 0
     written = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
-    assert table_after(command) == list(_leading(written.splitlines()))
+    assert table_after(page, command) == list(_leading(written.splitlines()))
 
 
 def test_every_record_is_of_a_run_that_succeeded_and_stands_in_a_table() -> None:
-    runs = find_runs([str(ROOT / "docs" / "results")])
+    runs = find_runs([str(TABLES / "*.csv")])
 
     assert len(COMMANDS) >= 5
     assert {run.status["state"] for run in runs} == {"succeeded"}
-    root = ROOT / "docs" / "results"
-    named = {name for command in COMMANDS for name in re.findall(r"results/([\w/]+)", command)}
+    assert all(run.origin["command"].startswith("python run.py ") and run.origin["commit"] for run in runs)
+    named = {name for _, command in COMMANDS for name in re.findall(r"docs/results/([\w./]+)", command)}
     for run in runs:
-        own = run.folder.relative_to(root).as_posix()
+        own = run.folder.relative_to(TABLES).as_posix()
         # Phase 1 and the like are compared with nothing; the page says where they are.
         assert (
-            any(f"{own}/".startswith(f"{name}/") for name in named) or f"`{own.rpartition('/')[0]}`" in PAGE
+            any(f"{own}/".startswith(f"{name}/") for name in named)
+            or f"`{own.rpartition('/')[0]}`" in PAGES["lab-notebook.md"]
         ), own
 
 
 def test_records_are_small_and_hold_nothing_of_the_machine() -> None:
-    files = [path for path in (ROOT / "docs" / "results").rglob("*") if path.is_file()]
+    files = list(TABLES.rglob("*"))
 
-    assert {path.name for path in files} <= {"config.yaml", "status.json", "summary.json"}
-    assert sum(path.stat().st_size for path in files) < 5e6
+    assert {path.suffix for path in files} == {".csv"} and len(files) <= 20
+    assert sum(path.stat().st_size for path in files) < 2e6
     for path in files:
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"/(home|root|work|tmp)/", text), path
-        if path.suffix == ".json":
-            json.loads(text)
+        assert not re.search(r"/(home|root|work|tmp)/", path.read_text(encoding="utf-8")), path
+
+
+def test_the_page_of_results_is_short() -> None:
+    assert len(PAGES["results.md"].split()) <= 1500

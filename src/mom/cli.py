@@ -21,9 +21,10 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
-from mom.config.composition import CONFIG_NAME, explain, is_composition_error
+from mom.config.composition import CONFIG_NAME, added_config_dir, explain, is_composition_error
 from mom.errors import JobsFailed, RequestError, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
+from mom.runs.provenance import start_of_run
 
 SUCCEEDED, FAILED, WRONG_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
@@ -141,12 +142,13 @@ def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
     resolved = OmegaConf.to_container(composed_config, resolve=True)
     assert isinstance(resolved, dict)
     run.write_config({**{str(name): value for name, value in resolved.items()}, "run_dir": config.run_dir})
+    run.write_provenance(start_of_run())
     run.status("running")
     return run
 
 
 def _parsed_overrides() -> list[str]:
-    """Hydra's own flags and overrides; a flag it does not have is a wrong request."""
+    """Return the overrides, ``--config-dir`` as the one it stands for; an unknown flag is a wrong request."""
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
@@ -163,7 +165,7 @@ def _parsed_overrides() -> list[str]:
     for override in found.overrides:
         flags.remove(override)
     sys.argv[1:] = [*found.overrides, *flags]
-    return list(found.overrides)
+    return [*added_config_dir(found.config_dir), *found.overrides]
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -36,7 +36,7 @@ EXPLAINED = [
     ),
     (["trainer.devices.zzz=1"], "trainer.devices.zzz: 1; "),
     (["experiment=[smoke,foo]"], "experiment: foo; one of "),
-    (["experiment=stduy/plain"], "experiment: stduy/plain; did you mean study/plain? one of "),
+    (["experiment=papr/glue"], "experiment: papr/glue; did you mean paper/glue? one of "),
     (["seed"], "seed: no value; group=choice or option=value"),
     ([""], "'': no value; "),
     (["=3"], "'': =3; the name of an option before the ="),

@@ -86,7 +86,7 @@ def test_differences_from_a_group_are_paired_by_seed(tmp_path: Path) -> None:
 def test_differences_from_the_runs_own_other_metric(tmp_path: Path) -> None:
     frame = write_grid(tmp_path / "runs")
     found = compare(
-        find_runs([str(tmp_path / "runs")]), "val/loss", against="baseline/val/loss", confidence=0.9
+        find_runs([str(tmp_path / "runs")]), "val/loss", reference_metric="baseline/val/loss", confidence=0.9
     )
 
     for group in found.groups:
@@ -108,7 +108,7 @@ def test_a_curve_is_read_at_each_runs_own_cost(tmp_path: Path) -> None:
     write_record(tmp_path / "free", {"seed": 5, "model.size": "free"}, {"val/loss": 1.0})
 
     curve = [tmp_path / f"plain_{steps}_0" for steps in (800, 100, 400)]
-    found = compare(find_runs([str(tmp_path)]), "val/loss", baseline=curve, along="cost")
+    found = compare(find_runs([str(tmp_path)]), "val/loss", baseline=curve, cost_metric="cost")
     groups = {group.options[0]: group for group in found.groups}
     assert [found.groups[index].options[0] for index in found.baseline] == ["800", "400", "100"]
     assert all(groups[steps].difference is None for steps in ("100", "400", "800"))
@@ -187,7 +187,7 @@ def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
     assert len(compare(find_runs([str(tmp_path)]), "a").groups) == 2
     (alone,) = compare(find_runs([str(tmp_path)]), "a", ignore=["init"]).groups
     assert (alone.options, sorted(alone.values)) == ((), [0, 1])
-    (alone,) = compare(find_runs([str(tmp_path)]), "a", by=["task"]).groups
+    (alone,) = compare(find_runs([str(tmp_path)]), "a", group_by=["task"]).groups
     assert alone.options == ("pretrain",)
 
 
@@ -199,14 +199,14 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
     for message, options in (
         (r"^task\.metric: val/los; did you mean val/loss\?", {"metric": "val/los"}),
         (r"^runs: .*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
-        (r"^task\.by: model.topk; did you mean model.top_k\?", {"by": ["model.topk"]}),
+        (r"^task\.group_by: model.topk; did you mean model.top_k\?", {"group_by": ["model.topk"]}),
         (r"^task\.ignore: zzz; options in ", {"ignore": ["zzz"]}),
         (r"^task\.baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
-        (r"^task\.along: val/los; did you mean val/loss\?", {"along": "val/los"}),
-        (r"^task\.against: val/los; did you mean val/loss\?", {"against": "val/los"}),
+        (r"^task\.cost_metric: val/los; did you mean val/loss\?", {"cost_metric": "val/los"}),
+        (r"^task\.reference_metric: val/los; did you mean val/loss\?", {"reference_metric": "val/los"}),
         (
             r"^task\.baseline: .*a.*; folders of runs of two groups",
-            {"along": "val/loss", "baseline": [tmp_path / "a"]},
+            {"cost_metric": "val/loss", "baseline": [tmp_path / "a"]},
         ),
     ):
         with pytest.raises(RequestError, match=message):
@@ -231,10 +231,10 @@ def test_the_task_writes_its_table_in_every_form(
     command: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_grid(Path("runs"))
-    assert command("runs=runs", "task.against=baseline/val/loss", "run_dir=out") == 0
+    assert command("runs=runs", "task.reference_metric=baseline/val/loss", "run_dir=out") == 0
 
     told = capsys.readouterr().out
-    best = compare(find_runs(["runs"]), "val/loss", against="baseline/val/loss").groups[0]
+    best = compare(find_runs(["runs"]), "val/loss", reference_metric="baseline/val/loss").groups[0]
     assert f"{best.mean:.4f}" in told and f"{best.difference.mean:+.4f}" in told  # type: ignore[union-attr]
     assert "with router.router also differ router.router_prior" in told
     with Path("out/comparison.csv").open() as file:
@@ -253,7 +253,7 @@ def test_numbers_that_a_search_drew_are_shown_in_four_digits(command: Callable[.
         write_record(
             Path("runs") / str(number), {"optimizer.lr": rate, "model.block": "gpt2_like"}, {"val/loss": 1.0}
         )
-    assert command("runs=runs", "task.by=[optimizer.lr,model.block]", "run_dir=out") == 0
+    assert command("runs=runs", "task.group_by=[optimizer.lr,model.block]", "run_dir=out") == 0
 
     rows = [line.split("|")[1:3] for line in Path("out/comparison.md").read_text().splitlines()[2:]]
     assert sorted([cell.strip() for cell in row] for row in rows if len(row) == 2) == [
@@ -269,7 +269,7 @@ def test_the_task_draws_the_metric_over_a_cost(
     for number, (steps, loss) in enumerate([(100, 3.0), (200, 2.0), (150, 2.0)]):
         summary = {"val/loss": loss, "cost": steps}
         write_record(Path("runs") / str(number), {"model.size": f"m{number}"}, summary)
-    line = ("runs=runs", "task.along=cost", "task.baseline=[runs/0,runs/1]", "run_dir=out")
+    line = ("runs=runs", "task.cost_metric=cost", "task.baseline=[runs/0,runs/1]", "run_dir=out")
     assert command(*line) == 0
 
     there = 2 + np.log(200 / 150) / np.log(2)
@@ -291,21 +291,23 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
     for number in range(3):
         given = dict.fromkeys(options, number)
         write_record(Path("runs") / str(number), given, {"val/loss": 3.0 - number, "cost": 100 + number})
-    by = f"task.by=[{','.join(options)}]"
-    assert command("runs=runs", "task.along=cost", "task.baseline=[runs/0,runs/2]", by, "run_dir=out") == 0
+    by = f"task.group_by=[{','.join(options)}]"
+    assert (
+        command("runs=runs", "task.cost_metric=cost", "task.baseline=[runs/0,runs/2]", by, "run_dir=out") == 0
+    )
     assert Path("out/comparison.png").stat().st_size > 0
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([], "runs: null; folders of runs"),
-        (["runs=nowhere"], "runs: nowhere; a folder that is there"),
+        ([], "runs: null; folders or tables of runs"),
+        (["runs=nowhere"], "runs: nowhere; a folder or table that is there"),
         (["runs=empty"], "runs: empty; a folder with runs"),
         (["runs=runs", "task.metric=x"], "task.metric: x; a number in summary.json"),
-        (["runs=runs", "task.baseline=a", "task.against=b"], "task.against: b; null with "),
-        (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.along"),
-        (["runs=runs", "task.along=x", "task.baseline=a"], "task.baseline: a; the folders of two"),
+        (["runs=runs", "task.baseline=a", "task.reference_metric=b"], "task.reference_metric: b; null with "),
+        (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.cost_metric"),
+        (["runs=runs", "task.cost_metric=x", "task.baseline=a"], "task.baseline: a; the folders of two"),
         (["runs=runs", "task.confidence=1"], "task.confidence: 1.0; "),
     ],
 )

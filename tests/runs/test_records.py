@@ -45,7 +45,7 @@ def test_a_run_that_did_not_succeed_has_no_number_and_says_why(tmp_path: Path) -
 def test_a_place_without_runs_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"^runs: .*; a folder with runs \(config\.yaml\) in it"):
         find_runs([str(tmp_path)])
-    with pytest.raises(RequestError, match=r"^runs: .*nowhere; a folder that is there"):
+    with pytest.raises(RequestError, match=r"^runs: .*nowhere; a folder or table that is there"):
         find_runs([str(tmp_path / "nowhere")])
 
 

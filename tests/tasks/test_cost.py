@@ -135,8 +135,9 @@ def test_a_table_of_many_models_is_not_cut(tmp_path, monkeypatch, capsys):
 
 
 def test_options_of_the_model_hold_for_every_model_by_name(tmp_path, monkeypatch):
+    studies = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
     line = ["models=[gpt2_tiny,mom_tiny]", "model.num_rounds=2", "experiment=study/larger", "init=null"]
-    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told") == 0
+    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told", "--config-dir", str(studies)) == 0
 
     summary = json.loads((tmp_path / "told/summary.json").read_text())
     # The width is the experiment's.

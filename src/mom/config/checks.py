@@ -11,6 +11,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
+from mom.config.renamed import RENAMED
 from mom.errors import RequestError, as_written, nearest
 
 _WORDS: Mapping[Any, str] = {
@@ -110,7 +111,9 @@ def known_names(group: str, given: Mapping[str, Any], names: Iterable[str]) -> N
 
 
 def unknown_option(group: str, name: str, known: Sequence[str]) -> str:
-    """The *allowed* part for an option that does not exist: the nearest spelling, or what there is."""
+    """The *allowed* part for an option that does not exist: its new name, the nearest spelling, or what there is."""
+    if (renamed := RENAMED.get(f"{group}.{name}".lstrip("."))) is not None:
+        return f"this option is now called {renamed}"
     close = nearest(name, known)
     inside = f"{group} has" if group else "there are"
     prefix = f"{group}." if group else ""

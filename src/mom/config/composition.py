@@ -12,11 +12,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mom.config.renamed import RENAMED
 from mom.errors import RequestError, as_written, nearest, one_of
 
 CONFIG_NAME = "config"
 
 _SEE_HELP = "see python run.py --help"
+_SEARCH_PATH = "hydra.searchpath="
+_FILE_URL = re.compile(r"file://([^\"]+)")
 
 
 def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
@@ -27,6 +30,11 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def added_config_dir(folder: str | Path | None) -> list[str]:
+    """Return the overrides that add a directory of configuration files, as ``--config-dir`` does; none for None."""
+    return [] if folder is None else [f'{_SEARCH_PATH}["file://{Path(folder).resolve()}"]']
 
 
 def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> RequestError:
@@ -43,7 +51,7 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Req
         return slip
     message = str(error)
     if isinstance(error, MissingConfigException):
-        return _missing_file(error, config_dir)
+        return _missing_file(error, [config_dir, *_added_folders(overrides)])
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
     if found := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", message):
@@ -102,14 +110,20 @@ def _given(option: str, overrides: Sequence[str]) -> str:
     return "null"
 
 
-def _missing_file(error: MissingConfigException, config_dir: Path) -> RequestError:
+def _added_folders(overrides: Sequence[str]) -> list[Path]:
+    return [
+        Path(found) for one in overrides if one.startswith(_SEARCH_PATH) for found in _FILE_URL.findall(one)
+    ]
+
+
+def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> RequestError:
     group, slash, choice = (error.missing_cfg_file or "").partition("/")
     if not slash:
         return RequestError("--config-name", group or "null", f"{CONFIG_NAME}, the one there is")
-    folder = config_dir / group
     names = [
-        file.relative_to(folder).with_suffix("").as_posix()
-        for file in folder.rglob("*.yaml")
+        file.relative_to(folder / group).with_suffix("").as_posix()
+        for folder in folders
+        for file in (folder / group).rglob("*.yaml")
         if file.parent.name != "shared"
     ]
     return RequestError(group, choice, one_of(choice, sorted(names)))
@@ -138,6 +152,8 @@ def _unreadable(override: str) -> RequestError:
 
 
 def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]) -> RequestError:
+    if option in RENAMED:
+        return RequestError(option, given, f"this option is now called {RENAMED[option]}")
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
     siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
@@ -163,7 +179,7 @@ def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]
 def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
     """Every option there is, dotted, under the groups that were chosen (or the default ones)."""
     groups = _groups(config_dir)
-    chosen = [one for one in overrides if one.partition("=")[0] in groups]
+    chosen = [one for one in overrides if one.partition("=")[0] in groups or one.startswith(_SEARCH_PATH)]
     for attempt in (chosen, []):
         try:
             config = composed(config_dir, attempt)

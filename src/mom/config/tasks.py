@@ -242,18 +242,19 @@ class CompareConfig(TaskConfig):
     """Compare finished runs.
 
     Args:
-        runs: folders of runs, folders that hold some (as a sweep's), or patterns of such.
+        runs: directories of runs, directories that hold some (such as a sweep's), tables of runs, or patterns of these.
         metric: a name in ``summary.json``.
         mode: whether the smallest or the largest mean is best.
-        baseline: folder of a run; every group is compared with that run's group, seed by seed. With ``along`` folders
-            of several runs, whose groups are the points of a curve.
-        along: a metric that says what a run cost, such as ``throughput/training_flops``: a run is compared with the
-            baselines' curve at its own cost.
-        against: another metric, which each run is compared with by itself; ``baseline/val/loss`` is the plain
-            transformer trained on.
-        by: options to group by; None is all in which the runs differ.
-        ignore: options, or groups of them, in which the runs of a group may differ, beside the seed.
-        confidence: of the interval of the mean difference.
+        baseline: a run, as a directory or a row of a table; every group is compared with that run's group, seed by
+            seed. With ``cost_metric`` several runs, whose groups are the points of a curve.
+        cost_metric: the metric that measures what a run cost, such as ``throughput/training_flops``: a run is compared
+            with the baselines' curve at its own cost.
+        reference_metric: another metric of the same run to compare each run with; ``baseline/val/loss`` is the plain
+            baseline.
+        group_by: options to group by; None is all in which the runs differ.
+        ignore: options, or groups of them, in which the runs of a group may differ besides the seed.
+        confidence: confidence level of the interval of the mean difference.
+        save_runs: a ``.csv`` file to write the runs to, one row each; ``runs`` can then name it instead.
     """
 
     top_level: ClassVar[tuple[str, ...]] = ("runs",)
@@ -264,31 +265,38 @@ class CompareConfig(TaskConfig):
     metric: str = "val/loss"
     mode: Literal["min", "max"] = "min"
     baseline: str | list[str] | None = None
-    along: str | None = None
-    against: str | None = None
-    by: list[str] | None = None
+    cost_metric: str | None = None
+    reference_metric: str | None = None
+    group_by: list[str] | None = None
     ignore: list[str] | None = None
     confidence: float = 0.95
+    save_runs: str | None = None
 
     def _check(self) -> None:
         self._range("confidence", above=0, below=1)
         if not self.runs:
-            raise RequestError("runs", as_written(self.runs), "folders of runs, or a pattern of such")
-        if self.baseline is not None and self.against is not None:
             raise RequestError(
-                "task.against", self.against, "null with task.baseline given: one partner each"
+                "runs", as_written(self.runs), "folders or tables of runs, or a pattern of such"
+            )
+        if self.save_runs is not None and not self.save_runs.endswith(".csv"):
+            raise RequestError("task.save_runs", self.save_runs or "''", "the name of a .csv file, or null")
+        if self.baseline is not None and self.reference_metric is not None:
+            raise RequestError(
+                "task.reference_metric",
+                self.reference_metric,
+                "null with task.baseline given: one partner each",
             )
         if self.baseline == []:
             raise RequestError("task.baseline", "[]", "the folder of a run, or null")
-        if self.along is None and len(self.baselines()) > 1:
+        if self.cost_metric is None and len(self.baselines()) > 1:
             raise RequestError(
-                "task.baseline", as_written(self.baseline), "one folder, or task.along to read them by"
+                "task.baseline", as_written(self.baseline), "one folder, or task.cost_metric to read them by"
             )
-        if self.along is not None and len(self.baselines()) < 2:
+        if self.cost_metric is not None and len(self.baselines()) < 2:
             raise RequestError(
                 "task.baseline",
                 as_written(self.baseline),
-                "the folders of two runs or more with task.along given",
+                "the folders of two runs or more with task.cost_metric given",
             )
 
     def baselines(self) -> list[str]:

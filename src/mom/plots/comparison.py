@@ -65,7 +65,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
 
 
 def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
-    """Draw the metric over ``task.along``, as ``.png`` and ``.svg``: the baselines' curve, each group by its rank.
+    """Draw the metric over ``task.cost_metric`` as ``.png`` and ``.svg``: the baselines' curve, groups by rank.
 
     Args:
         comparison: what to draw.
@@ -91,7 +91,7 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
         panel.annotate(str(rank), (cost, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
     if max(costs) > 3 * min(costs):
         panel.set_xscale("log")
-    panel.set_xlabel(task.along)
+    panel.set_xlabel(task.cost_metric)
     panel.set_ylabel(f"{task.metric} (mean, deviation over seeds)")
     _plain_axes(panel, "both")
     legend.set_axis_off()
@@ -127,5 +127,5 @@ def _draw_differences(panel: Axes, comparison: Comparison, task: CompareConfig) 
             continue
         width = None if found.low is None else found.mean - found.low
         panel.errorbar(found.mean, place, xerr=width, fmt="o", color="tab:red", capsize=3, markersize=4)
-    partner = task.against or "the baseline"
+    partner = task.reference_metric or "the baseline"
     panel.set_xlabel(f"difference from {partner}\n({task.confidence:.0%} interval)")

@@ -114,9 +114,9 @@ def compare(
     *,
     largest_is_best: bool = False,
     baseline: Sequence[Path] = (),
-    along: str | None = None,
-    against: str | None = None,
-    by: Sequence[str] | None = None,
+    cost_metric: str | None = None,
+    reference_metric: str | None = None,
+    group_by: Sequence[str] | None = None,
     ignore: Sequence[str] = (),
     confidence: float = 0.95,
 ) -> Comparison:
@@ -126,12 +126,12 @@ def compare(
         runs: what to compare.
         metric: a name in ``summary.json``.
         largest_is_best: whether the groups are ordered from the largest mean downwards.
-        baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``along``
+        baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``cost_metric``
             the folders of several, whose groups are the points of a curve.
-        along: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
+        cost_metric: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
             linear between neighbours over the logarithm of the cost; outside of the curve it has no partner.
-        against: another metric; every run is compared with its own.
-        by: the options to group by; None takes all in which the runs differ.
+        reference_metric: another metric; every run is compared with its own.
+        group_by: the options to group by; None takes all in which the runs differ.
         ignore: options, or groups of them, in which the runs of a group may differ beside the seed.
         confidence: of the interval around the mean difference.
 
@@ -139,7 +139,11 @@ def compare(
         RequestError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
     """
     counted, left_out = list(runs), []
-    for option, name in (("metric", metric), ("along", along), ("against", against)):
+    for option, name in (
+        ("metric", metric),
+        ("cost_metric", cost_metric),
+        ("reference_metric", reference_metric),
+    ):
         if name is None:
             continue
         lacking = [run for run in counted if run.value(name) is None]
@@ -150,10 +154,10 @@ def compare(
             raise RequestError(
                 f"task.{option}", name, f"{hint}a number in summary.json of at least one finished run"
             )
-        if option != "against":  # a run without a partner still counts towards its group's mean
+        if option != "reference_metric":  # a run without a partner still counts towards its group's mean
             left_out += [(run, run.why_not(name)) for run in lacking]
             counted = [run for run in counted if run not in lacking]
-    options, together = _differing(counted, by, ignore)
+    options, together = _differing(counted, group_by, ignore)
     gathered: dict[tuple[str, ...], dict[int, Run]] = {}
     for run in counted:
         members = gathered.setdefault(tuple(run.options.get(name, ABSENT) for name in options), {})
@@ -161,32 +165,32 @@ def compare(
             raise RequestError(
                 "runs",
                 f"{members[run.seed].folder} and {run.folder} have the same options and seed",
-                "runs that differ, or task.by=[…] naming the options in which they do",
+                "runs that differ, or task.group_by=[…] naming the options in which they do",
             )
         members[run.seed] = run
     groups = [
         Group(
             key,
             _values(members, metric),
-            _values(members, along),
+            _values(members, cost_metric),
             tuple(run.folder for run in members.values()),
         )
         for key, members in gathered.items()
     ]
     groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
     chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
-    if along is not None and len(chosen) < 2:
+    if cost_metric is not None and len(chosen) < 2:
         raise RequestError(
             "task.baseline",
             as_written([str(one) for one in baseline]),
-            "folders of runs of two groups or more with task.along",
+            "folders of runs of two groups or more with task.cost_metric",
         )
     for index, group in enumerate(groups):
-        if against is not None:
-            others = _values(gathered[group.options], against)
+        if reference_metric is not None:
+            others = _values(gathered[group.options], reference_metric)
         elif index in chosen:
             continue
-        elif along is not None:
+        elif cost_metric is not None:
             others = _read_along([groups[one] for one in chosen], group.costs)
         else:
             others = dict(groups[chosen[0]].values) if chosen else {}
@@ -213,11 +217,11 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
 
 
 def _differing(
-    runs: Sequence[Run], by: Sequence[str] | None, ignore: Sequence[str]
+    runs: Sequence[Run], group_by: Sequence[str] | None, ignore: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
     """The options in which runs differ, one of those that split the runs alike; and which go with each."""
     names = list(dict.fromkeys(name for run in runs for name in run.options))
-    for option, wanted in (("by", by or ()), ("ignore", ignore)):
+    for option, wanted in (("group_by", group_by or ()), ("ignore", ignore)):
         for one in wanted:
             if not any(is_within(name, one) for name in names):
                 close = nearest(one, names)
@@ -226,8 +230,8 @@ def _differing(
                     one,
                     f"did you mean {close}?" if close else "options in the runs' config.yaml",
                 )
-    if by is not None:
-        return tuple(name for one in by for name in names if is_within(name, one)), {}
+    if group_by is not None:
+        return tuple(name for one in group_by for name in names if is_within(name, one)), {}
     columns: dict[str, list[str]] = {}
     for name in names:
         if not any(is_within(name, one) for one in (*NOT_OPTIONS, *ignore)):

@@ -25,7 +25,7 @@ State = Literal["running", "succeeded", "failed", "interrupted"]
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
-_OWN_FILES = {"config.yaml", "status.json"}
+_OWN_FILES = {"config.yaml", "status.json", "provenance.json"}
 
 
 def process_rank() -> int:
@@ -102,6 +102,10 @@ class RunDirectory:
         """Write ``config.yaml``, plain data in the order given."""
         text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
         self._write("config.yaml", text)
+
+    def write_provenance(self, record: Mapping[str, Any]) -> None:
+        """Write ``provenance.json``: the command that started the run, and the commit of the code."""
+        self._write("provenance.json", json.dumps(dict(record), indent=2) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``: flat names to final numbers (or short texts)."""

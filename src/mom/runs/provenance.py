@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from mom import __version__
 
@@ -26,6 +26,8 @@ def provenance(data: object = None) -> dict[str, Any]:
         (both null where they are not in a repository); ``environment``: Python, libraries, system and devices;
         ``data``: ``fingerprint`` of the corpus, or null.
     """
+    import torch
+
     cuda = torch.cuda.is_available()
     return {
         "code": {"version": __version__, **_commit(Path(__file__).parent)},
@@ -40,8 +42,21 @@ def provenance(data: object = None) -> dict[str, Any]:
     }
 
 
+def start_of_run() -> dict[str, Any]:
+    """Return what ``provenance.json`` records when a run starts, without importing PyTorch.
+
+    Returns:
+        ``command`` as it was typed, the ``version`` of ``mom``, and the git ``commit`` of its sources, with whether
+        they are ``modified``.
+    """
+    program = Path(sys.argv[0]).name
+    start = ["-m", "mom"] if program == "__main__.py" else [program]
+    command = shlex.join(["python", *start, *sys.argv[1:]])
+    return {"command": command, "version": __version__, **_commit(Path(__file__).parent)}
+
+
 def _commit(folder: Path) -> dict[str, Any]:
-    """The commit that tracks this folder; an installed copy inside another project's repository has none."""
+    """Return the commit that tracks this folder; an installed copy inside another project's repository has none."""
     if not _git(folder, "ls-files", "provenance.py"):
         return {"commit": None, "modified": None}
     return {

@@ -1,17 +1,22 @@
-"""Finished runs as their folders tell of them: options, seed, state, final numbers."""
+"""Finished runs, read from run directories or from a table of runs, and the writing of such a table."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import fnmatch
 import glob
-from collections.abc import Iterator, Mapping, Sequence
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from mom.errors import RequestError, as_written
-from mom.runs.files import read_json
+from mom.runs.files import read_json, write_text_atomic
 
 OF_STAGES = (
     "router",
@@ -44,15 +49,16 @@ OF_STAGES = (
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """A run as its directory or its row of a table describes it.
 
     Args:
-        folder: the run directory.
+        folder: the run directory; for a row of a table, the table's path and the run's name in it.
         options: its configuration, dotted names to values as they are written; of a plain transformer without those
             of stages.
-        seed: of everything random.
+        seed: the random seed.
         status: the content of ``status.json``.
         summary: the content of ``summary.json``.
+        origin: the ``commit`` of the code and the ``command`` that started the run, as far as they are known.
     """
 
     folder: Path
@@ -60,6 +66,7 @@ class Run:
     seed: int
     status: Mapping[str, Any]
     summary: Mapping[str, Any]
+    origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
         """A final number of a run that succeeded; None where there is none."""
@@ -76,28 +83,148 @@ class Run:
 
 
 def find_runs(places: Sequence[str]) -> list[Run]:
-    """The runs in folders, or in folders below them.
+    """Read the runs in run directories, in directories below them, or in tables of runs.
 
     Args:
-        places: run directories, folders that hold some (as a sweep's), or patterns of such (``*``, ``**``).
+        places: run directories, directories that hold some (such as a sweep's), tables of runs (``study.csv``),
+            a run or a group of runs in a table (``study.csv/plain/0``, ``study.csv/plain``), or patterns of these
+            (``*``; ``**`` for directories).
 
     Raises:
-        RequestError: ``runs``, if there is none in one of them.
+        RequestError: ``runs``, if one of them holds no run.
     """
     found: dict[Path, Run] = {}
     for place in places:
-        folders = [Path(one) for one in sorted(glob.glob(place, recursive=True)) if Path(one).is_dir()]
-        runs = [run for folder in folders for run in _runs_below(folder)]
+        table, inside = _split_at_table(Path(place))
+        paths = [Path(one) for one in sorted(glob.glob(str(table or place), recursive=True))]
+        if table is not None:
+            paths = [path for path in paths if path.is_file()]
+            runs = [run for path in paths for run in read_table(path) if _is_below(run.folder, path / inside)]
+        else:
+            paths = [path for path in paths if path.is_dir()]
+            runs = [run for path in paths for run in _runs_below(path)]
         if not runs:
-            what = "a folder that is there" if not folders else "a folder with runs (config.yaml) in it"
+            what = (
+                "a folder or table that is there" if not paths else "a folder with runs (config.yaml) in it"
+            )
+            if paths and table is not None:
+                what = f"the name of a run or of a group of runs in {table}"
             raise RequestError("runs", as_written(place), f"{what}, or a pattern of such")
         found |= {run.folder.resolve(): run for run in runs}
     return list(found.values())
 
 
+def read_table(path: Path) -> list[Run]:
+    """Read a table that :func:`write_table` wrote.
+
+    Raises:
+        RequestError: ``runs``, if the file is not such a table.
+    """
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    if not lines or lines[0].rstrip() != _TITLE:
+        raise RequestError("runs", path, "a folder of runs, or a table that task.save_runs wrote")
+    head = [line[2:].rstrip("\n") for line in lines[1:] if line.startswith("# ")]
+    # An option with a value has it in every run; one without has a column.
+    options = {name: value for name, _, value in (line.partition(": ") for line in head)}
+    runs = []
+    for row in csv.DictReader(lines[1 + len(head) :]):
+        own = {name: value or row.get(name, "") for name, value in options.items()}
+        numbers = {name: _read(cell) for name, cell in row.items() if name not in (*options, *_OWN) and cell}
+        runs.append(
+            Run(
+                path / row["run"],
+                {name: value for name, value in own.items() if value},
+                int(own.get("seed") or 0),
+                {"state": row["state"], "error": None, "time": row["time"]},
+                numbers,
+                {"commit": row["commit"], "command": row["command"]},
+            )
+        )
+    return runs
+
+
+def write_table(runs: Sequence[Run], path: Path) -> None:
+    """Write runs as one CSV file, a row for each, under comment lines that list the options.
+
+    An option that has the same value in all runs stands in the comment lines alone, the others have columns.
+    An empty cell is an option or a number that the run does not have. Runs are named by their directories below
+    the one that holds them all. The per-step curves (``metrics.csv``), traces and checkpoints are not kept.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    root = os.path.commonpath([run.folder.absolute().parent for run in runs])
+    options = [name for name in _merged(run.options for run in runs) if name != "run_dir"]
+    numbers = _merged(run.summary for run in runs)
+    values = {name: {run.options.get(name) for run in runs} for name in options}
+    varying = [name for name in options if len(values[name]) > 1]
+    text = io.StringIO()
+    text.write(f"{_TITLE}\n")
+    for name in options:
+        text.write(f"# {name}\n" if name in varying else f"# {name}: {runs[0].options[name]}\n")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["run", *varying, *_OWN[1:], *numbers])
+    for run in runs:
+        state = run.status.get("state", "no status")
+        table.writerow(
+            [
+                run.folder.absolute().relative_to(root).as_posix(),
+                *(run.options.get(name, "") for name in varying),
+                state if state == "succeeded" else run.why_not(""),
+                run.status.get("time", ""),
+                run.origin.get("commit", ""),
+                run.origin.get("command", ""),
+                *(_written(run.summary[name]) if name in run.summary else "" for name in numbers),
+            ]
+        )
+    write_text_atomic(path, text.getvalue())
+
+
 def is_within(name: str, place: str) -> bool:
     """Whether an option is the one named, or inside the group named."""
     return name == place or name.startswith(f"{place}.")
+
+
+_TITLE = "# Options of the runs below; an option without a value has a column."
+_OWN = ("run", "state", "time", "commit", "command")
+"""Columns of a table of runs that are neither options nor numbers of the summary."""
+
+
+def _split_at_table(place: Path) -> tuple[Path | None, Path]:
+    """Split ``a/study.csv/plain/0`` into the table and what is inside it; a place without a table has none."""
+    for path in (place, *place.parents):
+        if path.suffix == ".csv":
+            return path, place.relative_to(path)
+    return None, place
+
+
+def _is_below(folder: Path, pattern: Path) -> bool:
+    """Whether a path, or a parent of it, matches a pattern, part by part."""
+    pairs = zip(folder.parts, pattern.parts, strict=False)
+    return len(folder.parts) >= len(pattern.parts) and all(fnmatch.fnmatch(*pair) for pair in pairs)
+
+
+def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
+    """Merge lists of names into one that has every name once, new ones behind what they follow in their list."""
+    merged: list[str] = []
+    for names in orders:
+        place = 0
+        for name in names:
+            if name not in merged:
+                merged.insert(place, name)
+            place = merged.index(name) + 1
+    return merged
+
+
+def _written(number: Any) -> str:
+    return number if isinstance(number, str) else json.dumps(number)
+
+
+def _read(cell: str) -> Any:
+    try:
+        return json.loads(cell)
+    except ValueError:
+        return cell
 
 
 def _runs_below(folder: Path) -> Iterator[Run]:
@@ -118,11 +245,20 @@ def _runs_below(folder: Path) -> Iterator[Run]:
             int(given.get("seed", 0)),
             read_json(folder / "status.json"),
             read_json(folder / "summary.json"),
+            _origin(folder),
         )
         return
     for inner in sorted(folder.iterdir()):
         if inner.is_dir():
             yield from _runs_below(inner)
+
+
+def _origin(folder: Path) -> dict[str, str]:
+    """The commit and the command in ``provenance.json``; nothing of a run that has none."""
+    found = read_json(folder / "provenance.json")
+    modified = " with changes" if found.get("modified") else ""
+    commit = f"{found['commit']}{modified}" if found.get("commit") else ""
+    return {"commit": commit, "command": found.get("command", "")}
 
 
 def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

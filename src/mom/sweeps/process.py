@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import os
 import shutil
@@ -73,8 +74,12 @@ def settle_abandoned(job: Job) -> None:
 
 
 def this_program() -> tuple[str, ...]:
-    """What starts the program that is running."""
-    return (sys.executable, os.path.abspath(sys.argv[0]))
+    """Return the command that starts the running program, with its ``--config-dir`` if it has one."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    added = parser.parse_known_args(sys.argv[1:])[0].config_dir
+    flags = ("--config-dir", added) if added else ()
+    return (sys.executable, os.path.abspath(sys.argv[0]), *flags)
 
 
 def _overrides(job: Job) -> list[str]:

@@ -12,10 +12,11 @@ from tabulate import tabulate
 
 from mom.config import CompareConfig, RunConfig
 from mom.console import print_table, standard_output
+from mom.errors import RequestError
 from mom.plots.comparison import draw, draw_along
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
 from mom.runs.directory import RunDirectory
-from mom.runs.records import find_runs
+from mom.runs.records import Run, find_runs, write_table
 
 NAME = "comparison"
 
@@ -23,8 +24,8 @@ NAME = "comparison"
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print a table of the groups of runs, best first, and write it with a figure.
 
-    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``, and with ``task.along`` the figure
-    ``comparison_along``.
+    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``; with ``task.cost_metric`` also
+    the figure ``comparison_along``; with ``task.save_runs`` the runs themselves, as a table that ``runs`` can name.
 
     Args:
         config: the request.
@@ -44,14 +45,16 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         task.metric,
         largest_is_best=task.mode == "max",
         baseline=[Path(one) for one in task.baselines()],
-        along=task.along,
-        against=task.against,
-        by=task.by,
+        cost_metric=task.cost_metric,
+        reference_metric=task.reference_metric,
+        group_by=task.group_by,
         ignore=task.ignore or (),
         confidence=task.confidence,
     )
     if run.writes:
         _write(comparison, task, run.path)
+        if task.save_runs is not None:
+            _save(runs, Path(task.save_runs))
         _print(comparison, task, run.path)
     return {
         "groups": len(comparison.groups),
@@ -63,6 +66,16 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     }
 
 
+def _save(runs: Sequence[Run], path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_table(runs, path)
+    except OSError as reason:
+        raise RequestError(
+            "task.save_runs", path, f"a file that can be written: {reason.strerror or reason}"
+        ) from reason
+
+
 def label(comparison: Comparison, group: Group) -> str:
     """A group's options in one line, by their last names; those that are none to it are left out."""
     named = zip(comparison.options, group.options, strict=True)
@@ -72,12 +85,12 @@ def label(comparison: Comparison, group: Group) -> str:
 
 def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
     """The table as texts: headings and a row for each group."""
-    has_differences = task.baseline is not None or task.against is not None
-    partner = task.against or ("baseline there" if task.along is not None else None)
+    has_differences = task.baseline is not None or task.reference_metric is not None
+    partner = task.reference_metric or ("baseline there" if task.cost_metric is not None else None)
     heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
     heads += ["n", task.metric, "±"]
-    if task.along is not None:
-        heads.append(task.along)
+    if task.cost_metric is not None:
+        heads.append(task.cost_metric)
     if partner is not None:
         heads.append(partner)
     # How many pairs there are says nothing where each run has a partner.
@@ -127,15 +140,15 @@ def _difference(group: Group, *, is_baseline: bool) -> list[str]:
 def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     """What the table leaves unsaid: options that go together, runs that are not in it."""
     notes = []
-    if task.against is not None:
-        notes.append(f"difference: {task.metric} − {task.against} of the same run")
+    if task.reference_metric is not None:
+        notes.append(f"difference: {task.metric} − {task.reference_metric} of the same run")
     elif comparison.baseline:
         of = [label(comparison, comparison.groups[one]) for one in comparison.baseline]
-        if task.along is None:
+        if task.cost_metric is None:
             notes.append(f"difference: from the runs of {of[0]} with the same seed")
         else:
             notes.append(
-                f"baseline there: what the curve through {', '.join(of)} has at the same {task.along}, "
+                f"baseline there: what the curve through {', '.join(of)} has at the same {task.cost_metric}, "
                 "each seed by itself; – outside of the curve"
             )
     for name, others in comparison.together.items():
@@ -178,7 +191,7 @@ def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
     _write_csv(comparison, task, folder / f"{NAME}.csv")
     labels = [label(comparison, group) for group in comparison.groups]
     draw(comparison, task, labels, folder / NAME)
-    if task.along is not None:
+    if task.cost_metric is not None:
         draw_along(comparison, task, labels, folder / f"{NAME}_along")
 
 
