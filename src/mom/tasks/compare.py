@@ -86,7 +86,7 @@ def label(comparison: Comparison, group: Group) -> str:
 def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
     """The table as texts: headings and a row for each group."""
     has_differences = task.baseline is not None or task.reference_metric is not None
-    partner = task.reference_metric or ("baseline there" if task.cost_metric is not None else None)
+    partner = task.reference_metric or ("baseline at equal cost" if task.cost_metric is not None else None)
     heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
     heads += ["n", task.metric, "±"]
     if task.cost_metric is not None:
@@ -148,7 +148,7 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
             notes.append(f"difference: from the runs of {of[0]} with the same seed")
         else:
             notes.append(
-                f"baseline there: what the curve through {', '.join(of)} has at the same {task.cost_metric}, "
+                f"baseline at equal cost: what the curve through {', '.join(of)} has at the same {task.cost_metric}, "
                 "each seed by itself; – outside of the curve"
             )
     for name, others in comparison.together.items():
@@ -160,7 +160,7 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
 
 def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
     heads, body = rows(comparison, task)
-    title = f"{task.metric}, mean and deviation over seeds, best first"
+    title = f"{task.metric}, mean and std over seeds, best first"
     table = Table(title=title, title_justify="left")
     options = len(comparison.options) or 1
     for place, head in enumerate(heads):
