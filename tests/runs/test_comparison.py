@@ -302,8 +302,8 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
     ("line", "message"),
     [
         ([], "runs: null; folders or tables of runs"),
-        (["runs=nowhere"], "runs: nowhere; a folder or table that is there"),
-        (["runs=empty"], "runs: empty; a folder with runs"),
+        (["runs=nowhere"], "cannot read runs from nowhere: no such directory or table"),
+        (["runs=empty"], "cannot read runs from empty: there are no runs there"),
         (["runs=runs", "task.metric=x"], "task.metric: x; a number in summary.json"),
         (["runs=runs", "task.baseline=a", "task.reference_metric=b"], "task.reference_metric: b; null with "),
         (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.cost_metric"),

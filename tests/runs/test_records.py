@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from mom.config.composition import composed
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.model.options import options_of
-from mom.runs.records import OF_STAGES, find_runs, is_within
+from mom.runs.records import OF_STAGES, Run, find_runs, is_within, write_table
 from tests.helpers.runs import write_record
 from tests.test_configs import CONF
 
@@ -43,10 +44,74 @@ def test_a_run_that_did_not_succeed_has_no_number_and_says_why(tmp_path: Path) -
 
 
 def test_a_place_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"^runs: .*; a folder with runs \(config\.yaml\) in it"):
+    with pytest.raises(UsageError, match=r"^cannot read runs from .*: there are no runs there$"):
         find_runs([str(tmp_path)])
-    with pytest.raises(RequestError, match=r"^runs: .*nowhere; a folder or table that is there"):
+    with pytest.raises(UsageError, match=r"^cannot read runs from .*nowhere: no such directory or table$"):
         find_runs([str(tmp_path / "nowhere")])
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(
+        UsageError, match=r"^runs must name tables written by task\.save_runs, got .*other\.csv$"
+    ):
+        find_runs([str(tmp_path / "other.csv")])
+
+
+def test_a_table_holds_what_the_run_directories_hold(tmp_path: Path) -> None:
+    for place, options, summary in (
+        ("plain/0", {"model.num_stages": 0, "optimizer.betas": [0.9, 0.95]}, {"val/loss": 0.1 + 0.2}),
+        ("plain/1", {"model.num_stages": 0, "seed": 1, "optimizer.betas": [0.9, 0.95]}, {"val/loss": 2}),
+        ("mom/0", {"model.num_stages": 1, "model.top_k": 2, "data.path": ""}, {"steps": 3, "hash": "00"}),
+        ("mom/1", {"model.num_stages": 1, "model.top_k": "all, of them"}, {"val/loss": None}),
+    ):
+        write_record(tmp_path / "runs" / place, options, summary)
+    write_record(tmp_path / "runs" / "failed", {}, {}, "failed")
+    (tmp_path / "runs" / "mom" / "0" / "provenance.json").write_text(
+        json.dumps({"command": "python run.py 'a=[1,2]'", "commit": "abc", "modified": True})
+    )
+
+    runs = find_runs([str(tmp_path / "runs")])
+    table = tmp_path / "study.csv"
+    write_table(runs, table)
+    assert _told(find_runs([str(table)]), table) == _told(runs, tmp_path / "runs")
+    by_name = {run.folder.relative_to(table).as_posix(): run for run in find_runs([str(table)])}
+    assert by_name["mom/0"].origin == {"commit": "abc with changes", "command": "python run.py 'a=[1,2]'"}
+    assert by_name["failed"].why_not("val/loss") == "failed: loss is NaN"
+    # A table of rows of a table is the same table again.
+    write_table(find_runs([str(table)]), tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_text() == table.read_text()
+
+
+def _told(runs: list[Run], root: Path) -> list[tuple]:
+    """What runs tell, in order, but for the directory that each has as an option."""
+    return [
+        (
+            run.folder.relative_to(root).as_posix(),
+            [(name, value) for name, value in run.options.items() if name != "run_dir"],
+            run.seed,
+            run.value("val/loss"),
+            run.why_not("val/loss"),
+            run.summary,
+        )
+        for run in runs
+    ]
+
+
+def test_rows_of_a_table_are_named_as_the_directories_were(tmp_path: Path) -> None:
+    for place in ("a/0", "a/1", "ab/0", "c/d/0"):
+        write_record(tmp_path / "runs" / place, {}, {"val/loss": 1.5})
+    table = tmp_path / "study.csv"
+    write_table(find_runs([str(tmp_path / "runs")]), table)
+
+    def names(inside: str) -> list[str]:
+        return [run.folder.relative_to(table).as_posix() for run in find_runs([f"{table}/{inside}"])]
+
+    assert names("a") == ["a/0", "a/1"]
+    assert names("a/1") == ["a/1"]
+    assert names("*/0") == ["a/0", "ab/0"]
+    assert names("c/*") == ["c/d/0"]
+    both = find_runs([str(tmp_path / "*.csv"), str(tmp_path / "runs" / "a"), str(table / "a" / "0")])
+    assert len(both) == 6
+    with pytest.raises(UsageError, match=r"^cannot read runs from .*study\.csv/b: there are no runs there$"):
+        names("b")
 
 
 def test_a_plain_transformer_has_no_options_of_stages(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mom.config.renamed import RENAMED
-from mom.errors import RequestError, as_written, nearest
+from mom.errors import RequestError, UsageError, as_written, nearest
 
 _WORDS: Mapping[Any, str] = {
     int: "an integer",
@@ -106,14 +106,14 @@ def known_names(group: str, given: Mapping[str, Any], names: Iterable[str]) -> N
     """Refuse the first key of ``given`` that is not among ``names``, with the nearest spelling."""
     known = list(names)
     for name in given:
+        if (new := RENAMED.get(f"{group}.{name}")) is not None and name not in known:
+            raise UsageError(f"{group}.{name} was renamed to {new}")
         if name not in known:
             raise RequestError(f"{group}.{name}", as_written(given[name]), unknown_option(group, name, known))
 
 
 def unknown_option(group: str, name: str, known: Sequence[str]) -> str:
-    """The *allowed* part for an option that does not exist: its new name, the nearest spelling, or what there is."""
-    if (renamed := RENAMED.get(f"{group}.{name}".lstrip("."))) is not None:
-        return f"this option is now called {renamed}"
+    """The *allowed* part for an option that does not exist: the nearest spelling, or what there is."""
     close = nearest(name, known)
     inside = f"{group} has" if group else "there are"
     prefix = f"{group}." if group else ""

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.renamed import RENAMED
-from mom.errors import RequestError, as_written, nearest, one_of
+from mom.errors import RequestError, UsageError, as_written, nearest, one_of
 
 CONFIG_NAME = "config"
 
@@ -37,7 +37,7 @@ def added_config_dir(folder: str | Path | None) -> list[str]:
     return [] if folder is None else [f'{_SEARCH_PATH}["file://{Path(folder).resolve()}"]']
 
 
-def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> RequestError:
+def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> UsageError:
     """What a failed composition means for the user.
 
     Args:
@@ -151,9 +151,9 @@ def _unreadable(override: str) -> RequestError:
     )
 
 
-def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]) -> RequestError:
+def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
     if option in RENAMED:
-        return RequestError(option, given, f"this option is now called {RENAMED[option]}")
+        return UsageError(f"{option} was renamed to {RENAMED[option]}")
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
     siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]

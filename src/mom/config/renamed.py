@@ -1,4 +1,4 @@
-"""Options that were renamed: an old spelling is refused in one line that shows the new one."""
+"""Options that were renamed: an old name is rejected with one line that gives the new one."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from mom.errors import RequestError, as_written
+from mom.errors import UsageError, as_written
 from mom.runs.files import read_json, write_text_atomic
 
 OF_STAGES = (
@@ -91,7 +91,7 @@ def find_runs(places: Sequence[str]) -> list[Run]:
             (``*``; ``**`` for directories).
 
     Raises:
-        RequestError: ``runs``, if one of them holds no run.
+        UsageError: if one of them holds no run.
     """
     found: dict[Path, Run] = {}
     for place in places:
@@ -104,12 +104,8 @@ def find_runs(places: Sequence[str]) -> list[Run]:
             paths = [path for path in paths if path.is_dir()]
             runs = [run for path in paths for run in _runs_below(path)]
         if not runs:
-            what = (
-                "a folder or table that is there" if not paths else "a folder with runs (config.yaml) in it"
-            )
-            if paths and table is not None:
-                what = f"the name of a run or of a group of runs in {table}"
-            raise RequestError("runs", as_written(place), f"{what}, or a pattern of such")
+            reason = "there are no runs there" if paths else "no such directory or table"
+            raise UsageError(f"cannot read runs from {as_written(place)}: {reason}")
         found |= {run.folder.resolve(): run for run in runs}
     return list(found.values())
 
@@ -118,11 +114,11 @@ def read_table(path: Path) -> list[Run]:
     """Read a table that :func:`write_table` wrote.
 
     Raises:
-        RequestError: ``runs``, if the file is not such a table.
+        UsageError: if the file is not such a table.
     """
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     if not lines or lines[0].rstrip() != _TITLE:
-        raise RequestError("runs", path, "a folder of runs, or a table that task.save_runs wrote")
+        raise UsageError(f"runs must name tables written by task.save_runs, got {path}")
     head = [line[2:].rstrip("\n") for line in lines[1:] if line.startswith("# ")]
     # An option with a value has it in every run; one without has a column.
     options = {name: value for name, _, value in (line.partition(": ") for line in head)}
