@@ -4,7 +4,7 @@
     make bench ARGS="--size quickstart --measure step decode memory growth"
 
 Every repetition times all contenders one after the other, so that a machine that slows down slows all of them;
-medians and spread are over repetitions. Timed are forward and backward, without the optimiser.
+medians and spread are over repetitions. Timed are forward and backward, without the optimizer.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Bench(Setting):
         }
 
     def growth(self) -> dict[str, float]:
-        """Step time as tokens, rounds and modules grow; each next to its neighbours in every repetition."""
+        """Step time as tokens, rounds and modules grow; each next to its neighbors in every repetition."""
         vocabulary = self.size.vocab_size
         modules = {
             n: self.model(self.size.config(num_attention_modules=n, num_ffn_modules=n)) for n in (4, 16, 64)

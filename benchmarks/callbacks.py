@@ -72,9 +72,9 @@ def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeat
         repeats: steps of each tier that count.
 
     Returns:
-        Median seconds of each tier; ``overhead/brief``, the median over neighbouring steps of what the brief tier
+        Median seconds of each tier; ``overhead/brief``, the median over neighboring steps of what the brief tier
         adds, over the median step without; ``overhead/detailed``, the same for both tiers together; and
-        ``overhead/amortised``: both as often as the defaults have them, brief in one of 10 steps, detailed in one
+        ``overhead/amortized``: both as often as the defaults have them, brief in one of 10 steps, detailed in one
         of 100.
     """
     module = LanguageModelingModule(model.config.to_dict(), OPTIMIZER, model)
@@ -116,5 +116,5 @@ def overheads(seconds: dict[str, list[float]]) -> dict[str, float]:
         **{f"{tier}/seconds": statistics.median(values) for tier, values in seconds.items()},
         "overhead/brief": added["brief"] / step,
         "overhead/detailed": added["detailed"] / step,
-        "overhead/amortised": (0.1 * added["brief"] + 0.01 * (added["detailed"] - added["brief"])) / step,
+        "overhead/amortized": (0.1 * added["brief"] + 0.01 * (added["detailed"] - added["brief"])) / step,
     }

@@ -5,7 +5,7 @@
 
 Each corpus is prepared at one size and at ten times that size. Beside it, on the same documents and threads, the
 library's ``encode_batch_fast`` (its fastest way, which preparation uses too) runs in batches of the same size on texts
-that are in memory already, and its output is thrown away. Preparation reads, hashes, splits, tokenises, writes, and
+that are in memory already, and its output is thrown away. Preparation reads, hashes, splits, tokenizes, writes, and
 waits for the disk. Every measurement is a process of its own; preparation starts no others, so its peak memory is that
 of the process. Contenders take turns, and medians are shown: of the time on the clock, and of the processor time of
 all threads, which other work on the machine disturbs less.

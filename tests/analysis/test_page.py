@@ -119,14 +119,14 @@ def test_the_viewer_reads_what_was_recorded(tmp_path: Path, count: int) -> None:
     ]
 
 
-def test_the_first_measure_that_differs_colours(tmp_path: Path) -> None:
+def test_the_first_measure_that_differs_colors(tmp_path: Path) -> None:
     tokenizer, ids = small_tokenizer(), np.arange(40) % VOCABULARY
     shared, _ = recorded(tmp_path / "share", ids, vocab_size=VOCABULARY)
     first, _ = recorded(tmp_path / "first", ids, vocab_size=VOCABULARY, skip_rule="first")
 
     # With two places, one of which at most is SKIP's, every token has the same effective depth.
-    assert viewer_data(shared, tokenizer, 40)["coloured_by"] == 1
-    assert viewer_data(first, tokenizer, 40)["coloured_by"] == 0
+    assert viewer_data(shared, tokenizer, 40)["colored_by"] == 1
+    assert viewer_data(first, tokenizer, 40)["colored_by"] == 0
 
 
 class Elements(HTMLParser):

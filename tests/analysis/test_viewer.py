@@ -252,18 +252,18 @@ def test_what_a_screen_reader_is_told(opened: Opened) -> None:
     )
     assert unnamed == 0
     assert page.evaluate("() => [...document.images].filter((one) => !one.alt).length") == 0
-    for name in ("Colour by", "pool", "module", "round", "first choice only"):
+    for name in ("Color by", "pool", "module", "round", "first choice only"):
         assert page.get_by_label(name, exact=True).count() == 1
     newline = next(index for index, one in enumerate(opened.texts) if "\n" in one and not one.strip())
     assert "line end" in (page.get_attribute(f"#t{newline}", "aria-label") or "")
 
 
-def test_colours_have_a_legend(opened: Opened) -> None:
+def test_colors_have_a_legend(opened: Opened) -> None:
     page = opened.page
-    choices = page.evaluate("() => [...document.getElementById('colour').options].map((one) => one.text)")
+    choices = page.evaluate("() => [...document.getElementById('color').options].map((one) => one.text)")
     assert choices[0].startswith("effective depth") and choices[3].startswith("loss")
     for label in choices:
-        page.select_option("#colour", label=label)
+        page.select_option("#color", label=label)
         used = page.evaluate(
             "() => [...new Set([...document.querySelectorAll('.token')].map((one) => one.className.split(' ')[1]))]"
         )

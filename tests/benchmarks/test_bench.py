@@ -65,19 +65,19 @@ def test_growth_measures_every_point(tmp_path):
     assert [name.removesuffix("/seconds") for name in measured if name.endswith("/seconds")] == points
 
 
-def test_overheads_are_of_neighbouring_steps():
+def test_overheads_are_of_neighboring_steps():
     seconds = {"none": [1.0, 2.0, 1.0], "brief": [1.1, 2.2, 1.3], "detailed": [1.5, 2.5, 1.7]}
     found = overheads(seconds)
     assert found["overhead/brief"] == pytest.approx(0.2)
     assert found["overhead/detailed"] == pytest.approx(0.5)
-    assert found["overhead/amortised"] == pytest.approx(0.1 * 0.2 + 0.01 * 0.3)
+    assert found["overhead/amortized"] == pytest.approx(0.1 * 0.2 + 0.01 * 0.3)
 
 
 def test_callbacks_are_measured_in_turn(tmp_path):
     line = ["--size", "smallest", "--repeats", "2", "--out", str(tmp_path / "bench.json")]
     measured = main([*line, "--measure", "callbacks"])["results"]["smallest, float32"]
     assert measured["detailed/seconds"] > 0 and measured["none/seconds"] > 0
-    assert set(measured) > {"overhead/brief", "overhead/detailed", "overhead/amortised"}
+    assert set(measured) > {"overhead/brief", "overhead/detailed", "overhead/amortized"}
 
 
 def test_the_profile_names_operators(capsys):

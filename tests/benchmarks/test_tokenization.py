@@ -28,7 +28,7 @@ def config(tmp_path: Path) -> DataConfig:
     )
 
 
-def test_both_contenders_tokenise_the_same_text(config):
+def test_both_contenders_tokenize_the_same_text(config):
     size = sum(len(text.encode()) for text in some_texts(30))
     alone, everything = bench.library(config), bench.preparation(config)
     assert alone.text == everything.text == size

@@ -1,4 +1,4 @@
-"""The routers' biases move once for each optimiser step, by the loads of its whole batch."""
+"""The routers' biases move once for each optimizer step, by the loads of its whole batch."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_
 
 
 class Priors(Callback):
-    """Keeps the prior after every micro-batch, and what the optimiser made of it before it was taken from."""
+    """Keeps the prior after every micro-batch, and what the optimizer made of it before it was taken from."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""A window is a whole logged optimiser step, all its micro-batches, or a whole validation."""
+"""A window is a whole logged optimizer step, all its micro-batches, or a whole validation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def expected(outputs: list[dict], config) -> dict[str, float]:
     return found
 
 
-def test_a_training_window_is_a_whole_optimiser_step_of_those_that_log(tmp_path):
+def test_a_training_window_is_a_whole_optimizer_step_of_those_that_log(tmp_path):
     batches = [token_batch(seed, rows=1 + seed % 3, padded=seed % 4) for seed in range(9)]
     module = small_module(skip_rule="first")
     recorder = Recorder()
@@ -82,7 +82,7 @@ def test_flops_are_of_the_modules_that_ran_and_of_real_tokens(tmp_path):
 
 
 class Gradients(Callback):
-    """Keeps the routers' gradients of every optimiser step, before clipping."""
+    """Keeps the routers' gradients of every optimizer step, before clipping."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []

@@ -55,7 +55,7 @@ def test_misfits_are_refused_with_what_is_allowed(value: Any, hint: Any) -> None
     assert str(refused.value) == f"group.name: {as_written(value)}; {describe(hint)}"
 
 
-def test_a_misspelt_choice_is_answered_with_the_nearest() -> None:
+def test_a_misspelled_choice_is_answered_with_the_nearest() -> None:
     with pytest.raises(RequestError, match=r"^x: cosin; did you mean cosine\? one of cosine, constant$"):
         conform("x", "cosin", Literal["cosine", "constant"])
 

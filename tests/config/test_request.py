@@ -100,7 +100,7 @@ def test_a_model_that_cannot_be_is_refused_by_its_option(
     assert refusal(lambda: bind(wanted).check_buildable()).startswith(message)
 
 
-def test_one_choice_may_be_renormalised_where_no_router_learns() -> None:
+def test_one_choice_may_be_renormalized_where_no_router_learns() -> None:
     router = {"router": "sequential", "router_prior": "none", "normalize_weights": True}
 
     bind(request(model={**SMALL, "top_k": 1}, router=router)).check_buildable()

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from mom.config import DataConfig
 from mom.data import prepare as preparing
-from mom.data import tokenization as tokenise
+from mom.data import tokenization as tokenize
 from mom.data.cache import cache_folder
 from mom.data.corpora import Document, TextCorpus
 from mom.data.prepare import PreparedCorpus, prepare
@@ -78,7 +78,7 @@ def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
 def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(30)
     whole = prepare(text_config(tmp_path / "a", texts))
-    monkeypatch.setattr(tokenise, "BATCH_BYTES", 500)
+    monkeypatch.setattr(tokenize, "BATCH_BYTES", 500)
     small = prepare(text_config(tmp_path / "b", texts, num_processes=1))
     assert small.key == whole.key
     for ours, theirs in ((small.train, whole.train), (small.validation, whole.validation)):
@@ -182,7 +182,7 @@ def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: 
     limit = 2**62
     training = [text for text in texts if split_position(text) >= limit]
     assert list(tokenizer_sample(Listed(texts), limit)) == training
-    monkeypatch.setattr(tokenise, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
+    monkeypatch.setattr(tokenize, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
     sample = list(tokenizer_sample(Listed(texts), limit))
     assert 20 < len(sample) < 60
     assert set(sample) < set(training)
@@ -333,8 +333,8 @@ def test_a_long_preparation_goes_on_from_its_last_mark(
     texts = some_texts(60)
     whole = prepare(text_config(tmp_path / "whole", texts))
     config = text_config(tmp_path / "killed", texts)
-    monkeypatch.setattr(tokenise, "BATCH_BYTES", 1_000)
-    monkeypatch.setattr(tokenise, "MARK_BYTES", 4_000)
+    monkeypatch.setattr(tokenize, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(tokenize, "MARK_BYTES", 4_000)
     write, written = TokenWriter.write, []
 
     def failing(self: TokenWriter, documents: object) -> None:

@@ -1,4 +1,4 @@
-"""Documents and summaries: read, split, cut to fit, labelled."""
+"""Documents and summaries: read, split, cut to fit, labeled."""
 
 from __future__ import annotations
 

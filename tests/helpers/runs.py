@@ -128,7 +128,7 @@ def small_module(
 
 
 class Recorder(Callback):
-    """Keeps what every batch put out, and what was logged after every optimiser step and validation."""
+    """Keeps what every batch put out, and what was logged after every optimizer step and validation."""
 
     def __init__(self) -> None:
         self.train_outputs: list[dict] = []

@@ -97,7 +97,7 @@ def test_without_pause_skip_is_never_chosen(tmp_path):
             torch.testing.assert_close(step.scores[..., -1], torch.zeros(1, 20))
 
 
-def test_raw_scores_are_the_weights_and_are_not_renormalised(tmp_path):
+def test_raw_scores_are_the_weights_and_are_not_renormalized(tmp_path):
     model = load_authors_checkpoint(altered(tmp_path, router_type="gru"))
     step = model(input_ids=torch.arange(20)[None], output_routing=True).routing[0].ffn
     torch.testing.assert_close(step.weights, step.scores.gather(-1, step.selected))

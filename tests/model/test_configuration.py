@@ -96,7 +96,7 @@ def test_round_trip_through_a_dictionary():
     assert again.to_dict() == config.to_dict()
 
 
-def test_initialisation_is_gpt2s_with_residual_projections_scaled_by_depth():
+def test_initialization_is_gpt2s_with_residual_projections_scaled_by_depth():
     torch.manual_seed(0)
     config = small_config(d_model=64, num_heads=2, num_rounds=6, initializer_range=0.05)
     model = MoMForCausalLM(config)

@@ -121,7 +121,7 @@ def mixture_of_depths(model: MoMForCausalLM, ids: Tensor) -> Tensor:
 
 
 def mixture_of_experts(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Each layer has its attention and its own experts; a token runs the best K, by renormalised softmax."""
+    """Each layer has its attention and its own experts; a token runs the best K, by renormalized softmax."""
     stage, x, config = model.model.stages[0], embed(model, ids), model.config
     experts, k = config.num_ffn_modules // LAYERS, config.ffn_top_k
     for i in range(LAYERS):

@@ -44,4 +44,4 @@ def test_depth_by_loss_leaves_empty_bins_out():
     assert binned.std()[[0, 2]].tolist() == [1, 0]
     figure = depth_figures.depth_by_loss({"effective": binned, "attention": binned}, run=RUN)
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[0.5, 2.5]] * 2
-    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "told apart without colour"
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "told apart without color"

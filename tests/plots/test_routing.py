@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 
 from mom.plots import routing as figures
-from mom.plots.style import HEAT, MODULE_COLOURS, write_figure
+from mom.plots.style import HEAT, MODULE_COLORS, write_figure
 
 RUN = "2026-01-01_00-00-00-abcd"
 
@@ -58,13 +58,13 @@ def test_bands_are_as_wide_as_the_flow_and_nodes_as_high_as_the_use():
 
 
 def test_many_modules_show_their_transitions_within_stages():
-    flow = random_flow(4, len(MODULE_COLOURS) + 2)
+    flow = random_flow(4, len(MODULE_COLORS) + 2)
     axis = figures.module_flow(flow, flow, num_stages=2).axes[0]
     within = flow[0] + flow[2]
     np.testing.assert_allclose(axis.images[0].get_array(), within / within.sum(1, keepdims=True))
 
 
-@pytest.mark.parametrize("slots", [3, len(MODULE_COLOURS) + 3])
+@pytest.mark.parametrize("slots", [3, len(MODULE_COLORS) + 3])
 def test_use_over_time_draws_every_slot(slots):
     use = np.random.default_rng(0).random((5, 2, slots))
     figure = figures.use_over_time(np.arange(5) * 10, use, use, run=RUN)

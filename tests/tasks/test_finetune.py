@@ -202,7 +202,7 @@ def test_a_batch_of_another_vocabulary_is_refused(tmp_path, init):
         tuned(tmp_path, small)
 
 
-def test_the_task_brings_its_own_optimiser_and_callbacks():
+def test_the_task_brings_its_own_optimizer_and_callbacks():
     config = bind(composed(CONF, ["task=finetune", "init=x"]))
     assert config.data.kind == "glue"
     assert config.optimizer.lr == 5e-5

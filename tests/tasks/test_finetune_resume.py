@@ -96,7 +96,7 @@ def without_time(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    """The last and the best weights, the optimiser, the curve, the summaries: bit for bit."""
+    """The last and the best weights, the optimizer, the curve, the summaries: bit for bit."""
     for kind in ("last", "best"):
         one, two = (
             torch.load(where / "checkpoints" / f"{kind}.ckpt", weights_only=True) for where in (first, second)

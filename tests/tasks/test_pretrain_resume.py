@@ -68,7 +68,7 @@ def curve(directory: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    """The weights, the optimisers and the curves of every phase, bit for bit."""
+    """The weights, the optimizers and the curves of every phase, bit for bit."""
     for place in PHASES.values():
         one, two = (
             torch.load(directory / place / "checkpoints" / "last.ckpt", weights_only=True)

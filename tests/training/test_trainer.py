@@ -25,7 +25,7 @@ from tests.helpers.runs import tiny_request
 
 
 class AtStep(Callback):
-    """Does something at the end of an optimiser step."""
+    """Does something at the end of an optimizer step."""
 
     def __init__(self, step: int, action) -> None:
         self.step, self.action = step, action

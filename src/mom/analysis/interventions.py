@@ -8,7 +8,7 @@
   units in another order.
 - ``outputs``: mean over inputs of the cosine of what the two would add to the residual stream. Near 1, one can
   stand in for the other.
-- ``cka``: linear centred kernel alignment of the same outputs (Kornblith et al. 2019, arXiv 1905.00414, equation
+- ``cka``: linear centered kernel alignment of the same outputs (Kornblith et al. 2019, arXiv 1905.00414, equation
   4): 1 when one is the other but for a rotation and a scale. Fewer inputs than the model is wide inflate it.
 
 The *output* of module i is what a step would add were i chosen alone, with weight 1, by every token: an attention
@@ -149,9 +149,9 @@ def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
     outputs = outputs.double()
     normal = F.normalize(outputs, dim=-1)
     cosine = torch.einsum("imd,jmd->ij", normal, normal) / outputs.shape[1]
-    centred = outputs - outputs.mean(dim=1, keepdim=True)
-    # Gram matrices of the inputs, flattened: their inner products are ‖XᵀY‖² for centred X and Y.
-    grams = torch.stack([one @ one.T for one in centred]).flatten(1)  # (N, M²)
+    centered = outputs - outputs.mean(dim=1, keepdim=True)
+    # Gram matrices of the inputs, flattened: their inner products are ‖XᵀY‖² for centered X and Y.
+    grams = torch.stack([one @ one.T for one in centered]).flatten(1)  # (N, M²)
     inner = grams @ grams.T
     norm = inner.diagonal().sqrt()
     return cosine, inner / (norm[:, None] * norm[None]).clamp_min(torch.finfo(inner.dtype).tiny)

@@ -14,7 +14,7 @@ from mom.model.router import Router
 
 
 class BalanceBias(Callback):
-    """Moves every router's ``balance_bias`` after each optimiser step, where ``balance_bias_rate`` is not 0.
+    """Moves every router's ``balance_bias`` after each optimizer step, where ``balance_bias_rate`` is not 0.
 
     The loads are those of the step's whole batch: counts are added up over its micro-batches (recomputed
     activations count once, as the records are those of the forward) and over all ranks, so that every rank

@@ -17,14 +17,14 @@ class LastCheckpoint(Checkpoint):
     """Keeps ``<directory>/last.ckpt``, from which the run can be resumed.
 
     Written after every validation (``ModelCheckpoint(save_last=True)`` does so only when the validation was
-    the best so far), at the end of training, and, when a stop is requested, after the optimiser step under
+    the best so far), at the end of training, and, when a stop is requested, after the optimizer step under
     way. ``KeyboardInterrupt`` is raised before the next step: by then the step's metrics are logged and, if
     one was due, its validation is done and in the checkpoint, so that a resumed run leaves no gap.
 
     What was logged up to the checkpoint is on the disk before the file takes its name: a process killed at any
     moment has lost neither.
 
-    Only between optimiser steps: a checkpoint holds no gradients, so one taken inside an accumulation window
+    Only between optimizer steps: a checkpoint holds no gradients, so one taken inside an accumulation window
     would lose those of its first micro-batches. After a validation inside a window it waits for the window's
     end. Checkpoints that others take there are marked (:data:`INSIDE_ACCUMULATION`).
 
@@ -34,7 +34,7 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         directory: the folder of the checkpoints.
-        stop_requested: asked after every optimiser step.
+        stop_requested: asked after every optimizer step.
     """
 
     def __init__(self, directory: str | Path, stop_requested: Callable[[], bool] = lambda: False) -> None:
@@ -52,7 +52,7 @@ class LastCheckpoint(Checkpoint):
         self._step_before = trainer.global_step
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """After a whole optimiser step: save if asked to stop, or if a validation inside its window was."""
+        """After a whole optimizer step: save if asked to stop, or if a validation inside its window was."""
         if self._is_inside_accumulation(trainer):
             return
         if trainer.strategy.reduce_boolean_decision(self._stop_requested(), all=False):

@@ -47,7 +47,7 @@ class RoutingFigures(Callback):
     as validation needs no loss of single tokens; of large ones only the first sequences.
 
     Args:
-        every_n_steps: draw after the first validation in every so many optimiser steps too; ``None``: at the end.
+        every_n_steps: draw after the first validation in every so many optimizer steps too; ``None``: at the end.
         loss_batches: batches of the validation for depth by loss, on each rank; 0 leaves that figure out.
         dpi: pixels per inch of the files.
     """

@@ -1,4 +1,4 @@
-"""Divergence: an optimiser step whose gradient is not finite is not taken."""
+"""Divergence: an optimizer step whose gradient is not finite is not taken."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFinite(Callback):
-    """Looks at the gradient before every optimiser step; where that is not finite the step is not taken.
+    """Looks at the gradient before every optimizer step; where that is not finite the step is not taken.
 
     A loss that is not finite on one rank makes the averaged gradient so on all of them, so every rank comes
     to the same decision without asking the others. Which ranks and which modules were at fault is found by
@@ -32,7 +32,7 @@ class NonFinite(Callback):
 
     Args:
         action: ``stop`` raises, with the weights and checkpoints as they were before the step; ``skip``
-            leaves the step out and goes on (the schedule moves on, the optimiser's state does not), but
+            leaves the step out and goes on (the schedule moves on, the optimizer's state does not), but
             raises after 20 steps in a row.
 
     Raises:
@@ -49,7 +49,7 @@ class NonFinite(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the micro-batch until its optimiser step."""
+        """Keep the micro-batch until its optimizer step."""
         self._step_before = trainer.global_step
         self._micro_batches.append(batch)
 
@@ -82,7 +82,7 @@ class NonFinite(Callback):
         if trainer.is_global_zero:
             log.warning("%s; the step is left out", found)
         for parameter in pl_module.parameters():
-            parameter.grad = None  # the optimiser passes over parameters without a gradient
+            parameter.grad = None  # the optimizer passes over parameters without a gradient
 
     def _diagnosis(self, trainer: Trainer, pl_module: LightningModule) -> str:
         """Which rank's loss was not finite and where in the model that began, or else whose gradient."""

@@ -28,7 +28,7 @@ SHOWN = (
 
 
 class StepProgressBar(ProgressBar):
-    """A bar over optimiser steps, not epochs: loss, validation loss, effective depth, tokens per second.
+    """A bar over optimizer steps, not epochs: loss, validation loss, effective depth, tokens per second.
 
     One line that is drawn over in a terminal. Where the output goes to a file, a line after each validation.
     The numbers are those last logged (``trainer.log_every_n_steps``), so the bar costs no device transfer of
@@ -76,7 +76,7 @@ class StepProgressBar(ProgressBar):
         self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Move on to the optimiser step just taken."""
+        """Move on to the optimizer step just taken."""
         if self._progress is None:
             return
         self._progress.update(self._task, completed=trainer.global_step)

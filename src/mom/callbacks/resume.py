@@ -16,7 +16,7 @@ STOPPED_EARLY = "stopped_early"
 class RandomState(Callback):
     """Keeps PyTorch's random state of all ranks in checkpoints; a resumed run drops out what the whole would.
 
-    Every rank starts with the same seed, which initialises the same weights; before training each rank but
+    Every rank starts with the same seed, which initializes the same weights; before training each rank but
     the first moves to a seed of its own, so that they do not drop out the same positions. States are put back
     just before the first training batch, after everything that start-up draws. Where there are now more
     ranks than states, the new ranks go on with their own seed.

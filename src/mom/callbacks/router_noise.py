@@ -22,7 +22,7 @@ class RouterNoise(Callback):
 
     Args:
         scale: of the noise at the start, in units of the logits over temperature; 0 for none.
-        steps: optimiser steps over which it goes to 0; ``None``: all of the phase.
+        steps: optimizer steps over which it goes to 0; ``None``: all of the phase.
         kind: ``gaussian`` or ``gumbel``.
     """
 
@@ -40,7 +40,7 @@ class RouterNoise(Callback):
 
         Args:
             config: of the model to be trained.
-            max_steps: optimiser steps of the phase.
+            max_steps: optimizer steps of the phase.
 
         Raises:
             ValueError: ``scale: <given>; <allowed>``.

@@ -21,7 +21,7 @@ class RouterPriorDecay(Callback):
     on exactly.
 
     Args:
-        steps: optimiser steps over which it goes; ``None`` leaves the prior as it is.
+        steps: optimizer steps over which it goes; ``None`` leaves the prior as it is.
     """
 
     def __init__(self, steps: int | None = None) -> None:
@@ -35,7 +35,7 @@ class RouterPriorDecay(Callback):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """After each of the first ``steps`` optimiser steps, take away its part."""
+        """After each of the first ``steps`` optimizer steps, take away its part."""
         if self._steps is None or not self._step_before < trainer.global_step <= self._steps:
             return
         for router in pl_module.modules():

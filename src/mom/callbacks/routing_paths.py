@@ -33,7 +33,7 @@ class RoutingPaths(WindowedStatistics):
     logged step in every ``every_n_steps`` steps; of validations every one. A plain transformer logs nothing.
 
     Args:
-        every_n_steps: optimiser steps between two measured ones, at least.
+        every_n_steps: optimizer steps between two measured ones, at least.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:

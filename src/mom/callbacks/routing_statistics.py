@@ -24,7 +24,7 @@ class RoutingStatistics(WindowedStatistics):
     ``routing/{attention,ffn}/gradient_norm``.
 
     :func:`mom.metrics.routing.routing_metrics` defines each but the last: the Euclidean norm of the
-    gradient of the routers of all stages, at the optimiser step, before clipping. ``skip_rate`` is the share of
+    gradient of the routers of all stages, at the optimizer step, before clipping. ``skip_rate`` is the share of
     token-steps in which no module ran, which is what saves computation; ``skip_share`` the share of the K
     places that SKIP holds. Padding never counts. A plain transformer has no routing and logs nothing;
     ``entropy`` and ``balance_loss`` are left out where the scores are no probabilities (``score_function:

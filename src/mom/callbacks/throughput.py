@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 class ThroughputMonitor(Callback):
     """Logs ``throughput/tokens_per_second`` and ``throughput/tokens``, over all ranks, at every logged step.
 
-    ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimiser,
+    ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimizer,
     data loading and logging, without the time spent in validation and in writing checkpoints.
     ``throughput/tokens`` counts the tokens trained on since step 0, those before a resumed checkpoint
     included. ``throughput/training_flops`` is what they cost: each logged step adds the operations of the tokens

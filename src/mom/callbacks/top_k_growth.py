@@ -21,7 +21,7 @@ class TopKGrowth(Callback):
     the K of the moment. Validations in between use it too.
 
     Args:
-        at: optimiser steps of the phase, ascending, after which one more choice is made; ``None``: K stays.
+        at: optimizer steps of the phase, ascending, after which one more choice is made; ``None``: K stays.
     """
 
     def __init__(self, at: Sequence[int] | None = None) -> None:
@@ -37,7 +37,7 @@ class TopKGrowth(Callback):
 
         Args:
             config: of the model to be trained.
-            max_steps: optimiser steps of the phase; negative: no limit.
+            max_steps: optimizer steps of the phase; negative: no limit.
 
         Raises:
             ValueError: ``at: <given>; <allowed>``.

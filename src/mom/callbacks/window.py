@@ -15,9 +15,9 @@ from mom.model import MoMConfig, MoMForCausalLM
 
 
 class WindowedStatistics(Callback):
-    """Statistics of routing records over one logged optimiser step and over each validation.
+    """Statistics of routing records over one logged optimizer step and over each validation.
 
-    A training window is one optimiser step, all its micro-batches together; only steps that Lightning logs
+    A training window is one optimizer step, all its micro-batches together; only steps that Lightning logs
     (``trainer.log_every_n_steps``) are measured. A validation window is the whole validation; its metrics
     stand under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per
     window.
@@ -40,14 +40,14 @@ class WindowedStatistics(Callback):
         """Metrics with their full names, from sums over the window and all ranks."""
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the optimiser step under way is measured: those that are logged."""
+        """Whether the optimizer step under way is measured: those that are logged."""
         return logs_next_step(trainer)
 
     def start_window(self, *, training: bool) -> None:  # most have nothing to do
         """A window begins, of training or of a validation: forget what was kept beside its sums."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Decide whether the optimiser step that this micro-batch belongs to is one that logs."""
+        """Decide whether the optimizer step that this micro-batch belongs to is one that logs."""
         # global_step still counts the steps before this one; it grows with the window's last micro-batch.
         self._step_before = trainer.global_step
         self._measuring = self.is_due(trainer)
@@ -103,7 +103,7 @@ class WindowedStatistics(Callback):
             pl_module.log_dict(named, on_step=False, on_epoch=True, batch_size=1)
 
     def log_step(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
-        """Log the metrics of the optimiser step that has just ended."""
+        """Log the metrics of the optimizer step that has just ended."""
         pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
 
@@ -130,7 +130,7 @@ def log_interval(trainer: Trainer) -> int:
 
 
 def logs_next_step(trainer: Trainer) -> bool:
-    """Whether the optimiser step under way is logged: every ``log_every_n_steps``, and the last."""
+    """Whether the optimizer step under way is logged: every ``log_every_n_steps``, and the last."""
     step = trainer.global_step + 1
     return step % log_interval(trainer) == 0 or step == trainer.max_steps
 

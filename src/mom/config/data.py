@@ -58,7 +58,7 @@ class DataConfig(DataSection):
         validation_fraction: share of documents kept for validation.
         max_bytes: stop after so many UTF-8 bytes of text; None takes all.
         cache_dir: where token files are kept; None means ``$MOM_CACHE`` or ``~/.cache/mom``.
-        num_processes: processes that tokenise; None means one for each CPU.
+        num_processes: processes that tokenize; None means one for each CPU.
     """
 
     kind: Literal["language_modeling"] = "language_modeling"
@@ -126,7 +126,7 @@ class GlueConfig(DataSection):
 
 @dataclass(frozen=True)
 class XsumConfig(DataSection):
-    """Documents to be summarised, and how summaries are generated when they are measured.
+    """Documents to be summarized, and how summaries are generated when they are measured.
 
     Args:
         path: a ``.jsonl`` or ``.parquet`` file of ``document``, ``summary``, ``id``, or a folder with ``train``,
@@ -138,7 +138,7 @@ class XsumConfig(DataSection):
         max_summary_tokens: generated at most.
         min_summary_tokens: generated at least.
         num_beams: beams of the search; 1 takes the likeliest token each time.
-        length_penalty: above 0 a beam search favours longer summaries, below 0 shorter ones.
+        length_penalty: above 0 a beam search favors longer summaries, below 0 shorter ones.
         no_repeat_ngram_size: no sequence of so many tokens is generated twice; 0 allows all.
         limit_summaries: generate at most so many summaries of a split; None generates all.
     """

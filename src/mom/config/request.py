@@ -66,7 +66,7 @@ class RunConfig:
         search: how the options of its trials are drawn, in a search.
         seed: of everything random.
         init: weights to start from: a checkpoint, an exported folder or a Hub id.
-        ckpt: a run's checkpoint to go on from, optimiser and all.
+        ckpt: a run's checkpoint to go on from, optimizer and all.
         resume: ``auto`` goes on from the last checkpoint in ``run_dir``, if there is one.
         debug: show the traceback of a wrong request too.
         run_dir: folder of this run.

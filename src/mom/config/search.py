@@ -21,7 +21,7 @@ class SearchConfig(Section):
         pruner: ``median`` ends a trial that at some validation is worse than half of the completed ones were at the
             same step; None ends none.
         startup_trials: trials that are drawn at random first, and before which none is pruned.
-        warmup_steps: optimiser steps in which no trial is pruned.
+        warmup_steps: optimizer steps in which no trial is pruned.
         seed: of the draws.
     """
 

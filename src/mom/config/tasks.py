@@ -17,7 +17,7 @@ class PretrainConfig(TaskConfig):
     """Train a language model.
 
     Args:
-        plain_steps: optimiser steps of phase 1, in which the plain transformer is trained that is then
+        plain_steps: optimizer steps of phase 1, in which the plain transformer is trained that is then
             upcycled. Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
         plain_warmup_steps: warm-up of phase 1; None takes ``optimizer.warmup_steps``, as the other phases do.
         baseline: train the plain transformer on for as many steps as the MoM and report it beside.
@@ -59,7 +59,7 @@ class UpcycleConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class PrepareConfig(TaskConfig):
-    """Tokenise a corpus into the cache."""
+    """Tokenize a corpus into the cache."""
 
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
 

@@ -65,11 +65,11 @@ Precision = Literal[
 class TrainerConfig(Section):
     """Lightning's ``Trainer``, by its own names; see its documentation for each.
 
-    ``max_steps`` counts optimiser steps of the main phase. ``val_check_interval`` counts training batches if
+    ``max_steps`` counts optimizer steps of the main phase. ``val_check_interval`` counts training batches if
     it is an integer and is a share of the epoch if it is a float. Four options are not Lightning's:
 
     Args:
-        on_nonfinite: what to do before an optimiser step whose gradient holds NaN or infinity: ``stop``, or
+        on_nonfinite: what to do before an optimizer step whose gradient holds NaN or infinity: ``stop``, or
             ``skip`` the step.
         activation_checkpointing: keep only the input of every block and round in the forward pass and compute
             the rest again in the backward pass: less memory, about a third more time.

@@ -188,7 +188,7 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
     """Numbers that live at the peak of a round of assembly beside parameters and cache; see :func:`forward_memory`."""
     width, rounds = config.d_model, config.num_rounds
     hidden = 2 * config.ffn_width if config.components.gated else config.ffn_width
-    kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalised
+    kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalized
     kept += 2.0 * config.router_kind.state_size(config)
     copies, of_step = 0.0, []
     for layout, columns in zip(config.pools(), (3 * width, hidden), strict=True):
@@ -198,15 +198,15 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
         kept += config.num_stages * rounds * record / number_bytes
         folds = worth_folding(tokens * places * rounds, layout.num_modules * columns)
         copies += layout.num_modules * width * columns if folds else 0.0
-        normalised = 0.0 if folds else 2.0 * places * width
+        normalized = 0.0 if folds else 2.0 * places * width
         if layout.name == "attention":
-            of_step.append((places + 1) * columns + normalised)  # the K rows and their sum
+            of_step.append((places + 1) * columns + normalized)  # the K rows and their sum
         else:
             open_modules = sum(sum(row[: layout.num_modules]) for row in layout.reachable()) / rounds
             out = (
                 width + places * width + places * hidden / open_modules
             )  # the sum, the K rows, one module's GELU
-            of_step.append(places * hidden + max(out, normalised))
+            of_step.append(places * hidden + max(out, normalized))
     return copies + tokens * (kept + max(of_step))
 
 

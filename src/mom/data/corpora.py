@@ -161,7 +161,7 @@ def read_python_source(path: Path) -> str | None:
 class TextCorpus(Corpus):
     """The user's own files.
 
-    Its fingerprint is that of the files' bytes, so that a later start recognises the corpus without parsing.
+    Its fingerprint is that of the files' bytes, so that a later start recognizes the corpus without parsing.
 
     Args:
         path: a file or a folder.

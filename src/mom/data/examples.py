@@ -1,4 +1,4 @@
-"""Tokenised examples of different lengths as padded batches: what fine-tuning on GLUE and on XSum shares."""
+"""Tokenized examples of different lengths as padded batches: what fine-tuning on GLUE and on XSum shares."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ExamplesDataModule(ResumableDataModule):
 
     @abstractmethod
     def encode(self) -> dict[str, list[Any]]:
-        """Read and tokenise ``train``, the validation sets and what test sets there are."""
+        """Read and tokenize ``train``, the validation sets and what test sets there are."""
 
     @abstractmethod
     def collate(self, rows: Sequence[Any]) -> Batch:

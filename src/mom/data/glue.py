@@ -1,4 +1,4 @@
-"""GLUE: its nine tasks, their files and their columns, as labelled sentences or pairs of sentences.
+"""GLUE: its nine tasks, their files and their columns, as labeled sentences or pairs of sentences.
 
 Wang et al. 2019, arXiv 1804.07461. Read from a local folder in GLUE's own TSV form (no quoting, perhaps a
 byte-order mark, perhaps no header), from ``.jsonl`` or ``.parquet`` with the Hub's columns, or from the Hub.
@@ -151,8 +151,8 @@ def load_glue(config: GlueConfig) -> dict[str, list[GlueExample]]:
     tests = [f"test{suffix}" for suffix in task.validations]
     splits: dict[str, list[GlueExample]] = {}
     for split, rows in _tables(config, task, wanted, tests).items():
-        labelled = not split.startswith("test")
-        splits[split] = [_example(task, row, labelled) for row in rows]
+        labeled = not split.startswith("test")
+        splits[split] = [_example(task, row, labeled) for row in rows]
         if not splits[split]:
             raise RequestError(OPTION, f"{config.path or HUB_NAME} (no row in {split})", "a split with rows")
     return splits
@@ -223,14 +223,14 @@ def _from_hub(task: GlueTask, splits: Sequence[str]) -> dict[str, list[Row]]:
     }
 
 
-def _example(task: GlueTask, row: Row, labelled: bool) -> GlueExample:
+def _example(task: GlueTask, row: Row, labeled: bool) -> GlueExample:
     texts = []
     for names in task.texts:
         text = row.get(names)
         if not isinstance(text, str):
             raise RequestError(OPTION, f"{row.place} ({names[0]}: {text!r})", "a text")
         texts.append(text)
-    return GlueExample(tuple(texts), _label(task, row) if labelled else None)
+    return GlueExample(tuple(texts), _label(task, row) if labeled else None)
 
 
 def _label(task: GlueTask, row: Row) -> int | float:
@@ -255,7 +255,7 @@ Encoded = tuple[list[int], int | float | None]
 
 
 class GlueDataModule(ExamplesDataModule):
-    """One task of GLUE, tokenised.
+    """One task of GLUE, tokenized.
 
     An example is its sentence, or its two sentences parted by the end-of-text token, and the end-of-text
     token, at which the classifier reads. Batches are ``{"input_ids", "attention_mask", "labels"}``, int64
@@ -277,7 +277,7 @@ class GlueDataModule(ExamplesDataModule):
         self.tests = [name for name in self.splits if name.startswith("test")]
 
     def encode(self) -> dict[str, list[Encoded]]:
-        """Read the task's files and tokenise every split."""
+        """Read the task's files and tokenize every split."""
         return {name: self._encode(name, rows) for name, rows in load_glue(self.config).items()}
 
     def _encode(self, split: str, examples: Sequence[GlueExample]) -> list[Encoded]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class LanguageModelingDataModule(ResumableDataModule):
-    """Windows of a tokenised corpus, in an order that resumes exactly.
+    """Windows of a tokenized corpus, in an order that resumes exactly.
 
     Batches are ``{"input_ids", "labels"}``, int64 [B, T], the labels not shifted.
 
@@ -35,7 +35,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         self._prepared: PreparedCorpus | None = None
 
     def prepare_data(self) -> None:
-        """Tokenise the corpus into the cache, unless it is there.
+        """Tokenize the corpus into the cache, unless it is there.
 
         Raises:
             RequestError: see :func:`mom.data.prepare.prepare`.

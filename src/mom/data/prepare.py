@@ -24,7 +24,7 @@ import numpy as np
 from mom.data.cache import cache_errors, cache_folder, locked, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
 from mom.data.token_files import TokenFile, open_token_files, token_dtype
-from mom.data.tokenization import MARK, SPLITS, read_mark, tokenise, tokenizer_sample, validation_limit
+from mom.data.tokenization import MARK, SPLITS, read_mark, tokenize, tokenizer_sample, validation_limit
 from mom.data.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
@@ -82,7 +82,7 @@ class PreparedCorpus:
 
 
 def prepare(config: DataConfig) -> PreparedCorpus:
-    """Tokenise the corpus that ``config`` names, or find it in the cache.
+    """Tokenize the corpus that ``config`` names, or find it in the cache.
 
     The result depends on the corpus, the tokenizer, ``tokenizer_vocab_size`` and ``validation_fraction``, and
     on nothing else: neither the length of windows nor the number of threads.
@@ -162,7 +162,7 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
     else:
-        log.info("going on after %d documents that were tokenised before", mark["documents"])
+        log.info("going on after %d documents that were tokenized before", mark["documents"])
         tokenizer = _load_own_tokenizer(building)
     try:
         with tokenizer_threads(config.num_processes):
@@ -173,7 +173,7 @@ def _build(
                 tokenizer.save_pretrained(str(building / "tokenizer"))
             _announce(corpus, folder.parent, token_dtype(vocabulary_size(tokenizer)))
             at_once = 1 if config.num_processes == 1 else 2
-            files = tokenise(building, corpus, tokenizer, limit, fingerprint, mark, encoding_at_once=at_once)
+            files = tokenize(building, corpus, tokenizer, limit, fingerprint, mark, encoding_at_once=at_once)
         meta: dict[str, Any] = {"key": key, "fingerprint": fingerprint, "corpus": corpus.kind}
         for name, file in files.items():
             meta[name] = {

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation")
 MARK = "mark.json"
 
-# Tokenised at once. Large enough to keep all threads busy, small enough for memory: the tokenizers library
+# Tokenized at once. Large enough to keep all threads busy, small enough for memory: the tokenizers library
 # takes about a hundred bytes for each byte of text while it encodes.
 BATCH_BYTES = 1_000_000
 # Text between two marks.
@@ -101,7 +101,7 @@ def _set_mark(building: Path, documents: int, writers: Mapping[str, TokenWriter]
     write_json_atomic(building / MARK, mark)
 
 
-def tokenise(
+def tokenize(
     folder: Path,
     corpus: Corpus,
     tokenizer: PreTrainedTokenizerFast,
@@ -118,7 +118,7 @@ def tokenise(
 
     Args:
         folder: where the files go, with the mark to go on from.
-        corpus: what to tokenise.
+        corpus: what to tokenize.
         tokenizer: how.
         limit: of validation documents, see :func:`validation_limit`.
         fingerprint: of the corpus.
@@ -156,7 +156,7 @@ def tokenise(
     try:
         with _progress() as progress, ThreadPoolExecutor(encoding_at_once) as threads:
             task = progress.add_task(
-                f"tokenising {corpus.kind}", total=corpus.estimate_bytes() or None, completed=marked
+                f"tokenizing {corpus.kind}", total=corpus.estimate_bytes() or None, completed=marked
             )
             running: deque[tuple[list[Document], Future[list[list[int]]]]] = deque()
             for batch in batches(itertools.islice(corpus.documents(), documents, None)):

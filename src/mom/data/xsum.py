@@ -150,7 +150,7 @@ class XsumDataModule(ExamplesDataModule):
         super().__init__(config, seed, tokenizer)
 
     def encode(self) -> dict[str, list[EncodedArticle]]:
-        """Read the articles and tokenise every split."""
+        """Read the articles and tokenize every split."""
         self.articles = load_xsum(self.config)
         return {name: self._encode(name, articles) for name, articles in self.articles.items()}
 

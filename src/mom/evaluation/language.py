@@ -35,7 +35,7 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """Language-model loss on the windows of a corpus; see :func:`run`."""
     _check_windows(task, data, model.config)
-    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenised
+    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenized
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
     splits = ("train", "validation") if task.split == "all" else (task.split,)
     files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]

@@ -35,7 +35,7 @@ def measure_summaries(
     run: RunDirectory,
     splits: tuple[str, ...] = ("validation", "test"),
 ) -> dict[str, Any]:
-    """Summarise every document of the splits there are, compare with the references, print a table.
+    """Summarize every document of the splits there are, compare with the references, print a table.
 
     Writes ``summaries/<split>.jsonl``, a line ``{"id", "prediction", "reference"}`` for each document, and shows
     the first few.

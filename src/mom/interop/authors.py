@@ -133,7 +133,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         if score_function == "softmax"
         else 1.0,
         score_function=score_function,
-        # They renormalise the chosen softmax scores at every K, but not where all paths are taken.
+        # They renormalize the chosen softmax scores at every K, but not where all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
         router_prior="none",
         straight_through=bool(theirs.get("use_ste", False)),

@@ -110,7 +110,7 @@ def forward_by_grouped_mm(
 ) -> Tensor:
     """The map as grouped matrix products, for any device; see :func:`grouped_linear`."""
     rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
-    y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialised
+    y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialized
     group = _group_of_row(ends, token.numel())
     y = y + bias.index_select(0, group.clamp(max=bias.shape[0] - 1))
     if row_weight is not None:

@@ -150,7 +150,7 @@ def choice_counts(
 def moved_bias(
     bias: Tensor, counts: Tensor, rate: float, *, open_choices: Tensor, include_skip: bool
 ) -> Tensor:
-    """The selection bias after one optimiser step (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+    """The selection bias after one optimizer step (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
 
     ``b_i + rate · sign(mean load - load_i)``: what was taken less than the mean gains, what was taken more loses.
     The rule of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) is the same.

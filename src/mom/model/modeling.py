@@ -75,7 +75,7 @@ class MoMCausalLMOutput(ModelOutput):
 
 
 class MoMPreTrainedModel(PreTrainedModel):
-    """Initialisation and the ecosystem's contract, shared by body and heads."""
+    """Initialization and the ecosystem's contract, shared by body and heads."""
 
     config_class = MoMConfig
     config: MoMConfig
@@ -87,7 +87,7 @@ class MoMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's initialisation; projections into the residual stream shrink with the depth of the graph."""
+        """GPT-2's initialization; projections into the residual stream shrink with the depth of the graph."""
         std = self.config.initializer_range
         if isinstance(module, Pool):
             module.reset_parameters(init.normal_, init.constant_)

@@ -93,7 +93,7 @@ class Router(nn.Module):
         """Write the tables again that no checkpoint holds or that start from more than noise.
 
         Args:
-            copy: ``copy(destination, source)``, the initialiser's way to overwrite a tensor.
+            copy: ``copy(destination, source)``, the initializer's way to overwrite a tensor.
         """
         copy(self.reachable, torch.tensor(self.layout.reachable()))
         copy(self.noise_scale, torch.zeros(()))

@@ -84,9 +84,9 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
     figure = _figure(9, max(4.0, 1.2 + 0.14 * num_lines))
     panel, legend = figure.subplots(1, 2, width_ratios=(3, 2))
     curve = sorted(points[index] for index in comparison.baseline)
-    panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="grey", linewidth=1, zorder=1)
+    panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="gray", linewidth=1, zorder=1)
     for rank, (cost, mean, deviation) in enumerate(points, 1):
-        color = "grey" if rank - 1 in comparison.baseline else "tab:blue"
+        color = "gray" if rank - 1 in comparison.baseline else "tab:blue"
         panel.errorbar(cost, mean, yerr=deviation, fmt="o", color=color, markersize=4, elinewidth=1, zorder=2)
         panel.annotate(str(rank), (cost, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
     if max(costs) > 3 * min(costs):
@@ -120,7 +120,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def _draw_differences(panel: Axes, comparison: Comparison, task: CompareConfig) -> None:
-    panel.axvline(0, color="grey", linewidth=1)
+    panel.axvline(0, color="gray", linewidth=1)
     for place, group in enumerate(comparison.groups):
         found = group.difference
         if found is None:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike
 
 from mom.metrics.depth import Binned
 from mom.metrics.sums import as_floats, row_shares
-from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLOURS, SKIP_COLOUR, new_figure, styled
+from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
 
 
 @styled
@@ -41,11 +41,11 @@ def depth_distribution(
         depths, shares = as_floats(depths), row_shares(as_floats(tokens)[None])[0]
         width = 0.9 * (np.diff(depths).min() if len(depths) > 1 else 1.0)
         mean = float((depths * shares).sum())
-        axis.bar(depths, shares, width=width, color=MODULE_COLOURS[0])
+        axis.bar(depths, shares, width=width, color=MODULE_COLORS[0])
         axis.axvline(mean, color="black", linewidth=1.5, label=f"mean {mean:.2f}")
         axis.axvline(
             graph_depth,
-            color=MODULE_COLOURS[5],
+            color=MODULE_COLORS[5],
             linewidth=1.5,
             linestyle="--",
             label=f"graph {graph_depth:g}",
@@ -95,21 +95,21 @@ def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str,
         edges, mean, std = as_floats(binned.edges), binned.mean(), binned.std()
         middle = np.sqrt(edges[:-1] * edges[1:]) if logarithmic else (edges[:-1] + edges[1:]) / 2
         full = as_floats(binned.tokens) > 0
-        colour = MODULE_COLOURS[index % len(MODULE_COLOURS)]
+        color = MODULE_COLORS[index % len(MODULE_COLORS)]
         style = {
-            "color": colour,
+            "color": color,
             "marker": MARKERS[index % len(MARKERS)],
             "linestyle": LINE_STYLES[index % 4],
         }
         upper.plot(middle[full], mean[full], label=name, **style)
-        upper.fill_between(middle[full], (mean - std)[full], (mean + std)[full], color=colour, alpha=0.15)
+        upper.fill_between(middle[full], (mean - std)[full], (mean + std)[full], color=color, alpha=0.15)
         if index == 0:
             lower.bar(
                 edges[:-1],
                 row_shares(as_floats(binned.tokens)[None])[0],
                 width=0.94 * np.diff(edges),
                 align="edge",
-                color=SKIP_COLOUR,
+                color=SKIP_COLOR,
             )
     if logarithmic:
         lower.set_xscale("log")

@@ -9,19 +9,19 @@ from matplotlib.ticker import MaxNLocator
 
 from mom.metrics.modules import KINDS, Pair, Removal
 from mom.metrics.routing import POOLS
-from mom.plots.style import HEAT, MODULE_COLOURS, new_figure, styled
+from mom.plots.style import HEAT, MODULE_COLORS, new_figure, styled
 
-_COLOUR = {"attention": MODULE_COLOURS[0], "ffn": MODULE_COLOURS[5]}
+_COLOR = {"attention": MODULE_COLORS[0], "ffn": MODULE_COLORS[5]}
 _MARKER = {"attention": "o", "ffn": "s"}
 _ANNOTATED_MODULES = 8
-_LABELLED_STEPS = 16
+_LABELED_STEPS = 16
 
 
 @styled
 def similarity(pairs: list[Pair], *, run: str = "", stage: int = 0) -> Figure:
     """Heat maps of how alike the modules of a stage are: a row for attention and one for FFN.
 
-    Columns: weights, outputs, CKA, as :mod:`mom.analysis.interventions` defines them. The colours run from 0 to 1;
+    Columns: weights, outputs, CKA, as :mod:`mom.analysis.interventions` defines them. The colors run from 0 to 1;
     what is below 0 is drawn as 0, with its number written in where there is room.
 
     Args:
@@ -53,9 +53,9 @@ def similarity(pairs: list[Pair], *, run: str = "", stage: int = 0) -> Figure:
             axis.set_title(f"{KINDS[kind]}: {title}")
             if size <= _ANNOTATED_MODULES:
                 for (first, second), value in np.ndenumerate(table):
-                    colour = "black" if value > 0.55 else "white"
+                    color = "black" if value > 0.55 else "white"
                     axis.text(
-                        second, first, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=9
+                        second, first, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9
                     )
         row[0].set_ylabel("module")
     for axis in axes[-1]:
@@ -88,7 +88,7 @@ def _alone(axis: Axes, measured: Removal, tolerance: float | None) -> None:
     """A bar for each module, the one that costs most uppermost."""
     ranked = sorted(measured.alone, key=measured.alone.__getitem__)
     rise = [measured.alone[module] - measured.loss for module in ranked]
-    axis.barh(range(len(ranked)), rise, color=[_COLOUR[module.kind] for module in ranked])
+    axis.barh(range(len(ranked)), rise, color=[_COLOR[module.kind] for module in ranked])
     axis.set_yticks(range(len(ranked)), [str(module) for module in ranked])
     axis.axvline(0, color="black", linewidth=0.8)
     if tolerance is not None:
@@ -109,11 +109,11 @@ def _curve(axis: Axes, measured: Removal, tolerance: float | None) -> None:
             places,
             [losses[place] for place in places],
             marker=_MARKER[kind],
-            color=_COLOUR[kind],
+            color=_COLOR[kind],
             linestyle="",
             label=KINDS[kind],
         )
-    if len(measured.greedy) <= _LABELLED_STEPS:
+    if len(measured.greedy) <= _LABELED_STEPS:
         for place, (module, loss) in enumerate(measured.greedy, start=1):
             axis.annotate(
                 str(module),

@@ -8,7 +8,7 @@ numbered from 0, as in the routing records.
 
 - *use*: [R, N+1], places (one of a token's K choices in one round) held by each slot, by round.
 - *flow*: [R-1, N+1, N+1], tokens by the slot of their first choice in round r and in round r+1.
-- *use over time*: [P, S, N+1], places held by each slot of each stage's pool, around each of P optimiser steps.
+- *use over time*: [P, S, N+1], places held by each slot of each stage's pool, around each of P optimizer steps.
 
 ``run`` is the run's name, which stands under every title.
 """
@@ -24,7 +24,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from mom.metrics.sums import Floats, as_floats, row_shares
-from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLOURS, SKIP_COLOUR, new_figure, styled
+from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
 
 Pools = tuple[tuple[str, Floats], tuple[str, Floats]]
 
@@ -56,7 +56,7 @@ def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stage
             axis.axhline(stage * rounds / num_stages - 0.5, color="white", linewidth=3)
     axes[0].set_ylabel("round" if num_stages == 1 else "stage.round")
     axes[0].set_yticks(range(rounds), _rounds(rounds, num_stages))
-    _colour_bar(figure, image, axes, highest, "share of the round's places")
+    _color_bar(figure, image, axes, highest, "share of the round's places")
     return figure
 
 
@@ -64,7 +64,7 @@ def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stage
 def module_flow(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stages: int = 1) -> Figure:
     """How tokens move between modules from round to round, by their first choice.
 
-    Bands as wide as their share of the tokens, coloured by where they come from, where pools have up to eight
+    Bands as wide as their share of the tokens, colored by where they come from, where pools have up to eight
     modules; above that the bands hide each other, and a heat map shows the transitions of all rounds together
     (those from one stage to the next left out).
 
@@ -76,15 +76,15 @@ def module_flow(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stag
     """
     pools = _pools(attention, ffn, dimensions=3)
     pairs = len(pools[0][1])
-    if max(flow.shape[1] for _, flow in pools) - 1 > len(MODULE_COLOURS):
+    if max(flow.shape[1] for _, flow in pools) - 1 > len(MODULE_COLORS):
         return _transitions(pools, run, num_stages)
     figure = new_figure("Flow between modules, by first choice", run, max(5.0, 0.8 * pairs + 3.0), 6.6)
     axes = figure.subplots(2, 1, sharex=True)
     for axis, (name, flow) in zip(axes, pools, strict=True):
         _bands(axis, flow)
         labels = _slots(flow.shape[1])
-        colours = _slot_colours(flow.shape[1])
-        handles = [Patch(color=colour, label=label) for colour, label in zip(colours, labels, strict=True)]
+        colors = _slot_colors(flow.shape[1])
+        handles = [Patch(color=color, label=label) for color, label in zip(colors, labels, strict=True)]
         axis.legend(handles=handles[::-1], title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
         axis.set_title(name)
         axis.set_ylabel("share of tokens")
@@ -98,7 +98,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
     """How the use of the modules changes in training; a row of panels for each stage.
 
     Args:
-        steps: [P], optimiser steps, ascending.
+        steps: [P], optimizer steps, ascending.
         attention: use over time of the attention pools, [P, S, N_A+1].
         ffn: use over time of the FFN pools, [P, S, N_F+1].
         run: the run's name.
@@ -113,7 +113,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
         for stage in range(num_stages):
             axis = axes[stage, column]
             shares = row_shares(use[:, stage])
-            if shares.shape[1] - 1 > len(MODULE_COLOURS):
+            if shares.shape[1] - 1 > len(MODULE_COLORS):
                 highest = _highest(shares)
                 slots = range(shares.shape[1])
                 mesh = axis.pcolormesh(
@@ -121,7 +121,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
                 )
                 axis.set_yticks(*_slot_ticks(len(slots)))
                 axis.set_ylabel("module")
-                _colour_bar(figure, mesh, axis, highest, "share of places")
+                _color_bar(figure, mesh, axis, highest, "share of places")
             else:
                 _lines(axis, steps, shares)
                 axis.set_ylabel("share of places")
@@ -129,7 +129,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
                     axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.set_title(name if num_stages == 1 else f"{name}, stage {stage}")
     for axis in axes[-1]:
-        axis.set_xlabel("optimiser step")
+        axis.set_xlabel("optimizer step")
     return figure
 
 
@@ -137,7 +137,7 @@ def _bands(axis: Axes, flow: Floats) -> None:
     """Nodes stacked in each round, SKIP uppermost, and a band from each to each of the next round."""
     pairs, slots, _ = flow.shape
     shares = flow / np.maximum(flow.sum(axis=(1, 2), keepdims=True), np.finfo(float).tiny)
-    colours = _slot_colours(slots)
+    colors = _slot_colors(slots)
     gap, half = 0.02, 0.09
     smooth = np.linspace(0, 1, 30)
     ease = smooth * smooth * (3 - 2 * smooth)
@@ -151,7 +151,7 @@ def _bands(axis: Axes, flow: Floats) -> None:
                 if width > 0:
                     bottom = left_used[source] + (right_used[target] - left_used[source]) * ease
                     axis.fill_between(
-                        x, bottom, bottom + width, color=colours[source], alpha=0.45, linewidth=0
+                        x, bottom, bottom + width, color=colors[source], alpha=0.45, linewidth=0
                     )
                 left_used[source] += width
                 right_used[target] += width
@@ -162,7 +162,7 @@ def _bands(axis: Axes, flow: Floats) -> None:
             sizes,
             bottom=_bottoms(sizes, gap),
             width=2 * half,
-            color=colours,
+            color=colors,
             linewidth=0,
         )
     axis.set_xlim(-0.3, pairs + 0.3)
@@ -190,35 +190,35 @@ def _transitions(pools: Pools, run: str, num_stages: int) -> Figure:
         axis.set_title(name)
         axis.set_xlabel("module of the next round")
         axis.set_ylabel("module")
-    _colour_bar(figure, image, axes, highest, "share of the tokens in the row")
+    _color_bar(figure, image, axes, highest, "share of the tokens in the row")
     return figure
 
 
 def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
-    """A line for each slot, told apart by colour and dashes."""
-    labels, colours = _slots(shares.shape[1]), _slot_colours(shares.shape[1])
-    for slot, (label, colour) in enumerate(zip(labels, colours, strict=True)):
+    """A line for each slot, told apart by color and dashes."""
+    labels, colors = _slots(shares.shape[1]), _slot_colors(shares.shape[1])
+    for slot, (label, color) in enumerate(zip(labels, colors, strict=True)):
         style: dict[str, Any] = {"linestyle": LINE_STYLES[slot % len(LINE_STYLES)]}
         if len(steps) < 25:
             style["marker"] = MARKERS[slot % len(MARKERS)]
-        axis.plot(steps, shares[:, slot], color=colour, label=label, linewidth=1.6, markersize=4, **style)
+        axis.plot(steps, shares[:, slot], color=color, label=label, linewidth=1.6, markersize=4, **style)
     axis.set_ylim(bottom=0)
 
 
 def _heat(axis: Axes, shares: Floats, highest: float) -> Any:
-    """Shares as colours, up to ``highest``, with the percentages written in where they fit."""
+    """Shares as colors, up to ``highest``, with the percentages written in where they fit."""
     image = axis.imshow(shares, cmap=HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
     axis.set_xticks(*_slot_ticks(shares.shape[1]))
     axis.spines[:].set_visible(False)
     axis.tick_params(length=0)
     if shares.shape[1] <= ANNOTATED_SLOTS:
         for (row, column), share in np.ndenumerate(shares):
-            colour = "black" if share > 0.55 * highest else "white"
-            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=9)
+            color = "black" if share > 0.55 * highest else "white"
+            axis.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=color, fontsize=9)
     return image
 
 
-def _colour_bar(figure: Figure, image: Any, axes: Any, highest: float, label: str) -> None:
+def _color_bar(figure: Figure, image: Any, axes: Any, highest: float, label: str) -> None:
     ticks = [0, highest / 2, highest]
     bar = figure.colorbar(image, ax=axes, label=label, ticks=ticks, aspect=25, pad=0.02)
     bar.ax.set_yticklabels([f"{100 * tick:.3g}%" for tick in ticks])
@@ -226,7 +226,7 @@ def _colour_bar(figure: Figure, image: Any, axes: Any, highest: float, label: st
 
 
 def _highest(*shares: Floats) -> float:
-    """The end of a colour scale: the greatest share, up to the next tenth."""
+    """The end of a color scale: the greatest share, up to the next tenth."""
     greatest = max((float(one.max()) for one in shares if one.size), default=1.0)
     return min(1.0, max(0.1, float(np.ceil(10 * greatest - 1e-9)) / 10))
 
@@ -250,8 +250,8 @@ def _slots(number: int) -> list[str]:
     return [*(str(module) for module in range(number - 1)), "SKIP"]
 
 
-def _slot_colours(number: int) -> list[str]:
-    return [*MODULE_COLOURS[: number - 1], SKIP_COLOUR]
+def _slot_colors(number: int) -> list[str]:
+    return [*MODULE_COLORS[: number - 1], SKIP_COLOR]
 
 
 def _rounds(number: int, num_stages: int) -> list[str]:
@@ -262,7 +262,7 @@ def _rounds(number: int, num_stages: int) -> list[str]:
 
 
 def _slot_ticks(number: int) -> tuple[list[int], list[str]]:
-    """Which slots are labelled, so that labels do not touch, and how; SKIP always is."""
+    """Which slots are labeled, so that labels do not touch, and how; SKIP always is."""
     step = 1 if number <= 13 else int(np.ceil(number / 10))
     places = [*range(0, number - max(2, step) if step > 1 else number - 1, step), number - 1]
     names = _slots(number)

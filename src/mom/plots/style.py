@@ -1,4 +1,4 @@
-"""How our figures look, and how they become files: no window, no global state, colours that everybody sees."""
+"""How our figures look, and how they become files: no window, no global state, colors that everybody sees."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from matplotlib.figure import Figure
 
 from mom.runs.files import atomic_file
 
-MODULE_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+MODULE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """One for each module, up to eight (Okabe and Ito, 2008)."""
-SKIP_COLOUR = "#9A9A9A"
+SKIP_COLOR = "#9A9A9A"
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
-"""Colour map of every heat map: as good for colour-blind eyes, and still in order when printed grey."""
+"""Color map of every heat map: as good for color-blind eyes, and still in order when printed gray."""
 
 STYLE: Any = {  # matplotlib names every key in a type of its own
     "font.size": 10,

@@ -129,7 +129,7 @@ def compare(
         baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``cost_metric``
             the folders of several, whose groups are the points of a curve.
         cost_metric: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
-            linear between neighbours over the logarithm of the cost; outside of the curve it has no partner.
+            linear between neighbors over the logarithm of the cost; outside of the curve it has no partner.
         reference_metric: another metric; every run is compared with its own.
         group_by: the options to group by; None takes all in which the runs differ.
         ignore: options, or groups of them, in which the runs of a group may differ beside the seed.

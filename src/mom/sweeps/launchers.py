@@ -130,10 +130,10 @@ def _on_slurm(jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: St
         executor.update_parameters(**slurm_parameters(job, launcher))
         submitted.append((job, executor.submit(run_job, job, this_program(), Stop(), _say_nothing)))
     open_ones = list(submitted)
-    cancelled = False
+    canceled = False
     while open_ones:
-        if stop.requests and not cancelled:
-            cancelled = True
+        if stop.requests and not canceled:
+            canceled = True
             for _, submission in open_ones:
                 submission.cancel()
         for job, submission in [*open_ones]:

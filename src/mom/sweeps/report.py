@@ -14,7 +14,7 @@ from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
 
 METRIC = "val/loss"
-_COLOURS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
+_COLORS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
 
 
 def tell_started(job: Job) -> None:
@@ -45,7 +45,7 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
     if any(value is not None for value in values):
         table.add_column(METRIC, justify="right")
     for job, value in zip(jobs, values, strict=True):
-        state = Text(job.state, style=_COLOURS.get(job.state, ""))
+        state = Text(job.state, style=_COLORS.get(job.state, ""))
         shown = ["–" if value is None else f"{value:.4f}"] if len(table.columns) == 4 else []
         table.add_row(str(job.folder.relative_to(folder)), job.label or "–", state, *shown)
     console.print()

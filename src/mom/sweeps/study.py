@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 JOURNAL = "search.journal"
 PRUNED_AT = "pruned_at"
-"""What a trial notes when it ends itself: the optimiser step."""
+"""What a trial notes when it ends itself: the optimizer step."""
 
 _NAME, _OPTIONS = "search", "options"
 

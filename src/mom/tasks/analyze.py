@@ -72,7 +72,7 @@ WRITTEN = (
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Record and report the routing of the model of ``ckpt`` or ``init`` on the data of the request.
 
-    The text is tokenised by the model's own tokenizer. Written are ``routing.parquet`` and ``tokens.parquet``
+    The text is tokenized by the model's own tokenizer. Written are ``routing.parquet`` and ``tokens.parquet``
     (:mod:`mom.analysis.traces`), the tables of :mod:`mom.analysis.tables`, ``figures/`` and ``report.html``.
 
     Args:

@@ -189,8 +189,8 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     result = {"budget": task.budget, "of": task.of, "limit": limit, "field": field, "chosen": chosen}
     result |= {"override": override}
     if run.writes:
-        neighbours = {str(value): one for value, one in found.items()}
-        write_json_atomic(run.path / FILE, {"settings": result, "models": neighbours})
+        neighbors = {str(value): one for value, one in found.items()}
+        write_json_atomic(run.path / FILE, {"settings": result, "models": neighbors})
     return {**result, **found[chosen]}
 
 
@@ -250,7 +250,7 @@ def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> tuple
 
 
 def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
-    """Up to four batches of the data's validation windows, tokenised by the model's own tokenizer."""
+    """Up to four batches of the data's validation windows, tokenized by the model's own tokenizer."""
     if not isinstance(config.data, DataConfig):
         raise RequestError("task.routed_on", "validation", "random, for data that is no text to model")
     assert config.init is not None

@@ -31,7 +31,7 @@ from mom.training.language_modeling import SummarizationModule
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Evaluate the model of ``init`` on the data of the request and print a table.
 
-    The text is tokenised by the model's own tokenizer. On GLUE and XSum a fine-tuned model is measured as after its
+    The text is tokenized by the model's own tokenizer. On GLUE and XSum a fine-tuned model is measured as after its
     fine-tuning.
 
     Args:

@@ -157,7 +157,7 @@ def take_best(module: TrainingModule, directory: RunDirectory) -> None:
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
-    """Optimiser steps in so many passes over a process's ``num_batches`` batches, as the trainer limits them."""
+    """Optimizer steps in so many passes over a process's ``num_batches`` batches, as the trainer limits them."""
     limit = config.trainer.limit_train_batches
     if isinstance(limit, int):
         num_batches = min(num_batches, limit)

@@ -1,4 +1,4 @@
-"""Tokenise a corpus into the cache, and nothing else."""
+"""Tokenize a corpus into the cache, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Training with Lightning: the module, optimiser groups, checkpoints, loggers, one phase of fitting."""
+"""Training with Lightning: the module, optimizer groups, checkpoints, loggers, one phase of fitting."""

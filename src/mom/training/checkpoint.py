@@ -81,7 +81,7 @@ class Resume(NamedTuple):
 
     Attributes:
         path: the file.
-        step: optimiser steps behind it.
+        step: optimizer steps behind it.
         model_config: the fields of its model's configuration.
         num_labels: outputs of its classifier; ``None`` for a language model.
     """
@@ -116,7 +116,7 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
         raise RequestError(
             option,
             path,
-            f"a checkpoint between two optimiser steps, such as {LAST}; this one was taken inside an "
+            f"a checkpoint between two optimizer steps, such as {LAST}; this one was taken inside an "
             "accumulation window (init starts from its weights)",
         )
     classifier = checkpoint["state_dict"].get(CLASSIFIER)

@@ -42,7 +42,7 @@ def fit_phase(
     max_steps: int,
     resume: Resume | None = None,
 ) -> dict[str, float]:
-    """Train a language model in place for ``max_steps`` optimiser steps and validate it: :func:`fit_module`.
+    """Train a language model in place for ``max_steps`` optimizer steps and validate it: :func:`fit_module`.
 
     Args:
         config: the request.
@@ -50,8 +50,8 @@ def fit_phase(
         data: the data module, set up.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimiser steps from the phase's start, those before ``resume`` included.
-        resume: a checkpoint to go on from, optimiser, schedule and data order with it.
+        max_steps: optimizer steps from the phase's start, those before ``resume`` included.
+        resume: a checkpoint to go on from, optimizer, schedule and data order with it.
 
     Returns:
         What :func:`fit_module` returns, and ``compute/forward_memory``, the bytes of a forward over one batch.
@@ -80,7 +80,7 @@ def fit_module(
     max_steps: int,
     resume: Resume | None = None,
 ) -> dict[str, float]:
-    """Train a module's model in place for ``max_steps`` optimiser steps and validate it.
+    """Train a module's model in place for ``max_steps`` optimizer steps and validate it.
 
     Writes ``metrics.csv`` (or what the loggers write), ``checkpoints/{last,best}.ckpt`` and the model's
     ``tokenizer/`` in ``directory``.
@@ -92,8 +92,8 @@ def fit_module(
         tokenizer: of the data, kept beside the checkpoints so that it travels with them.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimiser steps from the phase's start, those before ``resume`` included.
-        resume: a checkpoint to go on from, optimiser, schedule and data order with it.
+        max_steps: optimizer steps from the phase's start, those before ``resume`` included.
+        resume: a checkpoint to go on from, optimizer, schedule and data order with it.
 
     Returns:
         The last validation's metrics without ``val/`` in front of ``depth/*``, ``routing/*`` and ``compute/*``,

@@ -16,7 +16,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """While entered, the first SIGINT or SIGTERM only sets :attr:`requested`; the second interrupts at once.
 
-    A checkpoint taken in the middle of an optimiser step would hold half an update, so whoever trains looks
+    A checkpoint taken in the middle of an optimizer step would hold half an update, so whoever trains looks
     at :attr:`requested` between steps, saves, and raises ``KeyboardInterrupt``.
 
     On leaving, the handlers from before are back, and an interruption that Lightning turned into

@@ -23,7 +23,7 @@ class LanguageModelingModule(TrainingModule):
     Args:
         model_config: the fields of :class:`MoMConfig`.
         optimizer: the fields of ``OptimizerConfig``.
-        model: weights to start from; ``None`` initialises new ones.
+        model: weights to start from; ``None`` initializes new ones.
         bytes_per_token: mean UTF-8 bytes of a validation token; ``None`` or 0 (not known) logs no
             ``val/bits_per_byte``.
     """

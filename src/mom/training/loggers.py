@@ -43,7 +43,7 @@ def build_loggers(
         phase: the phase's name.
         hyperparameters: the resolved configuration, given to every logger but the CSV one (the run directory
             holds it as ``config.yaml``).
-        steps_before: optimiser steps behind the checkpoint that is resumed; a ``metrics.csv`` in the
+        steps_before: optimizer steps behind the checkpoint that is resumed; a ``metrics.csv`` in the
             directory is continued from there.
     """
     loggers = []

@@ -1,4 +1,4 @@
-"""What every training of ours shares: a model, its optimiser, its losses in the log, its routing records."""
+"""What every training of ours shares: a model, its optimizer, its losses in the log, its routing records."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mom.training.sharding import is_sharded, shard
 class TrainingModule(LightningModule):
     """Trains one of our models; a subclass says how a batch goes through it and what a validation measures.
 
-    Logs ``train/loss`` (what is minimised), the losses it consists of, before their coefficients, and
+    Logs ``train/loss`` (what is minimized), the losses it consists of, before their coefficients, and
     ``train/routing_loss``, what the routing's losses add to it with their coefficients, of each logged
-    optimiser step, averaged over its micro-batches and ranks.
+    optimizer step, averaged over its micro-batches and ranks.
 
     The hyper-parameters hold plain values only (``model_config``, ``optimizer``), so a checkpoint of this
     module loads with ``torch.load(weights_only=True)`` and says what model it is of.
@@ -85,7 +85,7 @@ class TrainingModule(LightningModule):
         return {"loss": output.loss, **records(output, batch)}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Log the losses of the whole optimiser step; its last micro-batch has just run."""
+        """Log the losses of the whole optimizer step; its last micro-batch has just run."""
         if not logs_next_step(self.trainer):
             return
         for name, mean in self._means():
@@ -98,7 +98,7 @@ class TrainingModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip; under ``bf16-mixed`` here, since Lightning refuses to with a fused optimiser.
+        """Clip; under ``bf16-mixed`` here, since Lightning refuses to with a fused optimizer.
 
         It fears gradients that are still scaled, which only float16 has.
         """

@@ -69,7 +69,7 @@ def build_adamw(
     """AdamW over :func:`parameter_groups`.
 
     Args:
-        model: whose parameters to optimise.
+        model: whose parameters to optimize.
         options: the fields of ``OptimizerConfig``.
         fused: one kernel for the whole update (CPU and CUDA); ``None`` lets PyTorch choose.
     """
@@ -87,13 +87,13 @@ def build_adamw(
 def learning_rate_factor(
     step: int, *, warmup_steps: int, max_steps: int, min_lr_ratio: float, schedule: str = "cosine"
 ) -> float:
-    """The learning rate of an optimiser step as a share of the peak.
+    """The learning rate of an optimizer step as a share of the peak.
 
     Rises linearly over the first ``warmup_steps`` steps (step 0 already moves: it has 1/(warmup_steps+1) of
     the peak), then falls along half a cosine to ``min_lr_ratio`` at ``max_steps``, or stays (``constant``).
 
     Args:
-        step: optimiser steps taken before this one.
+        step: optimizer steps taken before this one.
         warmup_steps: steps below the peak.
         max_steps: steps of the whole training.
         min_lr_ratio: where the cosine ends, as a share of the peak; it stays there afterwards.
@@ -108,7 +108,7 @@ def learning_rate_factor(
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], max_steps: int) -> LambdaLR:
-    """:func:`learning_rate_factor` as a scheduler, stepped once per optimiser step, for all groups."""
+    """:func:`learning_rate_factor` as a scheduler, stepped once per optimizer step, for all groups."""
 
     def factor(step: int) -> float:
         return learning_rate_factor(

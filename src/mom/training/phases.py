@@ -48,7 +48,7 @@ def run_phase(
         data: the data module.
         run: the directory of the whole run.
         phase: the phase's name and that of its folder.
-        max_steps: optimiser steps.
+        max_steps: optimizer steps.
 
     Returns:
         What ``fit_phase`` returns, which is also written as ``summary.json``.

@@ -1,4 +1,4 @@
-"""Fully sharded training: every process keeps its share of weights, gradients and optimiser state."""
+"""Fully sharded training: every process keeps its share of weights, gradients and optimizer state."""
 
 from __future__ import annotations
 

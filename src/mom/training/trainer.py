@@ -71,7 +71,7 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
 def build_trainer(
     config: RunConfig, directory: Path, max_steps: int, callbacks: list[Callback], loggers: list[Logger]
 ) -> Trainer:
-    """Lightning's Trainer by the ``trainer`` group, counting optimiser steps and not epochs."""
+    """Lightning's Trainer by the ``trainer`` group, counting optimizer steps and not epochs."""
     _quieten_lightning()
     options = dataclasses.asdict(config.trainer)
     # Lightning takes a share of the epoch (a float) only where it counts epochs.

@@ -26,7 +26,7 @@ from mom.metrics.routing import POOLS
 from mom.plots.style import STYLE
 
 _STEPS = 65_534
-# What a token can be coloured by: its column, what it is called, digits after the point.
+# What a token can be colored by: its column, what it is called, digits after the point.
 MEASURES = (
     ("effective_depth", "effective depth (blocks)", 1),
     ("weighted_depth", "weighted depth (blocks)", 2),
@@ -156,7 +156,7 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
             for name, label, digits in MEASURES
         ],
         # The first that differs between tokens: at K >= 2 under skip_rule share effective depth does not.
-        "coloured_by": next((n for n, (name, _, _) in enumerate(MEASURES) if name in varied), 0),
+        "colored_by": next((n for n, (name, _, _) in enumerate(MEASURES) if name in varied), 0),
         "rounds": rounds,
         "kinds": kinds,
         "bottom": config.num_bottom_blocks,

@@ -80,7 +80,7 @@
     text.replaceChildren(all);
   }
 
-  // ---- colours
+  // ---- colors
 
   function bins(values) {
     const sorted = values.filter((value) => !Number.isNaN(value)).sort();
@@ -90,14 +90,14 @@
       if (distinct.length > BINS) break;
     }
     if (distinct.length <= BINS) return { lows: distinct, exact: true };
-    // Between the first and the last hundredth, so that a few extremes do not take all the colours.
+    // Between the first and the last hundredth, so that a few extremes do not take all the colors.
     const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
     const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
     const step = (high - low) / BINS || 1;
     return { lows: Array.from({ length: BINS }, (_, bin) => low + bin * step), exact: false };
   }
-  function colour() {
-    const { values, digits } = measures[element("colour").selectedIndex];
+  function color() {
+    const { values, digits } = measures[element("color").selectedIndex];
     const { lows, exact } = bins(values);
     const class_of = (bin) => `c${exact && lows.length > 1 ? Math.round(bin * (BINS - 1) / (lows.length - 1)) : bin}`;
     for (let index = 0; index < count; index++) {
@@ -184,7 +184,7 @@
     cells[index].setAttribute("aria-selected", "true");
     focus(index, false);
     describe(index);
-    const shown = measures[element("colour").selectedIndex];
+    const shown = measures[element("color").selectedIndex];
     const value = shown.values[index];
     status.textContent = `Token ${number.format(index)} of ${number.format(count)}: ${quoted(index)}`
       + (Number.isNaN(value) ? "." : `, ${shown.name} ${value.toFixed(shown.digits)}.`);
@@ -333,11 +333,11 @@
   fill(kindMenu, Object.keys(places).map((kind) => [kind, NAMES[kind]]));
   fillModules();
   fillRounds();
-  fill(element("colour"), measures.map(({ name }, index) => [index, name]));
-  element("colour").selectedIndex = data.coloured_by;
-  element("colour").addEventListener("change", colour);
+  fill(element("color"), measures.map(({ name }, index) => [index, name]));
+  element("color").selectedIndex = data.colored_by;
+  element("color").addEventListener("change", color);
   build();
-  colour();
+  color();
   path.append(make("p", "Choose a token to see its path round by round."));
   if (count) cells[0].tabIndex = 0;
 })();
