@@ -1,8 +1,7 @@
-"""Other people's models into ours: Hugging Face GPT-2 and Llama, the authors' checkpoints, and plain into MoM."""
+"""Models of others: Hugging Face GPT-2, Llama, and Qwen3, the authors' checkpoints, upcycling, and exported folders."""
 
 from mom.interop.authors import load_authors_checkpoint
-from mom.interop.gpt2 import from_gpt2
-from mom.interop.llama import from_llama
+from mom.interop.hugging_face import from_gpt2, from_llama
 from mom.interop.loading import load_classifier, load_model
 from mom.interop.upcycling import UpcyclingPlan, plain_config, upcycle
 

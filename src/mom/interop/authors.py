@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' released code: `config.json` and weights under its own names."""
+"""Checkpoints of the authors' released code: ``config.json`` and weights under their own names."""
 
 from __future__ import annotations
 
@@ -11,39 +11,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mom.errors import RequestError
-from mom.interop.layers import AttentionWeights, FFNWeights, Layer, copy_affine, write_block, write_module
+from mom.errors import UsageError, first_line
+from mom.interop.hugging_face import check_supported
+from mom.interop.layers import affine, read_layer, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.assembly import Stage
-from mom.model.router import Router
+from mom.model.assembly import RoutedPool, Stage
 
-# Fields of `config.json` whose other values the authors' model class ignores or that we do not compute.
-_REQUIRED_VALUES: dict[str, tuple[Any, ...]] = {
+# Options of `config.json` that the authors' model class ignores or that we do not compute, and their only values.
+_SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-_ROUTER_TYPES = {
+# Their `router_type`: our router and score function.
+_ROUTERS = {
     "gru_softmax": ("gru", "softmax"),
     "gru": ("gru", "identity"),
     "naive_softmax": ("mlp", "softmax"),
     "naive": ("mlp", "identity"),
 }
+# Our router's layers and theirs.
+_ROUTER_LAYERS = {
+    "gru": {
+        "cell.weight_ih": "x2h.weight",
+        "cell.bias_ih": "x2h.bias",
+        "cell.weight_hh": "h2h.weight",
+        "cell.bias_hh": "h2h.bias",
+        "output.weight": "router.weight",
+        "output.bias": "router.bias",
+    },
+    "mlp": {
+        "input.weight": "router.0.weight",
+        "input.bias": "router.0.bias",
+        "output.weight": "router.2.weight",
+        "output.bias": "router.2.bias",
+    },
+}
+_LAYER = {
+    "attention": affine("norm", "{at}.mot_attn.attention_layernorm{module}")
+    | affine("qkv", "{at}.mot_attn.c_attn{module}")
+    | affine("out", "{at}.mot_attn.c_proj{module}"),
+    "ffn": affine("norm", "{at}.mot_ffn.ffn_layernorm{module}")
+    | affine("fc", "{at}.mot_ffn.c_fc{module}")
+    | affine("proj", "{at}.mot_ffn.c_proj{module}"),
+}
+_POOLS = {"attention": "mot_attn", "ffn": "mot_ffn"}
 
 
 def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
-    """Load a checkpoint of the authors' code; the model computes what theirs computes.
+    """Load a checkpoint of the authors' code as a model that computes the same.
 
     Args:
-        directory: holds ``config.json`` and ``model.safetensors`` (whole or in shards with an index) or
+        directory: holds ``config.json`` and ``model.safetensors`` (one file, or shards with an index) or
             ``pytorch_model.bin``.
 
     Returns:
         The model in float32, evaluation mode.
 
     Raises:
-        RequestError: a missing or damaged file, or an option that is not supported, named.
+        UsageError: a file is missing or damaged, or an option is not supported.
     """
     directory = Path(directory)
     theirs = _read_config(directory)
@@ -58,48 +85,52 @@ def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
     return model.eval()
 
 
+def _error(path: Path, reason: str) -> UsageError:
+    return UsageError(f"cannot load checkpoint {path}: {reason}")
+
+
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise RequestError("checkpoint", directory, "a folder with a config.json") from None
+        raise _error(directory, "the folder has no config.json") from None
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RequestError("checkpoint", path, f"a JSON file ({error})") from None
+        raise _error(path, f"not a JSON file ({error})") from None
     if not isinstance(theirs, dict) or "routing_top_k" not in theirs:
-        raise RequestError(
-            "checkpoint", path, "a config.json as the authors' code saves it (no routing_top_k)"
-        )
+        raise _error(path, "not a config.json of the authors' code (it has no routing_top_k)")
     return theirs
 
 
 def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
-    """Their options to ours."""
-    for name, allowed in _REQUIRED_VALUES.items():
-        if theirs.get(name, allowed[0]) not in allowed:
-            raise RequestError(f"checkpoint.{name}", theirs[name], f"one of {', '.join(map(str, allowed))}")
+    """Translate their options to ours."""
+    defaults = {name: values[0] for name, values in _SUPPORTED.items()}
+    given = {name: theirs.get(name, default) for name, default in defaults.items()}
+    check_supported("checkpoint", given, _SUPPORTED)
     kind = theirs.get("router_type")
-    if kind not in _ROUTER_TYPES:
-        raise RequestError("checkpoint.router_type", kind, f"one of {', '.join(_ROUTER_TYPES)}")
-    router, score_function = _ROUTER_TYPES[kind]
+    check_supported("checkpoint", {"router_type": kind}, {"router_type": tuple(_ROUTERS)})
+    router, score_function = _ROUTERS[kind]
     num_attention, num_ffn = theirs["num_attn"], theirs["num_ffn"]
     if theirs.get("bind_ffn_attn") and num_attention != num_ffn:
-        raise RequestError("checkpoint.bind_ffn_attn", True, "false, or num_attn equal to num_ffn")
+        raise UsageError(
+            f"checkpoint.bind_ffn_attn must be false if num_attn ({num_attention}) and num_ffn ({num_ffn}) differ, "
+            "got true"
+        )
     skip = bool(theirs.get("enable_pause", False))
-    # Their routers have as many outputs as the larger pool (`naive`: as the feed-forward pool) and one to pause.
+    # Their routers have an output for each module of the larger pool (`naive`: of the feed-forward pool), and one to pause.
     outputs = (max(num_attention, num_ffn) if router == "gru" else num_ffn) + int(skip)
     if outputs < num_attention:
-        raise RequestError(
-            "checkpoint.num_attn", num_attention, f"at most num_ffn ({num_ffn}) with router_type {kind}"
+        raise UsageError(
+            f"checkpoint.num_attn must be at most num_ffn ({num_ffn}) with router_type {kind}, got {num_attention}"
         )
-    if 1 in (num_attention, num_ffn):
-        raise RequestError(
-            "checkpoint.num_attn" if num_attention == 1 else "checkpoint.num_ffn",
-            1,
-            "2 or more; for one module their code builds a block without a router",
-        )
+    for name, number in (("num_attn", num_attention), ("num_ffn", num_ffn)):
+        if number == 1:
+            raise UsageError(
+                f"checkpoint.{name} must be at least 2, got 1: for one module the authors' code builds a block "
+                "without a router"
+            )
     if not skip and num_attention != num_ffn:
-        # Without a pause output the outputs past a pool's modules still do nothing, so they are SKIP all the same.
+        # Even without a pause output, the outputs past a pool's modules do nothing, which is SKIP.
         skip_of = {"attention": outputs > num_attention, "ffn": outputs > num_ffn}
     else:
         skip_of = {"attention": skip, "ffn": skip}
@@ -133,7 +164,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         if score_function == "softmax"
         else 1.0,
         score_function=score_function,
-        # They renormalize the chosen softmax scores at every K, but not where all paths are taken.
+        # They renormalize the chosen softmax scores for every K, unless all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
         router_prior="none",
         straight_through=bool(theirs.get("use_ste", False)),
@@ -149,107 +180,59 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
 
 
 def _fill(model: MoMForCausalLM, tensors: _Tensors) -> None:
-    """Copy every weight; `transformer.h.i` counts bottom blocks, stages with their anchors, and top blocks."""
+    """Copy every weight; ``transformer.h.i`` counts bottom blocks, stages and their anchors, and top blocks."""
     body = model.model
     body.embedding.token.weight.copy_(tensors.take("transformer.wte.weight"))
     body.embedding.position.weight.copy_(tensors.take("transformer.wpe.weight"))
-    index = 0
-    for block in body.bottom:
-        write_block(block, _layer(tensors, index))
-        index += 1
-    for stage in body.stages:
-        _fill_stage(stage, tensors, f"transformer.h.{index}")
-        index += 1
-        if stage.anchor is not None:
-            write_block(stage.anchor, _layer(tensors, index))
-            index += 1
-    for block in body.top:
-        write_block(block, _layer(tensors, index))
-        index += 1
-    copy_affine(body.norm, tensors.take("transformer.ln_f.weight"), tensors.take("transformer.ln_f.bias"))
+    body.norm.weight.copy_(tensors.take("transformer.ln_f.weight"))
+    body.norm.bias.copy_(tensors.take("transformer.ln_f.bias"))
+    anchored = [part for stage in body.stages for part in (stage, stage.anchor) if part is not None]
+    for index, part in enumerate([*body.bottom, *anchored, *body.top]):
+        at = f"transformer.h.{index}"
+        if isinstance(part, Stage):
+            for name, theirs in _POOLS.items():
+                _fill_pool(part.get_submodule(name), name, tensors, at)
+                _fill_router(part.get_submodule(name), tensors, f"{at}.{theirs}.router")
+        else:
+            write_block(part, read_layer(tensors.take, _LAYER, at=at, module=""))
 
 
-def _fill_stage(stage: Stage, tensors: _Tensors, prefix: str) -> None:
-    for module in range(stage.attention.pool.num_modules):
-        write_module(stage.attention.pool, module, _attention(tensors, prefix, f".{module}"))
-    for module in range(stage.ffn.pool.num_modules):
-        write_module(stage.ffn.pool, module, _ffn(tensors, prefix, f".{module}"))
-    _fill_router(stage.attention.router, tensors, f"{prefix}.mot_attn.router")
-    _fill_router(stage.ffn.router, tensors, f"{prefix}.mot_ffn.router")
+def _fill_pool(routed: RoutedPool, name: str, tensors: _Tensors, at: str) -> None:
+    for module in range(routed.pool.num_modules):
+        layer = read_layer(tensors.take, {name: _LAYER[name]}, at=at, module=f".{module}")
+        write_module(routed.pool, module, layer[name])
 
 
-def _fill_router(router: Router, tensors: _Tensors, source: str) -> None:
-    if router.kind.name == "gru":
-        router.cell.weight_ih.copy_(tensors.take(f"{source}.x2h.weight"))
-        router.cell.bias_ih.copy_(tensors.take(f"{source}.x2h.bias"))
-        router.cell.weight_hh.copy_(tensors.take(f"{source}.h2h.weight"))
-        router.cell.bias_hh.copy_(tensors.take(f"{source}.h2h.bias"))
-        output = f"{source}.router"
-    else:
-        router.input.weight.copy_(tensors.take(f"{source}.router.0.weight"))
-        router.input.bias.copy_(tensors.take(f"{source}.router.0.bias"))
-        output = f"{source}.router.2"
-    for kind in ("weight", "bias"):
-        theirs = tensors.take(f"{output}.{kind}")
-        ours = getattr(router.output, kind)
-        # A router of theirs without a pause output has no row for SKIP; ours may never choose it.
-        ours.zero_()
-        ours[: theirs.shape[0]].copy_(theirs)
-
-
-def _layer(tensors: _Tensors, index: int) -> Layer:
-    prefix = f"transformer.h.{index}"
-    return Layer(_attention(tensors, prefix, ""), _ffn(tensors, prefix, ""))
-
-
-def _attention(tensors: _Tensors, prefix: str, module: str) -> AttentionWeights:
-    at = f"{prefix}.mot_attn"
-    return AttentionWeights(
-        norm_weight=tensors.take(f"{at}.attention_layernorm{module}.weight"),
-        norm_bias=tensors.take(f"{at}.attention_layernorm{module}.bias"),
-        qkv_weight=tensors.take(f"{at}.c_attn{module}.weight"),
-        qkv_bias=tensors.take(f"{at}.c_attn{module}.bias"),
-        out_weight=tensors.take(f"{at}.c_proj{module}.weight"),
-        out_bias=tensors.take(f"{at}.c_proj{module}.bias"),
-    )
-
-
-def _ffn(tensors: _Tensors, prefix: str, module: str) -> FFNWeights:
-    at = f"{prefix}.mot_ffn"
-    return FFNWeights(
-        norm_weight=tensors.take(f"{at}.ffn_layernorm{module}.weight"),
-        norm_bias=tensors.take(f"{at}.ffn_layernorm{module}.bias"),
-        fc_weight=tensors.take(f"{at}.c_fc{module}.weight"),
-        fc_bias=tensors.take(f"{at}.c_fc{module}.bias"),
-        proj_weight=tensors.take(f"{at}.c_proj{module}.weight"),
-        proj_bias=tensors.take(f"{at}.c_proj{module}.bias"),
-    )
+def _fill_router(routed: RoutedPool, tensors: _Tensors, source: str) -> None:
+    router = routed.router
+    for name, theirs in _ROUTER_LAYERS[router.kind.name].items():
+        ours, tensor = router.get_parameter(name), tensors.take(f"{source}.{theirs}")
+        if name.startswith("output."):
+            # Their routers without a pause output have no row for SKIP; ours never chooses it then.
+            ours.zero_()
+            ours = ours[: tensor.shape[0]]
+        ours.copy_(tensor)
 
 
 class _Tensors:
-    """A checkpoint's tensors by name, remembering which were read."""
+    """A checkpoint's tensors by name, which records those that were read."""
 
     def __init__(self, tensors: dict[str, Tensor], directory: Path) -> None:
         self._tensors = tensors
         self._directory = directory
-        self._read = {"lm_head.weight"}  # tied to the token embedding, stored by some versions
+        self._read = {"lm_head.weight"}  # tied to the token embedding; some versions store it
 
     def take(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise RequestError(
-                "checkpoint", self._directory, f"a file with the tensor {name}, as config.json needs"
-            )
+            raise _error(self._directory, f"config.json requires the tensor {name}, which is missing")
         self._read.add(name)
         return self._tensors[name].float()
 
     def check_all_read(self) -> None:
-        """A tensor that nothing asked for means that config.json describes another model."""
-        left = sorted(set(self._tensors) - self._read)
-        if left:
-            raise RequestError(
-                "checkpoint",
-                self._directory,
-                f"no tensors beyond config.json's (found {left[0]}, {len(left)} in all)",
+        """Reject tensors that were never read: config.json then describes another model."""
+        if left := sorted(set(self._tensors) - self._read):
+            raise _error(
+                self._directory, f"{len(left)} tensors are not part of config.json's model, such as {left[0]}"
             )
 
 
@@ -261,11 +244,10 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
     if index.exists():
         files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
-        files = [name for name in ("model.safetensors", "pytorch_model.bin") if (directory / name).exists()][
-            :1
-        ]
+        known = ("model.safetensors", "pytorch_model.bin")
+        files = [name for name in known if (directory / name).exists()][:1]
     if not files:
-        raise RequestError("checkpoint", directory, "a folder with model.safetensors or pytorch_model.bin")
+        raise _error(directory, "the folder has neither model.safetensors nor pytorch_model.bin")
     tensors: dict[str, Tensor] = {}
     for name in files:
         path = directory / name
@@ -275,7 +257,5 @@ def _read_weights(directory: Path) -> dict[str, Tensor]:
             else:
                 tensors |= torch.load(path, map_location="cpu", weights_only=True)
         except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise RequestError(
-                "checkpoint", path, f"a whole weight file ({str(error).splitlines()[0]})"
-            ) from None
+            raise _error(path, f"not a complete weight file ({first_line(error)})") from None
     return tensors

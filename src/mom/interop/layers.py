@@ -1,99 +1,86 @@
-"""One transformer layer as plain tensors: what every conversion reads from one model and writes into another."""
+"""Weights of one layer by parameter name: what every conversion reads from one model and writes into another.
+
+A layer is a mapping from module kinds to the parameters of one module, under the names that a pool gives them
+(``qkv_weight``); matrices are [in, out], as pools and GPT-2's files store them.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from mom.model.blocks import Block, PlainAttention, PlainFFN
+from mom.model.blocks import Block
 from mom.model.pool import Pool
 
-
-@dataclass(frozen=True)
-class AttentionWeights:
-    """Attention of one layer or module; projections are stored [in, out] as in GPT-2's files. ``None``: has none."""
-
-    norm_weight: Tensor
-    qkv_weight: Tensor
-    out_weight: Tensor
-    norm_bias: Tensor | None = None
-    qkv_bias: Tensor | None = None
-    out_bias: Tensor | None = None
-    q_norm_weight: Tensor | None = None
-    k_norm_weight: Tensor | None = None
+Weights = Mapping[str, Tensor]
+Layer = Mapping[str, Weights]
+Names = Mapping[str, Mapping[str, str | tuple[str, ...]]]
+"""Where a file stores a layer: our kind and parameter -> a template of its name, or of several joined along outputs."""
 
 
-@dataclass(frozen=True)
-class FFNWeights:
-    """Feed-forward of one layer or module; projections are stored [in, out], SwiGLU's gate before its value."""
-
-    norm_weight: Tensor
-    fc_weight: Tensor
-    proj_weight: Tensor
-    norm_bias: Tensor | None = None
-    fc_bias: Tensor | None = None
-    proj_bias: Tensor | None = None
+def affine(ours: str, theirs: str) -> dict[str, str]:
+    """Return the names of a projection or norm that has a weight and a bias."""
+    return {f"{ours}_weight": f"{theirs}.weight", f"{ours}_bias": f"{theirs}.bias"}
 
 
-class Layer(NamedTuple):
-    """Both halves of a transformer layer."""
+def read_layer(
+    take: Callable[[str], Tensor], names: Names, *, transpose: bool = False, **fields: object
+) -> Layer:
+    """Read a layer from a file with other names.
 
-    attention: AttentionWeights
-    ffn: FFNWeights
+    Args:
+        take: returns a tensor by its name in the file.
+        names: the file's names.
+        transpose: the file stores matrices as [out, in].
+        fields: values for the placeholders of the names, such as the number of the layer.
+    """
+
+    def read(templates: str | tuple[str, ...]) -> Tensor:
+        if isinstance(templates, str):
+            tensor = take(templates.format(**fields))
+        else:
+            tensor = torch.cat([take(template.format(**fields)) for template in templates])
+        return tensor.t() if transpose and tensor.dim() == 2 else tensor
+
+    return {kind: {ours: read(theirs) for ours, theirs in own.items()} for kind, own in names.items()}
 
 
 def read_block(block: Block) -> Layer:
-    """The weights of a plain block (views, not copies)."""
-    return Layer(
-        AttentionWeights(**{f.name: _of_plain(block.attention, f.name) for f in fields(AttentionWeights)}),  # type: ignore[arg-type]
-        FFNWeights(**{f.name: _of_plain(block.ffn, f.name) for f in fields(FFNWeights)}),  # type: ignore[arg-type]
-    )
+    """Return the weights of a plain block (views, not copies)."""
+    parts = {kind: _by_pool_name(part) for kind, part in block.named_children()}
+    return {kind: weights for kind, weights in parts.items() if weights}
 
 
-@torch.no_grad()
 def write_block(block: Block, layer: Layer) -> None:
     """Copy a layer into a plain block, in place."""
-    halves: tuple[tuple[PlainAttention | PlainFFN, AttentionWeights | FFNWeights], ...] = (
-        (block.attention, layer.attention),
-        (block.ffn, layer.ffn),
-    )
-    for half, weights in halves:
-        for field in fields(weights):
-            _copy(_of_plain(half, field.name), getattr(weights, field.name), field.name)
+    for kind, weights in layer.items():
+        _copy(_by_pool_name(block.get_submodule(kind)), weights)
+
+
+def write_module(pool: Pool, index: int, weights: Weights) -> None:
+    """Copy the weights of one module into module ``index`` of a pool, in place."""
+    _copy({name: stacked[index] for name, stacked in pool.named_parameters(recurse=False)}, weights)
+
+
+def _by_pool_name(part: nn.Module) -> dict[str, Tensor]:
+    """Return a plain block's parameters as a pool would name and store them."""
+    return {
+        name.replace(".", "_"): tensor.t() if tensor.dim() == 2 else tensor
+        for name, tensor in part.named_parameters()
+    }
 
 
 @torch.no_grad()
-def write_module(pool: Pool, index: int, weights: AttentionWeights | FFNWeights) -> None:
-    """Copy one half of a layer into module ``index`` of a pool, in place."""
-    for field in fields(weights):
-        ours = getattr(pool, field.name)
-        _copy(None if ours is None else ours[index], getattr(weights, field.name), field.name)
-
-
-@torch.no_grad()
-def copy_affine(ours: nn.LayerNorm | nn.RMSNorm, weight: Tensor, bias: Tensor | None = None) -> None:
-    """Copy a norm's scale and shift, in place."""
-    _copy(ours.weight, weight, "weight")
-    _copy(getattr(ours, "bias", None), bias, "bias")
-
-
-def _of_plain(half: PlainAttention | PlainFFN, name: str) -> Tensor | None:
-    """A plain block's tensor by a module's name for it, matrices turned to [in, out]; ``None`` if it has none."""
-    part, kind = name.rsplit("_", 1)
-    tensor = getattr(getattr(half, part), kind, None)
-    return tensor.t() if tensor is not None and tensor.dim() == 2 else tensor
-
-
-def _copy(ours: Tensor | None, theirs: Tensor | None, name: str) -> None:
-    if ours is None or theirs is None:
-        if ours is not theirs:
+def _copy(ours: Weights, theirs: Weights) -> None:
+    for name in theirs.keys() - ours.keys():
+        raise ValueError(f"unexpected weight {name}: the target layer has none")
+    for name, tensor in ours.items():
+        if name not in theirs:
+            raise ValueError(f"missing weight {name}: the source layer has none")
+        if tensor.shape != theirs[name].shape:
             raise ValueError(
-                f"{name}: {'given' if ours is None else 'none'}; {'none' if ours is None else 'one'}"
+                f"{name} must have shape {tuple(tensor.shape)}, got {tuple(theirs[name].shape)}"
             )
-        return
-    if ours.shape != theirs.shape:
-        raise ValueError(f"{name}: shape {tuple(theirs.shape)}; {tuple(ours.shape)}")
-    ours.copy_(theirs)
+        tensor.copy_(theirs[name])

@@ -1,30 +1,30 @@
-"""Upcycling: phase 1's plain transformer, decomposed into the modules of phase 2 (paper, section 3.4)."""
+"""Upcycling: decompose the plain transformer of phase 1 into the modules of phase 2 (paper, section 3.4)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from mom.config import UpcycleConfig
-from mom.errors import RequestError
+from mom.errors import UsageError, as_written
 from mom.interop.layers import read_block, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.schedules import PoolLayout
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """Which plain layers become what in one stage.
+    """The plain layers that one stage is made of.
 
     Attributes:
-        attention: the layer each attention module comes from.
-        ffn: the layer each feed-forward module comes from.
-        anchor: the layer the anchor block comes from; ``None`` without anchors.
+        modules: for each pool, the layer that each of its modules is copied from.
+        anchor: the layer that the anchor block is copied from; ``None`` without anchors.
     """
 
-    attention: tuple[int, ...]
-    ffn: tuple[int, ...]
+    modules: Mapping[str, tuple[int, ...]]
     anchor: int | None
 
 
@@ -38,13 +38,12 @@ class UpcyclingPlan:
 
     @classmethod
     def consecutive(cls, config: MoMConfig) -> UpcyclingPlan:
-        """Layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
+        """Use layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
 
-        A stage takes as many layers as its larger pool has modules; the smaller pool takes the first of them. A
-        ``grouped`` pool takes one for each round (:meth:`mom.model.schedules.PoolLayout.layers`).
+        A stage takes as many layers as its largest pool has modules; smaller pools take the first of them. A
+        ``grouped`` pool takes one per round (:meth:`mom.model.schedules.PoolLayout.layers`).
         """
         layers = iter(range(num_plain_layers(config)))
-        attention_layers, ffn_layers = (layout.layers() for layout in config.pools())
 
         def take(count: int) -> tuple[int, ...]:
             return tuple(next(layers) for _ in range(count))
@@ -52,40 +51,44 @@ class UpcyclingPlan:
         bottom = take(config.num_bottom_blocks)
         stages = []
         for _ in range(config.num_stages):
-            modules = take(num_layers_of_modules(config))
-            anchor = next(layers) if config.anchors else None
-            attention = tuple(modules[layer] for layer in attention_layers)
-            stages.append(StagePlan(attention, tuple(modules[layer] for layer in ffn_layers), anchor))
+            own = take(num_module_layers(config))
+            modules = {pool.name: tuple(own[i] for i in pool.layers()) for pool in copied_pools(config)}
+            stages.append(StagePlan(modules, next(layers) if config.anchors else None))
         return cls(bottom, tuple(stages), take(config.num_top_blocks))
 
     def describe(self) -> list[tuple[str, str]]:
-        """(where, from which plain layers), in the model's order, for people to read."""
-        rows = [("bottom blocks", _listed(self.bottom))] if self.bottom else []
+        """Return (place, source layers) in the model's order, for display."""
+        rows = [("bottom blocks", self.bottom)]
         for index, stage in enumerate(self.stages):
-            rows.append((f"stage {index} attention modules", _listed(stage.attention)))
-            rows.append((f"stage {index} feed-forward modules", _listed(stage.ffn)))
+            rows += [(f"stage {index} {name} modules", layers) for name, layers in stage.modules.items()]
             if stage.anchor is not None:
-                rows.append((f"stage {index} anchor block", _listed((stage.anchor,))))
-        return [*rows, ("top blocks", _listed(self.top))] if self.top else rows
+                rows.append((f"stage {index} anchor block", (stage.anchor,)))
+        rows.append(("top blocks", self.top))
+        return [(place, _listed(layers)) for place, layers in rows if layers]
 
 
 def _listed(layers: tuple[int, ...]) -> str:
     return ("layer " if len(layers) == 1 else "layers ") + ", ".join(map(str, layers))
 
 
-def num_layers_of_modules(config: MoMConfig) -> int:
-    """Layers of the plain transformer that the modules of one stage come from."""
-    return 1 + max(max(layout.layers()) for layout in config.pools())
+def copied_pools(config: MoMConfig) -> tuple[PoolLayout, ...]:
+    """Return the pools whose modules are copies of plain layers; modules of other kinds start fresh."""
+    return tuple(layout for layout in config.pools() if layout.kind.in_plain_blocks)
+
+
+def num_module_layers(config: MoMConfig) -> int:
+    """Return how many layers of the plain transformer the modules of one stage come from."""
+    return max((1 + max(layout.layers()) for layout in copied_pools(config)), default=0)
 
 
 def num_plain_layers(config: MoMConfig) -> int:
-    """Layers of the plain transformer that ``config`` is upcycled from."""
-    per_stage = num_layers_of_modules(config) + int(config.anchors)
+    """Return how many layers the plain transformer has that ``config`` is upcycled from."""
+    per_stage = num_module_layers(config) + int(config.anchors)
     return config.num_bottom_blocks + config.num_stages * per_stage + config.num_top_blocks
 
 
 def plain_config(config: MoMConfig) -> MoMConfig:
-    """The plain transformer whose layers, in order, become ``config``'s blocks and modules."""
+    """Return the plain transformer whose layers, in order, become ``config``'s blocks and modules."""
     changed = {
         "num_stages": 0,
         "num_bottom_blocks": num_plain_layers(config),
@@ -97,44 +100,28 @@ def plain_config(config: MoMConfig) -> MoMConfig:
 
 @torch.no_grad()
 def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None = None) -> MoMForCausalLM:
-    """Make an MoM of a plain transformer; the routers start fresh.
+    """Make a Mixture-of-Modules model from a plain transformer; the routers start fresh.
 
-    Embeddings, blocks and the final LayerNorm are carried over; every module is a copy of one layer's attention
-    or feed-forward.
+    Embeddings, blocks, and the final norm are copied; every module is a copy of the attention or feed-forward of one
+    layer.
 
     Args:
         plain: a model with ``num_stages=0``.
-        config: what to make; same widths, vocabulary and positions.
-        plan: which layer goes where; ``None`` takes them in order.
+        config: the model to make, with the same widths, vocabulary, and positions.
+        plan: which layer goes where; ``None`` uses them in order.
 
     Raises:
-        RequestError: the shapes or the number of layers do not fit.
+        UsageError: the shapes or the number of layers do not fit.
     """
     if plain.config.num_stages:
-        raise RequestError(
-            "init", f"a model with {plain.config.num_stages} stages", "a plain one (num_stages 0)"
-        )
-    shapes = ("vocab_size", "max_positions", "d_model", "num_heads", "block", "ffn_width")
-    for name in (
-        *shapes,
-        "qk_norm",
-        "tie_word_embeddings",
-        *(["rope_theta"] * plain.config.components.rotary),
-    ):
-        given, wanted = getattr(plain.config, name), getattr(config, name)
-        if given != wanted:
-            option = "d_ffn" if name == "ffn_width" else name
-            raise RequestError(f"model.{option}", wanted, f"{given}, as in the plain model it starts from")
+        raise UsageError(f"init must be a plain transformer, got a model with {plain.config.num_stages} stage(s)")
+    _check_shapes(plain.config, config)
     blocks = [*plain.model.bottom, *plain.model.top]
     if plan is None:
-        wanted_layers = num_plain_layers(config)
-        if len(blocks) != wanted_layers:
-            raise RequestError(
-                "init",
-                f"a plain model of {len(blocks)} layers",
-                f"one of {wanted_layers}: {config.num_bottom_blocks} bottom, {config.num_stages} stage(s) of "
-                f"{num_layers_of_modules(config)} modules"
-                f"{' and an anchor' if config.anchors else ''}, {config.num_top_blocks} top",
+        if len(blocks) != num_plain_layers(config):
+            raise UsageError(
+                f"init must have {num_plain_layers(config)} layers ({_layer_counts(config)}), got a plain transformer "
+                f"with {len(blocks)}"
             )
         plan = UpcyclingPlan.consecutive(config)
     _check_plan(plan, config, len(blocks))
@@ -144,14 +131,14 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
     nn.Module.to(mom, dtype=plain.dtype, device=plain.device)
     mom.model.embedding.load_state_dict(plain.model.embedding.state_dict())
     mom.model.norm.load_state_dict(plain.model.norm.state_dict())
-    mom.lm_head.load_state_dict(plain.lm_head.state_dict())  # the embedding once more where it is tied
+    mom.lm_head.load_state_dict(plain.lm_head.state_dict())  # the embedding again if it is tied
     for block, layer in zip(mom.model.bottom, plan.bottom, strict=True):
         write_block(block, layers[layer])
     for stage, sources in zip(mom.model.stages, plan.stages, strict=True):
-        for index, layer in enumerate(sources.attention):
-            write_module(stage.attention.pool, index, layers[layer].attention)
-        for index, layer in enumerate(sources.ffn):
-            write_module(stage.ffn.pool, index, layers[layer].ffn)
+        for layout in copied_pools(config):
+            pool = stage.get_submodule(layout.name).pool
+            for index, layer in enumerate(sources.modules[layout.name]):
+                write_module(pool, index, layers[layer][layout.kind.name])
         if sources.anchor is not None:
             write_block(stage.anchor, layers[sources.anchor])
     for block, layer in zip(mom.model.top, plan.top, strict=True):
@@ -159,8 +146,65 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
     return mom.train(plain.training)
 
 
+def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> UpcyclingPlan | None:
+    """Build the plan that the task's options describe; ``None`` without any, for the default plan.
+
+    Args:
+        task: the options: ``layers``, and ``<pool>_layers`` for the default pools.
+        config: the model to make.
+        num_layers: layers of the plain model.
+
+    Raises:
+        UsageError: a list has the wrong length or names a layer that does not exist.
+    """
+    own = {layout.name: getattr(task, f"{layout.name}_layers", None) for layout in copied_pools(config)}
+    if task.layers is None and all(given is None for given in own.values()):
+        return None
+    default = UpcyclingPlan.consecutive(config)
+    wanted = num_plain_layers(config)
+    layers = list(range(wanted)) if task.layers is None else task.layers
+    _check_layers("layers", layers, wanted, _layer_counts(config), num_layers)
+    for layout in copied_pools(config):
+        if (given := own[layout.name]) is not None:
+            size = layout.num_modules * config.num_stages
+            _check_layers(
+                f"{layout.name}_layers", given, size, f"{layout.num_modules} per stage", num_layers
+            )
+
+    def modules(index: int, name: str, sources: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the layers that the modules of one pool come from."""
+        given, size = own[name], len(sources)
+        if given is None:
+            return tuple(layers[i] for i in sources)
+        return tuple(given[index * size : (index + 1) * size])
+
+    stages = tuple(
+        StagePlan(
+            {name: modules(index, name, sources) for name, sources in stage.modules.items()},
+            None if stage.anchor is None else layers[stage.anchor],
+        )
+        for index, stage in enumerate(default.stages)
+    )
+    return UpcyclingPlan(
+        tuple(layers[i] for i in default.bottom), stages, tuple(layers[i] for i in default.top)
+    )
+
+
+def _check_shapes(plain: MoMConfig, config: MoMConfig) -> None:
+    """Reject a model whose weights have other shapes or another meaning than the plain model's."""
+    names = ["vocab_size", "max_positions", "d_model", "num_heads", "block", "ffn_width", "qk_norm"]
+    names += ["tie_word_embeddings", *(["rope_theta"] * plain.components.rotary)]
+    for name in names:
+        given, wanted = getattr(config, name), getattr(plain, name)
+        if given != wanted:
+            option = "d_ffn" if name == "ffn_width" else name
+            raise UsageError(
+                f"model.{option} must be {as_written(wanted)}, as in the plain model of init, got {as_written(given)}"
+            )
+
+
 def _check_plan(plan: UpcyclingPlan, config: MoMConfig, num_layers: int) -> None:
-    """Refuse a plan that does not fill the model exactly or names a layer that is not there."""
+    """Reject a plan that does not fill the model exactly or that names a layer that does not exist."""
     sizes = [
         ("bottom", len(plan.bottom), config.num_bottom_blocks),
         ("stages", len(plan.stages), config.num_stages),
@@ -168,66 +212,35 @@ def _check_plan(plan: UpcyclingPlan, config: MoMConfig, num_layers: int) -> None
     ]
     used = [*plan.bottom, *plan.top]
     for index, stage in enumerate(plan.stages):
-        sizes.append((f"stages[{index}].attention", len(stage.attention), config.num_attention_modules))
-        sizes.append((f"stages[{index}].ffn", len(stage.ffn), config.num_ffn_modules))
+        for layout in copied_pools(config):
+            sources = stage.modules.get(layout.name, ())
+            sizes.append((f"stages[{index}].modules.{layout.name}", len(sources), layout.num_modules))
+            used += sources
         sizes.append((f"stages[{index}].anchor", int(stage.anchor is not None), int(config.anchors)))
-        used += [*stage.attention, *stage.ffn, *([] if stage.anchor is None else [stage.anchor])]
+        used += [] if stage.anchor is None else [stage.anchor]
     for name, given, wanted in sizes:
         if given != wanted:
-            raise RequestError(f"plan.{name}", f"{given} entries", f"{wanted}")
+            raise UsageError(f"plan.{name} must have {wanted} entries, got {given}")
     for layer in used:
         if not 0 <= layer < num_layers:
-            raise RequestError("plan", f"layer {layer}", f"a layer from 0 to {num_layers - 1}")
+            raise UsageError(f"plan must name layers between 0 and {num_layers - 1}, got {layer}")
 
 
-def plan_of(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> UpcyclingPlan | None:
-    """The plan that the task's options describe; ``None``, the plan by default, where there are none.
-
-    Args:
-        task: the options.
-        config: the model to be made.
-        num_layers: of the plain model.
-
-    Raises:
-        RequestError: a list of the wrong length, or a layer that is not there.
-    """
-    if task.layers is None and task.attention_layers is None and task.ffn_layers is None:
-        return None
-    plan = UpcyclingPlan.consecutive(config)
-    wanted = num_plain_layers(config)
-    layers = _checked_layers(
-        "layers",
-        list(range(wanted)) if task.layers is None else task.layers,
-        wanted,
-        f"{config.num_bottom_blocks} bottom, then for each of {config.num_stages} stage(s) "
-        f"{num_layers_of_modules(config)} modules"
-        f"{' and an anchor' if config.anchors else ''}, then {config.num_top_blocks} top",
-        num_layers,
-    )
-
-    def modules(name: str, given: list[int] | None, size: int) -> list[tuple[int, ...]]:
-        """Per stage, where the modules of one pool come from."""
-        if given is None:
-            return [tuple(layers[i] for i in getattr(stage, name)) for stage in plan.stages]
-        sources = _checked_layers(
-            f"{name}_layers", given, size * config.num_stages, f"{size} for each stage", num_layers
-        )
-        return [tuple(sources[start : start + size]) for start in range(0, len(sources), size)]
-
-    attention = modules("attention", task.attention_layers, config.num_attention_modules)
-    ffn = modules("ffn", task.ffn_layers, config.num_ffn_modules)
-    stages = tuple(
-        StagePlan(attention[index], ffn[index], None if stage.anchor is None else layers[stage.anchor])
-        for index, stage in enumerate(plan.stages)
-    )
-    return UpcyclingPlan(tuple(layers[i] for i in plan.bottom), stages, tuple(layers[i] for i in plan.top))
-
-
-def _checked_layers(name: str, given: list[int], length: int, of_what: str, num_layers: int) -> list[int]:
-    """A list of layers, checked."""
-    shown = "[" + ",".join(map(str, given)) + "]"
+def _check_layers(name: str, given: Sequence[int], length: int, counts: str, num_layers: int) -> None:
     if len(given) != length:
-        raise RequestError(f"task.{name}", f"{shown} ({len(given)} layers)", f"{length} layers: {of_what}")
+        raise UsageError(
+            f"task.{name} must have {length} layers ({counts}), got {len(given)}: {as_written(given)}"
+        )
     if not all(0 <= layer < num_layers for layer in given):
-        raise RequestError(f"task.{name}", shown, f"layers from 0 to {num_layers - 1}, those of init")
-    return given
+        raise UsageError(
+            f"task.{name} must be layers of init, between 0 and {num_layers - 1}, got {as_written(given)}"
+        )
+
+
+def _layer_counts(config: MoMConfig) -> str:
+    """Describe the plain layers of a model in its order."""
+    anchor = " and an anchor" if config.anchors else ""
+    return (
+        f"{config.num_bottom_blocks} bottom, then for each of {config.num_stages} stage(s) "
+        f"{num_module_layers(config)} modules{anchor}, then {config.num_top_blocks} top"
+    )
