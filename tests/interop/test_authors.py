@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_authors_checkpoint
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -122,30 +122,42 @@ def test_other_options_change_the_function_they_name(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"router_type": "dev_gru_softmax"}, "checkpoint.router_type: dev_gru_softmax; one of gru_softmax"),
-        ({"activation_function": "relu"}, "checkpoint.activation_function: relu; one of gelu_new"),
-        ({"bind_ffn_attn": True, "num_attn": 2}, "checkpoint.bind_ffn_attn: True"),
-        ({"num_attn": 1}, "checkpoint.num_attn: 1; 2 or more"),
-        ({"num_attn": 5, "router_type": "naive_softmax"}, "checkpoint.num_attn: 5; at most num_ffn (3)"),
-        ({"num_bottom_layers": 3}, "a file with the tensor transformer.h."),
-        ({"num_top_layers": 0}, "no tensors beyond config.json's"),
-        ({"drop": "ln_f"}, "a file with the tensor transformer.ln_f.weight"),
+        (
+            {"router_type": "dev_gru_softmax"},
+            "checkpoint.router_type must be one of gru_softmax, gru, naive_softmax, naive, got dev_gru",
+        ),
+        (
+            {"activation_function": "relu"},
+            "checkpoint.activation_function must be gelu_new or gelu_pytorch_tanh, got relu",
+        ),
+        (
+            {"bind_ffn_attn": True, "num_attn": 2},
+            "checkpoint.bind_ffn_attn must be false if num_attn (2) and num_ffn (3) differ, got true",
+        ),
+        ({"num_attn": 1}, "checkpoint.num_attn must be at least 2, got 1"),
+        (
+            {"num_attn": 5, "router_type": "naive_softmax"},
+            "checkpoint.num_attn must be at most num_ffn (3) with router_type naive_softmax, got 5",
+        ),
+        ({"num_bottom_layers": 3}, "requires the tensor transformer.h."),
+        ({"num_top_layers": 0}, "tensors are not part of config.json's model"),
+        ({"drop": "ln_f"}, "requires the tensor transformer.ln_f.weight"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path, changes, said):
-    with pytest.raises(RequestError) as error:
+    with pytest.raises(UsageError) as error:
         load_authors_checkpoint(altered(tmp_path, **changes))
     assert said in str(error.value)
 
 
 def test_damaged_and_missing_files_are_named(tmp_path):
-    with pytest.raises(RequestError, match="a folder with a config"):
+    with pytest.raises(UsageError, match=r"the folder has no config\.json"):
         load_authors_checkpoint(tmp_path)
     path = altered(tmp_path)
     whole = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RequestError, match="a whole weight file"):
+    with pytest.raises(UsageError, match="not a complete weight file"):
         load_authors_checkpoint(path)
     (path / "config.json").write_text("{")
-    with pytest.raises(RequestError, match="a JSON file"):
+    with pytest.raises(UsageError, match="not a JSON file"):
         load_authors_checkpoint(path)

@@ -1,4 +1,4 @@
-"""One way to load a model: each kind loads, anything else is refused by name."""
+"""One way to load a model: each kind loads, and an error names anything else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from tests.helpers.models import small_model, tokens
-from tests.interop.test_gpt2_and_upcycling import random_gpt2
+from tests.interop.test_hugging_face import random_gpt2
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 
@@ -47,7 +47,7 @@ class Payload:
         return (Path.touch, (Path("ran-code"),))
 
 
-def test_what_cannot_be_loaded_is_refused_by_name(tmp_path, monkeypatch):
+def test_an_error_names_what_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     whole = checkpoint_of(small_model(), tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
@@ -63,17 +63,19 @@ def test_what_cannot_be_loaded_is_refused_by_name(tmp_path, monkeypatch):
         small_model(), tmp_path / "unfit.ckpt", state_dict={"model.lm_head.weight": torch.zeros(2, 2)}
     )
     for name, said in {
-        "torn.ckpt": "a whole checkpoint of a run",
-        "text.ckpt": "a whole checkpoint of a run",
-        "foreign.ckpt": "it holds no state_dict",
-        "other.ckpt": "it holds no model configuration",
-        "evil.ckpt": "a whole checkpoint of a run",
-        "unfit.ckpt": "weights that fit its own configuration",
-        "empty": "a folder with a config.json",
-        "missing.ckpt": "a file or folder that exists",
+        "torn.ckpt": "not a complete checkpoint of a run",
+        "text.ckpt": "not a complete checkpoint of a run",
+        "foreign.ckpt": "it has no state_dict",
+        "other.ckpt": "it has no model configuration",
+        "evil.ckpt": "not a complete checkpoint of a run",
+        "unfit.ckpt": "its weights do not fit its configuration",
+        "empty": "the folder has no config.json",
+        "missing.ckpt": "no such file or folder",
     }.items():
-        with pytest.raises(RequestError) as error:
+        with pytest.raises(UsageError) as error:
             load_model(tmp_path / name)
-        assert str(error.value).startswith("init: ") and said in str(error.value), name
+        assert str(error.value).startswith(("init must be ", "cannot load init=")) and said in str(
+            error.value
+        ), name
         assert "\n" not in str(error.value)
     assert not (tmp_path / "ran-code").exists()

@@ -12,7 +12,7 @@ import pytest
 from mom.analysis.traces import Traces
 from mom.config import bind
 from mom.cost.estimate import Usage, flops_per_token
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import analyze, evaluate
@@ -163,7 +163,7 @@ def test_what_cannot_be_analysed_is_refused(
 ) -> None:
     model = small_model(vocab_size=300, max_positions=64, **changes)
     checkpoint = write_run(tmp_path / "first", model)
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         analyzed(tmp_path, {"ckpt": str(checkpoint)}, task, **data)
 
 
@@ -172,10 +172,10 @@ def test_what_cannot_be_analysed_is_refused(
     [
         ({}, "init: null; the weights for task=analyze"),
         ({"init": "a.ckpt", "ckpt": "b.ckpt"}, "init: a.ckpt; null when ckpt is given"),
-        ({"ckpt": "missing.ckpt"}, "ckpt: missing.ckpt; a file or folder that exists"),
+        ({"ckpt": "missing.ckpt"}, "ckpt must be .*, got missing.ckpt: no such file or folder"),
         ({"init": "a.ckpt", "resume": "auto"}, "resume: auto; null for task=analyze"),
     ],
 )
 def test_the_weights_must_be_named(tmp_path: Path, source: dict[str, Any], message: str) -> None:
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         analyzed(tmp_path, source)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate
 from tests.distributed.scenarios import is_timed
@@ -100,7 +100,7 @@ def test_xsum_is_measured_as_after_its_training(folder, capsys):
     ],
 )
 def test_what_cannot_be_measured_is_refused(folder, task, data, message):
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         evaluated(folder, first(folder), task, **data)
 
 
@@ -109,9 +109,7 @@ def test_a_classifier_of_other_labels_is_refused(folder):
     best = run / "checkpoints" / "best.ckpt"
     for name in ("cola", "mnli", "stsb"):
         message = rf"^init: .*, a classifier of entailment, not_entailment; a classifier of .*, fine-tuned on {name}"
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(UsageError, match=message):
             evaluated(folder, best, name=name)
-    with pytest.raises(
-        RequestError, match=r"^init: .*best.ckpt, a classifier; the weights of a language model"
-    ):
+    with pytest.raises(UsageError, match=r"^init=.*best.ckpt must be a language model, not a classifier"):
         evaluated(folder, best, kind="xsum", sequence_length=48, max_summary_tokens=6)

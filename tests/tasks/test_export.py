@@ -15,7 +15,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_classifier, load_model
 from mom.interop.export import model_code
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
@@ -131,7 +131,7 @@ def test_a_classifier(tmp_path):
     assert "text-classification" in (folder / "README.md").read_text(encoding="utf-8")
     assert load_classifier(folder, ("no", "yes", "perhaps")).score.weight.equal(model.score.weight)
     for source in (init, folder):
-        with pytest.raises(RequestError, match=r"^init: .*, a classifier; the weights of a language model"):
+        with pytest.raises(UsageError, match=r"^init=.* must be a language model, not a classifier"):
             load_model(source)
 
 
@@ -149,13 +149,13 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
     best = init.with_name("best.ckpt")
     init.rename(best)
     card = (exported(tmp_path, best) / "README.md").read_text(encoding="utf-8")
-    assert "Nothing was recorded" in card
+    assert "No results were recorded" in card
     assert "3.25" not in card
 
 
 def test_without_a_tokenizer_it_is_refused(tmp_path):
     init = write_run(tmp_path / "first")
     (tmp_path / "first" / "tokenizer").rename(tmp_path / "gone")
-    with pytest.raises(RequestError, match=r"^data.tokenizer: null; the tokenizer of"):
+    with pytest.raises(UsageError, match=r"^data.tokenizer: null; the tokenizer of"):
         exported(tmp_path, init)
     assert (exported(tmp_path, init, data={"tokenizer": str(tmp_path / "gone")}) / "tokenizer.json").is_file()

@@ -12,7 +12,7 @@ import torch
 from mom.config import bind
 from mom.config.composition import composed
 from mom.data.glue import GlueDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_classifier
 from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
@@ -75,7 +75,7 @@ def tuned(
 
 
 def test_shares_of_a_model_are_not_fine_tuned(tmp_path, init):
-    with pytest.raises(RequestError, match=r"trainer\.strategy: fsdp; auto or ddp for task=finetune"):
+    with pytest.raises(UsageError, match=r"trainer\.strategy: fsdp; auto or ddp for task=finetune"):
         tuned(tmp_path, init, trainer={"strategy": "fsdp"})
 
 
@@ -152,8 +152,8 @@ def test_a_classifier_can_be_tuned_on_but_not_to_other_labels(tmp_path, init):
     again, _ = tuned(tmp_path, best, {"epochs": 1.0})
     assert again["steps"] == 3
 
-    message = r"^init: .*best.ckpt, a classifier of 2 label\(s\); a classifier of 3 label\(s\), or a language"
-    with pytest.raises(RequestError, match=message):
+    message = r"^init=.*best.ckpt must be a language model or a classifier with 3 label\(s\), got one with 2"
+    with pytest.raises(UsageError, match=message):
         tuned(tmp_path, best, name="mnli")
 
 
@@ -184,13 +184,13 @@ def test_dropout_of_its_own(tmp_path, init):
 def test_wrong_requests_are_refused_before_training(tmp_path, init, monkeypatch, task, data, message):
     write_glue(tmp_path / "glue", "rte")
     monkeypatch.setattr(finetune, "fit_module", lambda *_, **__: pytest.fail("it trained"))
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         tuned(tmp_path, init, task, **data)
 
 
 def test_text_is_not_what_finetuning_takes():
     with pytest.raises(
-        RequestError, match=r"^data.kind: language_modeling; glue.*which task=finetune works on"
+        UsageError, match=r"^data.kind: language_modeling; glue.*which task=finetune works on"
     ):
         bind(composed(CONF, ["task=finetune", "init=x", "data=python_stdlib"]))
 
@@ -198,7 +198,7 @@ def test_text_is_not_what_finetuning_takes():
 def test_a_batch_of_another_vocabulary_is_refused(tmp_path, init):
     write_glue(tmp_path / "glue", "rte")
     small = write_run(tmp_path / "small", vocab_size=VOCABULARY - 1)
-    with pytest.raises(RequestError, match=r"^data.tokenizer: .*\(300 tokens\); .* at most 299 tokens"):
+    with pytest.raises(UsageError, match=r"^data.tokenizer: .*\(300 tokens\); .* at most 299 tokens"):
         tuned(tmp_path, small)
 
 
@@ -235,5 +235,5 @@ def test_an_epoch_on_several_processes_has_fewer_steps(tmp_path):
     ]
     assert counts == [1, 2, 4]
     assert [rows.num_train_batches(count) for count in counts[:2]] == [3, 1]
-    with pytest.raises(RequestError, match=r"^data.batch_size: 2 on 4 process\(es\); at most 6 in all"):
+    with pytest.raises(UsageError, match=r"^data.batch_size: 2 on 4 process\(es\); at most 6 in all"):
         rows.num_train_batches(4)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
 from mom.training import trainer as fit
@@ -160,8 +160,8 @@ def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(fo
             {},
             r"ckpt: .* of a language model; a checkpoint of a classifier of 2 label\(s\)",
         ),
-        ("xsum", "whole-cola", {}, "ckpt: .*, a classifier; the weights of a language model"),
-        ("cola", "whole-cola", {"data": {"name": "mnli"}}, r"ckpt: .*a classifier of 2 label\(s\); a classifier of 3"),
+        ("xsum", "whole-cola", {}, "ckpt=.* must be a language model, not a classifier"),
+        ("cola", "whole-cola", {"data": {"name": "mnli"}}, r"ckpt=.* a classifier with 3 label\(s\), got one with 2"),
         ("cola", "whole-cola", {"data": {"sequence_length": 17}}, "data.sequence_length: 17; 16, as in the"),
         ("xsum", "whole-xsum", {"data": {"separator": "#"}}, r"data.path: .*xsum \(.*\); the data, tokenizer"),
         ("cola", "whole-cola", {"seed": 5}, "seed: 5; 0, as in the checkpoint"),
@@ -171,12 +171,12 @@ def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(fo
 )  # fmt: skip
 def test_checkpoints_that_training_cannot_go_on_from(folder, name, ckpt, changes, message):
     path = folder / ckpt / "checkpoints" / "last.ckpt"
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         run(folder, "refused", name, **changes, ckpt=str(path), init=None)
 
 
 def test_a_run_of_other_data_is_not_gone_on_with(folder):
     with pytest.raises(
-        RequestError, match=r"^ckpt: .*a classifier of 2 label\(s\); a checkpoint of a classifier of 3"
+        UsageError, match=r"^ckpt: .*a classifier of 2 label\(s\); a checkpoint of a classifier of 3"
     ):
         run(folder, "whole-cola", "cola", data={"name": "mnli"}, resume="auto")

@@ -11,7 +11,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
 from mom.training import trainer as fit
@@ -168,7 +168,7 @@ def test_two_torn_checkpoints_are_refused_and_not_started_over(folder, monkeypat
     run_until(monkeypatch, folder, "lost", "mom")
     for path in (folder / "lost" / "checkpoints").iterdir():
         path.write_bytes(b"torn")
-    with pytest.raises(RequestError, match=r"^resume: .*last\.ckpt; a whole checkpoint"):
+    with pytest.raises(UsageError, match=r"^cannot load resume=.*last\.ckpt: not a complete checkpoint"):
         run(folder, "lost", resume="auto")
 
 
@@ -177,6 +177,6 @@ def test_a_checkpoint_inside_an_accumulation_window_is_for_weights_only(folder):
     saved = torch.load(best, weights_only=True)
     assert saved["inside_accumulation"] == (saved["global_step"] == 1)
     torch.save(saved | {"inside_accumulation": True}, folder / "inside.ckpt")
-    with pytest.raises(RequestError, match=r"^ckpt: .*inside an accumulation window"):
+    with pytest.raises(UsageError, match=r"^ckpt: .*inside an accumulation window"):
         run(folder, "from-best", ckpt=str(folder / "inside.ckpt"))
     run(folder, "from-best", init=str(folder / "inside.ckpt"), task={"baseline": False})

@@ -10,7 +10,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import upcycle
@@ -115,21 +115,21 @@ def test_several_stages(tmp_path, gpt2):
 @pytest.mark.parametrize(
     ("task", "model", "said"),
     [
-        ({}, {"num_ffn_modules": 3}, r"init: a plain model of 5 layers; one of 6"),
-        ({}, {"d_model": 32}, r"model\.d_model: 32; 16, as in the plain model"),
-        ({}, {"num_stages": 0}, r"model\.num_stages: 0; at least 1"),
-        ({"layers": [0, 1]}, {}, r"task\.layers: \[0,1\] \(2 layers\); 5 layers: 1 bottom, then"),
-        ({"layers": [0, 1, 2, 3, 5]}, {}, r"task\.layers: .*; layers from 0 to 4"),
-        ({"ffn_layers": [0]}, {}, r"task\.ffn_layers: \[0\] \(1 layers\); 2 layers: 2 for each stage"),
+        ({}, {"num_ffn_modules": 3}, r"init must have 6 layers .*, got a plain transformer with 5"),
+        ({}, {"d_model": 32}, r"model\.d_model must be 16, as in the plain model of init, got 32"),
+        ({}, {"num_stages": 0}, r"model\.num_stages must be at least 1"),
+        ({"layers": [0, 1]}, {}, r"task\.layers must have 5 layers \(1 bottom, then .*\), got 2: \[0, 1\]"),
+        ({"layers": [0, 1, 2, 3, 5]}, {}, r"task\.layers must be layers of init, between 0 and 4, got "),
+        ({"ffn_layers": [0]}, {}, r"task\.ffn_layers must have 2 layers \(2 per stage\), got 1: \[0\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, gpt2, task, model, said):
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UsageError, match=said):
         run(tmp_path, gpt2, task, model=model)
     assert not list(tmp_path.rglob("model*"))
 
 
 def test_an_mom_is_not_upcycled_again(tmp_path, gpt2):
     _, folder = run(tmp_path, gpt2)
-    with pytest.raises(RequestError, match="init: a model with 1 stages; a plain transformer"):
+    with pytest.raises(UsageError, match="init must be a plain transformer, got a model with 1 stage"):
         run(tmp_path, folder)

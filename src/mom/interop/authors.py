@@ -117,7 +117,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
             "got true"
         )
     skip = bool(theirs.get("enable_pause", False))
-    # Their routers have an output for each module of the larger pool (`naive`: of the feed-forward pool), and one to pause.
+    # Their routers have an output per module of the larger pool (`naive`: of the feed-forward pool) and one to pause.
     outputs = (max(num_attention, num_ffn) if router == "gru" else num_ffn) + int(skip)
     if outputs < num_attention:
         raise UsageError(

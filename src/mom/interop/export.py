@@ -1,7 +1,7 @@
-"""A folder that transformers loads by itself: weights, tokenizer, the model's own code, a model card.
+"""Exported folders, which transformers loads by itself: weights, tokenizer, the model's code, and a model card.
 
-``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` needs transformers and PyTorch only;
-where ``mom`` is imported its classes are taken and ``trust_remote_code`` is not needed.
+``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` needs only transformers and PyTorch. Once
+``mom`` is imported, its classes are used and ``trust_remote_code`` is not needed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import mom.model
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
-from mom.errors import RequestError, UsageError
-from mom.model import MoMForCausalLM, MoMForSequenceClassification
+from mom.errors import UsageError
+from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling.MoMForCausalLM",
     "AutoModelForSequenceClassification": "classification.MoMForSequenceClassification",
 }
-"""Which file of an exported folder holds which class."""
+"""The classes of an exported folder and their files."""
 
 # A folder is no package and registers nothing; the reference serves readers.
 _NOT_EXPORTED = {"__init__.py", "reference.py"}
@@ -43,16 +43,16 @@ def export_model(
     folder: Path,
     card: str,
 ) -> None:
-    """Write the folder, whole or not at all; one that is there is replaced.
+    """Write an exported folder, completely or not at all; an existing one is replaced.
 
     Args:
         model: a language model or a classifier.
-        tokenizer: its own.
-        folder: where to.
-        card: the text of ``README.md``.
+        tokenizer: the model's tokenizer.
+        folder: the folder to write.
+        card: text of ``README.md``.
 
     Raises:
-        RequestError: ``run_dir``, if it cannot be written.
+        UsageError: the run directory cannot be written.
     """
     try:
         with atomic_folder(folder) as building:
@@ -65,11 +65,11 @@ def export_model(
                 (building / name).write_text(source, encoding="utf-8")
             (building / "README.md").write_text(card, encoding="utf-8")
     except OSError as reason:
-        raise RequestError("run_dir", folder.parent, f"a folder that can be written: {reason}") from reason
+        raise UsageError(f"cannot write to run_dir {folder.parent}: {reason}") from reason
 
 
 def model_code() -> dict[str, str]:
-    """Return the files of :mod:`mom.model` as modules that stand side by side, by file name.
+    """Return the files of :mod:`mom.model` as modules of one flat folder, by file name.
 
     A package's file ``routers/gru.py`` becomes ``routers_gru.py``, its ``__init__.py`` ``routers.py``. Imports
     become relative, and operators that a file registers with PyTorch get a namespace of the module's own: the same
@@ -85,6 +85,7 @@ def model_code() -> dict[str, str]:
 
 
 def _standing_alone(source: str) -> str:
+    """Rewrite a file of :mod:`mom.model` so that it works outside the package."""
     source = _IMPORT.sub(lambda found: f"{found[1]}from .{found[2].replace('.', '_')} import", source)
     own = re.sub(r'"mom::(\w+)"', r'f"{_NAMESPACE}::\1"', source)
     own = own.replace("torch.ops.mom.", "getattr(torch.ops, _NAMESPACE).")
@@ -105,12 +106,12 @@ tags:
 
 # {title}
 
-A {kind} of {parameters:,} parameters, made with `mom`
+A {kind} with {parameters:,} parameters, trained with `mom`
 (Mixture-of-Modules, Gong et al. 2024, arXiv 2407.06677).
 
 {layout}
 
-## Use
+## Usage
 
 ```python
 from transformers import {auto}, AutoTokenizer
@@ -119,10 +120,10 @@ tokenizer = AutoTokenizer.from_pretrained("<this folder>")
 model = {auto}.from_pretrained("<this folder>", trust_remote_code=True)
 ```
 
-The code of the model lies in this folder. Where `mom` is installed, `from mom import MoMForCausalLM` makes
+This folder contains the model's code. If `mom` is installed, `from mom import MoMForCausalLM` makes
 `trust_remote_code` unnecessary.
 
-## Measured
+## Results
 
 {measured}
 """
@@ -134,54 +135,60 @@ def model_card(
     results: Mapping[str, Any] | None,
     origin: str,
 ) -> str:
-    """The text of a model card.
+    """Write the text of a model card.
 
     Args:
-        model: what is exported.
+        model: the exported model.
         title: its name.
-        results: the summary of the run that made the weights; None if there is none.
-        origin: one sentence on where the numbers are from.
+        results: the summary of the run that trained the weights; ``None`` without one.
+        origin: a sentence that says what the results were measured on.
     """
     config = model.config
     is_classifier = isinstance(model, MoMForSequenceClassification)
-    if config.num_stages:
-        layout = (
-            f"Bottom {config.num_bottom_blocks}, {config.num_stages} stage(s) of "
-            f"{config.num_attention_modules} attention and {config.num_ffn_modules} feed-forward modules in "
-            f"{config.num_rounds} rounds ({config.router} router, top {config.top_k}"
-            f"{', anchor' if config.anchors else ''}), top {config.num_top_blocks}; "
-        )
-    else:
-        layout = f"A plain transformer of {config.graph_depth} blocks; "
-    layout += f"width {config.d_model}, {config.num_heads} heads, {config.max_positions} positions."
     return _CARD.format(
         pipeline="text-classification" if is_classifier else "text-generation",
         title=title,
         kind="classifier" if is_classifier else "language model",
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layout=layout,
+        layout=f"{_layout(config)}; width {config.d_model}, {config.num_heads} heads, "
+        f"{config.max_positions} positions.",
         auto="AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM",
         measured=_measured(results, origin),
     )
 
 
+def _layout(config: MoMConfig) -> str:
+    """Describe the blocks and pools of a model in one line."""
+    if not config.num_stages:
+        return f"A plain transformer with {config.graph_depth} blocks"
+    pools = config.pools()
+    modules = " and ".join(f"{pool.num_modules} {pool.label}" for pool in pools)
+    top_k = " and ".join(map(str, dict.fromkeys(pool.top_k for pool in pools)))
+    return (
+        f"{config.num_bottom_blocks} bottom block(s), {config.num_stages} stage(s) of {modules} modules assembled in "
+        f"{config.num_rounds} rounds ({config.router} router, top {top_k}){' with an anchor' * config.anchors}, "
+        f"{config.num_top_blocks} top block(s)"
+    )
+
+
 def _measured(results: Mapping[str, Any] | None, origin: str) -> str:
+    """Write the table of results."""
     numbers = {
         name: value
         for name, value in (results or {}).items()
         if isinstance(value, int | float) and name.startswith(("val/", "test/", "depth/", "routing/"))
     }
     if not numbers:
-        return "Nothing was recorded with these weights."
+        return "No results were recorded with these weights."
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in numbers.items())
     return f"{origin}\n\n| metric | value |\n|---|---:|\n{rows}"
 
 
 def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
-    """Write weights, configuration and, where ``init`` has one, the tokenizer; whole or not at all.
+    """Write weights, configuration, and the tokenizer of ``init`` if it has one, completely or not at all.
 
     Raises:
-        RequestError: ``run_dir``, if it cannot be written.
+        UsageError: the run directory cannot be written.
     """
     try:
         with atomic_folder(folder) as building:
@@ -189,6 +196,6 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
             try:
                 load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
             except UsageError:
-                log.info("no tokenizer beside %s; data.tokenizer has to name it", init)
+                log.info("No tokenizer found with %s; set data.tokenizer when you use this model", init)
     except OSError as reason:
-        raise RequestError("run_dir", folder, f"a folder that can be written: {reason}") from reason
+        raise UsageError(f"cannot write to run_dir {folder.parent}: {reason}") from reason

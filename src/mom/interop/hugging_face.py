@@ -188,7 +188,8 @@ def check_supported(owner: str, given: Mapping[str, Any], supported: Mapping[str
     """
     for name, value in given.items():
         if value not in supported[name]:
-            allowed = " or ".join(map(as_written, supported[name]))
+            choices = [as_written(choice) for choice in supported[name]]
+            allowed = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
             raise UsageError(f"{owner}.{name} must be {allowed}, got {as_written(value)}")
 
 

@@ -80,7 +80,5 @@ def _copy(ours: Weights, theirs: Weights) -> None:
         if name not in theirs:
             raise ValueError(f"missing weight {name}: the source layer has none")
         if tensor.shape != theirs[name].shape:
-            raise ValueError(
-                f"{name} must have shape {tuple(tensor.shape)}, got {tuple(theirs[name].shape)}"
-            )
+            raise ValueError(f"{name} must have shape {tuple(tensor.shape)}, got {tuple(theirs[name].shape)}")
         tensor.copy_(theirs[name])

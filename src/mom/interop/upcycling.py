@@ -11,6 +11,7 @@ from torch import nn
 from mom.config import UpcycleConfig
 from mom.errors import UsageError, as_written
 from mom.interop.layers import read_block, write_block, write_module
+from mom.metrics.modules import pool_label
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.schedules import PoolLayout
 
@@ -60,7 +61,10 @@ class UpcyclingPlan:
         """Return (place, source layers) in the model's order, for display."""
         rows = [("bottom blocks", self.bottom)]
         for index, stage in enumerate(self.stages):
-            rows += [(f"stage {index} {name} modules", layers) for name, layers in stage.modules.items()]
+            rows += [
+                (f"stage {index} {pool_label(name)} modules", layers)
+                for name, layers in stage.modules.items()
+            ]
             if stage.anchor is not None:
                 rows.append((f"stage {index} anchor block", (stage.anchor,)))
         rows.append(("top blocks", self.top))
@@ -114,7 +118,9 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
         UsageError: the shapes or the number of layers do not fit.
     """
     if plain.config.num_stages:
-        raise UsageError(f"init must be a plain transformer, got a model with {plain.config.num_stages} stage(s)")
+        raise UsageError(
+            f"init must be a plain transformer, got a model with {plain.config.num_stages} stage(s)"
+        )
     _check_shapes(plain.config, config)
     blocks = [*plain.model.bottom, *plain.model.top]
     if plan is None:
@@ -167,9 +173,7 @@ def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> Upcyc
     for layout in copied_pools(config):
         if (given := own[layout.name]) is not None:
             size = layout.num_modules * config.num_stages
-            _check_layers(
-                f"{layout.name}_layers", given, size, f"{layout.num_modules} per stage", num_layers
-            )
+            _check_layers(f"{layout.name}_layers", given, size, f"{layout.num_modules} per stage", num_layers)
 
     def modules(index: int, name: str, sources: tuple[int, ...]) -> tuple[int, ...]:
         """Return the layers that the modules of one pool come from."""

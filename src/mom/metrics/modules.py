@@ -5,8 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in kinds)
+from mom.model.registry import pools as pool_kinds
+
 KINDS = {"attention": "attention", "ffn": "FFN"}
 """What each kind of pool is called in texts and figures."""
+
+
+def pool_label(name: str) -> str:
+    """Return the name of a pool in texts and figures."""
+    return pool_kinds[name].label if name in pool_kinds else name.replace("_", " ")
 
 
 class Module(NamedTuple):
@@ -17,7 +25,7 @@ class Module(NamedTuple):
     number: int
 
     def __str__(self) -> str:
-        return f"{KINDS[self.kind]} {self.number if self.stage == 0 else f'{self.stage}.{self.number}'}"
+        return f"{pool_label(self.kind)} {self.number if self.stage == 0 else f'{self.stage}.{self.number}'}"
 
 
 class Pair(NamedTuple):

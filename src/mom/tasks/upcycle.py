@@ -1,4 +1,4 @@
-"""Make a Mixture-of-Modules of a plain transformer and write it as a folder to start from."""
+"""Turn a plain transformer into a Mixture-of-Modules model and write it as a folder to start from."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from rich.table import Table
 
 from mom.config import RunConfig, UpcycleConfig
 from mom.console import print_table, standard_output
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import UpcyclingPlan, load_model, upcycle
 from mom.interop.export import write_folder
-from mom.interop.upcycling import plan_of
+from mom.interop.upcycling import build_plan
 from mom.runs.directory import RunDirectory
 
 FOLDER = "model"
@@ -30,25 +30,27 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         ``parameters``, ``parameters/plain`` and ``depth/graph``.
 
     Raises:
-        RequestError: the weights cannot be used, or the shapes or layers do not fit.
+        UsageError: the weights cannot be used, or the shapes or layers do not fit.
     """
     assert isinstance(config.task, UpcycleConfig) and config.init is not None
     plain = load_model(config.init)
     if plain.config.num_stages:
-        raise RequestError("init", f"a model with {plain.config.num_stages} stages", "a plain transformer")
+        raise UsageError(
+            f"init must be a plain transformer, got a model with {plain.config.num_stages} stage(s)"
+        )
     model_config = config.model_config(plain.config.vocab_size)
     if not model_config.num_stages:
-        raise RequestError("model.num_stages", 0, "at least 1, whose modules the layers become")
+        raise UsageError("model.num_stages must be at least 1 for task=upcycle, got 0")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         setattr(model_config, name, getattr(plain.config, name))
-    plan = plan_of(config.task, model_config, plain.config.graph_depth)
+    plan = build_plan(config.task, model_config, plain.config.graph_depth)
 
-    seed_everything(config.seed, workers=True, verbose=False)  # of the routers
+    seed_everything(config.seed, workers=True, verbose=False)  # the routers start at random
     model = upcycle(plain, model_config, plan)
     _print_plan(plan or UpcyclingPlan.consecutive(model_config), config.init)
     if run.writes:
         write_folder(model, config.init, run.path / FOLDER)
-        print(f"Written to {run.path / FOLDER}; train it on with init={run.path / FOLDER}", flush=True)
+        print(f"Written to {run.path / FOLDER}; train it further with init={run.path / FOLDER}", flush=True)
     return {
         "parameters": model.num_parameters(),
         "parameters/plain": plain.num_parameters(),

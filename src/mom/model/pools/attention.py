@@ -14,6 +14,7 @@ class Attention(PoolKind):
     """Modules (norm_i, W_qkv_i, W_o_i); with ``qk_norm`` also scales of the norms of queries and keys."""
 
     label = "attention"
+    in_plain_blocks = True
     attends = True
 
     def projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:

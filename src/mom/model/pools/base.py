@@ -24,6 +24,8 @@ class PoolKind:
     """Its name in tables and figures."""
     num_modules: ClassVar[int] = 4
     """Modules in a pool that does not say how many."""
+    in_plain_blocks: ClassVar[bool] = False
+    """Whether a plain block has such a module under the kind's name, which upcycling copies."""
     attends: ClassVar[bool] = False
     """Whether a step calls ``context.attend``, which needs a layer of the cache."""
     streams: ClassVar[bool] = False

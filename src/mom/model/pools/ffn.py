@@ -14,6 +14,7 @@ class FFN(PoolKind):
     """Modules (norm_i, W_fc_i, W_proj_i) with tanh-GELU, or SwiGLU with gate and value in W_fc_i."""
 
     label = "FFN"
+    in_plain_blocks = True
 
     def projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:
         width, hidden = options.d_model, options.ffn_width

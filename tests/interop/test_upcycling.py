@@ -1,83 +1,15 @@
-"""GPT-2 to plain, plain to MoM: the same function where it must be, a named refusal where it cannot."""
+"""Plain to MoM: the same function where it must be, or an error that names what differs."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
 
-from mom.errors import RequestError
-from mom.interop import UpcyclingPlan, from_gpt2, plain_config, upcycle
+from mom.errors import UsageError
+from mom.interop import UpcyclingPlan, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
 from mom.model import MoMConfig, pool
 from tests.helpers.models import small_config, small_model, tokens
-
-
-def random_gpt2(**changes) -> GPT2LMHeadModel:
-    torch.manual_seed(0)
-    fields = {
-        "vocab_size": 61,
-        "n_positions": 32,
-        "n_embd": 16,
-        "n_layer": 6,
-        "n_head": 2,
-        "initializer_range": 0.2,
-    }
-    model = GPT2LMHeadModel(GPT2Config(**(fields | changes))).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    return model
-
-
-def test_from_gpt2_has_identical_logits_as_plain_blocks_and_as_a_pool_walked_in_order():
-    gpt2 = random_gpt2(n_inner=40)
-    ids = tokens(2, 12)
-    expected = gpt2(input_ids=ids).logits
-    plain = from_gpt2(gpt2)
-    torch.testing.assert_close(plain(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
-
-    config = MoMConfig.from_dict(
-        plain.config.to_dict()
-        | {
-            "num_stages": 1,
-            "num_bottom_blocks": 1,
-            "num_top_blocks": 1,
-            "num_attention_modules": 3,
-            "num_ffn_modules": 3,
-            "num_rounds": 3,
-            "top_k": 1,
-            "router": "sequential",
-            "router_prior": "none",
-        }
-    )
-    pool = upcycle(plain, config)
-    torch.testing.assert_close(pool(input_ids=ids).logits, expected, atol=1e-5, rtol=0)
-
-
-def test_from_gpt2_keeps_labels_loss_and_generation():
-    gpt2 = random_gpt2()
-    plain = from_gpt2(gpt2)
-    ids = tokens(2, 12)
-    torch.testing.assert_close(
-        plain(input_ids=ids, labels=ids).lm_loss, gpt2(input_ids=ids, labels=ids).loss, atol=1e-5, rtol=0
-    )
-    arguments = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
-    assert torch.equal(plain.generate(ids, **arguments), gpt2.generate(ids, **arguments))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"activation_function": "relu"},
-        {"scale_attn_by_inverse_layer_idx": True},
-        {"scale_attn_weights": False},
-    ],
-)
-def test_from_gpt2_refuses_what_our_blocks_do_not_compute(changes):
-    with pytest.raises(RequestError, match=f"gpt2.{next(iter(changes))}"):
-        from_gpt2(random_gpt2(**changes))
 
 
 @pytest.mark.parametrize("folds", [False, True])
@@ -131,7 +63,7 @@ def test_default_plan_is_consecutive_and_reads_well():
     assert plan.describe() == [
         ("bottom blocks", "layer 0"),
         ("stage 0 attention modules", "layers 1, 2"),
-        ("stage 0 feed-forward modules", "layers 1, 2, 3, 4"),
+        ("stage 0 FFN modules", "layers 1, 2, 3, 4"),
         ("stage 0 anchor block", "layer 5"),
         ("top blocks", "layer 6"),
     ]
@@ -140,7 +72,7 @@ def test_default_plan_is_consecutive_and_reads_well():
 def test_a_plan_says_which_layer_goes_where():
     config = small_config(num_attention_modules=2, num_ffn_modules=2)
     plain = small_model(num_stages=0, num_bottom_blocks=5, num_top_blocks=0)
-    plan = UpcyclingPlan(bottom=(4,), stages=(StagePlan((3, 0), (1, 1), 2),), top=(0,))
+    plan = UpcyclingPlan(bottom=(4,), stages=(StagePlan({"attention": (3, 0), "ffn": (1, 1)}, 2),), top=(0,))
     mom = upcycle(plain, config, plan)
     blocks, stage = plain.model.bottom, mom.model.stages[0]
     assert torch.equal(mom.model.bottom[0].attention.qkv.weight, blocks[4].attention.qkv.weight)
@@ -149,30 +81,33 @@ def test_a_plan_says_which_layer_goes_where():
     assert torch.equal(stage.ffn.pool.fc_weight[0], stage.ffn.pool.fc_weight[1])
     assert torch.equal(stage.anchor.ffn.proj.bias, blocks[2].ffn.proj.bias)
     assert torch.equal(mom.model.norm.weight, plain.model.norm.weight)
-    with pytest.raises(RequestError, match="plan: layer 9; a layer from 0 to 4"):
+    with pytest.raises(UsageError, match="plan must name layers between 0 and 4, got 9"):
         upcycle(plain, config, UpcyclingPlan(bottom=(9,), stages=plan.stages, top=(0,)))
-    with pytest.raises(RequestError, match=r"plan.top: 2 entries; 1"):
+    with pytest.raises(UsageError, match=r"plan.top must have 1 entries, got 2"):
         upcycle(plain, config, UpcyclingPlan(bottom=(0,), stages=plan.stages, top=(0, 1)))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"d_model": 32}, "model.d_model: 32; 16, as in the plain model"),
-        ({"vocab_size": 62}, "model.vocab_size: 62; 61"),
-        ({"d_ffn": 10}, "model.d_ffn: 10; 64"),
-        ({"num_top_blocks": 2}, "init: a plain model of 6 layers; one of 7"),
+        ({"d_model": 32}, "model.d_model must be 16, as in the plain model of init, got 32"),
+        ({"vocab_size": 62}, "model.vocab_size must be 61, as in the plain model of init, got 62"),
+        ({"d_ffn": 10}, "model.d_ffn must be 64, as in the plain model of init, got 10"),
+        (
+            {"num_top_blocks": 2},
+            "init must have 7 layers (1 bottom, then for each of 1 stage(s) 3 modules and an anchor",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(changes, said):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
-    with pytest.raises(RequestError) as error:
+    with pytest.raises(UsageError) as error:
         upcycle(plain, small_config(**changes))
     assert said in str(error.value)
 
 
 def test_an_mom_is_not_upcycled_again():
-    with pytest.raises(RequestError, match="init: a model with 1 stages"):
+    with pytest.raises(UsageError, match=r"init must be a plain transformer, got a model with 1 stage\(s\)"):
         upcycle(small_model(), small_config())
 
 
@@ -185,8 +120,37 @@ def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
     assert plain_config(config).num_bottom_blocks == 6
     plan = UpcyclingPlan.consecutive(config).stages[0]
-    assert plan.ffn == tuple(layer for layer in (1, 2, 3, 4) for _ in range(config.num_ffn_modules // 4))
+    assert plan.modules["ffn"] == tuple(
+        layer for layer in (1, 2, 3, 4) for _ in range(config.num_ffn_modules // 4)
+    )
     ids = tokens(2, 9)
     torch.testing.assert_close(
         upcycle(plain, config)(input_ids=ids).logits, plain(input_ids=ids).logits, atol=1e-4, rtol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"block": "gpt2"}, "model.block must be llama, as in the plain model of init, got gpt2"),
+        ({"qk_norm": True}, "model.qk_norm must be false, as in the plain model of init, got true"),
+        ({"rope_theta": 5.0}, "model.rope_theta must be 10000.0, as in the plain model of init, got 5.0"),
+        (
+            {"tie_word_embeddings": False},
+            "model.tie_word_embeddings must be true, as in the plain model of init, got false",
+        ),
+    ],
+)
+def test_upcycling_refuses_other_components(changes, said):
+    plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0, block="llama")
+    with pytest.raises(UsageError) as error:
+        upcycle(plain, small_config(**({"block": "llama"} | changes)))
+    assert str(error.value).startswith(said)
+
+
+def test_an_untied_head_is_upcycled_too():
+    fields = {"block": "llama", "tie_word_embeddings": False}
+    plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0, **fields)
+    mom = upcycle(plain, small_config(**fields))
+    assert torch.equal(mom.lm_head.weight, plain.lm_head.weight)
+    assert not torch.equal(mom.lm_head.weight, mom.model.embedding.token.weight)
