@@ -285,6 +285,17 @@ def test_the_task_draws_the_metric_over_a_cost(
     assert Path("out/comparison_along.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_runs_are_saved_as_a_table_that_compares_alike(command: Callable[..., int]) -> None:
+    write_grid(Path("runs"))
+    assert command("runs=runs", "task.baseline=runs/0", "task.save_runs=tables/study.csv", "run_dir=one") == 0
+    assert command("runs=tables/study.csv", "task.baseline=tables/study.csv/0", "run_dir=two") == 0
+    mixed = "runs=[tables/study.csv/0,tables/study.csv/1,tables/study.csv/2,'runs/[3-9]','runs/1?']"
+    assert command(mixed, "task.baseline=tables/study.csv/0", "run_dir=three") == 0
+
+    first, *others = (Path(name, "comparison.csv").read_text() for name in ("one", "two", "three"))
+    assert others == [first, first]
+
+
 @pytest.mark.filterwarnings("error:constrained_layout not applied")
 def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
     options = [f"model.an_option_with_a_long_name_{index}" for index in range(12)]
@@ -308,6 +319,9 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
         (["runs=runs", "task.baseline=a", "task.reference_metric=b"], "task.reference_metric: b; null with "),
         (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.cost_metric"),
         (["runs=runs", "task.cost_metric=x", "task.baseline=a"], "task.baseline: a; the folders of two"),
+        (["runs=runs", "task.save_runs=table.txt"], "task.save_runs"),
+        (["runs=runs", "task.along=cost"], "task.along was renamed to task.cost_metric"),
+        (["runs=runs", "+task.by=[seed]"], "task.by was renamed to task.group_by"),
         (["runs=runs", "task.confidence=1"], "task.confidence: 1.0; "),
     ],
 )

@@ -17,7 +17,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mom.runs.directory import RunDirectory
 from mom.sweeps.jobs import Job
-from mom.sweeps.process import Stop, run_job, settle_abandoned
+from mom.sweeps.process import Stop, run_job, settle_abandoned, this_program
 
 # Stands for run.py: writes its overrides where run_dir says, and how it ended.
 SUCCEEDS = """
@@ -209,3 +209,11 @@ def test_an_error_of_the_sweep_ends_the_job_before_its_lock_is_released(tmp_path
         run(job, code + "\ntime.sleep(600)", started=fail)
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+def test_jobs_read_the_added_directory_of_configuration_files_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in (["--config-dir", "studies", "-m", "seed=0,1"], ["seed=0,1", "-m", "--config-dir=studies"]):
+        monkeypatch.setattr(sys, "argv", ["run.py", *line])
+        assert this_program() == (sys.executable, os.path.abspath("run.py"), "--config-dir", "studies")
+    monkeypatch.setattr(sys, "argv", ["run.py", "-m", "seed=0,1"])
+    assert this_program() == (sys.executable, os.path.abspath("run.py"))
