@@ -20,7 +20,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import RequestError
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training import trainer as fit
+from mom.training import fit
 from mom.training.checkpoint import LAST, AtomicCheckpointIO, last_checkpoint
 from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once

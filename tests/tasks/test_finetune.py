@@ -171,7 +171,6 @@ def test_dropout_of_its_own(tmp_path, init):
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ({"loss": "class_balanced"}, {"name": "stsb"}, "task.loss: class_balanced; plain for stsb"),
         ({"tasks": ["rte", "sst2"]}, {}, r"data.path: .*glue \(no train\); a folder with train.tsv"),
         ({}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions"),
         ({}, {"name": "rtee"}, "data.name: rtee; did you mean rte?"),

@@ -13,7 +13,7 @@ from mom.config import bind
 from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.tasks import finetune
-from mom.training import trainer as fit
+from mom.training import fit
 from tests.distributed.scenarios import is_timed
 from tests.helpers.checkpoints import request, write_run
 from tests.helpers.glue_files import write_glue
@@ -158,15 +158,15 @@ def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(fo
             "cola",
             "whole-xsum",
             {},
-            r"ckpt: .* of a language model; a checkpoint of a classifier of 2 label\(s\)",
+            r"ckpt=.* is a language model, not a classifier with 2 label\(s\)",
         ),
         ("xsum", "whole-cola", {}, "ckpt=.* must be a language model, not a classifier"),
         ("cola", "whole-cola", {"data": {"name": "mnli"}}, r"ckpt=.* a classifier with 3 label\(s\), got one with 2"),
         ("cola", "whole-cola", {"data": {"sequence_length": 17}}, "data.sequence_length: 17; 16, as in the"),
         ("xsum", "whole-xsum", {"data": {"separator": "#"}}, r"data.path: .*xsum \(.*\); the data, tokenizer"),
         ("cola", "whole-cola", {"seed": 5}, "seed: 5; 0, as in the checkpoint"),
-        ("cola", "whole-cola", {"task": {"dropout": 0.2}}, "ckpt: .* of a model with dropout 0.1; .* dropout 0.2"),
-        ("cola", "first", {}, "ckpt: .*; a checkpoint of training; this one has no optimizer_states"),
+        ("cola", "whole-cola", {"task": {"dropout": 0.2}}, "ckpt=.* has dropout=0.1, but .*dropout=0.2"),
+        ("cola", "first", {}, "cannot resume from ckpt=.*: it has no optimizer_states"),
     ],
 )  # fmt: skip
 def test_checkpoints_that_training_cannot_go_on_from(folder, name, ckpt, changes, message):
@@ -177,6 +177,6 @@ def test_checkpoints_that_training_cannot_go_on_from(folder, name, ckpt, changes
 
 def test_a_run_of_other_data_is_not_gone_on_with(folder):
     with pytest.raises(
-        UsageError, match=r"^ckpt: .*a classifier of 2 label\(s\); a checkpoint of a classifier of 3"
+        UsageError, match=r"^ckpt=.* is a classifier with 2 label\(s\), not a classifier with 3"
     ):
         run(folder, "whole-cola", "cola", data={"name": "mnli"}, resume="auto")

@@ -104,7 +104,6 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
     ("task", "data", "message"),
     [
         ({"seeds": [1, 2]}, {}, r"task.seeds: \[1, 2\]; null for data=xsum"),
-        ({"loss": "class_balanced"}, {}, "task.loss: class_balanced; plain for data=xsum"),
         ({}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
     ],
 )

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
@@ -138,7 +138,7 @@ def test_bad_checkpoints_are_refused_before_the_data_is_touched(tmp_path, monkey
     torn = tmp_path / "torn.ckpt"
     torn.write_bytes(b"PK\x03\x04 torn")
     for path in (torn, tmp_path / "missing.ckpt"):
-        with pytest.raises(RequestError, match=f"^{option}: "):
+        with pytest.raises(UsageError, match=option):
             run(tmp_path, **{option: str(path)})
 
 
@@ -148,13 +148,13 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_the_data_is_touc
     monkeypatch.setattr(
         pretrain, "LanguageModelingDataModule", lambda *_: pytest.fail("the data was touched")
     )
-    with pytest.raises(RequestError, match=r"^ckpt: .*num_rounds 3.*num_rounds 2"):
+    with pytest.raises(UsageError, match=r"^ckpt=.*num_rounds=3.*num_rounds=2"):
         run(tmp_path, "second", ckpt=last, model={"num_rounds": 2})
 
 
 def test_weights_of_another_architecture_are_refused_before_training(tmp_path):
     run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
     last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
-    with pytest.raises(RequestError, match=r"^init: .*d_model 16.*d_model 32"):
+    with pytest.raises(UsageError, match=r"^init has .*d_model=16.*d_model=32"):
         run(tmp_path, "second", init=last, model={"d_model": 32})
     assert files(tmp_path / "second") == set()

@@ -14,7 +14,7 @@ from lightning.pytorch import Callback
 from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.tasks import pretrain
-from mom.training import trainer as fit
+from mom.training import fit
 from tests.distributed.launch import launch
 from tests.distributed.scenarios import KillAt, is_timed
 from tests.helpers.runs import CHANGES, tiny_request
@@ -156,9 +156,10 @@ def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatc
     last.write_bytes(damage(last.read_bytes()))
     with caplog.at_level(logging.WARNING, "mom"):
         run(folder, name, resume="auto", **changes)
-    (line,) = (one.getMessage() for one in caplog.records if one.getMessage().startswith("resume"))
-    assert line.startswith(f"resume: {last}; a whole checkpoint")
-    assert line.endswith(f"going on from {checkpoints / 'previous.ckpt'} (step 2)")
+    (line,) = (one.getMessage() for one in caplog.records if "resuming from" in one.getMessage())
+    assert "resume" in line.split("; ")[0]
+    assert str(last) in line
+    assert line.endswith(f"resuming from {checkpoints / 'previous.ckpt'} (step 2) instead")
     whole = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     again = torch.load(last, weights_only=True)["state_dict"]
     assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
@@ -177,6 +178,6 @@ def test_a_checkpoint_inside_an_accumulation_window_is_for_weights_only(folder):
     saved = torch.load(best, weights_only=True)
     assert saved["inside_accumulation"] == (saved["global_step"] == 1)
     torch.save(saved | {"inside_accumulation": True}, folder / "inside.ckpt")
-    with pytest.raises(UsageError, match=r"^ckpt: .*inside an accumulation window"):
+    with pytest.raises(UsageError, match=r"^cannot resume from ckpt=.*during gradient accumulation"):
         run(folder, "from-best", ckpt=str(folder / "inside.ckpt"))
     run(folder, "from-best", init=str(folder / "inside.ckpt"), task={"baseline": False})

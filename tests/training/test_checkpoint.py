@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, read without running anything, refused when they do not fit."""
+"""Checkpoints: written atomically, read without running code, rejected if they do not fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.model import MoMConfig
 from mom.training.checkpoint import AtomicCheckpointIO, check_architecture, read_checkpoint
 from tests.helpers.models import small_config
@@ -56,7 +56,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     torch.save({"state_dict": Malicious(trap)}, path)
     with pytest.raises(pickle.UnpicklingError):
         AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
-    with pytest.raises(RequestError, match=r"^ckpt: "):
+    with pytest.raises(UsageError, match=r"ckpt"):
         read_checkpoint(path)
     assert not trap.exists()
 
@@ -73,7 +73,7 @@ def test_a_checkpoint_from_before_an_option_was_there_goes_on_without_it(trained
     del resume.model_config["block"], resume.model_config["balance_bias_rate"]
     wanted = MoMConfig.from_dict(torch.load(trained, weights_only=True)["hyper_parameters"]["model_config"])
     check_architecture(resume, wanted.to_dict())
-    with pytest.raises(RequestError, match=r"block gpt2.*block llama"):
+    with pytest.raises(UsageError, match=r"block=gpt2.*block=llama"):
         check_architecture(resume, wanted.to_dict() | {"block": "llama"})
 
 
@@ -128,16 +128,17 @@ def make_without_optimizer(path: Path, trained: Path) -> None:
 def test_what_cannot_be_resumed_is_refused_in_one_line(make, tmp_path, trained):
     path = tmp_path / "some.ckpt"
     make(path, trained)
-    with pytest.raises(RequestError) as refusal:
+    with pytest.raises(UsageError) as refusal:
         read_checkpoint(path)
-    assert str(refusal.value).startswith(f"ckpt: {path}; ")
+    assert "ckpt" in str(refusal.value)
+    assert str(path) in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
 
 def test_a_checkpoint_of_another_architecture_is_refused_by_name(trained):
     resume = read_checkpoint(trained)
     other = small_config(d_model=32, top_k=1).to_dict()
-    with pytest.raises(RequestError, match=r"d_model 16.*top_k 2.*d_model 32.*top_k 1"):
+    with pytest.raises(UsageError, match=r"^ckpt=.*d_model=16.*top_k=2.*d_model=32.*top_k=1"):
         check_architecture(resume, other)
-    with pytest.raises(RequestError, match="vocab_size 61"):
+    with pytest.raises(UsageError, match="vocab_size=61"):
         check_architecture(resume, small_config(vocab_size=99).to_dict())

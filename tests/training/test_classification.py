@@ -6,11 +6,9 @@ import math
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from mom.metrics.glue import build_metrics, percent
 from mom.model import MoMForSequenceClassification
-from mom.tasks.finetune import class_weights
 from mom.training.classification import ClassificationModule
 from tests.helpers.models import small_config
 from tests.helpers.runs import OPTIMIZER, FixedBatches, plain_trainer
@@ -87,27 +85,6 @@ def test_a_validation_of_two_sets(tmp_path):
     assert measured["val/accuracy_mismatched"] == pytest.approx(hits[1])
     assert measured["val/score"] == pytest.approx(sum(hits) / 2)
     assert measured["val/loss"] == pytest.approx(float(3 * losses[0] + 2 * losses[1]) / 5, rel=1e-5)
-
-
-def test_classes_can_weigh_alike():
-    weights = class_weights([6, 2])
-    assert weights == [8 / 12, 8 / 4]
-    plain, balanced = module(), module(class_weights=weights)
-    given = batch([0, 0, 0, 1])
-    for one in (plain, balanced):
-        one.train()
-    logits = plain.model(**given).logits
-    nats = F.cross_entropy(logits, given["labels"], reduction="none")
-    of_row = torch.tensor([weights[label] for label in given["labels"]])
-    output = balanced.run_model(given)
-
-    torch.testing.assert_close(output.task_loss, (nats * of_row).sum() / of_row.sum())
-    torch.testing.assert_close(
-        output.loss, output.task_loss + balanced.model.config.balance_coefficient * output.balance_loss
-    )
-    torch.testing.assert_close(plain.run_model(given).task_loss, nats.mean())
-    balanced.eval()
-    torch.testing.assert_close(balanced.run_model(given).task_loss, nats.mean())
 
 
 def test_training_learns(tmp_path):

@@ -7,21 +7,21 @@ import json
 import pytest
 import torch
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import plain_config
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training import phases
-from mom.training.phases import adopt, earlier_results, run_phase
+from mom.training.phases import finished_results, initialize_from, run_phase
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import tiny_request
 
 
 def test_weights_are_taken_over_and_what_has_none_comes_from_the_request():
     start = small_model(temperature=0.5, top_k=2)
-    model = adopt(start, small_config(temperature=0.25, top_k=1)).eval()
+    model = initialize_from(start, small_config(temperature=0.25, top_k=1)).eval()
     assert (model.config.temperature, model.config.top_k) == (0.25, 1)
-    same = adopt(start, start.config).eval()
+    same = initialize_from(start, start.config).eval()
     ids = tokens(2, 8)
     assert torch.equal(same(ids).logits, start(ids).logits)
     assert not torch.equal(model(ids).logits, start(ids).logits)
@@ -30,7 +30,7 @@ def test_weights_are_taken_over_and_what_has_none_comes_from_the_request():
 def test_a_plain_model_is_upcycled_where_stages_are_asked_for():
     config = small_config()
     start = MoMForCausalLM(plain_config(config))
-    model = adopt(start, config)
+    model = initialize_from(start, config)
     assert model.config.num_stages == 1
     pool = model.model.stages[0].attention.pool
     assert torch.equal(pool.qkv_bias[1], start.model.bottom[2].attention.qkv.bias)
@@ -40,12 +40,12 @@ def test_a_plain_model_is_upcycled_where_stages_are_asked_for():
     "changes", [{"d_model": 32}, {"vocab_size": 99}, {"router": "mlp"}, {"num_stages": 0}]
 )
 def test_weights_of_another_architecture_are_refused_by_name(changes):
-    with pytest.raises(RequestError) as refusal:
-        adopt(small_model(), small_config(**changes))
+    with pytest.raises(UsageError) as refusal:
+        initialize_from(small_model(), small_config(**changes))
     name = next(iter(changes))
-    assert str(refusal.value).startswith("init: ")
-    assert f"{name} {changes[name]}" in str(refusal.value)
-    assert f"{name} {getattr(small_config(), name)}" in str(refusal.value)
+    assert str(refusal.value).startswith("init has weights of a model with ")
+    assert f"{name}={changes[name]}" in str(refusal.value)
+    assert f"{name}={getattr(small_config(), name)}" in str(refusal.value)
 
 
 class FakeData:
@@ -66,14 +66,14 @@ def test_a_phase_folder_tells_how_it_ended(tmp_path, monkeypatch, error, state):
 
     monkeypatch.setattr(phases, "fit_phase", fit)
     run = RunDirectory(tmp_path / "run")
-    assert earlier_results(run, "plain") is None
+    assert finished_results(run, "plain") is None
     arguments = (tiny_request(tmp_path), small_model(), FakeData(), run)
     if error is None:
         assert run_phase(*arguments, phase="plain", max_steps=2) == {"val/loss": 1.5}
-        assert earlier_results(run, "plain") == {"val/loss": 1.5}
+        assert finished_results(run, "plain") == {"val/loss": 1.5}
     else:
         with pytest.raises(type(error)):
             run_phase(*arguments, phase="plain", max_steps=2)
-        assert earlier_results(run, "plain") is None
+        assert finished_results(run, "plain") is None
     assert json.loads((tmp_path / "run" / "plain" / "status.json").read_text())["state"] == state
     assert "max_steps: 2" in (tmp_path / "run" / "plain" / "config.yaml").read_text()

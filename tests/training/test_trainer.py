@@ -17,7 +17,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
 from mom.model.modeling import MoMModel
 from mom.runs.directory import RunDirectory
-from mom.training import trainer as fit
+from mom.training import fit, trainer
 from mom.training.checkpoint import read_checkpoint
 from mom.training.fit import fit_phase
 from mom.training.trainer import build_callbacks
@@ -233,14 +233,14 @@ def test_lightning_is_quiet(tmp_path, capfd, recwarn):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_bfloat16_on_the_cpu_trains_and_memory_is_kept_where_wanted(tmp_path, monkeypatch, wanted):
     asked = []
-    monkeypatch.setattr(fit, "keep_freed_memory", lambda: asked.append(True))
-    trainer = {
+    monkeypatch.setattr(trainer, "keep_freed_memory", lambda: asked.append(True))
+    options = {
         "precision": "bf16-mixed",
         "max_steps": 2,
         "val_check_interval": 2,
         "keep_freed_memory": wanted,
     }
-    results = train(tmp_path, trainer=trainer)
+    results = train(tmp_path, trainer=options)
     assert 4 < results["val/loss"] < 7  # 300 tokens: ln 300 is 5.7
     assert 0 < results["throughput/mfu"] < 1
     assert bool(asked) is wanted
@@ -267,8 +267,8 @@ def test_compiled_layers_train_to_the_same_losses(tmp_path, monkeypatch):
 
 def test_under_slurm_lightning_does_not_requeue_by_itself(tmp_path, monkeypatch):
     def environment():
-        trainer = fit.build_trainer(tiny_request(tmp_path), tmp_path, 1, [], [])
-        return trainer._accelerator_connector.cluster_environment
+        built = trainer.build_trainer(tiny_request(tmp_path), tmp_path, 1, [], [])
+        return built._accelerator_connector.cluster_environment
 
     assert not isinstance(environment(), SLURMEnvironment)
     for name in ("NTASKS", "NTASKS_PER_NODE", "NNODES", "JOB_ID"):

@@ -152,7 +152,6 @@ class FinetuneConfig(TaskConfig):
 
     Args:
         epochs: passes over the training rows; ``trainer.max_steps`` ends training if it comes first.
-        loss: ``plain``, or for GLUE ``class_balanced``: classes weigh alike, however many rows each has.
         dropout: in the place of the weights' own; None keeps that.
         tasks: GLUE tasks to go through one after the other; None is the one of ``data.name``.
         seeds: seeds to go through for each of them; None is the one of ``seed``.
@@ -165,7 +164,6 @@ class FinetuneConfig(TaskConfig):
 
     name: Literal["finetune"] = "finetune"
     epochs: float = 3.0
-    loss: Literal["plain", "class_balanced"] = "plain"
     dropout: float | None = None
     tasks: list[GlueName] | None = None
     seeds: list[int] | None = None

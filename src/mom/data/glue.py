@@ -7,7 +7,6 @@ byte-order mark, perhaps no header), from ``.jsonl`` or ``.parquet`` with the Hu
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -298,12 +297,6 @@ class GlueDataModule(ExamplesDataModule):
             *(self.task.name, split, len(examples), truncated, self.config.sequence_length),
         )
         return encoded
-
-    @property
-    def label_counts(self) -> list[int]:
-        """How many training rows each class has; empty where labels are numbers."""
-        counts = Counter(label for _, label in self.splits["train"])
-        return [counts[number] for number in range(len(self.task.labels))]
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """This rank's batches of the validation sets, in order."""

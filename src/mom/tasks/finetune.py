@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,13 +21,13 @@ from mom.evaluation.glue import glue_row, measure_glue, print_task
 from mom.evaluation.xsum import measure_xsum
 from mom.interop import load_classifier, load_model
 from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import check_architecture, check_head
+from mom.training.checkpoint import BEST, CHECKPOINTS, check_architecture, check_head
 from mom.training.classification import ClassificationModule
 from mom.training.fit import fit_module
 from mom.training.language_modeling import SummarizationModule
 from mom.training.module import TrainingModule
-from mom.training.phases import adopt, checkpoint_to_resume, earlier_results, recorded
-from mom.training.trainer import CHECKPOINTS, num_processes
+from mom.training.phases import checkpoint_to_resume, finished_results, initialize_from, subrun
+from mom.training.trainer import num_processes
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -86,8 +85,6 @@ def finetune_glue(
             "ckpt", config.ckpt, "null with task.tasks or task.seeds; resume=auto goes on with each of them"
         )
     names = task.tasks or [data.name]
-    if task.loss == "class_balanced" and "stsb" in names:
-        raise RequestError("task.loss", task.loss, "plain for stsb, whose labels are numbers and not classes")
     # Everything is read before anything is trained: the ninth task's missing file ends the run now.
     model = load_classifier(init, TASKS[names[0]].labels, option=option)
     check_length(data.sequence_length, model.config.max_positions)
@@ -103,7 +100,7 @@ def finetune_glue(
     scores: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for name in names:
         for seed in task.seeds or [config.seed]:
-            done = earlier_results(run, f"{name}/seed_{seed}") if config.resume == "auto" else None
+            done = finished_results(run, f"{name}/seed_{seed}") if config.resume == "auto" else None
             if done is not None:
                 announce(f"{name}, seed {seed}: done before, {done['steps']} steps")
                 scores[name].append(done)
@@ -112,7 +109,7 @@ def finetune_glue(
             one = dataclasses.replace(config, seed=seed, data=of_task[name])
             directory = RunDirectory(run.path / name / f"seed_{seed}")
             plain = {"task": "finetune", "init": init, "data.name": name, "seed": seed}
-            with recorded(directory, plain) as results:
+            with subrun(directory, plain) as results:
                 modules[name].seed = seed
                 results.update(finetune(one, modules[name], directory))
             scores[name].append(dict(results))
@@ -136,7 +133,6 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
         dataclasses.asdict(config.optimizer),
         glue.metrics,
         sets=glue.validations,
-        class_weights=class_weights(data.label_counts) if task.loss == "class_balanced" else None,
     )
     steps = min(
         config.trainer.max_steps,
@@ -151,7 +147,7 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
 
 def take_best(module: TrainingModule, directory: RunDirectory) -> None:
     """Put the weights of ``best.ckpt`` into a module; without one the last weights stay."""
-    best = directory.path / CHECKPOINTS / "best.ckpt"
+    best = directory.path / CHECKPOINTS / BEST
     if best.is_file():
         module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
 
@@ -166,17 +162,6 @@ def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * num_batches / config.trainer.accumulate_grad_batches))
 
 
-def class_weights(counts: Sequence[int]) -> list[float]:
-    """Weights by which every class has the same share of the loss; their mean over the rows is 1.
-
-    Raises:
-        RequestError: a class has no row.
-    """
-    if not all(counts):
-        raise RequestError("task.loss", "class_balanced", f"plain: a class has no training row ({counts})")
-    return [sum(counts) / (len(counts) * count) for count in counts]
-
-
 def finetune_xsum(
     config: RunConfig, task: FinetuneConfig, data: XsumConfig, run: RunDirectory
 ) -> dict[str, Any]:
@@ -184,8 +169,6 @@ def finetune_xsum(
     for name, given in (("tasks", task.tasks), ("seeds", task.seeds)):
         if given is not None:
             raise RequestError(f"task.{name}", given, "null for data=xsum")
-    if task.loss != "plain":
-        raise RequestError("task.loss", task.loss, "plain for data=xsum, which has no classes")
     resume = checkpoint_to_resume(config, run)
     option, init = weights_to_start_from(config)
     model = load_model(init, option)
@@ -193,7 +176,7 @@ def finetune_xsum(
     if task.dropout is not None:
         changed = copy.deepcopy(model.config)
         changed.dropout = task.dropout
-        model = adopt(model, changed)
+        model = initialize_from(model, changed)
     if resume is not None:
         check_head(resume, None)
         check_architecture(resume, model.config.to_dict())

@@ -16,11 +16,10 @@ from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import LAST, Resume, check_architecture
+from mom.training.checkpoint import CHECKPOINTS, LAST, ResumePoint, check_architecture
 from mom.training.fit import fit_phase
-from mom.training.phases import adopt, checkpoint_to_resume, earlier_results, run_phase
+from mom.training.phases import checkpoint_to_resume, finished_results, initialize_from, run_phase
 from mom.training.sharding import initialized_once, is_sharded
-from mom.training.trainer import CHECKPOINTS
 
 Results = dict[str, float]
 
@@ -66,14 +65,14 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         check_architecture(resume, model_config.to_dict())
         with initialized():
             model = MoMForCausalLM(model_config)
-        found = {phase: earlier_results(run, phase) for phase in ("plain", "baseline")}
+        found = {phase: finished_results(run, phase) for phase in ("plain", "baseline")}
         others = {phase: results for phase, results in found.items() if results is not None}
     elif start is None and not (model_config.num_stages and config.task.plain_steps):
         with initialized():
             model = MoMForCausalLM(model_config)
     elif start is not None and (start.config.num_stages or not model_config.num_stages):
         with initialized():
-            model = adopt(start, model_config)
+            model = initialize_from(start, model_config)
     else:
         model, others = _from_plain(config, run, data, model_config, start)
     results = _train(config, run, data, model, resume)
@@ -116,7 +115,7 @@ def _from_plain(
     # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
     seed_everything(config.seed, workers=True, verbose=False)
     with initialized():
-        model = adopt(start, model_config)  # copies, so training the baseline does not touch it
+        model = initialize_from(start, model_config)  # copies, so training the baseline does not touch it
     if config.task.baseline:
         announce("Baseline: the plain transformer, trained on")
         steps = config.trainer.max_steps
@@ -139,7 +138,7 @@ def _train(
     run: RunDirectory,
     data: LanguageModelingDataModule,
     model: MoMForCausalLM,
-    resume: Resume | None,
+    resume: ResumePoint | None,
 ) -> Results:
     """The main phase, in the run directory itself."""
     phase = "mom" if model.config.num_stages else "plain"

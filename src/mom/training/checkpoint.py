@@ -1,11 +1,11 @@
-"""Checkpoints: written whole or not at all, read without running anything, refused when they do not fit."""
+"""Checkpoints: written atomically, read without running code, and checked before training resumes from them."""
 
 from __future__ import annotations
 
 import logging
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
 from mom.callbacks.checkpoints import INSIDE_ACCUMULATION
-from mom.errors import RequestError, UsageError
+from mom.errors import UsageError, as_written
 from mom.interop.loading import CLASSIFIER
 from mom.interop.loading import read_checkpoint as load_plain
 from mom.model import MoMConfig
@@ -21,31 +21,35 @@ from mom.runs.files import atomic_file, sync, temporary_path
 
 log = logging.getLogger(__name__)
 
-LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run or phase with its checkpoints."""
+LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
 # Options that do not change what the weights mean or how they train.
 NOT_ARCHITECTURE = frozenset({"initializer_range"})
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes under a temporary name in the same folder, syncs to disk, then renames.
+    """Writes a temporary file in the same folder, syncs it to disk, then renames it.
 
-    So a checkpoint's name always stands for a whole file: the new one or the one before. The ``last.ckpt``
-    before the new one stays as ``previous.ckpt``, for a disk that loses what it said it had. Reads plain data
-    only (``weights_only=True``); a pickle that carries code is refused by PyTorch.
+    A checkpoint's name therefore always refers to a complete file, the new or the previous one. A replaced
+    ``last.ckpt`` is kept as ``previous.ckpt``, in case the disk loses a file that it reported as written. Reads plain
+    data only (``weights_only=True``); PyTorch rejects a pickle that contains code.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``, replacing what is there.
+        """Write ``checkpoint`` to ``path``, replacing an existing file.
 
         Raises:
             TypeError: if ``storage_options`` are given.
-            OSError: if it cannot be written; nothing is left behind and the file before stays.
+            OSError: if it cannot be written; the existing file stays, and no temporary file remains.
         """
         if storage_options is not None:
-            raise TypeError("AtomicCheckpointIO writes to a local folder and takes no storage_options")
+            raise TypeError(
+                "AtomicCheckpointIO writes to a local folder and does not support storage_options"
+            )
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
@@ -61,27 +65,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         map_location: Any = lambda storage, location: storage,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """Read plain data, whatever ``weights_only`` says."""
+        """Read plain data, regardless of ``weights_only``."""
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Give the file a second name, whatever had it before; with links ``path`` stands all the while."""
+    """Keep the file under a second name; ``path`` itself stays in place if the file system has hard links."""
     link = temporary_path(name)
     try:
         os.link(path, link)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         os.replace(path, name)
     else:
         os.replace(link, name)
 
 
-class Resume(NamedTuple):
-    """A checkpoint to go on from.
+class ResumePoint(NamedTuple):
+    """A checkpoint to resume training from.
 
     Attributes:
         path: the file.
-        step: optimizer steps behind it.
+        step: optimizer steps taken before it was written.
         model_config: the fields of its model's configuration.
         num_labels: outputs of its classifier; ``None`` for a language model.
     """
@@ -92,35 +96,33 @@ class Resume(NamedTuple):
     num_labels: int | None
 
 
-def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
-    """Read a checkpoint whole and see that training can go on from it.
+def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
+    """Read a checkpoint and check that training can resume from it.
 
     Args:
         path: the file.
-        option: the option that named it, for the error.
+        option: the option that names it, for the error.
 
     Raises:
-        RequestError: if it is missing, torn, holds code, or was not written by this program's training.
+        UsageError: it is missing or damaged, contains code, or was not written by our training.
     """
     path = Path(path)
     if not path.is_file():
-        raise RequestError(
-            option, path, "a checkpoint file, such as checkpoints/last.ckpt in a run directory"
+        raise UsageError(
+            f"{option} must be a checkpoint file, such as checkpoints/{LAST} in a run directory, got {path}"
         )
     _check_sums(path, option)
     checkpoint = load_plain(path, option)
     missing = [name for name in TRAINING_STATE if name not in checkpoint]
     if missing:
-        raise RequestError(option, path, f"a checkpoint of training; this one has no {', '.join(missing)}")
+        raise UsageError(f"cannot resume from {option}={path}: it has no {', '.join(missing)}")
     if checkpoint.get(INSIDE_ACCUMULATION, False):
-        raise RequestError(
-            option,
-            path,
-            f"a checkpoint between two optimizer steps, such as {LAST}; this one was taken inside an "
-            "accumulation window (init starts from its weights)",
+        raise UsageError(
+            f"cannot resume from {option}={path}, saved during gradient accumulation; use {LAST}, or pass the file as "
+            "init to start from its weights"
         )
     classifier = checkpoint["state_dict"].get(CLASSIFIER)
-    return Resume(
+    return ResumePoint(
         path,
         checkpoint["global_step"],
         checkpoint["hyper_parameters"]["model_config"],
@@ -129,56 +131,55 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> Resume:
 
 
 def _check_sums(path: Path, option: str) -> None:
-    """Refuse a file whose contents are not what was written; PyTorch's loader does not look."""
+    """Reject a file whose contents do not match their checksums, which PyTorch's loader does not verify."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError):
-        return  # no checkpoint at all, or half of one: the loader will say so
+        return  # not a checkpoint, or a truncated one: the loader reports it
     if damaged is not None:
-        raise RequestError(option, path, f"a whole checkpoint of a run ({damaged} is damaged)")
+        raise UsageError(f"cannot read {option}={path}: its entry {damaged} is damaged")
 
 
-def last_checkpoint(folder: str | Path) -> Resume | None:
-    """The newest checkpoint of a phase that training can go on from: ``last.ckpt``, or if that one is damaged
-    ``previous.ckpt``, which the log then says.
+def last_checkpoint(folder: str | Path) -> ResumePoint | None:
+    """Find the newest usable checkpoint of a phase: ``last.ckpt``, or, with a warning, ``previous.ckpt``.
 
     Args:
-        folder: of the checkpoints.
+        folder: the folder with the checkpoints.
 
     Returns:
-        ``None`` where there is neither.
+        The checkpoint; ``None`` if neither file exists.
 
     Raises:
-        RequestError: ``resume``, if what is there cannot be used.
+        UsageError: there are checkpoints, but training cannot resume from them.
     """
-    refusals = []
+    errors = []
     for name in (LAST, PREVIOUS):
         path = Path(folder) / name
         if not path.is_file():
             continue
         try:
             resume = read_checkpoint(path, "resume")
-        except UsageError as refusal:
-            refusals.append(refusal)
+        except UsageError as error:
+            errors.append(error)
             continue
-        if refusals:
-            log.warning("%s; going on from %s (step %d)", refusals[0], path, resume.step)
+        if errors:
+            log.warning("%s; resuming from %s (step %d) instead", errors[0], path, resume.step)
         return resume
-    if refusals:
-        raise refusals[0]
+    if errors:
+        raise errors[0]
     return None
 
 
-def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of another model than the one asked for.
+def check_architecture(resume: ResumePoint, model_config: Mapping[str, Any]) -> None:
+    """Reject a checkpoint whose model differs from the requested one.
 
     Args:
-        resume: as :func:`read_checkpoint` returns it.
-        model_config: the resolved fields of the model asked for.
+        resume: the checkpoint.
+        model_config: the resolved fields of the requested model.
 
     Raises:
-        RequestError: naming the fields that differ.
+        UsageError: naming the options that differ, and both values.
     """
     # Its own options only: transformers adds fields, which change with its version. Options that an older checkpoint
     # lacks have their defaults.
@@ -191,29 +192,30 @@ def check_architecture(resume: Resume, model_config: Mapping[str, Any]) -> None:
         if name not in NOT_ARCHITECTURE and found.get(name) != wanted.get(name)
     ]
     if differing:
-        theirs = ", ".join(f"{name} {found.get(name)}" for name in differing)
-        ours = ", ".join(f"{name} {wanted.get(name)}" for name in differing)
-        raise RequestError(
-            "ckpt",
-            f"{resume.path} of a model with {theirs}",
-            f"a checkpoint of the model asked for, with {ours}",
+        raise UsageError(
+            f"ckpt={resume.path} has {list_options(found, differing)}, but the requested model has "
+            f"{list_options(wanted, differing)}"
         )
 
 
-def check_head(resume: Resume, num_labels: int | None) -> None:
-    """Refuse a checkpoint of a classifier with other outputs, or of a language model in the place of one.
+def list_options(options: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Write options as users type them: ``d_model=64, top_k=2``."""
+    return ", ".join(f"{name}={as_written(options.get(name))}" for name in names)
+
+
+def check_head(resume: ResumePoint, num_labels: int | None) -> None:
+    """Reject a checkpoint of a classifier with other outputs, or of a language model instead of a classifier.
 
     Args:
-        resume: as :func:`read_checkpoint` returns it.
-        num_labels: outputs of the classifier asked for; ``None`` for a language model.
+        resume: the checkpoint.
+        num_labels: outputs of the requested classifier; ``None`` for a language model.
 
     Raises:
-        RequestError: naming both.
+        UsageError: naming both heads.
     """
     if resume.num_labels != num_labels:
-        found, wanted = (_kind(count) for count in (resume.num_labels, num_labels))
-        raise RequestError("ckpt", f"{resume.path} of {found}", f"a checkpoint of {wanted}")
+        raise UsageError(f"ckpt={resume.path} is {_head(resume.num_labels)}, not {_head(num_labels)}")
 
 
-def _kind(num_labels: int | None) -> str:
-    return "a language model" if num_labels is None else f"a classifier of {num_labels} label(s)"
+def _head(num_labels: int | None) -> str:
+    return "a language model" if num_labels is None else f"a classifier with {num_labels} label(s)"

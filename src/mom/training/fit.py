@@ -1,35 +1,33 @@
-"""Fit a model: one phase of a run, from its data to its summary."""
+"""Fit a model: one phase of a run, from its data to its final metrics."""
 
 from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mom.callbacks import (
-    LastCheckpoint,
-    RankAgreement,
-    StoppedEarly,
-    ThroughputMonitor,
-)
+from mom.callbacks import LastCheckpoint, RankAgreement, StoppedEarly, ThroughputMonitor
 from mom.config import RunConfig
 from mom.cost.estimate import forward_memory
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.tokenizer import save_tokenizer
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.runs.provenance import provenance
-from mom.training.checkpoint import Resume
+from mom.training.checkpoint import CHECKPOINTS, ResumePoint
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
-from mom.training.loggers import build_loggers, finish_loggers
+from mom.training.loggers import open_loggers
 from mom.training.module import TrainingModule
+from mom.training.trainer import build_callbacks, build_trainer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-from mom.training.trainer import CHECKPOINTS, _request, _set_default_folder, build_callbacks, build_trainer
+
+# Data options that may differ between ranks without changing what they compute.
+_LOCAL_OPTIONS = ("cache_dir", "num_processes", "num_workers")
 
 
 def fit_phase(
@@ -40,21 +38,21 @@ def fit_phase(
     *,
     phase: str,
     max_steps: int,
-    resume: Resume | None = None,
+    resume: ResumePoint | None = None,
 ) -> dict[str, float]:
-    """Train a language model in place for ``max_steps`` optimizer steps and validate it: :func:`fit_module`.
+    """Train a language model in place for ``max_steps`` optimizer steps and validate it, with :func:`fit_module`.
 
     Args:
         config: the request.
-        model: what to train.
+        model: the model to train.
         data: the data module, set up.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimizer steps from the phase's start, those before ``resume`` included.
-        resume: a checkpoint to go on from, optimizer, schedule and data order with it.
+        max_steps: optimizer steps of the whole phase, including those before ``resume``.
+        resume: a checkpoint to resume from: weights, optimizer, schedule and data order.
 
     Returns:
-        What :func:`fit_module` returns, and ``compute/forward_memory``, the bytes of a forward over one batch.
+        The results of :func:`fit_module`, and ``compute/forward_memory``, the bytes of a forward pass over one batch.
     """
     module = LanguageModelingModule(
         model_config=model.config.to_dict(),
@@ -78,29 +76,28 @@ def fit_module(
     *,
     phase: str,
     max_steps: int,
-    resume: Resume | None = None,
+    resume: ResumePoint | None = None,
 ) -> dict[str, float]:
     """Train a module's model in place for ``max_steps`` optimizer steps and validate it.
 
-    Writes ``metrics.csv`` (or what the loggers write), ``checkpoints/{last,best}.ckpt`` and the model's
-    ``tokenizer/`` in ``directory``.
+    Writes ``metrics.csv`` (or the files of the configured loggers), ``checkpoints/{last,best}.ckpt`` and the model's
+    ``tokenizer/`` to ``directory``.
 
     Args:
-        config: the request; its seed is set anew, so that every phase sees the same data order and dropout.
-        module: what to train.
+        config: the request; its seed is set again, so that every phase sees the same data order and dropout.
+        module: the module to train.
         data: the data module, set up.
-        tokenizer: of the data, kept beside the checkpoints so that it travels with them.
+        tokenizer: the data's tokenizer, saved with the checkpoints.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimizer steps from the phase's start, those before ``resume`` included.
-        resume: a checkpoint to go on from, optimizer, schedule and data order with it.
+        max_steps: optimizer steps of the whole phase, including those before ``resume``.
+        resume: a checkpoint to resume from: weights, optimizer, schedule and data order.
 
     Returns:
-        The last validation's metrics without ``val/`` in front of ``depth/*``, ``routing/*`` and ``compute/*``,
-        ``parameters``, ``depth/graph`` and ``throughput/tokens_per_second``; flat, and all measured here.
+        The results of :func:`collect_results`.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C, after ``last.ckpt`` was written.
+        KeyboardInterrupt: on Ctrl-C or SIGTERM, after ``last.ckpt`` was written.
     """
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.activation_checkpointing:
@@ -108,38 +105,36 @@ def fit_module(
     if config.trainer.compile:
         module.model.model.compile_layers()
     save_tokenizer(tokenizer, directory)
-    loggers = build_loggers(
-        config.logger.values(),
-        directory.path,
-        run=Path(config.run_dir).name,
-        phase=phase,
-        hyperparameters=dataclasses.asdict(config) | {"provenance": provenance(data)},
-        steps_before=0 if resume is None else resume.step,
-    )
+    steps_before = 0 if resume is None else resume.step
+    checkpoints = directory.path / CHECKPOINTS
     interruption = Interruption()
-    callbacks = build_callbacks(config, phase, bool(loggers))
-    callbacks.append(RankAgreement(_request(config, module, phase, max_steps, resume)))
-    _set_default_folder(callbacks, directory.path / CHECKPOINTS)
-    callbacks.append(StoppedEarly())
-    # Last in the list: it saves the state of all the others.
-    callbacks.append(LastCheckpoint(directory.path / CHECKPOINTS, lambda: interruption.requested))
-    trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
-    exit_code = 1
-    try:
+    with open_loggers(config, directory.path, phase=phase, data=data, steps_before=steps_before) as loggers:
+        callbacks = [
+            *build_callbacks(config, phase, bool(loggers)),
+            RankAgreement(_shared_request(config, module, phase, max_steps, steps_before)),
+            StoppedEarly(),
+            # Last, because it saves the state of all the others.
+            LastCheckpoint(checkpoints, lambda: interruption.requested),
+        ]
+        _set_default_dirpath(callbacks, checkpoints)
+        trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
         with interruption:
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
             if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
-                trainer.validate(module, datamodule=data, verbose=False)  # resumed at the end
+                trainer.validate(module, datamodule=data, verbose=False)  # resumed after the last step
         if interruption.requested:
-            raise KeyboardInterrupt  # it came after the last step, so the last checkpoint is the end
-        exit_code = 0
-    finally:
-        finish_loggers(loggers, exit_code)
+            raise KeyboardInterrupt  # during the final validation; the last checkpoint is complete
     return collect_results(trainer, module, callbacks)
 
 
 def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
-    """What was measured last; ``depth/*``, ``routing/*``, ``compute/*`` of the validation without ``val/``."""
+    """Collect the final metrics of a trainer.
+
+    Returns:
+        The last validation's ``val/*``, where ``depth/*``, ``routing/*`` and ``compute/*`` lose their ``val/``;
+        ``parameters``, ``steps``, ``depth/graph``; and ``throughput/tokens_per_second``, ``throughput/mfu`` and
+        ``throughput/training_flops`` if they were measured.
+    """
     results: dict[str, float] = {
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,
@@ -156,3 +151,24 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
                 results["throughput/mfu"] = callback.mfu
             results["throughput/training_flops"] = callback.training_flops
     return results | {"depth/graph": module.model.config.graph_depth}
+
+
+def _shared_request(
+    config: RunConfig, module: TrainingModule, phase: str, max_steps: int, steps_before: int
+) -> dict[str, Any]:
+    """Return what all ranks must agree on: the resolved configuration, and what is trained from where."""
+    request = dataclasses.asdict(config)
+    request["data"] = {name: value for name, value in request["data"].items() if name not in _LOCAL_OPTIONS}
+    return {
+        **request,
+        "model": module.model.config.to_dict(),
+        "phase": {"name": phase, "max_steps": max_steps},
+        "resume": {"from step": steps_before},
+    }
+
+
+def _set_default_dirpath(callbacks: list[Callback], checkpoints: Path) -> None:
+    """Point every ``ModelCheckpoint`` without a ``dirpath`` at the phase's checkpoints."""
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            callback.dirpath = str(checkpoints.absolute())

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: first a request to stop after the step under way, then an order to stop now."""
+"""Ctrl-C and SIGTERM: the first asks training to stop after the current step, the second stops it at once."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """While entered, the first SIGINT or SIGTERM only sets :attr:`requested`; the second interrupts at once.
+    """A context in which the first SIGINT or SIGTERM only sets :attr:`requested`; the second interrupts at once.
 
-    A checkpoint taken in the middle of an optimizer step would hold half an update, so whoever trains looks
-    at :attr:`requested` between steps, saves, and raises ``KeyboardInterrupt``.
+    A checkpoint taken in the middle of an optimizer step would hold half an update, so the training loop checks
+    :attr:`requested` between steps, saves, and raises ``KeyboardInterrupt``.
 
-    On leaving, the handlers from before are back, and an interruption that Lightning turned into
-    ``SystemExit`` (it also leaves SIGINT ignored) comes out as the ``KeyboardInterrupt`` it was. Outside the
-    main thread Python handles no signals and nothing is requested.
+    On exit the previous handlers are restored, and an interruption that Lightning turned into ``SystemExit`` (it
+    also leaves SIGINT ignored) is raised as ``KeyboardInterrupt`` again. Outside the main thread, where Python
+    handles no signals, nothing changes.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._previous_handlers: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._previous_handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         if isinstance(error, SIGTERMException):
             raise KeyboardInterrupt from error
@@ -47,9 +47,9 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        _tell("\nInterrupted: finishing the step under way, then saving. Once more stops at once.")
+        _print("\nInterrupted: finishing the current step, then saving. Interrupt again to stop now.")
 
 
 @rank_zero_only
-def _tell(message: str) -> None:
+def _print(message: str) -> None:
     print(message, flush=True)

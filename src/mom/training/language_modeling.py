@@ -1,4 +1,4 @@
-"""A language model as Lightning trains it."""
+"""Lightning modules for language models: next-token prediction, and summarization."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor
 from torchmetrics import SumMetric
 
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.training.module import TrainingModule, records
+from mom.training.module import TrainingModule, step_outputs
 
 
 class LanguageModelingModule(TrainingModule):
     """Trains a :class:`MoMForCausalLM` on next-token prediction.
 
-    Logs the losses as :class:`TrainingModule` does (``lm_loss``, ``balance_loss``, ``z_loss``), and over each
-    validation ``val/loss`` (language-model cross-entropy in nats, every predicted token counted once),
-    ``val/perplexity`` and ``val/bits_per_byte``.
+    Logs the losses of :class:`TrainingModule` (``lm_loss``, ``balance_loss``, ``z_loss``), and after each validation
+    ``val/loss`` (cross-entropy in nats, averaged over all predicted tokens), ``val/perplexity`` and
+    ``val/bits_per_byte``.
 
     Args:
         model_config: the fields of :class:`MoMConfig`.
         optimizer: the fields of ``OptimizerConfig``.
         model: weights to start from; ``None`` initializes new ones.
-        bytes_per_token: mean UTF-8 bytes of a validation token; ``None`` or 0 (not known) logs no
-            ``val/bits_per_byte``.
+        bytes_per_token: mean UTF-8 bytes of a validation token; if it is ``None`` or 0 (unknown),
+            ``val/bits_per_byte`` is not logged.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class LanguageModelingModule(TrainingModule):
             model = MoMForCausalLM(MoMConfig.from_dict(dict(model_config)))
         super().__init__(model, optimizer, losses=("loss", "lm_loss", "balance_loss", "z_loss"))
         self._bytes_per_token = bytes_per_token
-        # Two sums, as MeanMetric forgets its weights when it may not drop NaNs (torchmetrics 1.9).
+        # Two sums, because MeanMetric ignores its weights with nan_strategy="disable" (torchmetrics 1.9).
         self._val_nats = SumMetric(nan_strategy="disable")
         self._val_tokens = SumMetric(nan_strategy="disable")
 
     @property
     def validation_loss(self) -> Tensor:
-        """Mean cross-entropy in nats over every token that the last validation predicted."""
+        """Mean cross-entropy in nats over all tokens predicted in the last validation."""
         return self._val_nats.compute() / self._val_tokens.compute()
 
     @property
     def num_predicted(self) -> int:
-        """Tokens that the last validation predicted."""
+        """Tokens predicted in the last validation."""
         return int(self._val_tokens.compute())
 
     def run_model(self, batch: Mapping[str, Tensor]) -> Any:
-        """Losses and records of ``input_ids`` and ``labels`` [B, T], perhaps with an ``attention_mask``."""
+        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``; compute no logits."""
         return self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
@@ -64,20 +64,20 @@ class LanguageModelingModule(TrainingModule):
         )
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """One batch of the validation; returns what :meth:`training_step` returns."""
+        """Measure one validation batch; returns the outputs of :meth:`training_step`."""
         output = self.run_model(batch)
         predicted = (batch["labels"][:, 1:] != -100).sum()
         self._val_nats.update(output.lm_loss * predicted)
         self._val_tokens.update(predicted)
-        return {"loss": output.loss, **records(output, batch)}
+        return step_outputs(output, batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Start the average anew."""
+        """Reset the sums."""
         self._val_nats.reset()
         self._val_tokens.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the average over every predicted token of the validation, on all ranks together."""
+        """Log the averages over all predicted tokens of all ranks."""
         loss = self.validation_loss
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token:
@@ -86,9 +86,9 @@ class LanguageModelingModule(TrainingModule):
 
 
 class SummarizationModule(LanguageModelingModule):
-    """A language model trained on summaries; logs ``val/score``, -``val/loss``, to choose the best by."""
+    """Trains a language model on summaries; ``val/score``, the negative ``val/loss``, selects the best checkpoint."""
 
     def on_validation_epoch_end(self) -> None:
-        """Log the average over every token of a summary, and the score."""
+        """Log the averages over all tokens of the summaries, and the score."""
         super().on_validation_epoch_end()
         self.log("val/score", -self.validation_loss, on_step=False, on_epoch=True, batch_size=1)

@@ -1,11 +1,13 @@
-"""The loggers of a run, pointed at its directory."""
+"""Loggers that write to the run directory."""
 
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,52 @@ from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mom.config import NodeConfig
+from mom.config import NodeConfig, RunConfig
 from mom.runs.directory import process_rank
 from mom.runs.files import atomic_file
+from mom.runs.provenance import provenance
 
 RUN_ID = "wandb_run_id"
-"""File in a phase's folder with the id of its wandb run, which a resumed phase goes on with."""
+"""File in a phase's directory with the id of its wandb run, which a resumed phase continues."""
+
+
+@contextmanager
+def open_loggers(
+    config: RunConfig,
+    directory: Path,
+    *,
+    phase: str,
+    data: object = None,
+    steps_before: int = 0,
+    enabled: bool = True,
+) -> Iterator[list[Logger]]:
+    """Build the request's loggers for one phase, and close them with its exit code.
+
+    Args:
+        config: the request.
+        directory: where the phase writes.
+        phase: the phase's name.
+        data: its data module, whose fingerprint is logged.
+        steps_before: optimizer steps before the checkpoint that is resumed.
+        enabled: whether to log at all.
+
+    Yields:
+        The loggers; an empty list if not ``enabled``.
+    """
+    loggers = build_loggers(
+        config.logger.values() if enabled else (),
+        directory,
+        run=Path(config.run_dir).name,
+        phase=phase,
+        hyperparameters=dataclasses.asdict(config) | {"provenance": provenance(data)},
+        steps_before=steps_before,
+    )
+    exit_code = 1
+    try:
+        yield loggers
+        exit_code = 0
+    finally:
+        finish_loggers(loggers, exit_code)
 
 
 def build_loggers(
@@ -32,19 +74,18 @@ def build_loggers(
 ) -> list[Logger]:
     """Build the configured loggers for one phase of a run.
 
-    What the configuration leaves open is filled in: files go to ``directory``, and wandb gets one run per
-    phase with an id of our own, kept in the directory (so that a resumed run goes on as the same one),
-    grouped by run.
+    Options that the configuration leaves open are filled in: files go to ``directory``, and wandb gets one run per
+    phase, grouped by run, with an id that is kept in the directory so that a resumed phase continues the same run.
 
     Args:
         nodes: the ``logger`` group.
         directory: where the phase writes.
         run: the run's name.
         phase: the phase's name.
-        hyperparameters: the resolved configuration, given to every logger but the CSV one (the run directory
-            holds it as ``config.yaml``).
-        steps_before: optimizer steps behind the checkpoint that is resumed; a ``metrics.csv`` in the
-            directory is continued from there.
+        hyperparameters: the resolved configuration, for every logger but CSV (the run directory holds it as
+            ``config.yaml``).
+        steps_before: optimizer steps before the checkpoint that is resumed; an existing ``metrics.csv`` is
+            continued from there.
     """
     loggers = []
     for node in nodes:
@@ -53,7 +94,7 @@ def build_loggers(
         given = {name: value for name, value in defaults.items() if node.arguments.get(name) is None}
         logger = node.instantiate(**{name: value for name, value in given.items() if node.accepts(name)})
         if isinstance(logger, CSVLogger):
-            _continue_curve(logger, steps_before)
+            _continue_csv(logger, steps_before)
         else:
             logger.log_hyperparams(dict(hyperparameters))
         loggers.append(logger)
@@ -61,7 +102,7 @@ def build_loggers(
 
 
 def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
-    """Close what outlives a Trainer: a wandb run ends with the phase and with its exit code."""
+    """End the phase's wandb run with its exit code; the other loggers are closed by the Trainer."""
     for logger in loggers:
         if isinstance(logger, WandbLogger):
             import wandb
@@ -71,16 +112,16 @@ def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
 
 
 @rank_zero_only
-def _continue_curve(logger: CSVLogger, steps_before: int) -> None:
-    """Go on after the rows of the first ``steps_before`` steps."""
-    logger._experiment = writer = _CurveWriter(logger.log_dir)
+def _continue_csv(logger: CSVLogger, steps_before: int) -> None:
+    """Continue ``metrics.csv`` after the rows of the first ``steps_before`` steps."""
+    logger._experiment = writer = _MetricsWriter(logger.log_dir)
     path = Path(writer.metrics_file_path)
     rows: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    # Lightning counts the step under way: the row of the first step says 0. A process that was killed may
-    # have left half a line, of a step after the checkpoint.
+    # Lightning logs a step before counting it: the row of the first step says 0. A process that was killed may
+    # have left half a line, from a step after the checkpoint.
     kept = [row for row in rows if row["step"] and row["step"].isdigit() and int(row["step"]) < steps_before]
     names = sorted({name for row in kept for name, value in row.items() if value})
     writer.metrics_keys = names
@@ -90,26 +131,26 @@ def _continue_curve(logger: CSVLogger, steps_before: int) -> None:
         path.unlink(missing_ok=True)
 
 
-class _CurveWriter(_ExperimentWriter):
-    """Lightning's writer of ``metrics.csv``, but the file is never gone or half-written, and no row comes twice.
+class _MetricsWriter(_ExperimentWriter):
+    """Lightning's writer of ``metrics.csv`` without its two risks: a lost file, and repeated rows.
 
-    Lightning deletes the file of an earlier start, and empties it to write it anew whenever a metric is first
-    logged; a process killed in between would lose the curve. A row just like the one before is one that was
-    logged early, for a checkpoint (:class:`~mom.callbacks.LastCheckpoint`).
+    Lightning deletes the file of an earlier start, and truncates it to add a column whenever a metric is first
+    logged; a process killed in between would lose all rows. A row equal to the previous one was logged early, for a
+    checkpoint (:class:`~mom.callbacks.LastCheckpoint`).
     """
 
-    _before = ""
+    _previous_row = ""
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
-        """Take a row, unless it is the one before again."""
+        """Add a row unless it repeats the previous one."""
         super().log_metrics(metrics_dict, step)
         row = repr(self.metrics[-1])
-        if row == self._before:
+        if row == self._previous_row:
             self.metrics.pop()
-        self._before = row
+        self._previous_row = row
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Write the header and these rows in the place of what is there."""
+        """Replace the file by a header and these rows."""
         path = Path(self.metrics_file_path)
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
@@ -121,32 +162,33 @@ class _CurveWriter(_ExperimentWriter):
             self.replace(list(csv.DictReader(file)))
 
     def _check_log_dir_exists(self) -> None:
-        """What stands there is dealt with by whoever continues the curve."""
+        """Skip Lightning's deletion; :func:`_continue_csv` decides which rows stay."""
 
 
 def _run_id(directory: Path, name: str, is_resumed: bool) -> str:
-    """The id of a phase's wandb run: the one it began with, else a new one that no other run has.
+    """Return the id of a phase's wandb run: the one it started with if it is resumed, else a new one.
 
-    Started by the agent of a wandb sweep it is the agent's, which wandb takes whatever it is given.
+    Under a wandb sweep agent it is the agent's id, which wandb uses regardless of the one it is given.
     """
     path = directory / RUN_ID
     if is_resumed and path.is_file():
         return path.read_text(encoding="utf-8").strip()
-    identity = f"{name}-{secrets.token_hex(4)}"
+    run_id = f"{name}-{secrets.token_hex(4)}"
     if "WANDB_SWEEP_ID" in os.environ:
-        identity = os.environ.get("WANDB_RUN_ID", identity)
+        run_id = os.environ.get("WANDB_RUN_ID", run_id)
     if process_rank() == 0:
-        path.write_text(identity + "\n", encoding="utf-8")
-    return identity
+        path.write_text(run_id + "\n", encoding="utf-8")
+    return run_id
 
 
 def _defaults(target: Any, directory: Path, run: str, phase: str, *, is_resumed: bool) -> dict[str, Any]:
+    """Return arguments for a logger class that the configuration need not give."""
     if not isinstance(target, type):
         return {}
     if issubclass(target, CSVLogger | TensorBoardLogger):
         return {"save_dir": str(directory)}
     if issubclass(target, WandbLogger):
         name = f"{run}-{phase}"
-        identity = _run_id(directory, name, is_resumed)
-        return {"save_dir": str(directory), "name": name, "id": identity, "group": run, "resume": "allow"}
+        run_id = _run_id(directory, name, is_resumed)
+        return {"save_dir": str(directory), "name": name, "id": run_id, "group": run, "resume": "allow"}
     return {}

@@ -1,4 +1,4 @@
-"""AdamW's parameter groups and the learning-rate schedule."""
+"""AdamW's parameter groups, and the learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mom.model.router import Router
 
 
 def vector_parameters(model: nn.Module) -> set[int]:
-    """Identities (``id``) of the parameters that are vectors and therefore not decayed.
+    """Return the identities (``id``) of the parameters that are vectors, which are not decayed.
 
     A vector is a parameter of fewer than two dimensions (biases, LayerNorms), or one that its module declares
     in its ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
@@ -34,9 +34,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split a model's trainable parameters into AdamW groups, each parameter in exactly one.
 
-    Matrices (stacked matrices and embeddings among them) are decayed, vectors are not. Routers have groups of
-    their own, with ``lr * router_lr_multiplier``: after upcycling they start from nothing while everything
-    else is trained. Tied parameters count once; empty groups are left out.
+    Matrices (including stacked matrices and embeddings) are decayed, vectors are not. Routers have groups of
+    their own, with ``lr * router_lr_multiplier``, because after upcycling they start untrained while everything
+    else is trained. Tied parameters count once; empty groups are omitted.
 
     Returns:
         Dictionaries with ``name`` (``matrices``, ``vectors``, ``router_matrices``, ``router_vectors``),
@@ -48,30 +48,30 @@ def parameter_groups(
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {
-            "name": ("router_" if of_router else "") + ("vectors" if is_vector else "matrices"),
+            "name": ("router_" if is_router else "") + ("vectors" if is_vector else "matrices"),
             "params": [
-                p for p in trainable if (id(p) in in_router, id(p) in vectors) == (of_router, is_vector)
+                p for p in trainable if (id(p) in in_router, id(p) in vectors) == (is_router, is_vector)
             ],
-            "lr": lr * router_lr_multiplier if of_router else lr,
+            "lr": lr * router_lr_multiplier if is_router else lr,
             "weight_decay": 0.0 if is_vector else weight_decay,
         }
-        for of_router in (False, True)
+        for is_router in (False, True)
         for is_vector in (False, True)
     ]
-    placed = [id(parameter) for group in groups for parameter in group["params"]]
-    assert len(placed) == len(set(placed)) == len(trainable), "every parameter stands in exactly one group"
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert len(grouped) == len(set(grouped)) == len(trainable), "every parameter must be in exactly one group"
     return [group for group in groups if group["params"]]
 
 
 def build_adamw(
     model: nn.Module, options: Mapping[str, Any], *, fused: bool | None = None
 ) -> torch.optim.AdamW:
-    """AdamW over :func:`parameter_groups`.
+    """Build AdamW over :func:`parameter_groups`.
 
     Args:
-        model: whose parameters to optimize.
+        model: the model to optimize.
         options: the fields of ``OptimizerConfig``.
-        fused: one kernel for the whole update (CPU and CUDA); ``None`` lets PyTorch choose.
+        fused: whether one kernel does the whole update (CPU and CUDA); ``None`` lets PyTorch choose.
     """
     groups = parameter_groups(
         model,
@@ -87,16 +87,16 @@ def build_adamw(
 def learning_rate_factor(
     step: int, *, warmup_steps: int, max_steps: int, min_lr_ratio: float, schedule: str = "cosine"
 ) -> float:
-    """The learning rate of an optimizer step as a share of the peak.
+    """Return the learning rate of an optimizer step as a fraction of the peak.
 
-    Rises linearly over the first ``warmup_steps`` steps (step 0 already moves: it has 1/(warmup_steps+1) of
-    the peak), then falls along half a cosine to ``min_lr_ratio`` at ``max_steps``, or stays (``constant``).
+    It rises linearly over the first ``warmup_steps`` steps (step 0 has 1/(warmup_steps+1) of the peak, not 0), then
+    falls along half a cosine to ``min_lr_ratio`` at ``max_steps``, or stays at the peak (``constant``).
 
     Args:
         step: optimizer steps taken before this one.
         warmup_steps: steps below the peak.
         max_steps: steps of the whole training.
-        min_lr_ratio: where the cosine ends, as a share of the peak; it stays there afterwards.
+        min_lr_ratio: final fraction of the peak under ``cosine``, also after ``max_steps``.
         schedule: ``cosine`` or ``constant``.
     """
     if step < warmup_steps:
@@ -108,7 +108,7 @@ def learning_rate_factor(
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, options: Mapping[str, Any], max_steps: int) -> LambdaLR:
-    """:func:`learning_rate_factor` as a scheduler, stepped once per optimizer step, for all groups."""
+    """Build the scheduler that applies :func:`learning_rate_factor` to all groups, once per optimizer step."""
 
     def factor(step: int) -> float:
         return learning_rate_factor(

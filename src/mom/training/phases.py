@@ -1,4 +1,4 @@
-"""The phases of a run: each in a folder of its own, and the weights that go from one to the next."""
+"""The phases of a run: a directory for each, and the weights that one phase passes to the next."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from typing import Any
 from mom.config import RunConfig
 from mom.console import announce
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import Resume, check_architecture, last_checkpoint, read_checkpoint
+from mom.training.checkpoint import (
+    CHECKPOINTS,
+    ResumePoint,
+    check_architecture,
+    last_checkpoint,
+    list_options,
+    read_checkpoint,
+)
 from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
-from mom.training.trainer import CHECKPOINTS
 
 
-def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> Resume | None:
-    """Where a training goes on from: ``ckpt``, or with ``resume=auto`` the run directory's own."""
+def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> ResumePoint | None:
+    """Return the checkpoint to resume from: ``ckpt``, or with ``resume=auto`` the run directory's last one, if any."""
     if config.resume == "auto":
         return last_checkpoint(run.path / CHECKPOINTS)
     return None if config.ckpt is None else read_checkpoint(config.ckpt)
@@ -37,34 +43,35 @@ def run_phase(
     phase: str,
     max_steps: int,
 ) -> dict[str, float]:
-    """Fit one phase in ``<run>/<phase>``, with the status, configuration and summary that a run has.
+    """Fit one phase in ``<run>/<phase>``, with a configuration, status and summary of its own.
 
-    With ``resume=auto`` a phase that this run directory has behind it is not trained again, and one that was
-    interrupted goes on from its last checkpoint.
+    With ``resume=auto`` a finished phase is not trained again, and an interrupted one resumes from its last
+    checkpoint.
 
     Args:
         config: the request.
-        model: what to train, in place.
+        model: the model to train, in place.
         data: the data module.
         run: the directory of the whole run.
-        phase: the phase's name and that of its folder.
+        phase: the name of the phase and of its directory.
         max_steps: optimizer steps.
 
     Returns:
-        What ``fit_phase`` returns, which is also written as ``summary.json``.
+        The results of ``fit_phase``, which are also written as ``summary.json``.
     """
     directory = RunDirectory(run.path / phase)
     resume = last_checkpoint(directory.path / CHECKPOINTS) if config.resume == "auto" else None
     if resume is not None:
         check_architecture(resume, model.config.to_dict())
-        results = earlier_results(run, phase)
+        results = finished_results(run, phase)
         if results is not None and results["steps"] == resume.step == max_steps:
             with initialized_once(config.trainer.strategy):
                 model.load_state_dict(load_model(resume.path).state_dict())
-            announce(f"{phase}: done before, {max_steps} steps")
+            announce(f"{phase}: already trained for {max_steps} steps, skipping")
             return results
-    plain = {"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()}
-    with recorded(directory, plain) as results:
+    with subrun(
+        directory, {"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()}
+    ) as results:
         results.update(
             fit_phase(config, model, data, directory, phase=phase, max_steps=max_steps, resume=resume)
         )
@@ -72,15 +79,15 @@ def run_phase(
 
 
 @contextmanager
-def recorded(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """A part of a run in a folder of its own: its configuration, its status, and at its end its summary.
+def subrun(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Record a part of a run in a directory of its own: configuration, status, and finally the summary.
 
     Args:
-        directory: the part's folder.
-        config: what it does, plain data.
+        directory: the part's directory.
+        config: its configuration, plain data.
 
     Yields:
-        a dictionary to put the results in.
+        A dictionary that becomes the summary.
     """
     directory.write_config(config)
     directory.status("running")
@@ -97,33 +104,33 @@ def recorded(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dic
     directory.status("succeeded")
 
 
-def earlier_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
-    """The results of a phase that this run directory has behind it; ``None`` if it has not."""
+def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
+    """Return the results of a phase that finished in this run directory, or ``None``."""
     path = Path(run.path) / phase / "summary.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
-def adopt(start: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
-    """A model by ``config`` with the weights of ``start``, upcycled if it is plain and ``config`` has stages.
+def initialize_from(source: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
+    """Build a model with the weights of ``source``, upcycled if that is plain and ``config`` has stages.
 
-    What has no weights (temperature, top_k, dropout, …) is taken from ``config``.
+    Options without weights (temperature, top_k, dropout, …) come from ``config``.
 
     Raises:
-        RequestError: ``init``, if the weights do not fit.
+        UsageError: the weights of ``source``, which the option ``init`` names, do not fit.
     """
-    if config.num_stages and not start.config.num_stages:
-        return upcycle(start, config)
+    if config.num_stages and not source.config.num_stages:
+        return upcycle(source, config)
     model = MoMForCausalLM(config)
-    theirs = {name: tuple(weight.shape) for name, weight in start.state_dict().items()}
-    ours = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    if theirs != ours:
-        given, wanted = start.config.as_mapping(), config.as_mapping()
+    given_shapes, wanted_shapes = (
+        {name: tuple(weight.shape) for name, weight in either.state_dict().items()}
+        for either in (source, model)
+    )
+    if given_shapes != wanted_shapes:
+        given, wanted = source.config.as_mapping(), config.as_mapping()
         differing = sorted(name for name in given.keys() & wanted.keys() if given[name] != wanted[name])
-        raise RequestError(
-            "init",
-            "weights of a model with " + ", ".join(f"{name} {given[name]}" for name in differing),
-            "a model like the one asked for, with "
-            + ", ".join(f"{name} {wanted[name]}" for name in differing),
+        raise UsageError(
+            f"init has weights of a model with {list_options(given, differing)}, but the requested model has "
+            f"{list_options(wanted, differing)}"
         )
-    model.load_state_dict(start.state_dict())
+    model.load_state_dict(source.state_dict())
     return model

@@ -1,4 +1,4 @@
-"""Fully sharded training: every process keeps its share of weights, gradients and optimizer state."""
+"""Fully sharded training: each process holds a shard of the weights, gradients and optimizer state."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from mom.runs.directory import process_rank
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """PyTorch's FSDP2 over all processes; one full checkpoint file, which any number of processes can load.
+    """PyTorch's FSDP2 over all processes, with a single checkpoint file that any number of processes can load.
 
-    Lightning's strategy shards over machines and splits tensors within one unless told how many of each;
-    here every process holds one shard, however many there turn out to be.
+    By default Lightning's strategy shards across machines and uses tensor parallelism within each; here each process
+    holds one shard, regardless of how many there are.
     """
 
     def __init__(self) -> None:
         super().__init__(tensor_parallel_size=1, save_distributed_checkpoint=False)
 
     def setup_environment(self) -> None:
-        """Start the process group with one shard for each process."""
+        """Start the process group with one shard per process."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()
 
 
 @contextmanager
 def initialized_once(strategy: str) -> Iterator[None]:
-    """Inside, a model is built with weights on the first process only, if ``strategy`` shares them out.
+    """Build models inside with weights on the first process only, if ``strategy`` is ``fsdp``.
 
-    On the others it is built on PyTorch's meta device, which knows shapes and holds nothing; :func:`shard`
-    gives them their share of the first one's weights.
+    The other processes build on PyTorch's meta device, which stores shapes but no data; :func:`shard` later sends
+    them their shards of the first process's weights.
 
     Args:
-        strategy: of the ``trainer`` group.
+        strategy: ``trainer.strategy``.
     """
     if strategy == "fsdp" and process_rank() > 0:
         with torch.device("meta"):
@@ -54,20 +54,19 @@ def initialized_once(strategy: str) -> Iterator[None]:
 
 
 def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> None:
-    """Shard a model in place over ``mesh``: block by block and stage by stage, then what is left.
+    """Shard a model in place over ``mesh``: block by block and stage by stage, then the remaining parameters.
 
-    A block's or stage's weights are gathered when it runs and dropped after; a stage is one unit, since all of
-    its rounds use the same weights.
+    The weights of a block or stage are gathered when it runs and freed afterwards; a stage is one unit, because all
+    of its rounds use the same weights.
 
-    The weights are those of the first process, bit for bit. What the others hold is dropped before any room is
-    made for their shares; the model is then laid out on the meta device, and the first process sends the shares
-    out tensor by tensor. So no process but the first ever holds the whole model (:func:`initialized_once`), and
-    the device of none does.
+    The weights are those of the first process, bit for bit. The model is moved to the meta device before any shard
+    is allocated, and the first process then broadcasts its weights tensor by tensor. So only the first process ever
+    holds the full model in memory (:func:`initialized_once`), and no device does.
 
     Args:
-        model: on the CPU, or on the meta device on every process but the first.
-        mesh: of all processes, one-dimensional.
-        device: where this process's shares go.
+        model: on the CPU; on all processes but the first it may be on the meta device.
+        mesh: a one-dimensional mesh of all processes.
+        device: the device of this process's shards.
     """
     is_first = dist.get_rank() == 0
     weights = model.state_dict() if is_first else {}
@@ -83,12 +82,12 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> Non
     model.tie_weights()
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_model_state_dict(model, weights, options=options)
-    for name, buffer in model.named_buffers():  # those that no state_dict has
+    for name, buffer in model.named_buffers():  # non-persistent buffers are not in the state dict
         if is_first:
             buffer.copy_(buffers[name])
         dist.broadcast(buffer, src=0)
 
 
 def is_sharded(model: Module) -> bool:
-    """Whether this process holds only its share of the weights."""
+    """Return whether this process holds only a shard of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
