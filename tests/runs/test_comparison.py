@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mom.cli import main
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.comparison import compare, paired
 from mom.runs.records import find_runs
 from tests.helpers.runs import write_record
@@ -197,19 +197,28 @@ def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
     runs = find_runs([str(tmp_path)])
 
     for message, options in (
-        (r"^task\.metric: val/los; did you mean val/loss\?", {"metric": "val/los"}),
-        (r"^runs: .*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
-        (r"^task\.group_by: model.topk; did you mean model.top_k\?", {"group_by": ["model.topk"]}),
-        (r"^task\.ignore: zzz; options in ", {"ignore": ["zzz"]}),
-        (r"^task\.baseline: nowhere; the folder of one ", {"baseline": [Path("nowhere")]}),
-        (r"^task\.cost_metric: val/los; did you mean val/loss\?", {"cost_metric": "val/los"}),
-        (r"^task\.reference_metric: val/los; did you mean val/loss\?", {"reference_metric": "val/los"}),
+        (r"^task\.metric=val/los is not in .*; did you mean val/loss\?$", {"metric": "val/los"}),
+        (r"^.*a and .*b have the same options and seed; ", {"ignore": ["model"]}),
         (
-            r"^task\.baseline: .*a.*; folders of runs of two groups",
+            r"^task\.group_by must list options of the runs, got model.topk; did you mean model.top_k\?$",
+            {"group_by": ["model.topk"]},
+        ),
+        (r"^task\.ignore must list options of the runs, got zzz$", {"ignore": ["zzz"]}),
+        (
+            r"^task\.baseline must be one of the finished runs .*, got nowhere$",
+            {"baseline": [Path("nowhere")]},
+        ),
+        (r"^task\.cost_metric=val/los is not in .*; did you mean val/loss\?$", {"cost_metric": "val/los"}),
+        (
+            r"^task\.reference_metric=val/los is not in .*; did you mean val/loss\?$",
+            {"reference_metric": "val/los"},
+        ),
+        (
+            r"^task\.cost_metric requires task\.baseline to name runs of at least two groups, got \[.*a\]$",
             {"cost_metric": "val/loss", "baseline": [tmp_path / "a"]},
         ),
     ):
-        with pytest.raises(RequestError, match=message):
+        with pytest.raises(UsageError, match=message):
             compare(runs, **({"metric": "val/loss"} | options))  # type: ignore[arg-type]
 
 
@@ -236,7 +245,7 @@ def test_the_task_writes_its_table_in_every_form(
     told = capsys.readouterr().out
     best = compare(find_runs(["runs"]), "val/loss", reference_metric="baseline/val/loss").groups[0]
     assert f"{best.mean:.4f}" in told and f"{best.difference.mean:+.4f}" in told  # type: ignore[union-attr]
-    assert "with router.router also differ router.router_prior" in told
+    assert "router.router changes together with router.router_prior" in told
     with Path("out/comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mean"]) for row in rows] == sorted(float(row["mean"]) for row in rows)
@@ -275,7 +284,7 @@ def test_the_task_draws_the_metric_over_a_cost(
     there = 2 + np.log(200 / 150) / np.log(2)
     told = capsys.readouterr().out
     assert f"{2 - there:+.4f}" in told and f"{there:.4f}" in told
-    assert "the curve through size=m1, size=m0 has at the same cost" in told
+    assert "the curve through size=m1, size=m0 at the same cost" in told
     with Path("out/comparison.csv").open() as file:
         assert {row["model.size"]: row["cost"] for row in csv.DictReader(file)} == {
             "m0": "100.0",
@@ -312,14 +321,23 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ([], "runs: null; folders or tables of runs"),
+        ([], "task=compare requires runs: run directories"),
         (["runs=nowhere"], "cannot read runs from nowhere: no such directory or table"),
         (["runs=empty"], "cannot read runs from empty: there are no runs there"),
-        (["runs=runs", "task.metric=x"], "task.metric: x; a number in summary.json"),
-        (["runs=runs", "task.baseline=a", "task.reference_metric=b"], "task.reference_metric: b; null with "),
-        (["runs=runs", "task.baseline=[a,b]"], "task.baseline: [a, b]; one folder, or task.cost_metric"),
-        (["runs=runs", "task.cost_metric=x", "task.baseline=a"], "task.baseline: a; the folders of two"),
-        (["runs=runs", "task.save_runs=table.txt"], "task.save_runs"),
+        (["runs=runs", "task.metric=x"], "task.metric=x is not in the summary.json of any finished run"),
+        (
+            ["runs=runs", "task.baseline=a", "task.reference_metric=b"],
+            "task.reference_metric cannot be combined with task.baseline: ",
+        ),
+        (
+            ["runs=runs", "task.baseline=[a,b]"],
+            "task.baseline must name one run unless task.cost_metric is set, got [a, b]",
+        ),
+        (
+            ["runs=runs", "task.cost_metric=x", "task.baseline=a"],
+            "task.cost_metric requires task.baseline to name at least two runs, got a",
+        ),
+        (["runs=runs", "task.save_runs=table.txt"], "task.save_runs must end in .csv, got table.txt"),
         (["runs=runs", "task.along=cost"], "task.along was renamed to task.cost_metric"),
         (["runs=runs", "+task.by=[seed]"], "task.by was renamed to task.group_by"),
         (["runs=runs", "task.confidence=1"], "task.confidence: 1.0; "),

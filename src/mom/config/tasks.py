@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 from mom.config.checks import in_range
 from mom.config.data import GlueName
 from mom.config.section import TaskConfig
-from mom.errors import RequestError, as_written, one_of
+from mom.errors import RequestError, UsageError, as_written, one_of
 
 
 @dataclass(frozen=True)
@@ -273,32 +273,29 @@ class CompareConfig(TaskConfig):
     def _check(self) -> None:
         self._range("confidence", above=0, below=1)
         if not self.runs:
-            raise RequestError(
-                "runs", as_written(self.runs), "folders or tables of runs, or a pattern of such"
+            raise UsageError(
+                "task=compare requires runs: run directories, tables of runs, or patterns of these"
             )
         if self.save_runs is not None and not self.save_runs.endswith(".csv"):
-            raise RequestError("task.save_runs", self.save_runs or "''", "the name of a .csv file, or null")
+            raise UsageError(f"task.save_runs must end in .csv, got {as_written(self.save_runs)}")
         if self.baseline is not None and self.reference_metric is not None:
-            raise RequestError(
-                "task.reference_metric",
-                self.reference_metric,
-                "null with task.baseline given: one partner each",
+            raise UsageError(
+                "task.reference_metric cannot be combined with task.baseline: each run is compared with one partner"
             )
         if self.baseline == []:
-            raise RequestError("task.baseline", "[]", "the folder of a run, or null")
+            raise UsageError("task.baseline must name a run, or be null, got []")
         if self.cost_metric is None and len(self.baselines()) > 1:
-            raise RequestError(
-                "task.baseline", as_written(self.baseline), "one folder, or task.cost_metric to read them by"
+            raise UsageError(
+                f"task.baseline must name one run unless task.cost_metric is set, got {as_written(self.baseline)}"
             )
         if self.cost_metric is not None and len(self.baselines()) < 2:
-            raise RequestError(
-                "task.baseline",
-                as_written(self.baseline),
-                "the folders of two runs or more with task.cost_metric given",
+            raise UsageError(
+                "task.cost_metric requires task.baseline to name at least two runs, "
+                f"got {as_written(self.baseline)}"
             )
 
     def baselines(self) -> list[str]:
-        """The folders of ``baseline``, however many."""
+        """Return ``baseline`` as a list."""
         if self.baseline is None:
             return []
         return [self.baseline] if isinstance(self.baseline, str) else self.baseline

@@ -55,7 +55,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
         )
     panels[0].set_yticks(places, labels)
     panels[0].set_ylim(len(groups) - 0.5, -0.5)
-    panels[0].set_xlabel(f"{task.metric}\n(each seed, mean, deviation)")
+    panels[0].set_xlabel(f"{task.metric}\n(each seed, mean ± std)")
     if has_differences:
         _draw_differences(panels[1], comparison, task)
     for panel in panels:
@@ -92,7 +92,7 @@ def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str
     if max(costs) > 3 * min(costs):
         panel.set_xscale("log")
     panel.set_xlabel(task.cost_metric)
-    panel.set_ylabel(f"{task.metric} (mean, deviation over seeds)")
+    panel.set_ylabel(f"{task.metric} (mean ± std over seeds)")
     _plain_axes(panel, "both")
     legend.set_axis_off()
     legend.text(0, 1, "\n".join(names), va="top", fontsize=8, transform=legend.transAxes)

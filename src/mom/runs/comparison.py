@@ -1,4 +1,4 @@
-"""Compare runs: groups that differ in options, their mean and deviation over seeds, and paired differences."""
+"""Compare groups of runs that differ in options: mean and std over seeds, and paired differences."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from mom.errors import RequestError, as_written, nearest
+from mom.errors import UsageError, as_written, nearest
 from mom.runs.records import Run, is_within
 
 NOT_OPTIONS = (
@@ -29,7 +29,7 @@ NOT_OPTIONS = (
     "callbacks.progress_bar",
     "callbacks.prune",
 )
-"""Options, and groups of them, that tell runs apart without a difference to what they measure."""
+"""Options, and groups of them, that do not affect what a run measures."""
 
 ABSENT = "–"
 
@@ -60,10 +60,10 @@ class Group:
     Args:
         options: values of the options in which the groups differ.
         values: the metric of each seed.
-        costs: the metric that the baseline is read along, of each seed; empty without one.
-        folders: where the runs are.
-        others: what the run of each seed is compared with, of those that have a partner.
-        difference: paired with those; None without partners.
+        costs: the cost metric of each seed; empty without one.
+        folders: the run directories, or rows of tables.
+        others: the value that each seed is compared with, for the seeds that have a partner.
+        difference: paired difference from those; None without partners.
     """
 
     options: tuple[str, ...]
@@ -75,17 +75,17 @@ class Group:
 
     @property
     def mean(self) -> float:
-        """Over the seeds."""
+        """Mean over the seeds."""
         return float(np.mean(list(self.values.values())))
 
     @property
     def cost(self) -> float | None:
-        """What the baseline is read along, mean over the seeds; None without such a metric."""
+        """Mean of the cost metric over the seeds; None without such a metric."""
         return float(np.mean(list(self.costs.values()))) if self.costs else None
 
     @property
     def deviation(self) -> float | None:
-        """Standard deviation of a sample (divided by n − 1); None for one seed."""
+        """Sample standard deviation (divided by n − 1); None for one seed."""
         return float(np.std(list(self.values.values()), ddof=1)) if len(self.values) > 1 else None
 
 
@@ -95,10 +95,10 @@ class Comparison:
 
     Args:
         options: the options in which the groups differ; of those that always change together, one.
-        together: for an option in ``options``, the others that change with it.
+        together: for each option in ``options``, the others that change with it.
         groups: best first.
-        baseline: the groups that the others are compared with, indices; several are the points of a curve.
-        left_out: runs without the metrics, and why.
+        baseline: indices of the groups that the others are compared with; several form a curve.
+        left_out: runs without the metrics, and the reason for each.
     """
 
     options: tuple[str, ...]
@@ -123,10 +123,10 @@ def compare(
     """Group runs by the options in which they differ and compare the groups over their seeds.
 
     Args:
-        runs: what to compare.
+        runs: the runs to compare.
         metric: a name in ``summary.json``.
         largest_is_best: whether the groups are ordered from the largest mean downwards.
-        baseline: the folder of a run; every group is compared with that run's group, seed by seed. With ``cost_metric``
+        baseline: a run; every group is compared with that run's group, seed by seed. With ``cost_metric``
             the folders of several, whose groups are the points of a curve.
         cost_metric: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
             linear between neighbors over the logarithm of the cost; outside of the curve it has no partner.
@@ -136,7 +136,7 @@ def compare(
         confidence: of the interval around the mean difference.
 
     Raises:
-        RequestError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
+        UsageError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
     """
     counted, left_out = list(runs), []
     for option, name in (
@@ -150,10 +150,8 @@ def compare(
         if len(lacking) == len(counted):
             names = sorted({name for run in runs for name in run.summary})
             close = nearest(name, names)
-            hint = f"did you mean {close}? " if close else ""
-            raise RequestError(
-                f"task.{option}", name, f"{hint}a number in summary.json of at least one finished run"
-            )
+            hint = f"; did you mean {close}?" if close else ""
+            raise UsageError(f"task.{option}={name} is not in the summary.json of any finished run{hint}")
         if option != "reference_metric":  # a run without a partner still counts towards its group's mean
             left_out += [(run, run.why_not(name)) for run in lacking]
             counted = [run for run in counted if run not in lacking]
@@ -162,10 +160,9 @@ def compare(
     for run in counted:
         members = gathered.setdefault(tuple(run.options.get(name, ABSENT) for name in options), {})
         if run.seed in members:
-            raise RequestError(
-                "runs",
-                f"{members[run.seed].folder} and {run.folder} have the same options and seed",
-                "runs that differ, or task.group_by=[…] naming the options in which they do",
+            raise UsageError(
+                f"{members[run.seed].folder} and {run.folder} have the same options and seed; "
+                "drop one of them, or name the options in which they differ in task.group_by"
             )
         members[run.seed] = run
     groups = [
@@ -180,10 +177,9 @@ def compare(
     groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
     chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
     if cost_metric is not None and len(chosen) < 2:
-        raise RequestError(
-            "task.baseline",
-            as_written([str(one) for one in baseline]),
-            "folders of runs of two groups or more with task.cost_metric",
+        raise UsageError(
+            "task.cost_metric requires task.baseline to name runs of at least two groups, "
+            f"got {as_written([str(one) for one in baseline])}"
         )
     for index, group in enumerate(groups):
         if reference_metric is not None:
@@ -200,7 +196,7 @@ def compare(
 
 
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired | None:
-    """The mean difference ``ours − theirs`` over the seeds that both have; None if there are none.
+    """Return the mean difference ``ours − theirs`` over the seeds that both have; None if there are none.
 
     Its interval is Student's t with one degree of freedom less than there are pairs.
     """
@@ -219,17 +215,14 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
 def _differing(
     runs: Sequence[Run], group_by: Sequence[str] | None, ignore: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """The options in which runs differ, one of those that split the runs alike; and which go with each."""
+    """Return the options that tell runs apart, one of each set that changes together, and the rest of that set."""
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     for option, wanted in (("group_by", group_by or ()), ("ignore", ignore)):
         for one in wanted:
             if not any(is_within(name, one) for name in names):
                 close = nearest(one, names)
-                raise RequestError(
-                    f"task.{option}",
-                    one,
-                    f"did you mean {close}?" if close else "options in the runs' config.yaml",
-                )
+                hint = f"; did you mean {close}?" if close else ""
+                raise UsageError(f"task.{option} must list options of the runs, got {one}{hint}")
     if group_by is not None:
         return tuple(name for one in group_by for name in names if is_within(name, one)), {}
     columns: dict[str, list[str]] = {}
@@ -265,13 +258,13 @@ def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bo
 
 
 def _values(members: Mapping[int, Run], metric: str | None) -> dict[int, float]:
-    """A metric of each seed that has it; nothing for no metric."""
+    """Return a metric for each seed that has it; an empty mapping without a metric."""
     found = {} if metric is None else {seed: run.value(metric) for seed, run in sorted(members.items())}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _read_along(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[int, float]:
-    """What the curve of each seed says at that seed's cost; seeds whose cost it does not reach are left out."""
+    """Interpolate the curve of each seed at that seed's cost; seeds outside their curve are skipped."""
     found = {}
     for seed, cost in costs.items():
         points = sorted((group.costs[seed], group.values[seed]) for group in curve if seed in group.values)
@@ -285,4 +278,4 @@ def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
     for index, group in enumerate(groups):
         if baseline.resolve() in [folder.resolve() for folder in group.folders]:
             return index
-    raise RequestError("task.baseline", baseline, "the folder of one of the finished runs that are compared")
+    raise UsageError(f"task.baseline must be one of the finished runs that are compared, got {baseline}")

@@ -1,4 +1,4 @@
-"""Compare runs: one table and one figure of any set of them, from their config.yaml and summary.json."""
+"""Compare runs in one table and one figure, from run directories or tables of runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from mom.config import CompareConfig, RunConfig
 from mom.console import print_table, standard_output
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.plots.comparison import draw, draw_along
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
 from mom.runs.directory import RunDirectory
@@ -32,10 +32,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         run: the run's directory.
 
     Returns:
-        How many runs were ``counted`` and ``left_out``, how many ``groups``, and the best one's ``mean``.
+        The number of runs ``counted`` and ``left_out``, the number of ``groups``, and the ``mean`` of the best one.
 
     Raises:
-        RequestError: no runs, none with the metric, or runs that cannot be told apart.
+        UsageError: no runs, none with the metric, or runs that cannot be told apart.
     """
     task = config.task
     assert isinstance(task, CompareConfig) and task.runs is not None
@@ -71,20 +71,18 @@ def _save(runs: Sequence[Run], path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_table(runs, path)
     except OSError as reason:
-        raise RequestError(
-            "task.save_runs", path, f"a file that can be written: {reason.strerror or reason}"
-        ) from reason
+        raise UsageError(f"cannot write task.save_runs={path}: {reason.strerror or reason}") from reason
 
 
 def label(comparison: Comparison, group: Group) -> str:
-    """A group's options in one line, by their last names; those that are none to it are left out."""
+    """Return a group's options on one line, by their last names, without those that do not apply to it."""
     named = zip(comparison.options, group.options, strict=True)
     told = [f"{name.rpartition('.')[2]}={_shown(value)}" for name, value in named if value != ABSENT]
     return " ".join(told) or ("the others" if comparison.options else "all runs")
 
 
 def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
-    """The table as texts: headings and a row for each group."""
+    """Return the table as strings: headings, and a row for each group."""
     has_differences = task.baseline is not None or task.reference_metric is not None
     partner = task.reference_metric or ("baseline at equal cost" if task.cost_metric is not None else None)
     heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
@@ -116,7 +114,7 @@ def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[l
 
 
 def _shown(option: str) -> str:
-    """An option's value; one that a search drew, with all its digits, in four."""
+    """Return an option's value, with long numbers (drawn by a search) in four digits."""
     if len(option) <= 8:
         return option
     try:
@@ -138,22 +136,22 @@ def _difference(group: Group, *, is_baseline: bool) -> list[str]:
 
 
 def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
-    """What the table leaves unsaid: options that go together, runs that are not in it."""
+    """Return the notes under the table: options that change together, and runs that are not counted."""
     notes = []
     if task.reference_metric is not None:
         notes.append(f"difference: {task.metric} − {task.reference_metric} of the same run")
     elif comparison.baseline:
         of = [label(comparison, comparison.groups[one]) for one in comparison.baseline]
         if task.cost_metric is None:
-            notes.append(f"difference: from the runs of {of[0]} with the same seed")
+            notes.append(f"difference: from the run of {of[0]} with the same seed")
         else:
             notes.append(
-                f"baseline at equal cost: what the curve through {', '.join(of)} has at the same {task.cost_metric}, "
-                "each seed by itself; – outside of the curve"
+                f"baseline at equal cost: the curve through {', '.join(of)} at the same {task.cost_metric}, "
+                "seed by seed; – outside the curve"
             )
     for name, others in comparison.together.items():
         shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
-        notes.append(f"with {name} also differ {shown}")
+        notes.append(f"{name} changes together with {shown}")
     notes += [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
     return notes
 
