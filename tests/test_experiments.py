@@ -19,7 +19,7 @@ from mom.config.composition import added_config_dir, composed
 from mom.cost.estimate import flops_per_token
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.sweeps.study import space
+from mom.sweeps.study import search_space
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer, write_run
 from tests.helpers.glue_files import FOLDERS, write_glue
 from tests.helpers.models import small_model
@@ -146,7 +146,7 @@ def test_every_job_of_a_grid_binds_and_builds(name: str) -> None:
 
 def drawn(given: list[str]) -> list[tuple[str, ...]]:
     """Some trials of a search, as it draws them."""
-    drawn_from, fixed = space(given)
+    drawn_from, fixed = search_space(given)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trials = [study.ask(drawn_from) for _ in range(8)]
     return [(*fixed, *(f"{name}={value}" for name, value in trial.params.items())) for trial in trials]

@@ -1,7 +1,7 @@
-"""Hydra's ``-m`` for mom: a sweeper of grids and a launcher that makes a process of each job.
+"""Hydra's ``-m`` for mom: a sweeper for grids and searches, and a launcher that runs each job in its own process.
 
-Hydra finds plugins in modules of the namespace ``hydra_plugins`` alone and imports them at every start, so what
-they need is imported when they work.
+Hydra only finds plugins in the namespace package ``hydra_plugins`` and imports them at every start, so they import
+what they need when they run.
 """
 
 from __future__ import annotations
@@ -21,31 +21,30 @@ from omegaconf import DictConfig, open_dict
 
 
 class JobSweeper(BasicSweeper):
-    """Hydra's own sweeper, or a search; leaves nothing behind where the request was wrong."""
+    """Hydra's basic sweeper, or a search; an invalid request leaves no files behind."""
 
     def sweep(self, arguments: list[str]) -> Any:
         """Launch every combination of the comma-separated values, or with ``search=…`` the trials of a search.
 
-        The options are those in ``hydra.sweeper.params`` and, over them, ``arguments``.
+        The options are those in ``hydra.sweeper.params``, overridden by ``arguments``.
 
         Raises:
-            RequestError: a job that cannot be, or without a search an interval, which only that draws from.
+            UsageError: for an invalid job, or an interval without a search to sample from it.
         """
-        from mom.errors import RequestError
+        from mom.errors import UsageError
 
         assert self.config is not None and self.hydra_context is not None
         given = [*self._parse_config(), *arguments]
-        with nothing_left_behind(Path(self.config.hydra.sweep.dir)):
+        with remove_if_unused(Path(self.config.hydra.sweep.dir)):
             if "search" in self.config:
                 from mom.sweeps.search import search
 
-                return search(self.config, given, partial(composed, self.hydra_context, self.config))
-            for one in OverridesParser.create().parse_overrides(given):
-                if one.is_sweep_override() and not one.is_discrete_sweep():
-                    raise RequestError(
-                        one.get_key_element(),
-                        str(one.input_line).partition("=")[2],
-                        "values with commas between them, or with search=tpe an interval to draw from",
+                return search(self.config, given, partial(compose_job, self.hydra_context, self.config))
+            for override in OverridesParser.create().parse_overrides(given):
+                if override.is_sweep_override() and not override.is_discrete_sweep():
+                    raise UsageError(
+                        f"{override.get_key_element()} must be comma-separated values, got "
+                        f"{str(override.input_line).partition('=')[2]}; add search=tpe to sample from an interval"
                     )
             return super().sweep(arguments)
 
@@ -54,7 +53,7 @@ class JobSweeper(BasicSweeper):
 
 
 class JobLauncher(Launcher):
-    """Runs each job as ``python run.py`` with its overrides and a folder of its own."""
+    """Launcher that runs each job as ``python run.py`` with its overrides in its own run directory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,30 +61,30 @@ class JobLauncher(Launcher):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives every launcher; the task function runs in the jobs' own processes."""
+        """Store what Hydra passes to every launcher; the task function runs in the jobs' own processes."""
         self.config = config
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check all jobs, carry them out, and print a table of them.
+        """Check all jobs, run them, and print a table of them.
 
         Raises:
-            RequestError: a job that cannot be; none was started.
-            JobsFailed: some failed.
+            UsageError: for an invalid job; no job was started.
+            JobsFailed: if jobs failed.
             KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
         """
-        from mom.sweeps.grid import sweep
+        from mom.sweeps.grid import run_sweep
 
         assert self.config is not None and self.hydra_context is not None
-        compose = partial(composed, self.hydra_context, self.config)
-        sweep([compose(list(job), initial_job_idx + i) for i, job in enumerate(job_overrides)])
+        compose = partial(compose_job, self.hydra_context, self.config)
+        run_sweep([compose(list(job), initial_job_idx + i) for i, job in enumerate(job_overrides)])
         return []
 
 
-def composed(
+def compose_job(
     hydra_context: HydraContext, config: DictConfig, overrides: list[str], number: int
 ) -> tuple[list[str], DictConfig]:
-    """A job's overrides and what they compose to, with its number."""
+    """Return a job's overrides and the configuration composed from them, with its number."""
     job = hydra_context.config_loader.load_sweep_config(config, list(overrides))
     with open_dict(job):
         job.hydra.job.id = str(number)
@@ -94,13 +93,13 @@ def composed(
 
 
 @contextlib.contextmanager
-def nothing_left_behind(folder: Path) -> Any:
-    """Remove a sweep's folder, and the one it needed, where no job was started in it."""
+def remove_if_unused(directory: Path) -> Any:
+    """Remove a sweep's directory, and its parent if empty, if no job was started in it."""
     try:
         yield
     finally:
-        if folder.is_dir() and all(one.name == "multirun.yaml" for one in folder.iterdir()):
-            (folder / "multirun.yaml").unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # the parent may hold other sweeps
-                folder.rmdir()
-                folder.parent.rmdir()
+        if directory.is_dir() and all(path.name == "multirun.yaml" for path in directory.iterdir()):
+            (directory / "multirun.yaml").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the parent may contain other sweeps
+                directory.rmdir()
+                directory.parent.rmdir()

@@ -1,4 +1,4 @@
-"""The errors a user can fix, and the words they are written in."""
+"""Errors that users can fix, and helpers to word them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 
 class UsageError(ValueError):
-    """A request that cannot be met, in one sentence that names the option, the value and what is allowed.
+    """An invalid request, in one sentence that names the option, its value, and what is allowed.
 
     The command line prints ``error: <message>`` and exits with code 2.
 
@@ -39,11 +39,11 @@ class RequestError(UsageError):
 
 
 class JobsFailed(Exception):
-    """Some jobs of a sweep failed. Which and why has been told; the command line exits with code 1.
+    """Some jobs of a sweep failed. The errors have been printed; the command line exits with code 1.
 
     Args:
-        failed: how many.
-        jobs: of how many.
+        failed: number of failed jobs.
+        jobs: number of all jobs.
     """
 
     def __init__(self, failed: int, jobs: int) -> None:
@@ -51,7 +51,7 @@ class JobsFailed(Exception):
 
 
 def as_written(value: object) -> str:
-    """A value as the user would write it in YAML: ``null``, ``true``, ``abc``, ``[1, 2]``."""
+    """Format a value as a user would write it in YAML: ``null``, ``true``, ``abc``, ``[1, 2]``."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -63,11 +63,33 @@ def as_written(value: object) -> str:
     return " ".join(str(value).split())
 
 
+def either(choices: Sequence[object]) -> str:
+    """Write alternatives in a sentence: ``a``, ``a or b``, ``a, b, or c``."""
+    words = [str(choice) for choice in choices]
+    if len(words) < 3:
+        return " or ".join(words)
+    return f"{', '.join(words[:-1])}, or {words[-1]}"
+
+
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """The name that ``name`` is most likely a misspelling of, or None if nothing is near."""
+    """Return the name that ``name`` is most likely a misspelling of, or ``None``."""
     folded = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None
+
+
+def did_you_mean(name: object, names: Iterable[str]) -> str:
+    """Return ``; did you mean X?`` if ``name`` looks like a typo of X, else an empty string."""
+    close = nearest(str(name), names)
+    return f"; did you mean {close}?" if close else ""
+
+
+def unknown_choice(option: str, given: object, choices: Sequence[str]) -> UsageError:
+    """Build the error for a value that is not among an option's choices, with the closest choice if there is one."""
+    listed = either(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
+    return UsageError(
+        f"{option} must be {listed or 'null'}, got {as_written(given)}{did_you_mean(given, choices)}"
+    )
 
 
 def one_of(name: object, names: Sequence[str]) -> str:
@@ -78,6 +100,6 @@ def one_of(name: object, names: Sequence[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or the name of its class if it has none."""
+    """Return the first line of an error's message, or the name of its class if the message is empty."""
     lines = str(error).strip().splitlines()
     return lines[0].strip() if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Single values: types, ranges, names, and the words in which they are refused."""
+"""Single values: types, ranges, names, and the wording of errors."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any, Literal
 import pytest
 
 from mom.config.checks import conform, describe, in_range, is_plain, known_names
-from mom.errors import RequestError, as_written, nearest, one_of
+from mom.config.renamed import RENAMED
+from mom.errors import UsageError, as_written, did_you_mean, either, nearest, unknown_choice
 
 FITTING: list[tuple[Any, Any, Any]] = [
     (3, int, 3),
@@ -49,14 +50,14 @@ def test_fitting_values_are_taken(value: Any, hint: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize(("value", "hint"), MISFITS)
 def test_misfits_are_refused_with_what_is_allowed(value: Any, hint: Any) -> None:
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(UsageError) as refused:
         conform("group.name", value, hint)
 
-    assert str(refused.value) == f"group.name: {as_written(value)}; {describe(hint)}"
+    assert str(refused.value) == f"group.name must be {describe(hint)}, got {as_written(value)}"
 
 
 def test_a_misspelled_choice_is_answered_with_the_nearest() -> None:
-    with pytest.raises(RequestError, match=r"^x: cosin; did you mean cosine\? one of cosine, constant$"):
+    with pytest.raises(UsageError, match=r"^x must be cosine or constant, got cosin; did you mean cosine\?$"):
         conform("x", "cosin", Literal["cosine", "constant"])
 
 
@@ -64,10 +65,14 @@ def test_a_misspelled_choice_is_answered_with_the_nearest() -> None:
     ("hint", "words"),
     [
         (int | None, "an integer or null"),
-        (int | float | None, "an integer, a number or null"),
-        (tuple[float, float], "a list of 2: a number, a number"),
+        (int | float | None, "an integer, a number, or null"),
+        (Literal["a", "b"] | None, "one of a, b, null"),
+        (bool | Literal["warn"] | None, "one of true, false, warn, null"),
+        (int | Literal["all"] | None, "an integer, all, or null"),
+        (bool, "true or false"),
+        (tuple[float, float], "a list of 2 numbers"),
         (Literal["64", 64], "64"),
-        (list[int], "a list, each an integer"),
+        (list[int], "a list of integers"),
     ],
 )
 def test_hints_in_words(hint: Any, words: str) -> None:
@@ -84,44 +89,50 @@ def test_hints_of_other_classes_are_left_alone() -> None:
 @pytest.mark.parametrize(
     ("value", "bounds"),
     [
-        (0, {"least": 1}),
-        (0.0, {"above": 0}),
-        (1.5, {"most": 1}),
-        (1.0, {"below": 1}),
-        (float("nan"), {"least": 0}),
-        (float("inf"), {"least": 0}),
+        (0, {"ge": 1}),
+        (0.0, {"gt": 0}),
+        (1.5, {"le": 1}),
+        (1.0, {"lt": 1}),
+        (float("nan"), {"ge": 0}),
+        (float("inf"), {"ge": 0}),
     ],
 )
 def test_numbers_out_of_range_are_refused(value: float, bounds: dict[str, float]) -> None:
-    with pytest.raises(RequestError, match=r"^x: "):
+    with pytest.raises(UsageError, match=r"^x must be "):
         in_range("x", value, **bounds)
 
 
 def test_numbers_on_the_bound_and_none_pass() -> None:
-    in_range("x", 1, least=1, most=1)
-    in_range("x", None, least=1)
+    in_range("x", 1, ge=1, le=1)
+    in_range("x", None, ge=1)
 
 
-def test_the_range_is_told_in_digits() -> None:
-    with pytest.raises(RequestError) as refused:
-        in_range("seed", -1, least=0, most=2**32 - 1)
+def test_a_range_is_written_in_digits() -> None:
+    with pytest.raises(UsageError) as refused:
+        in_range("seed", -1, ge=0, le=2**32 - 1)
 
-    assert str(refused.value) == "seed: -1; an integer, at least 0 and at most 4,294,967,295"
+    assert str(refused.value) == "seed must be between 0 and 4,294,967,295, got -1"
 
 
 def test_unknown_names_are_refused_with_the_nearest_or_the_list() -> None:
     with pytest.raises(
-        RequestError, match=r"^data\.batch_sise: 1; no such option, did you mean data\.batch_size\?$"
+        UsageError, match=r"^unknown option data\.batch_sise; did you mean data\.batch_size\?$"
     ):
         known_names("data", {"batch_sise": 1}, ["path", "batch_size"])
-    with pytest.raises(RequestError, match=r"^data\.zzz: 1; no such option; data has path, batch_size$"):
+    with pytest.raises(
+        UsageError, match=r"^unknown option data\.zzz; the options of data are path, batch_size$"
+    ):
         known_names("data", {"zzz": 1}, ["path", "batch_size"])
 
 
 def test_nearest_ignores_case_and_gives_up_when_nothing_is_near() -> None:
     assert nearest("TopK", ["top_k", "d_model"]) == "top_k"
     assert nearest("zzz", ["top_k", "d_model"]) is None
-    assert one_of("zzz", ["a", "b"]) == "one of a, b"
+    assert did_you_mean("zzz", ["a", "b"]) == ""
+    assert (
+        str(unknown_choice("x", "bb", ["abb", "c", "d"]))
+        == "x must be one of abb, c, d, got bb; did you mean abb?"
+    )
 
 
 def test_values_are_written_as_in_yaml() -> None:
@@ -132,3 +143,15 @@ def test_values_are_written_as_in_yaml() -> None:
         "[1, null]",
         "two lines",
     ]
+
+
+def test_alternatives_are_joined_as_in_a_sentence() -> None:
+    assert [either(list(names)) for names in ("a", "ab", "abc")] == ["a", "a or b", "a, b, or c"]
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED.items())
+def test_an_old_name_is_answered_with_the_new_one(old: str, new: str) -> None:
+    group, _, name = old.rpartition(".")
+
+    with pytest.raises(UsageError, match=rf"^{old} was renamed to {new}$"):
+        known_names(group, {name: 1}, ["other"])

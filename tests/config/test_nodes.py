@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mom.config import NodeConfig
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 
 class Thing:
@@ -33,7 +33,7 @@ def node(given: object, target: str = "Thing") -> NodeConfig:
 
 
 def refusal(action: Any) -> str:
-    with pytest.raises(RequestError) as refused:
+    with pytest.raises(UsageError) as refused:
         action()
     return str(refused.value)
 
@@ -46,21 +46,23 @@ def test_extra_keywords_are_added_and_win() -> None:
 
 @pytest.mark.parametrize("given", [3, None, ["a"]])
 def test_what_is_no_node_is_refused(given: object) -> None:
-    assert refusal(lambda: node(given)).startswith("callbacks.thing: ")
+    assert refusal(lambda: node(given)).startswith("callbacks.thing must be null or a group of options ")
 
 
 @pytest.mark.parametrize("target", [None, 3, "Thing", ""])
 def test_a_target_is_a_dotted_path(target: object) -> None:
     message = refusal(lambda: NodeConfig.from_mapping("callbacks.thing", {"_target_": target}))
 
-    assert message.startswith("callbacks.thing._target_: ")
+    assert message.startswith("callbacks.thing._target_ must be the dotted path of a class, got ")
 
 
 @pytest.mark.parametrize("target", ["nowhere.Thing", "mom.errors.Nothing", "math.pi"])
 def test_a_target_has_to_exist(target: str) -> None:
     found = NodeConfig.from_mapping("callbacks.thing", {"_target_": target})
 
-    assert refusal(found.check).startswith(f"callbacks.thing._target_: {target}; the dotted path of a class")
+    message = refusal(found.check)
+    assert "callbacks.thing._target_" in message
+    assert target in message
 
 
 def test_keywords_are_compared_with_the_signature() -> None:
@@ -68,18 +70,20 @@ def test_keywords_are_compared_with_the_signature() -> None:
     node({"whatever": 1}, "Anything").check()
 
     message = refusal(node({"cuont": 1}).check)
-    assert message == "callbacks.thing.cuont: 1; no such option, did you mean callbacks.thing.count?"
+    assert message == "unknown option callbacks.thing.cuont; did you mean callbacks.thing.count?"
 
 
 def test_types_are_compared_with_the_signature() -> None:
-    assert refusal(node({"count": "x"}).check) == "callbacks.thing.count: x; an integer"
-    assert refusal(node({"count": 1, "name": 2}).check) == "callbacks.thing.name: 2; a text or null"
+    assert refusal(node({"count": "x"}).check) == "callbacks.thing.count must be an integer, got x"
+    assert (
+        refusal(node({"count": 1, "name": 2}).check) == "callbacks.thing.name must be a string or null, got 2"
+    )
 
 
 def test_what_the_constructor_refuses_is_one_line() -> None:
     message = refusal(node({"count": -1}).check_builds)
 
-    assert message == f"callbacks.thing: count=-1; what {__name__}.Thing takes: count must not be negative"
+    assert message == "cannot build callbacks.thing with count=-1: count must not be negative"
 
 
 def test_a_keyword_that_the_task_adds_may_be_missing() -> None:

@@ -1,6 +1,6 @@
 """``run.py`` with a stand-in for the task, so that a job costs little; what it does hangs on the seed.
 
-1, 3: succeeds. 2: fails until the file ``mended`` is there. 6: is killed. 7: refuses the request.
+1, 3: succeeds. 2: fails until the file ``mended`` is there. 6: is killed. 7: rejects the request.
 5: its loss grows with the learning rate; as a trial that is told to end it does.
 8: saves something to resume, says its process id in the pipe ``news``, and waits for a signal; resumed, it succeeds.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from mom.cli import main
 from mom.config import RunConfig
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
 from mom.sweeps.study import PRUNED_AT, open_trial
 
@@ -31,7 +31,7 @@ def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if config.seed == 6:
         os.kill(os.getpid(), signal.SIGKILL)
     if config.seed == 7:
-        raise RequestError("data.path", "x", "a file that is there")
+        raise UsageError("data.path must be an existing file, got x")
     if config.seed == 5:
         loss = abs(math.log10(config.optimizer.lr) + 3)
         if "prune" in config.callbacks:

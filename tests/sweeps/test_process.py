@@ -191,7 +191,7 @@ def test_a_job_whose_process_is_gone_is_marked(tmp_path: Path) -> None:
     RunDirectory(job.folder).status("running")
     settle_abandoned(job)
 
-    assert (job.state, error(job)) == ("interrupted", "its process is gone")
+    assert (job.state, error(job)) == ("interrupted", "its process died")
 
 
 def test_an_error_of_the_sweep_ends_the_job_before_its_lock_is_released(tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from mom.config.search import SearchConfig
-from mom.errors import RequestError
-from mom.sweeps import search as of_search
+from mom.errors import UsageError
+from mom.sweeps import search
 from mom.sweeps.pruning import PruneTrial
-from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, open_trial, space
+from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, open_trial, search_space
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 from tests.sweeps.start import start_and_wait_until_blocked
 
@@ -38,7 +38,7 @@ LINE = ("-m", "search=tpe", "hydra.sweep.dir=s", "optimizer.lr=tag(log,interval(
     ],
 )
 def test_what_is_drawn_follows_hydras_grammar(override: str, wanted: BaseDistribution) -> None:
-    assert space([override, "b=1"]) == ({"a": wanted}, ["b=1"])
+    assert search_space([override, "b=1"]) == ({"a": wanted}, ["b=1"])
 
 
 def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
@@ -68,7 +68,7 @@ def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
         assert state == ("interrupted" if worse else "succeeded")
         assert trial.number < 2 or (f"s/{trial.number}: pruned\n" in told) == worse
     best = study.best_trial
-    assert f"The best: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in told
+    assert f"Best trial: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in told
     assert re.search(rf"│ +{best.value:.4f} │ .* │ s/{best.number} +│", told)
 
 
@@ -96,16 +96,22 @@ def test_a_trial_that_fails_is_told(launch: Launch, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (["-m", "search=tpe", "seed=1"], "search: nothing to draw; "),
-        (["-m", "search=tpe", "optimizer.lr=interval(1,0)"], "optimizer.lr: interval(1,0); "),
-        (["-m", "search=tpe", "optimizer.lr=tag(log,interval(0,1))"], "optimizer.lr: "),
-        (["-m", "search=tpe", "model.d_model=15,17"], "model.d_model: 1"),
-        (["-m", "search=tpe", "search.num_trials=0", "seed=1,2"], "search.num_trials: 0; "),
-        (["search=tpe"], "search: tpe; the flag -m, "),
-        (["callbacks@x=none"], "callbacks@x: none; "),
+        (["-m", "search=tpe", "seed=1"], "a search requires an option to sample, "),
+        (["-m", "search=tpe", "optimizer.lr=interval(1,0)"], "cannot sample optimizer.lr=interval(1,0): "),
+        (["-m", "search=tpe", "optimizer.lr=tag(log,interval(0,1))"], "cannot sample optimizer.lr="),
+        (
+            ["-m", "search=tpe", "model.d_model=15,17"],
+            "model.d_model must be a multiple of num_heads (4), got 1",
+        ),
+        (
+            ["-m", "search=tpe", "search.num_trials=0", "seed=1,2"],
+            "search.num_trials must be at least 1, got 0",
+        ),
+        (["search=tpe"], "search=tpe requires the flag -m"),
+        (["callbacks@x=none"], "unknown option callbacks@x; did you mean callbacks=none?"),
         (
             ["+callbacks.prune={_target_: mom.sweeps.pruning.PruneTrial, journal: 3, trial: 1}"],
-            "callbacks.prune.journal: 3; a text",
+            "callbacks.prune.journal must be a string, got 3",
         ),
     ],
 )
@@ -122,7 +128,7 @@ def test_a_wrong_search_is_one_line_and_starts_nothing(
 def test_without_optuna_a_search_is_refused(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(of_search.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
 
     assert launch(*LINE) == 2
     assert "pip install 'mixture-of-modules[sweep]'" in capsys.readouterr().err
@@ -159,8 +165,8 @@ def test_a_trial_reports_its_validations_and_stops_where_the_others_were_better(
 
 
 def test_a_trial_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"^callbacks.prune.journal: "):
+    with pytest.raises(UsageError, match=r"^callbacks.prune.journal must be "):
         open_trial(tmp_path / "x", 0)
     open_study(tmp_path / JOURNAL, SearchConfig())
-    with pytest.raises(RequestError, match=r"^callbacks.prune.trial: 0; "):
+    with pytest.raises(UsageError, match=r"^callbacks.prune.trial must be below 0, .*, got 0$"):
         open_trial(tmp_path / JOURNAL, 0)

@@ -26,7 +26,7 @@ def analyzed(
 ) -> tuple[Path, dict]:
     """Run the task on some texts; returns its folder and its summary."""
     config = bind(
-        a_request(folder, source, {"name": "analyze", "removal_tokens": 64, **(task or {})}, **data)
+        a_request(folder, source, {"name": "analyze", "ablation_tokens": 64, **(task or {})}, **data)
     )
     return Path(config.run_dir), analyze.run(config, RunDirectory(config.run_dir))
 
@@ -118,7 +118,7 @@ def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
     checkpoint = str(write_run(tmp_path / "first"))
     config = bind(a_request(tmp_path, {"init": checkpoint}, {"name": "evaluate"}))
     evaluated = evaluate.run(config, RunDirectory(config.run_dir))
-    options = {"removal": "none", "similarity_inputs": 0}
+    options = {"ablation": "none", "similarity_inputs": 0}
     whole, summary = analyzed(tmp_path, {"init": checkpoint}, options)
     # evaluate leaves out what does not fill a window.
     windows = evaluated["data/tokens"] // 31
@@ -132,7 +132,7 @@ def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
 
 def test_some_stages_of_all_documents(tmp_path: Path) -> None:
     checkpoint = write_run(tmp_path / "first", num_stages=2, num_ffn_modules=2, top_k=1)
-    task = {"stages": [1], "split": "all", "num_tokens": 100, "removal": "alone", "report_tokens": 40}
+    task = {"stages": [1], "split": "all", "num_tokens": 100, "ablation": "alone", "report_tokens": 40}
     folder, summary = analyzed(tmp_path, {"ckpt": str(checkpoint)}, task)
     traces = Traces(folder)
 

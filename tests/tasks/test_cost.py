@@ -153,7 +153,7 @@ def test_models_by_name_may_be_longer_than_the_chosen_one(tmp_path, monkeypatch)
 
 
 def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
-    line = ["budget=params", "of=gpt2_tiny", "run_dir=told"]
+    line = ["budget=params", "reference_model=gpt2_tiny", "run_dir=told"]
     assert on_the_line(tmp_path, monkeypatch, *line) == 0
     summary = json.loads((tmp_path / "told/summary.json").read_text())
     assert summary["field"] == "modules" and summary["params"] <= summary["limit"]
@@ -169,30 +169,47 @@ def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        (["budget=params"], "of: null; a choice of the model group where budget is given"),
-        (["of=gpt2_tiny"], "budget: null; params, flops or memory where of is given"),
-        (["budget=params", "of=gpt2_smal"], "of: gpt2_smal; did you mean gpt2_small? one of early_exit, "),
-        (["budget=time", "of=gpt2_tiny"], "task.budget: time; "),
-        (["budget=params", "of=gpt2_tiny", "models=[mom_tiny]"], "models: [mom_tiny]; null with budget"),
-        (["task.solve_for=top_k"], "task.solve_for: top_k; null without budget"),
-        (["model=gpt2_tiny", "budget=params", "of=gpt2_tiny"], "model.num_stages: 0; at least 1 with budget"),
+        (["budget=params"], "budget requires reference_model: "),
+        (["reference_model=gpt2_tiny"], "reference_model requires budget: one of params, flops, memory"),
         (
-            ["budget=params", "of=gpt2_tiny", "model.d_model=512"],
+            ["budget=params", "reference_model=gpt2_smal"],
+            "reference_model: gpt2_smal; did you mean gpt2_small? one of early_exit, ",
+        ),
+        (
+            ["budget=time", "reference_model=gpt2_tiny"],
+            "task.budget must be one of params, flops, memory, null",
+        ),
+        (
+            ["budget=params", "reference_model=gpt2_tiny", "models=[mom_tiny]"],
+            "models cannot be combined with budget",
+        ),
+        (["task.solve_for=top_k"], "task.solve_for requires budget"),
+        (
+            ["model=gpt2_tiny", "budget=params", "reference_model=gpt2_tiny"],
+            "model.num_stages: 0; at least 1 with budget",
+        ),
+        (
+            ["budget=params", "reference_model=gpt2_tiny", "model.d_model=512"],
             "budget: params; a cost that the model can meet: with any modules it is above that of gpt2_tiny",
         ),
         (
-            ["budget=params", "of=gpt2_small", "task.solve_for=rounds", "router.router_prior=none"],
+            [
+                "budget=params",
+                "reference_model=gpt2_small",
+                "task.solve_for=rounds",
+                "router.router_prior=none",
+            ],
             "task.solve_for: rounds; what params depends on: 4096 rounds still cost less than gpt2_small",
         ),
         (
-            ["model=layer_skip", "budget=params", "of=gpt2_tiny"],
+            ["model=layer_skip", "budget=params", "reference_model=gpt2_tiny"],
             "task.solve_for: modules; top_k or rounds where rounds have modules of their own",
         ),
         (
             ["models=[mom_tiny,universal]", "model.top_k=2"],
-            "model.top_k: 2; an integer from 1 to 1",
+            "model.top_k must be between 1 and 1, ",
         ),
-        (["models=[mom_tiny]", "model.vocab_size=0"], "model.vocab_size: 0; "),
+        (["models=[mom_tiny]", "model.vocab_size=0"], "model.vocab_size must be "),
     ],
 )
 def test_budgets_that_cannot_be(line, said, tmp_path, monkeypatch, capsys):

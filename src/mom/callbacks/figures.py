@@ -53,9 +53,9 @@ class RoutingFigures(Callback):
     """
 
     def __init__(self, every_n_steps: int | None = None, loss_batches: int = 4, dpi: int = 120) -> None:
-        in_range("callbacks.figures.every_n_steps", every_n_steps, least=1)
-        in_range("callbacks.figures.loss_batches", loss_batches, least=0)
-        in_range("callbacks.figures.dpi", dpi, least=20)
+        in_range("callbacks.figures.every_n_steps", every_n_steps, ge=1)
+        in_range("callbacks.figures.loss_batches", loss_batches, ge=0)
+        in_range("callbacks.figures.dpi", dpi, ge=20)
         self.every_n_steps, self.loss_batches, self.dpi = every_n_steps, loss_batches, dpi
         self._sums: Sums | None = None
         self._drawn_at = 0

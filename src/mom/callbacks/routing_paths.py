@@ -38,7 +38,7 @@ class RoutingPaths(WindowedStatistics):
 
     def __init__(self, every_n_steps: int = 100) -> None:
         super().__init__()
-        in_range("callbacks.routing_paths.every_n_steps", every_n_steps, least=1)
+        in_range("callbacks.routing_paths.every_n_steps", every_n_steps, ge=1)
         self.every_n_steps = every_n_steps
         # Of the window of training and of that of a validation, which may come in the middle of the other.
         self._left_over: dict[bool, Tensor] = {}

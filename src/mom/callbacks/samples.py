@@ -32,7 +32,7 @@ class GeneratedSamples(Callback):
     """
 
     def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 40) -> None:
-        in_range("callbacks.samples.max_new_tokens", max_new_tokens, least=1)
+        in_range("callbacks.samples.max_new_tokens", max_new_tokens, ge=1)
         self.prompts, self.max_new_tokens = list(prompts or ()), max_new_tokens
         self._rows: list[tuple[int, str, str]] = []
 

@@ -1,7 +1,7 @@
-"""Checks of single values: the right type, a sensible range, a known name; each says what is allowed.
+"""Checks of single values: type, range, and known names.
 
-Every function raises :class:`~mom.errors.RequestError` with the option's dotted name, so that a wrong request
-ends in one line whichever part of the configuration it is in.
+Every function raises a :class:`~mom.errors.UsageError` that starts with the option's dotted name, so that an invalid
+request is reported in one line whichever part of the configuration it concerns.
 """
 
 from __future__ import annotations
@@ -11,167 +11,201 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mom.config.renamed import RENAMED
-from mom.errors import RequestError, UsageError, as_written, nearest
+from mom.config.renamed import renamed
+from mom.errors import UsageError, as_written, did_you_mean, either, nearest
 
-_WORDS: Mapping[Any, str] = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "true or false",
-    types.NoneType: "null",
-}
+_NOUNS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "a string"}
+_PLURALS: Mapping[Any, str] = {int: "integers", float: "numbers", str: "strings"}
 
 
 def conform(option: str, value: Any, hint: Any) -> Any:
-    """Return ``value`` as ``hint`` wants it, or refuse it.
+    """Convert ``value`` to the type ``hint``, or reject it.
 
-    An integer is taken where a float is wanted and a list where a tuple is; nothing else is converted, so
-    that ``"3"`` is not a number and ``true`` is not 1.
+    An integer is accepted for a float and a list for a tuple. Nothing else is converted, so ``"3"`` is not a number
+    and ``true`` is not 1.
 
     Args:
         option: dotted name, for the error.
-        value: what the configuration holds.
+        value: the value in the configuration.
         hint: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal``, ``list[X]``, ``tuple[X, Y]``,
-            ``dict`` or a union of these.
+            ``dict``, or a union of these.
 
     Raises:
-        RequestError: if the value has another type.
+        UsageError: if the value has another type.
     """
-    found = _conformed(value, hint)
-    if found is _REFUSED:
-        names = [str(choice) for choice in _choices(hint)]
-        close = nearest(value, names) if isinstance(value, str) else None
-        allowed = describe(hint)
-        raise RequestError(
-            option, as_written(value), f"did you mean {close}? {allowed}" if close else allowed
-        )
-    return found
+    converted = _converted(value, hint)
+    if converted is _REJECTED:
+        hints = did_you_mean(value, map(str, _choices(hint))) if isinstance(value, str) else ""
+        raise UsageError(f"{option} must be {describe(hint)}, got {as_written(value)}{hints}")
+    return converted
 
 
 def is_plain(hint: Any) -> bool:
-    """Whether :func:`conform` knows a hint: numbers, texts, booleans, None, and lists and unions of them."""
-    if hint is None or hint in (*_WORDS, dict):
-        return True
-    if get_origin(hint) is Literal:
+    """Return whether :func:`conform` supports a type hint."""
+    if hint in (*_NOUNS, bool, dict, None, types.NoneType) or get_origin(hint) is Literal:
         return True
     return get_origin(hint) in (Union, types.UnionType, list, tuple) and all(map(is_plain, get_args(hint)))
 
 
 def describe(hint: Any) -> str:
-    """What a type hint allows, in words."""
+    """Describe the values that a type hint allows: ``an integer or null``, ``one of a, b, c``."""
+    alternatives = list(dict.fromkeys(_alternatives(hint)))
+    are_values = not any(isinstance(part, type) or get_origin(part) in (list, tuple) for part in _parts(hint))
+    if are_values and len(alternatives) > 2:
+        return f"one of {', '.join(alternatives)}"
+    return either(alternatives)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """Return the members of a union, without None and bool, whose values are written out."""
+    parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    return tuple(part for part in parts if part not in (None, types.NoneType, bool))
+
+
+def _alternatives(hint: Any) -> list[str]:
     origin = get_origin(hint)
     if origin in (Union, types.UnionType):
-        *first, last = [describe(part) for part in get_args(hint)]
-        return f"{', '.join(first)} or {last}"
+        return [words for part in get_args(hint) for words in _alternatives(part)]
     if origin is Literal:
-        choices = list(dict.fromkeys(map(as_written, get_args(hint))))
-        return choices[0] if len(choices) == 1 else f"one of {', '.join(choices)}"
-    if origin is tuple:
-        return f"a list of {len(get_args(hint))}: {', '.join(describe(part) for part in get_args(hint))}"
-    if origin is list:
-        return f"a list, each {describe(get_args(hint)[0])}"
-    if origin is dict or hint is dict:
-        return "a group of options"
-    return _WORDS[hint]
+        return [as_written(choice) for choice in get_args(hint)]
+    if hint is bool:
+        return ["true", "false"]
+    if hint is None or hint is types.NoneType:
+        return ["null"]
+    if origin in (list, tuple):
+        items = get_args(hint)
+        length = f"{len(items)} " if origin is tuple else ""
+        return [f"a list of {length}{_PLURALS.get(items[0], f'items, each {describe(items[0])}')}"]
+    return ["a group of options" if hint is dict or origin is dict else _NOUNS[hint]]
 
 
 def in_range(
     option: str,
     value: float | None,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
 ) -> None:
-    """Refuse a number outside ``[least or (above, most] or below)``; None passes, NaN and infinity do not."""
+    """Reject a number outside the given bounds; None passes, NaN and infinity do not.
+
+    Args:
+        option: dotted name, for the error.
+        value: the number, or None.
+        ge: lowest allowed value.
+        gt: the value must be greater than this.
+        le: highest allowed value.
+        lt: the value must be less than this.
+
+    Raises:
+        UsageError: if the number is out of range.
+    """
     if value is None:
         return
-    bounds = []
-    if least is not None:
-        bounds.append((value >= least, f"at least {least:,}"))
-    if above is not None:
-        bounds.append((value > above, f"above {above:,}"))
-    if most is not None:
-        bounds.append((value <= most, f"at most {most:,}"))
-    if below is not None:
-        bounds.append((value < below, f"below {below:,}"))
-    if not math.isfinite(value) or not all(holds for holds, _ in bounds):
-        kind = "an integer" if isinstance(value, int) else "a number"
-        raise RequestError(option, as_written(value), f"{kind}, {' and '.join(text for _, text in bounds)}")
+    if not math.isfinite(value):
+        raise UsageError(f"{option} must be a finite number, got {value}")
+    if (
+        (ge is not None and value < ge)
+        or (gt is not None and value <= gt)
+        or (le is not None and value > le)
+        or (lt is not None and value >= lt)
+    ):
+        words = ("at least", ge), ("greater than", gt), ("at most", le), ("less than", lt)
+        allowed = " and ".join(f"{word} {bound:,}" for word, bound in words if bound is not None)
+        if ge is not None and le is not None:
+            allowed = f"between {ge:,} and {le:,}"
+        raise UsageError(f"{option} must be {allowed}, got {value}")
 
 
 def known_names(group: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Refuse the first key of ``given`` that is not among ``names``, with the nearest spelling."""
+    """Reject the first key of ``given`` that is not among ``names``.
+
+    Raises:
+        UsageError: with the new name of an option that was renamed, or the closest spelling.
+    """
     known = list(names)
     for name in given:
-        if (new := RENAMED.get(f"{group}.{name}")) is not None and name not in known:
-            raise UsageError(f"{group}.{name} was renamed to {new}")
         if name not in known:
-            raise RequestError(f"{group}.{name}", as_written(given[name]), unknown_option(group, name, known))
+            raise unknown_option(group, name, known)
 
 
-def unknown_option(group: str, name: str, known: Sequence[str]) -> str:
-    """The *allowed* part for an option that does not exist: the nearest spelling, or what there is."""
-    close = nearest(name, known)
-    inside = f"{group} has" if group else "there are"
+def unknown_option(group: str, name: str, known: Sequence[str]) -> UsageError:
+    """Build the error for an option that does not exist.
+
+    Args:
+        group: the option's group; empty for a top-level option.
+        name: its name in the group.
+        known: the options that exist there.
+    """
     prefix = f"{group}." if group else ""
+    option = f"{prefix}{name}"
+    if (message := renamed(option)) is not None:
+        return UsageError(message)
+    close = nearest(name, known)
     if close is not None:
-        return f"no such option, did you mean {prefix}{close}?"
-    return f"no such option; {inside} {', '.join(known)}"
+        return UsageError(f"unknown option {option}; did you mean {prefix}{close}?")
+    place = f"options of {group}" if group else "options"
+    return UsageError(f"unknown option {option}; the {place} are {', '.join(known)}")
 
 
-_REFUSED = object()
+_REJECTED = object()
 
 
-def _conformed(value: Any, hint: Any) -> Any:
-    """The converted value, or ``_REFUSED``."""
+def _converted(value: Any, hint: Any) -> Any:
+    """Return the converted value, or ``_REJECTED``."""
     origin = get_origin(hint)
     if hint is None or hint is types.NoneType:
-        return None if value is None else _REFUSED
+        return None if value is None else _REJECTED
     if origin in (Union, types.UnionType):
         # The exact type first, so that `int | float` keeps 3 an integer.
-        found = [_conformed(value, part) for part in get_args(hint)]
-        fitting = [one for one in found if one is not _REFUSED]
-        return next((one for one in fitting if type(one) is type(value)), fitting[0] if fitting else _REFUSED)
+        candidates = [_converted(value, part) for part in get_args(hint)]
+        fitting = [candidate for candidate in candidates if candidate is not _REJECTED]
+        exact = [candidate for candidate in fitting if type(candidate) is type(value)]
+        return next(iter([*exact, *fitting]), _REJECTED)
     if origin is Literal:
-        same = [
-            one for one in get_args(hint) if one == value and isinstance(one, bool) == isinstance(value, bool)
-        ]
-        return same[0] if same else _REFUSED
+        same = (
+            choice
+            for choice in get_args(hint)
+            if choice == value and isinstance(choice, bool) == isinstance(value, bool)
+        )
+        return next(same, _REJECTED)
     if origin is tuple:
-        return _conformed_items(value, get_args(hint))
+        return _converted_items(value, get_args(hint))
     if origin is list:
         length = len(value) if isinstance(value, list | tuple) else 0
-        items = _conformed_items(value, get_args(hint) * length)
-        return items if items is _REFUSED else list(items)
+        items = _converted_items(value, get_args(hint) * length)
+        return items if items is _REJECTED else list(items)
     if origin is dict or hint is dict:
-        return dict(value) if isinstance(value, Mapping) else _REFUSED
+        return dict(value) if isinstance(value, Mapping) else _REJECTED
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, bool) and hint is not bool:
-        return _REFUSED
-    return value if isinstance(value, hint) else _REFUSED
+        return _REJECTED
+    return value if isinstance(value, hint) else _REJECTED
 
 
-def _conformed_items(value: Any, hints: Sequence[Any]) -> Any:
+def _converted_items(value: Any, hints: Sequence[Any]) -> Any:
     if not isinstance(value, list | tuple) or len(value) != len(hints):
-        return _REFUSED
-    items = tuple(_conformed(item, hint) for item, hint in zip(value, hints, strict=True))
-    return _REFUSED if any(item is _REFUSED for item in items) else items
+        return _REJECTED
+    items = tuple(_converted(item, hint) for item, hint in zip(value, hints, strict=True))
+    return _REJECTED if any(item is _REJECTED for item in items) else items
 
 
 def _choices(hint: Any) -> list[Any]:
-    """Every named choice in a hint, for the nearest spelling."""
+    """Return every ``Literal`` value in a hint, for the closest spelling."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
-    return [choice for part in get_args(hint) for choice in _choices(part)] if get_args(hint) else []
+    return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def check_length(sequence_length: int, max_positions: int) -> None:
-    """Refuse examples or windows longer than the model's positions."""
+    """Reject examples or windows that are longer than the model's positions.
+
+    Raises:
+        UsageError: if they are.
+    """
     if sequence_length > max_positions:
-        raise RequestError(
-            "data.sequence_length", sequence_length, f"at most {max_positions}, the positions of the model"
+        raise UsageError(
+            f"data.sequence_length must be at most {max_positions}, the model's max_positions, got {sequence_length}"
         )

@@ -1,4 +1,4 @@
-"""Hydra's errors about the command line, told as one line about the option that is wrong."""
+"""Composition of the configuration, and Hydra's errors about the command line in one line each."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mom.config.renamed import RENAMED
-from mom.errors import RequestError, UsageError, as_written, nearest, one_of
+from mom.config.renamed import renamed
+from mom.errors import UsageError, as_written, either, first_line, nearest, unknown_choice
 
 CONFIG_NAME = "config"
 
@@ -23,114 +23,106 @@ _FILE_URL = re.compile(r"file://([^\"]+)")
 
 
 def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
-    """The configuration that these overrides ask for, without running anything.
+    """Compose the configuration for these overrides, without running anything.
 
     Raises:
-        HydraException: if they cannot be met; :func:`explain` tells what is wrong.
+        HydraException: if they are invalid; :func:`explain` makes it one line.
     """
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
 
 
 def added_config_dir(folder: str | Path | None) -> list[str]:
-    """Return the overrides that add a directory of configuration files, as ``--config-dir`` does; none for None."""
+    """Return the override that adds a directory of configuration files, as ``--config-dir`` does; none for None."""
     return [] if folder is None else [f'{_SEARCH_PATH}["file://{Path(folder).resolve()}"]']
 
 
 def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> UsageError:
-    """What a failed composition means for the user.
+    """Turn a failed composition into an error about an option.
 
     Args:
-        error: what Hydra raised.
-        config_dir: the folder of the configuration, to look up which options there are.
+        error: the exception that Hydra raised.
+        config_dir: directory of the configuration, to look up the options that exist.
         overrides: the command line, without flags.
     """
-    if isinstance(error, RequestError):
+    if isinstance(error, UsageError):
         return error
-    if (slip := _slip_in_form(config_dir, overrides)) is not None:
-        return slip
+    if (malformed := _malformed(config_dir, overrides)) is not None:
+        return malformed
     message = str(error)
     if isinstance(error, MissingConfigException):
         return _missing_file(error, [config_dir, *_added_folders(overrides)])
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _unparsable(error.override)
     if found := re.match(r"Ambiguous value for argument '([^=]*)=(.*)'", message):
-        return RequestError(
-            found[1], found[2], "one value, [a,b] for a list, or the flag -m to run one after another"
+        return UsageError(
+            f"{found[1]} must be a single value, got {found[2]}; write [a,b] for a list, or add the flag -m to run one "
+            "job per value"
         )
     if found := re.match(
         r"(?:Sweep parameters|Sweeping over Hydra's configuration).*?'([^=]*)=(.*)'", message
     ):
-        return RequestError(found[1], found[2], "one value, or the flag -m to run one after another")
+        return UsageError(
+            f"{found[1]} must be a single value, got {found[2]}; add the flag -m to run one job per value"
+        )
     if found := re.search(r"Could not (?:override|delete from config\.|delete) ?'([^']*)'", message):
-        # With a value that is a mapping, the key that does not exist is inside it; OmegaConf knows which.
+        # With a mapping as value, the key that does not exist is inside it; OmegaConf knows which.
         inner = getattr(error.__cause__, "full_key", None) or ""
         key = inner if inner.startswith(f"{found[1]}.") else found[1]
-        return _unknown(key, _given(found[1], overrides), config_dir, overrides)
+        return _unknown(key, config_dir, overrides)
     if found := re.search(r"Error merging override (.*)", message):
-        option, _, value = found[1].partition("=")
-        return RequestError(option, value, f"a value that fits: {_first_line(error.__cause__ or error)}")
+        return UsageError(f"cannot apply {found[1]}: {as_written(first_line(error.__cause__ or error))}")
     if found := re.match(r"Could not append to config\. An item is already at '([^']*)'", message):
-        return RequestError(
-            found[1], _given(found[1], overrides), "the same without the leading +: it exists"
-        )
+        return UsageError(f"{found[1]} already exists; omit the + to change it")
     cause = error.__cause__ if not message and error.__cause__ is not None else error
-    return RequestError("request", _first_line(cause), _SEE_HELP)
+    return UsageError(f"cannot compose the configuration: {as_written(first_line(cause))}")
 
 
 def is_composition_error(error: BaseException) -> bool:
-    """Whether an exception is Hydra's about the command line (some of those are plain ValueErrors)."""
+    """Return whether an exception is Hydra's about the command line (some of those are plain ValueErrors)."""
     return isinstance(error, HydraException | OmegaConfBaseException | ValueError)
 
 
 def _groups(config_dir: Path) -> dict[str, list[str]]:
-    """The groups and their choices."""
-    folders = sorted(one for one in config_dir.iterdir() if one.is_dir() and one.name != "hydra")
-    return {one.name: sorted(file.stem for file in one.glob("*.yaml")) for one in folders}
+    """Return the groups and their choices."""
+    folders = sorted(path for path in config_dir.iterdir() if path.is_dir() and path.name != "hydra")
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
-def _slip_in_form(config_dir: Path, overrides: Sequence[str]) -> RequestError | None:
-    """Overrides that Hydra complains about in words that do not name them."""
+def _malformed(config_dir: Path, overrides: Sequence[str]) -> UsageError | None:
+    """Return the error for an override that Hydra rejects without naming it."""
     groups = _groups(config_dir)
-    for one in overrides:
-        option, equals, value = one.lstrip("+~").partition("=")
+    for override in overrides:
+        option, equals, value = override.lstrip("+~").partition("=")
         if equals and not option.strip():
-            return RequestError("''", one, f"the name of an option before the =, {_SEE_HELP}")
-        if "@" in option and option.partition("@")[0] in groups:
-            return RequestError(option, value or "null", f"{option.partition('@')[0]}={value}, without the @")
+            return UsageError(f"cannot parse {override}: no option before the =; {_SEE_HELP}")
+        group, at, _ = option.partition("@")
+        if at and group in groups:
+            return UsageError(f"unknown option {option}; did you mean {group}={value}?")
     return None
 
 
-def _given(option: str, overrides: Sequence[str]) -> str:
-    """The value that the command line gives an option, as it is written there."""
-    for one in overrides:
-        name, _, value = one.lstrip("+~").partition("=")
-        if name == option:
-            return value or "null"
-    return "null"
-
-
 def _added_folders(overrides: Sequence[str]) -> list[Path]:
-    return [
-        Path(found) for one in overrides if one.startswith(_SEARCH_PATH) for found in _FILE_URL.findall(one)
-    ]
+    """Return the directories that ``--config-dir`` adds."""
+    added = [override for override in overrides if override.startswith(_SEARCH_PATH)]
+    return [Path(found) for override in added for found in _FILE_URL.findall(override)]
 
 
-def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> RequestError:
+def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> UsageError:
     group, slash, choice = (error.missing_cfg_file or "").partition("/")
     if not slash:
-        return RequestError("--config-name", group or "null", f"{CONFIG_NAME}, the one there is")
+        return UsageError(f"--config-name must be {CONFIG_NAME}, got {as_written(group or None)}")
     names = [
         file.relative_to(folder / group).with_suffix("").as_posix()
         for folder in folders
         for file in (folder / group).rglob("*.yaml")
         if file.parent.name != "shared"
     ]
-    return RequestError(group, choice, one_of(choice, sorted(names)))
+    return unknown_choice(group, choice, sorted(names))
 
 
 def _choices_with(option: str, config_dir: Path) -> list[str]:
-    """The choices of an option's group, as ``group=choice``, whose files have it or the node that it is of."""
+    """Return the choices, as ``group=choice``, that have an option or the node it belongs to."""
     group, *inner = option.split(".")
     return [
         f"{group}={file.stem}"
@@ -139,47 +131,51 @@ def _choices_with(option: str, config_dir: Path) -> list[str]:
     ]
 
 
-def _unreadable(override: str) -> RequestError:
-    option, equals, value = override.partition("=")
+def _unparsable(override: str) -> UsageError:
+    option, equals, _ = override.partition("=")
     if not equals:
-        return RequestError(option or "''", "no value", f"group=choice or option=value, {_SEE_HELP}")
-    return RequestError(
-        option,
-        value,
-        f"a value that can be read; text with more than plain letters, digits, blanks and any of -/._%+*@?| "
-        f"wants quotes within the shell's: '{option}=\"…\"'",
+        return UsageError(f"{option or repr('')} requires a value: group=choice or option=value, {_SEE_HELP}")
+    return UsageError(
+        f"cannot parse {override}; quote text other than letters, digits, spaces, and -/._%+*@?| "
+        f"inside the shell's quotes: '{option}=\"…\"'"
     )
 
 
-def _unknown(option: str, given: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
-    if option in RENAMED:
-        return UsageError(f"{option} was renamed to {RENAMED[option]}")
+def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
+    if (message := renamed(option)) is not None:
+        return UsageError(message)
+    unknown = f"unknown option {option}"
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
-    siblings = [one.rpartition(".")[2] for one in known if one.rpartition(".")[0] == parent]
+    siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     close = nearest(name, siblings)
     if close is not None:
-        full = f"{parent}.{close}" if parent else close
-        return RequestError(option, given, f"no such option, did you mean {full}?")
+        return UsageError(
+            f"{unknown}; did you mean {parent}.{close}?" if parent else f"{unknown}; did you mean {close}?"
+        )
     node = ".".join(option.split(".")[:2])
-    is_there = any(one == node or one.startswith(f"{node}.") for one in known)
-    if not is_there and (others := _choices_with(option, config_dir)):
-        return RequestError(option, given, f"no such option without {' or '.join(others)}")
-    # The right name in the wrong place (lr for optimizer.lr), or a slip in the name of the group.
-    same = next((one for one in known if one.rpartition(".")[2] == name), None)
+    exists = any(other == node or other.startswith(f"{node}.") for other in known)
+    if not exists and (others := _choices_with(option, config_dir)):
+        return UsageError(f"{option} requires {either(others)}")
+    # The right name in the wrong place (lr for optimizer.lr), or a typo in the name of the group.
+    same = next((other for other in known if other.rpartition(".")[2] == name), None)
     if same is None and not siblings:
         same = nearest(option, known)
     if same is not None:
-        return RequestError(option, given, f"no such option, did you mean {same}?")
-    place = f"{parent} has" if siblings and parent else "there are"
-    listed = siblings if siblings else [one for one in known if "." not in one]
-    return RequestError(option, given, f"no such option; {place} {', '.join(listed)}")
+        return UsageError(f"{unknown}; did you mean {same}?")
+    place = f"the options of {parent}" if siblings and parent else "the options"
+    listed = siblings if siblings else [other for other in known if "." not in other]
+    return UsageError(f"{unknown}; {place} are {', '.join(listed)}")
 
 
 def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """Every option there is, dotted, under the groups that were chosen (or the default ones)."""
+    """Return the dotted names of all options, for the chosen groups or else the default ones."""
     groups = _groups(config_dir)
-    chosen = [one for one in overrides if one.partition("=")[0] in groups or one.startswith(_SEARCH_PATH)]
+    chosen = [
+        override
+        for override in overrides
+        if override.partition("=")[0] in groups or override.startswith(_SEARCH_PATH)
+    ]
     for attempt in (chosen, []):
         try:
             config = composed(config_dir, attempt)
@@ -196,8 +192,3 @@ def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):
             yield from _dotted(value, f"{prefix}{name}.")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return as_written(lines[0] if lines else type(error).__name__)

@@ -1,4 +1,4 @@
-"""The options of each kind of data: a section for each."""
+"""Options of the ``data`` group: one section for each kind of data."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mom.config.section import Section
-from mom.errors import RequestError, as_written, one_of
+from mom.config.section import Section, section_by_name
+from mom.errors import UsageError
 
 
 @dataclass(frozen=True)
 class DataSection(Section):
-    """Where examples come from and how they become batches. Each kind of data has a section of its own.
+    """Source of the examples, and how they are batched. Each kind of data has its own section.
 
     Args:
-        kind: what the examples are.
-        path: file or folder of the user's own data.
-        tokenizer: Hub name or local folder or file.
-        sequence_length: tokens in an example at most.
-        batch_size: examples in a batch, per process.
-        num_workers: processes that load batches; 0 loads in the training process.
+        kind: kind of data.
+        path: file or directory with the user's own data.
+        tokenizer: Hub id, local directory, or local file.
+        sequence_length: maximum tokens per example.
+        batch_size: examples per batch and process.
+        num_workers: processes that load batches; 0 loads them in the training process.
     """
 
     group: ClassVar[str] = "data"
@@ -33,32 +33,33 @@ class DataSection(Section):
     num_workers: int = 0
 
     def _check(self) -> None:
-        self._range("sequence_length", least=2)
-        self._range("batch_size", least=1)
-        self._range("num_workers", least=0)
+        self._range("sequence_length", ge=2)
+        self._range("batch_size", ge=1)
+        self._range("num_workers", ge=0)
 
 
 @dataclass(frozen=True)
 class DataConfig(DataSection):
-    """Text for a language model: how it becomes tokens, and how tokens become windows.
+    """Text for language modeling, and how it becomes tokens and windows.
 
     Args:
-        corpus: where the text is from: the standard library of the running Python, the installed packages, the
-            user's own files at ``path``, a data set of the ``datasets`` library, or token files that exist.
-        path: for ``corpus=text`` a file or folder of text; for ``datasets`` a Hub id, or a local folder or file
-            that the library reads; for ``token_files`` a folder with ``train.bin`` and ``val.bin``; null for
-            the others.
-        text_column: which column of a data set, ``.jsonl`` or ``.parquet`` file holds the text.
-        subset: which configuration of a data set, for ``datasets``.
-        split: which split of a data set, for ``datasets``; validation documents are taken out of it.
-        streaming: read a data set as it is downloaded, keeping none of it.
-        tokenizer: Hub name or local folder or file; None trains a byte-level BPE on the corpus.
-        tokenizer_vocab_size: vocabulary of the trained tokenizer: the 256 bytes, the end of text, and merges.
-        sequence_length: tokens in a window.
-        validation_fraction: share of documents kept for validation.
-        max_bytes: stop after so many UTF-8 bytes of text; None takes all.
-        cache_dir: where token files are kept; None means ``$MOM_CACHE`` or ``~/.cache/mom``.
-        num_processes: processes that tokenize; None means one for each CPU.
+        corpus: source of the text: the standard library of the running Python, the installed packages, the
+            user's own files at ``path``, a dataset of the ``datasets`` library, or existing token files.
+        path: for ``corpus=text`` a file or directory of text; for ``datasets`` a Hub id, or a local directory or
+            file that the library reads; for ``token_files`` a directory with ``train.bin`` and ``val.bin``; null
+            for the others.
+        text_column: column of a dataset, ``.jsonl`` file, or ``.parquet`` file that holds the text.
+        subset: configuration of a dataset, for ``datasets``.
+        split: split of a dataset, for ``datasets``; validation documents are held out from it.
+        streaming: read a dataset while it is downloaded, without storing it.
+        tokenizer: Hub id, local directory, or local file; None trains a byte-level BPE on the corpus.
+        tokenizer_vocab_size: vocabulary size of the trained tokenizer: the 256 bytes, the end-of-text token, and
+            merges.
+        sequence_length: tokens per window.
+        validation_fraction: fraction of documents held out for validation.
+        max_bytes: stop after this many UTF-8 bytes of text; None reads everything.
+        cache_dir: directory for token files; None is ``$MOM_CACHE`` or ``~/.cache/mom``.
+        num_processes: processes that tokenize; None is one per CPU.
     """
 
     kind: Literal["language_modeling"] = "language_modeling"
@@ -75,25 +76,28 @@ class DataConfig(DataSection):
 
     def _check(self) -> None:
         super()._check()
-        self._range("tokenizer_vocab_size", least=257)
-        self._range("max_bytes num_processes", least=1)
-        self._range("validation_fraction", above=0, below=1)
-        wanted = {
-            "text": "a file or folder of text, for data=text",
-            "datasets": "a Hub id, or a folder or file that the datasets library reads",
-            "token_files": "a folder with train.bin and val.bin, for data=token_files",
+        self._range("tokenizer_vocab_size", ge=257)
+        self._range("max_bytes num_processes", ge=1)
+        self._range("validation_fraction", gt=0, lt=1)
+        required = {
+            "text": "a file or directory of text",
+            "datasets": "a Hub id, or a file or directory that the datasets library reads",
+            "token_files": "a directory with train.bin and val.bin",
         }
-        if self.corpus in wanted and not self.path:
-            raise RequestError("data.path", "null", wanted[self.corpus])
-        if self.corpus not in wanted and self.path is not None:
-            raise RequestError(
-                "data.path", self.path, f"null for data={self.corpus}; files are read by data=text"
+        if self.corpus in required and not self.path:
+            choice = {"datasets": "data.corpus=datasets"}.get(self.corpus, f"data={self.corpus}")
+            raise UsageError(f"{choice} requires data.path: {required[self.corpus]}")
+        if self.corpus not in required and self.path is not None:
+            raise UsageError(
+                f"data.path cannot be combined with data={self.corpus}; use data=text to read {self.path}"
             )
         if self.corpus == "token_files" and self.tokenizer is None:
-            raise RequestError("data.tokenizer", "null", "the one that made the token files, such as gpt2")
+            raise UsageError(
+                "data=token_files requires data.tokenizer: the tokenizer of the token files, such as gpt2"
+            )
         for name in ("text_column", "split"):
             if not getattr(self, name):
-                raise RequestError(f"data.{name}", "''", f"the name of a {name.removeprefix('text_')}")
+                raise UsageError(f"data.{name} must be the name of a {name.removeprefix('text_')}, got ''")
 
 
 GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]
@@ -101,16 +105,16 @@ GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte",
 
 @dataclass(frozen=True)
 class GlueConfig(DataSection):
-    """One task of GLUE: sentences, or pairs of them, with a label.
+    """A GLUE task: labeled sentences or pairs of sentences.
 
     Args:
         name: the task.
-        path: folder of GLUE (with ``CoLA/``, ``SST-2/``, …) or of this task, in GLUE's own TSV form or as
-            ``.jsonl`` or ``.parquet`` with the Hub's column names; None takes ``nyu-mll/glue`` from the Hub.
-        tokenizer: None means that of the weights in ``init``.
-        sequence_length: tokens in an example at most; longer ones are truncated, and counted in the log.
-        skip_broken_rows: leave out rows with a wrong number of fields (GLUE's own QQP has some) and log how
-            many, instead of refusing the file.
+        path: directory of GLUE (with ``CoLA/``, ``SST-2/``, …) or of this task, in GLUE's own TSV format or as
+            ``.jsonl`` or ``.parquet`` with the Hub's column names; None downloads ``nyu-mll/glue`` from the Hub.
+        tokenizer: None is the tokenizer of the weights in ``init``.
+        sequence_length: maximum tokens per example; longer examples are truncated, and counted in the log.
+        skip_broken_rows: skip rows with a wrong number of fields (GLUE's own QQP has some) and log their number
+            instead of rejecting the file.
     """
 
     kind: Literal["glue"] = "glue"
@@ -121,26 +125,27 @@ class GlueConfig(DataSection):
 
     def _check(self) -> None:
         super()._check()
-        self._range("sequence_length", least=8)
+        self._range("sequence_length", ge=8)
 
 
 @dataclass(frozen=True)
 class XsumConfig(DataSection):
-    """Documents to be summarized, and how summaries are generated when they are measured.
+    """Documents with summaries, and how summaries are generated for evaluation.
 
     Args:
-        path: a ``.jsonl`` or ``.parquet`` file of ``document``, ``summary``, ``id``, or a folder with ``train``,
-            ``validation`` and perhaps ``test`` as such; None takes ``EdinburghNLP/xsum`` from the Hub.
-        tokenizer: None means that of the weights in ``init``.
-        sequence_length: tokens of document, separator, summary and end; documents are cut to fit.
+        path: a ``.jsonl`` or ``.parquet`` file with ``document``, ``summary``, and ``id``, or a directory with
+            such files named ``train``, ``validation``, and optionally ``test``; None downloads
+            ``EdinburghNLP/xsum`` from the Hub.
+        tokenizer: None is the tokenizer of the weights in ``init``.
+        sequence_length: tokens of document, separator, summary, and end; documents are truncated to fit.
         separator: text between document and summary.
-        validation_fraction: share of the documents of a single file that is kept for validation.
-        max_summary_tokens: generated at most.
-        min_summary_tokens: generated at least.
-        num_beams: beams of the search; 1 takes the likeliest token each time.
-        length_penalty: above 0 a beam search favors longer summaries, below 0 shorter ones.
-        no_repeat_ngram_size: no sequence of so many tokens is generated twice; 0 allows all.
-        limit_summaries: generate at most so many summaries of a split; None generates all.
+        validation_fraction: fraction of the documents of a single file held out for validation.
+        max_summary_tokens: maximum length of a generated summary.
+        min_summary_tokens: minimum length of a generated summary.
+        num_beams: beams of the search; 1 is greedy decoding.
+        length_penalty: beam search prefers longer summaries above 0, shorter ones below 0.
+        no_repeat_ngram_size: size of the n-grams that may not repeat; 0 allows all.
+        limit_summaries: maximum summaries to generate per split; None generates all.
     """
 
     kind: Literal["xsum"] = "xsum"
@@ -156,26 +161,27 @@ class XsumConfig(DataSection):
 
     def _check(self) -> None:
         super()._check()
-        self._range("max_summary_tokens num_beams limit_summaries", least=1)
-        self._range("min_summary_tokens no_repeat_ngram_size", least=0)
-        self._range("validation_fraction", above=0, below=1)
+        self._range("max_summary_tokens num_beams limit_summaries", ge=1)
+        self._range("min_summary_tokens no_repeat_ngram_size", ge=0)
+        self._range("validation_fraction", gt=0, lt=1)
         if self.min_summary_tokens > self.max_summary_tokens:
-            allowed = f"at most data.max_summary_tokens ({self.max_summary_tokens})"
-            raise RequestError("data.min_summary_tokens", self.min_summary_tokens, allowed)
+            raise UsageError(
+                f"data.min_summary_tokens must be at most data.max_summary_tokens ({self.max_summary_tokens}), "
+                f"got {self.min_summary_tokens}"
+            )
         if not self.separator:
-            raise RequestError("data.separator", "''", "a text between document and summary")
-        # Whatever the tokenizer, a separator has a token for each of its bytes at most.
-        room = self.sequence_length - self.max_summary_tokens - len(self.separator.encode("utf-8"))
-        if room < 1:
-            raise RequestError(
-                "data.max_summary_tokens",
-                self.max_summary_tokens,
-                f"few enough to leave room for a document in data.sequence_length ({self.sequence_length})",
+            raise UsageError("data.separator must not be empty: it separates document and summary")
+        # With any tokenizer, a separator has at most one token per byte.
+        longest = self.sequence_length - 1 - len(self.separator.encode("utf-8"))
+        if self.max_summary_tokens > longest:
+            raise UsageError(
+                f"data.max_summary_tokens must be at most {longest} to leave room for a document in "
+                f"data.sequence_length ({self.sequence_length}), got {self.max_summary_tokens}"
             )
 
     @property
     def generation(self) -> dict[str, Any]:
-        """The options of generation by transformers' names."""
+        """Generation options under the names that transformers uses."""
         options: dict[str, Any] = {
             "max_new_tokens": self.max_summary_tokens,
             "min_new_tokens": self.min_summary_tokens,
@@ -188,16 +194,13 @@ class XsumConfig(DataSection):
 DATA: Mapping[str, type[DataSection]] = {
     section.kind: section for section in (DataConfig, GlueConfig, XsumConfig)
 }
-"""Every kind of data and its section."""
+"""Sections by kind of data."""
 
 
 def data_section(given: Mapping[str, Any]) -> DataSection:
-    """Make the section of the kind of data that ``given`` names; none named is text for a language model.
+    """Create the section for the kind of data in ``given``, by default text for language modeling.
 
     Raises:
-        RequestError: no such kind, or an option that it does not have.
+        UsageError: for an unknown kind, or an invalid option.
     """
-    kind = given.get("kind", DataConfig.kind)
-    if kind not in DATA:
-        raise RequestError("data.kind", as_written(kind), one_of(kind, list(DATA)))
-    return DATA[kind].from_mapping(given)
+    return section_by_name(DATA, given, "kind", DataConfig.kind)

@@ -1,4 +1,4 @@
-"""How the jobs of a sweep are started (``launcher=local|joblib|slurm``)."""
+"""Options of the ``launcher`` group: how the jobs of a sweep are started."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from mom.config.section import Section
-from mom.errors import RequestError, as_written, one_of
+from mom.config.section import Section, section_by_name
+from mom.errors import UsageError
 
 
 @dataclass(frozen=True)
 class LauncherConfig(Section):
-    """One job after another.
+    """Run one job at a time.
 
     Args:
         name: the kind of launcher.
     """
 
     group: ClassVar[str] = "launcher"
-    # Whether jobs run on other machines than the sweep, which then cannot check their devices.
+    # Whether jobs run on other machines, so that the sweep cannot check their devices.
     is_remote: ClassVar[bool] = False
 
     name: Literal["local", "joblib", "slurm"] = "local"
@@ -27,12 +27,11 @@ class LauncherConfig(Section):
 
 @dataclass(frozen=True)
 class JoblibConfig(LauncherConfig):
-    """Several jobs at a time on this machine.
+    """Run several jobs in parallel on this machine.
 
     Args:
-        num_workers: jobs at a time. None takes one for each share of the GPUs.
-        gpus_per_job: share the visible GPUs out, so many to each job at a time. None leaves every job all of
-            them.
+        num_workers: jobs to run in parallel. None runs as many as the visible GPUs allow.
+        gpus_per_job: GPUs for each job; jobs that run in parallel use different ones. None lets every job see all.
     """
 
     name: Literal["joblib"] = "joblib"
@@ -40,27 +39,29 @@ class JoblibConfig(LauncherConfig):
     gpus_per_job: int | None = None
 
     def _check(self) -> None:
-        self._range("num_workers gpus_per_job", least=1)
+        self._range("num_workers gpus_per_job", ge=1)
         if self.num_workers is None and self.gpus_per_job is None:
-            raise RequestError("launcher.num_workers", "null", "an integer, or null with gpus_per_job given")
+            raise UsageError(
+                "launcher.num_workers must be an integer unless launcher.gpus_per_job is set, got null"
+            )
 
 
 @dataclass(frozen=True)
 class SlurmConfig(LauncherConfig):
-    """Each job as a job of a Slurm cluster, by submitit. Nodes and tasks follow from the trainer group.
+    """Run each job on a Slurm cluster by submitit. Nodes and tasks follow from the trainer group.
 
     Args:
-        cluster: ``local`` and ``debug`` are submitit's own stand-ins for Slurm on this machine, for a try.
-        timeout_minutes: the time limit of a job.
-        cpus_per_task: cores for each process.
-        gpus_per_node: None takes ``trainer.devices`` where the accelerator is a GPU.
-        memory_gb: memory of a node; None is as the cluster has it.
-        partition: of the cluster.
-        account: to charge.
+        cluster: ``local`` and ``debug`` are submitit's substitutes for Slurm on this machine, for testing.
+        timeout_minutes: time limit of a job.
+        cpus_per_task: CPU cores per process.
+        gpus_per_node: None is ``trainer.devices`` if the accelerator is a GPU, else 0.
+        memory_gb: memory per node; None is the cluster's default.
+        partition: partition to submit to.
+        account: account to charge.
         qos: quality of service.
-        constraint: features of the nodes.
-        max_parallel: jobs at a time.
-        setup: lines of shell in front of each job, such as ``module load cuda``.
+        constraint: required features of the nodes.
+        max_parallel: maximum jobs at a time.
+        setup: shell commands to run before each job, such as ``module load cuda``.
     """
 
     is_remote: ClassVar[bool] = True
@@ -79,24 +80,21 @@ class SlurmConfig(LauncherConfig):
     setup: list[str] | None = None
 
     def _check(self) -> None:
-        self._range("timeout_minutes cpus_per_task max_parallel", least=1)
-        self._range("gpus_per_node", least=0)
-        self._range("memory_gb", above=0)
+        self._range("timeout_minutes cpus_per_task max_parallel", ge=1)
+        self._range("gpus_per_node", ge=0)
+        self._range("memory_gb", gt=0)
 
 
 LAUNCHERS: Mapping[str, type[LauncherConfig]] = {
     section.name: section for section in (LauncherConfig, JoblibConfig, SlurmConfig)
 }
-"""Every kind of launcher by its name."""
+"""Sections by name of the launcher."""
 
 
 def launcher_section(given: Mapping[str, Any]) -> LauncherConfig:
-    """Make the section of the launcher that ``given`` names, the local one where it names none.
+    """Create the section of the launcher in ``given``, by default the local one.
 
     Raises:
-        RequestError: no such launcher, or an option that it does not have.
+        UsageError: for an unknown launcher, or an invalid option.
     """
-    name = given.get("name", LauncherConfig.name)
-    if name not in LAUNCHERS:
-        raise RequestError("launcher.name", as_written(name), one_of(name, list(LAUNCHERS)))
-    return LAUNCHERS[name].from_mapping(given)
+    return section_by_name(LAUNCHERS, given, "name", LauncherConfig.name)

@@ -1,4 +1,4 @@
-"""Nodes: parts of the configuration that name a class and its keywords, such as a callback or a logger."""
+"""Nodes: parts of the configuration that name a class and its arguments, such as a callback or a logger."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from mom.config.checks import conform, is_plain, unknown_option
-from mom.errors import RequestError, UsageError, as_written
+from mom.errors import UsageError, as_written, first_line
 
 
 @dataclass(frozen=True)
 class NodeConfig:
-    """A class to build, and what to build it with.
+    """A class to instantiate, with its arguments.
 
     Args:
-        option: the node's dotted name, such as ``callbacks.checkpoint``.
+        option: dotted name of the node, such as ``callbacks.checkpoint``.
         target: dotted path of the class (``_target_``).
-        arguments: keywords for it, plain values.
+        arguments: keyword arguments, plain values.
     """
 
     option: str
@@ -31,25 +31,27 @@ class NodeConfig:
         """Read a node from its part of the configuration.
 
         Raises:
-            RequestError: if it is not a mapping, has no target, or has another of Hydra's special keys.
+            UsageError: if it is not a mapping or has no valid target.
         """
         if not isinstance(given, Mapping):
-            raise RequestError(
-                option, as_written(given), "a group of options with a _target_, or null to leave it out"
+            raise UsageError(
+                f"{option} must be null or a group of options with a _target_, got {as_written(given)}"
             )
         target = given.get("_target_")
         if not isinstance(target, str) or "." not in target:
-            raise RequestError(f"{option}._target_", as_written(target), "the dotted path of a class")
+            raise UsageError(
+                f"{option}._target_ must be the dotted path of a class, got {as_written(target)}"
+            )
         arguments = {str(name): value for name, value in given.items() if name != "_target_"}
         return cls(option, target, arguments)
 
     def check(self) -> None:
-        """Import the target and compare the keywords with its signature. May import heavy libraries.
+        """Import the target and compare the arguments with its signature. May import heavy libraries.
 
-        Types are compared where the signature names plain ones.
+        Types are checked if the signature annotates plain ones.
 
         Raises:
-            RequestError: if the target cannot be imported, has no such keyword or wants another type.
+            UsageError: if the target cannot be imported, does not take an argument, or expects another type.
         """
         target = self.load()
         keywords = _keywords(target)
@@ -57,25 +59,25 @@ class NodeConfig:
         for name, value in self.arguments.items():
             option = f"{self.option}.{name}"
             if keywords is not None and name not in keywords:
-                raise RequestError(option, as_written(value), unknown_option(self.option, name, keywords))
+                raise unknown_option(self.option, name, keywords)
             if name in hints and is_plain(hints[name]):
                 conform(option, value, hints[name])
 
     def check_builds(self) -> Any:
-        """Build the object once, if it needs no more than its keywords.
+        """Build the object once, unless it requires arguments that are added later.
 
-        For classes that do nothing when made, as Lightning's callbacks: what their constructor refuses
-        is then told before the run begins.
+        For classes without side effects in the constructor, such as Lightning's callbacks: arguments that the
+        constructor rejects are then reported before the run starts.
 
         Returns:
             The object, or ``None`` if it cannot be built yet.
 
         Raises:
-            RequestError: if the class refuses its keywords.
+            UsageError: if the class rejects its arguments.
         """
         try:
             inspect.signature(self.load()).bind(**self.arguments)
-        except TypeError:  # the task adds what is missing
+        except TypeError:  # the task adds the missing arguments
             return None
         return self.instantiate()
 
@@ -83,24 +85,25 @@ class NodeConfig:
         """Import the target.
 
         Raises:
-            RequestError: if there is no such class.
+            UsageError: if there is no such class.
         """
         module_name, _, name = self.target.rpartition(".")
+        option = f"{self.option}._target_"
         try:
             found = getattr(importlib.import_module(module_name), name)
         except (ImportError, AttributeError) as reason:
-            raise RequestError(
-                f"{self.option}._target_", self.target, f"the dotted path of a class: {as_written(reason)}"
+            raise UsageError(
+                f"cannot import {option} {self.target}: {as_written(first_line(reason))}"
             ) from reason
         if not callable(found):
-            raise RequestError(f"{self.option}._target_", self.target, "the dotted path of a class")
+            raise UsageError(f"{option} must be the dotted path of a class, got {self.target}")
         return found
 
     def instantiate(self, **extra: Any) -> Any:
-        """Build the object. ``extra`` keywords are added, and win over the configuration's.
+        """Build the object. ``extra`` arguments are added and take precedence.
 
         Raises:
-            RequestError: if the class refuses its keywords; its own words are passed on.
+            UsageError: if the class rejects its arguments, with its reason.
         """
         target = self.load()
         try:
@@ -109,18 +112,18 @@ class NodeConfig:
             raise
         except Exception as reason:
             given = ", ".join(f"{name}={as_written(value)}" for name, value in self.arguments.items())
-            raise RequestError(
-                self.option, given or "no options", f"what {self.target} takes: {as_written(str(reason))}"
+            raise UsageError(
+                f"cannot build {self.option} with {given or 'no arguments'}: {as_written(str(reason))}"
             ) from reason
 
     def accepts(self, keyword: str) -> bool:
-        """Whether the target takes this keyword, so that a caller may add it in :meth:`instantiate`."""
+        """Return whether the target takes this argument, so that a caller may add it in :meth:`instantiate`."""
         keywords = _keywords(self.load())
         return keywords is None or keyword in keywords
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Type hints of a class's keywords; none where they cannot be read (names only a type checker knows)."""
+    """Return the type hints of a class's arguments, or nothing if they only resolve for a type checker."""
     try:
         return get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     except (NameError, TypeError):
@@ -128,7 +131,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _keywords(target: Callable[..., Any]) -> list[str] | None:
-    """Names of the keywords a class takes, or None if it takes any."""
+    """Return the names of the arguments that a class takes, or None if it takes any."""
     parameters = inspect.signature(target).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

@@ -1,4 +1,4 @@
-"""A search over options (``search=tpe``)."""
+"""Options of the ``search`` group: hyperparameter search with Optuna."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from mom.config.section import Section
 
 @dataclass(frozen=True)
 class SearchConfig(Section):
-    """How Optuna draws the options of each trial.
+    """How Optuna samples the options of each trial.
 
     Args:
-        sampler: ``tpe`` learns from the trials before, ``random`` does not.
-        num_trials: how many in all, those of an earlier start included.
-        trials_at_once: how many are drawn and started together.
+        sampler: ``tpe`` learns from earlier trials, ``random`` does not.
+        num_trials: total number of trials, including those of an earlier start in the same directory.
+        trials_at_once: trials sampled and started together.
         metric: a name in ``summary.json``.
-        mode: whether small or large is good.
-        pruner: ``median`` ends a trial that at some validation is worse than half of the completed ones were at the
-            same step; None ends none.
-        startup_trials: trials that are drawn at random first, and before which none is pruned.
-        warmup_steps: optimizer steps in which no trial is pruned.
-        seed: of the draws.
+        mode: whether to minimize or maximize the metric.
+        pruner: ``median`` stops a trial that at some validation is worse than the median of the completed trials at
+            the same step; None prunes nothing.
+        startup_trials: random trials at the start; no trial is pruned before them.
+        warmup_steps: optimizer steps during which no trial is pruned.
+        seed: seed of the sampler.
     """
 
     group: ClassVar[str] = "search"
@@ -38,6 +38,6 @@ class SearchConfig(Section):
     seed: int = 0
 
     def _check(self) -> None:
-        self._range("num_trials trials_at_once", least=1)
-        self._range("startup_trials warmup_steps", least=0)
-        self._range("seed", least=0, most=2**32 - 1)
+        self._range("num_trials trials_at_once", ge=1)
+        self._range("startup_trials warmup_steps", ge=0)
+        self._range("seed", ge=0, le=2**32 - 1)

@@ -1,30 +1,37 @@
-"""One frozen dataclass for each Hydra group; each checks its own types and ranges when it is made."""
+"""Sections: one frozen dataclass per Hydra group, which checks the types and ranges of its fields."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, get_type_hints
+from typing import Any, ClassVar, Self, TypeVar, get_type_hints
 
 from mom.config.checks import conform, in_range, known_names
+from mom.errors import unknown_choice
+
+S = TypeVar("S", bound="Section")
 
 
 @dataclass(frozen=True)
 class Section:
-    """A group of options. Subclasses name the group, their fields are its options.
+    """A group of options: a subclass names the group and has a field for each option.
 
-    Making one checks every field's type (an integer is fine for a float, a list for a tuple), then its range.
+    Creating one checks the type of every field (an integer is accepted for a float, a list for a tuple), then ranges.
 
     Raises:
-        RequestError: for the first option that cannot be.
+        UsageError: for the first invalid option.
     """
 
     group: ClassVar[str]
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Make the section from a mapping; a name it does not have is refused with the nearest spelling."""
+        """Create the section from a mapping.
+
+        Raises:
+            UsageError: for an unknown name, with the closest known one, or the first invalid value.
+        """
         known_names(cls.group, given, [field.name for field in dataclasses.fields(cls)])
         return cls(**given)
 
@@ -37,38 +44,57 @@ class Section:
         self._check()
 
     def _check(self) -> None:
-        """Refuse values of the right type that cannot be; overridden where there are such."""
+        """Reject values that have the right type but are invalid; subclasses override this."""
 
     def _range(self, names: str, **bounds: float) -> None:
+        """Check the bounds (:func:`~mom.config.checks.in_range`) of several fields."""
         for name in names.split():
             in_range(f"{self.group}.{name}", getattr(self, name), **bounds)
 
 
+def section_by_name(sections: Mapping[str, type[S]], given: Mapping[str, Any], key: str, default: str) -> S:
+    """Create the section that an option of the group names.
+
+    Args:
+        sections: the group's sections by name.
+        given: options of the group.
+        key: the option that names the section.
+        default: its default.
+
+    Raises:
+        UsageError: for an unknown name, or an invalid option of the section.
+    """
+    name = given.get(key, default)
+    if name not in sections:
+        raise unknown_choice(f"{sections[default].group}.{key}", name, list(sections))
+    return sections[name].from_mapping(given)
+
+
 @dataclass(frozen=True)
 class TaskConfig(Section):
-    """What to do. Each task has a section of its own, which adds its options to this one.
+    """Options of a task. Each task has its own section, which adds options to this one.
 
     Args:
         name: the task, a module of :mod:`mom.tasks`.
     """
 
     group: ClassVar[str] = "task"
-    # Whether the task makes a model by the model and router groups, which are then checked together.
+    # Whether the task builds a model from the model and router groups, which are then checked together.
     builds_model: ClassVar[bool] = False
-    # Whether the task needs PyTorch, and with it devices, callbacks and loggers to check.
+    # Whether the task needs PyTorch, so that devices, callbacks, and loggers are checked.
     computes: ClassVar[bool] = True
-    # Which kinds of data the task works on; empty where it reads none.
+    # Kinds of data that the task supports; empty if it reads no data.
     data_kinds: ClassVar[tuple[str, ...]] = ()
-    # Options that the command line also knows without ``task.`` in front.
+    # Options that may be given on the command line without the prefix ``task.``.
     top_level: ClassVar[tuple[str, ...]] = ()
-    # Whether the task cannot do without ``init``, and whether it can go on from ``ckpt`` or ``resume``.
+    # Whether the task requires ``init``, and whether it supports ``ckpt`` and ``resume``.
     needs_init: ClassVar[bool] = False
     resumes: ClassVar[bool] = False
-    # Whether `ckpt` may name the weights in the place of `init`.
+    # Whether ``ckpt`` may provide the weights instead of ``init``.
     reads_ckpt: ClassVar[bool] = False
 
     name: str
 
     def takes_chosen_model(self) -> bool:
-        """Whether this request's task makes the model of the model group, and not others by name."""
+        """Return whether the task builds the model of the model group rather than other models by name."""
         return self.builds_model

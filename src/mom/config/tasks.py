@@ -1,4 +1,4 @@
-"""The options of each task, a section for each."""
+"""Options of the ``task`` group: one section for each task."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from mom.config.checks import in_range
 from mom.config.data import GlueName
-from mom.config.section import TaskConfig
-from mom.errors import RequestError, UsageError, as_written, one_of
+from mom.config.section import TaskConfig, section_by_name
+from mom.errors import UsageError, as_written
 
 
 @dataclass(frozen=True)
@@ -17,10 +17,10 @@ class PretrainConfig(TaskConfig):
     """Train a language model.
 
     Args:
-        plain_steps: optimizer steps of phase 1, in which the plain transformer is trained that is then
-            upcycled. Used when the model has stages and no ``init`` is given; 0 starts the MoM from scratch.
-        plain_warmup_steps: warm-up of phase 1; None takes ``optimizer.warmup_steps``, as the other phases do.
-        baseline: train the plain transformer on for as many steps as the MoM and report it beside.
+        plain_steps: optimizer steps of phase 1, which trains the plain transformer that is then upcycled. Used if
+            the model has stages and ``init`` is not set; 0 trains the MoM from scratch.
+        plain_warmup_steps: warmup of phase 1; None is ``optimizer.warmup_steps``, as in the other phases.
+        baseline: also continue training the plain transformer for as many steps as the MoM, and report it.
     """
 
     builds_model: ClassVar[bool] = True
@@ -33,19 +33,19 @@ class PretrainConfig(TaskConfig):
     baseline: bool = True
 
     def _check(self) -> None:
-        self._range("plain_steps plain_warmup_steps", least=0)
+        self._range("plain_steps plain_warmup_steps", ge=0)
 
 
 @dataclass(frozen=True)
 class UpcycleConfig(TaskConfig):
-    """Make a Mixture-of-Modules of the plain transformer in ``init``.
+    """Upcycle the plain transformer in ``init`` to a Mixture-of-Modules.
 
     Args:
-        layers: the plain model's layers, counted from 0, in the order of the new model: bottom blocks, for
-            each stage its modules (as many as the larger pool has) and its anchor, top blocks. Any of them may
-            be left out or used again. None takes all in order, and there must be just as many.
-        attention_layers: where the attention modules come from instead, stage after stage.
-        ffn_layers: the same for the feed-forward modules.
+        layers: layers of the plain model, counted from 0, in the order of the new model: bottom blocks, for
+            each stage its modules (as many as its largest pool has) and its anchor, top blocks. Layers may be
+            omitted or used several times. None uses all in order; there must be exactly as many as needed.
+        attention_layers: source layers of the attention modules, stage by stage, if different.
+        ffn_layers: source layers of the feed-forward modules, likewise.
     """
 
     builds_model: ClassVar[bool] = True
@@ -68,17 +68,17 @@ class PrepareConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class EvaluateConfig(TaskConfig):
-    """Measure a model on data.
+    """Evaluate a model on data.
 
     Args:
-        split: which documents of text: those held out for validation, those for training, or all.
-        stride: tokens from one window to the next, for text; each token is then predicted once, with at least
-            ``data.sequence_length - stride`` tokens before it. None takes windows that do not overlap, as
-            validation in training does, and predicts no window's first token.
-        harness: tasks of the evaluation harness (lm-eval) to measure instead of the data.
-        harness_path: a folder of task files to find their names in, in the place of the harness's own.
-        harness_shots: solved examples in front of each; None is as each task has it.
-        harness_limit: only so many examples of each task.
+        split: documents of a text: those held out for validation, the training documents, or all.
+        stride: tokens from one window to the next, for text. Each token is then predicted once, with at least
+            ``data.sequence_length - stride`` tokens of context. None uses windows that do not overlap, like
+            validation during training, and does not predict the first token of a window.
+        harness: tasks of the evaluation harness (lm-eval) to run instead of evaluating on the data.
+        harness_path: directory with task files to use instead of those in the harness.
+        num_fewshot: solved examples in each prompt; None is the task's default.
+        harness_limit: maximum examples per task.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "xsum")
@@ -90,37 +90,39 @@ class EvaluateConfig(TaskConfig):
     stride: int | None = None
     harness: list[str] | None = None
     harness_path: str | None = None
-    harness_shots: int | None = None
+    num_fewshot: int | None = None
     harness_limit: int | None = None
 
     def _check(self) -> None:
-        self._range("stride harness_limit", least=1)
-        self._range("harness_shots", least=0)
-        if self.harness is not None and not self.harness:
-            raise RequestError("harness", "[]", "names of tasks, such as [lambada_openai], or null")
-        unused = {"stride": "null with harness=[…]"}
-        if self.harness is None:
-            options = ("harness_path", "harness_shots", "harness_limit")
-            unused = dict.fromkeys(options, "null without harness=[…]")
-        for option, allowed in unused.items():
-            if (given := getattr(self, option)) is not None:
-                raise RequestError(f"task.{option}", given, allowed)
+        self._range("stride harness_limit", ge=1)
+        self._range("num_fewshot", ge=0)
+        if self.harness == []:
+            raise UsageError("harness must name at least one task, such as [lambada_openai], got []")
+        if self.harness is not None and self.stride is not None:
+            raise UsageError(
+                "task.stride cannot be combined with harness: the harness chooses its own windows"
+            )
+        for option in ("harness_path", "num_fewshot", "harness_limit"):
+            if self.harness is None and getattr(self, option) is not None:
+                raise UsageError(
+                    f"task.{option} requires harness: the tasks to evaluate, such as [lambada_openai]"
+                )
 
 
 @dataclass(frozen=True)
 class GenerateConfig(TaskConfig):
-    """Continue prompts. The options of generation have the names that transformers gives them.
+    """Continue prompts. Generation options have the names that transformers uses.
 
     Args:
-        prompt: a text to continue.
-        prompts: a file of such texts: one on each line, or ``.jsonl`` with the key ``prompt``.
-        max_new_tokens: at most so many tokens are added; the end-of-text token stops earlier.
-        do_sample: draw each token from the model's probabilities; false takes the likeliest.
-        temperature: divides the logits before the draw.
-        top_k: draw from so many likeliest tokens only; None from all.
-        top_p: draw from the fewest tokens that together have this probability.
-        num_beams: beams of a beam search; 1 searches none.
-        repetition_penalty: above 1 makes tokens that were used already less likely.
+        prompt: text to continue.
+        prompts: file of texts to continue: one per line, or ``.jsonl`` with the key ``prompt``.
+        max_new_tokens: maximum tokens to generate; the end-of-text token stops earlier.
+        do_sample: sample each token; false takes the most likely one.
+        temperature: divides the logits before sampling.
+        top_k: sample from this many most likely tokens; None from all.
+        top_p: sample from the smallest set of tokens with at least this total probability.
+        num_beams: beams of a beam search; 1 disables it.
+        repetition_penalty: values above 1 make tokens that already occurred less likely.
     """
 
     needs_init: ClassVar[bool] = True
@@ -138,23 +140,26 @@ class GenerateConfig(TaskConfig):
     repetition_penalty: float = 1.0
 
     def _check(self) -> None:
-        self._range("max_new_tokens top_k num_beams", least=1)
-        self._range("temperature repetition_penalty", above=0)
-        self._range("top_p", above=0, most=1)
-        if (self.prompt is None) == (self.prompts is None):
-            given = "null" if self.prompt is None else "given together with prompts"
-            raise RequestError("prompt", given, "a text to continue, or prompts=<file>; one of the two")
+        self._range("max_new_tokens top_k num_beams", ge=1)
+        self._range("temperature repetition_penalty", gt=0)
+        self._range("top_p", gt=0, le=1)
+        if self.prompt is None and self.prompts is None:
+            raise UsageError(
+                "task=generate requires prompt or prompts: a text to continue, or a file of texts"
+            )
+        if self.prompt is not None and self.prompts is not None:
+            raise UsageError("prompt cannot be combined with prompts: set one of them")
 
 
 @dataclass(frozen=True)
 class FinetuneConfig(TaskConfig):
-    """Fine-tune a model on a task of GLUE or on XSum.
+    """Fine-tune a model on GLUE or XSum.
 
     Args:
-        epochs: passes over the training rows; ``trainer.max_steps`` ends training if it comes first.
-        dropout: in the place of the weights' own; None keeps that.
-        tasks: GLUE tasks to go through one after the other; None is the one of ``data.name``.
-        seeds: seeds to go through for each of them; None is the one of ``seed``.
+        epochs: passes over the training data; ``trainer.max_steps`` ends training earlier if it is reached first.
+        dropout: dropout to use instead of the model's own; None keeps that.
+        tasks: GLUE tasks to fine-tune on, one after another; None is the one in ``data.name``.
+        seeds: seeds to use for each task; None is the one in ``seed``.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("glue", "xsum")
@@ -169,19 +174,23 @@ class FinetuneConfig(TaskConfig):
     seeds: list[int] | None = None
 
     def _check(self) -> None:
-        self._range("epochs", above=0)
-        self._range("dropout", least=0, below=1)
+        self._range("epochs", gt=0)
+        self._range("dropout", ge=0, lt=1)
         for seed in self.seeds or ():
-            in_range("task.seeds", seed, least=0, most=2**32 - 1)
-        for name in ("tasks", "seeds"):
-            given = getattr(self, name)
-            if given is not None and (not given or len(set(given)) < len(given)):
-                raise RequestError(f"task.{name}", as_written(given), "a list of different ones, or null")
+            in_range("task.seeds", seed, ge=0, le=2**32 - 1)
+        _check_distinct("task.tasks", self.tasks)
+        _check_distinct("task.seeds", self.seeds)
+
+
+def _check_distinct(option: str, given: list[Any] | None) -> None:
+    """Reject a list that is empty or repeats an item; None passes."""
+    if given is not None and (not given or len(set(given)) < len(given)):
+        raise UsageError(f"{option} must be null or a list of distinct items, got {as_written(given)}")
 
 
 @dataclass(frozen=True)
 class ExportConfig(TaskConfig):
-    """Write a model as a folder for transformers."""
+    """Export a model as a directory for transformers."""
 
     needs_init: ClassVar[bool] = True
 
@@ -190,48 +199,45 @@ class ExportConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class CostConfig(TaskConfig):
-    """Tell what models cost.
+    """Report the cost of models.
 
     Args:
-        models: names of choices of the model group, each with the other options of the request; None is the chosen
-            one, or the model of ``init``.
-        routed_on: what the modules that the model of ``init`` uses are counted on: a few batches of random
-            tokens, which need no data, or of validation text.
-        measure_memory: also run a forward and a training step of each model to measure their peak memory.
-        budget: find the largest model like the chosen one that costs no more than the model ``of``: ``params``,
-            ``flops`` of a forward, or ``memory`` of a forward.
-        of: a choice of the model group.
-        solve_for: what ``budget`` varies: ``modules`` (both pools), ``top_k`` or ``rounds``; None is ``rounds`` for
-            ``flops`` and ``modules`` otherwise.
+        models: names in the model group, each combined with the other options of the request; None is the chosen
+            model, or the model in ``init``.
+        routed_on: tokens on which module use is counted for the model in ``init``: a few batches of random tokens,
+            which require no data, or validation text.
+        measure_memory: also run a forward pass and a training step of each model to measure peak memory.
+        budget: find the largest variant of the chosen model that costs no more than ``reference_model`` in
+            ``params``, ``flops`` of a forward pass, or ``memory`` of a forward pass.
+        reference_model: name in the model group that sets the budget.
+        solve_for: what to vary for ``budget``: ``modules`` (of all pools), ``top_k``, or ``rounds``; None is
+            ``rounds`` for ``flops`` and ``modules`` otherwise.
     """
 
     builds_model: ClassVar[bool] = True
-    top_level: ClassVar[tuple[str, ...]] = ("models", "budget", "of")
+    top_level: ClassVar[tuple[str, ...]] = ("models", "budget", "reference_model")
 
     name: Literal["cost"] = "cost"
     models: list[str] | None = None
     routed_on: Literal["random", "validation"] = "random"
     measure_memory: bool = True
     budget: Literal["params", "flops", "memory"] | None = None
-    of: str | None = None
+    reference_model: str | None = None
     solve_for: Literal["modules", "top_k", "rounds"] | None = None
 
     def _check(self) -> None:
-        if (self.budget is None) != (self.of is None):
-            missing, given = ("of", "budget") if self.of is None else ("budget", "of")
-            allowed = "a choice of the model group" if missing == "of" else "params, flops or memory"
-            raise RequestError(missing, "null", f"{allowed} where {given} is given")
+        if self.budget is not None and self.reference_model is None:
+            raise UsageError("budget requires reference_model: the name of a model that sets the budget")
+        if self.reference_model is not None and self.budget is None:
+            raise UsageError("reference_model requires budget: one of params, flops, memory")
         if self.budget is not None and self.models is not None:
-            raise RequestError(
-                "models", as_written(self.models), "null with budget, which is about the chosen model"
-            )
+            raise UsageError("models cannot be combined with budget, which varies the chosen model")
         if self.solve_for is not None and self.budget is None:
-            raise RequestError("task.solve_for", self.solve_for, "null without budget")
-        if self.models is not None and (not self.models or len(set(self.models)) < len(self.models)):
-            raise RequestError("models", as_written(self.models), "a list of different models, or null")
+            raise UsageError("task.solve_for requires budget: one of params, flops, memory")
+        _check_distinct("models", self.models)
 
     def takes_chosen_model(self) -> bool:
-        """Not where ``models`` names others."""
+        """Return whether ``models`` leaves the chosen model in place."""
         return self.models is None
 
 
@@ -271,7 +277,7 @@ class CompareConfig(TaskConfig):
     save_runs: str | None = None
 
     def _check(self) -> None:
-        self._range("confidence", above=0, below=1)
+        self._range("confidence", gt=0, lt=1)
         if not self.runs:
             raise UsageError(
                 "task=compare requires runs: run directories, tables of runs, or patterns of these"
@@ -303,12 +309,12 @@ class CompareConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class DashboardConfig(TaskConfig):
-    """Make a workspace at Weights & Biases.
+    """Create a Weights & Biases workspace.
 
     Args:
-        entity: the user or team it belongs to; None is the one that is logged in.
-        project: the project of the runs.
-        title: what it is called.
+        entity: user or team that owns it; None is the default of the logged-in user.
+        project: project of the runs.
+        title: title of the workspace.
     """
 
     computes: ClassVar[bool] = False
@@ -321,24 +327,24 @@ class DashboardConfig(TaskConfig):
     def _check(self) -> None:
         for name in ("entity", "project", "title"):
             if getattr(self, name) == "":
-                raise RequestError(f"task.{name}", "''", "a name")
+                raise UsageError(f"task.{name} must be a name, got ''")
 
 
 @dataclass(frozen=True)
 class AnalyzeConfig(TaskConfig):
-    """Record what tokens choose, and report it.
+    """Record the routing of tokens and report on it.
 
     Args:
-        split: which documents: those held out for validation, those for training, or all.
-        num_tokens: recorded at most, from the beginning of the split; None records all.
-        stages: whose routing is written to the traces; None is all.
-        report_tokens: tokens in the token path viewer of ``report.html``, at most.
-        top_tokens: token types listed for each module, at most.
-        removal: what the loss without modules is measured for: each of them ``alone``, also for more and more of
-            them ``greedily`` (a pass over ``removal_tokens`` for every module left in every step), or ``none``.
-        removal_tokens: recorded tokens that the loss without modules is measured on, at most.
-        removal_tolerance: rise of the loss, in nats per token, up to which modules count as droppable.
-        similarity_inputs: tokens, over all rounds, on which modules' outputs are compared; 0 compares none.
+        split: documents to analyze: those held out for validation, the training documents, or all.
+        num_tokens: maximum tokens to record, from the start of the split; None records all.
+        stages: stages whose routing is written to the traces; None is all.
+        report_tokens: maximum tokens in the token path viewer of ``report.html``.
+        top_tokens: maximum token types to list per module.
+        ablation: modules to ablate when measuring the loss: each one ``alone``, also a growing set chosen
+            ``greedy`` (each step is a pass over ``ablation_tokens`` per remaining module), or ``none``.
+        ablation_tokens: maximum recorded tokens on which the loss of ablated models is measured.
+        ablation_tolerance: loss increase, in nats per token, up to which modules count as removable.
+        similarity_inputs: tokens, over all rounds, on which the modules' outputs are compared; 0 disables this.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
@@ -351,19 +357,18 @@ class AnalyzeConfig(TaskConfig):
     stages: list[int] | None = None
     report_tokens: int = 20_000
     top_tokens: int = 12
-    removal: Literal["greedily", "alone", "none"] = "greedily"
-    removal_tokens: int = 4096
-    removal_tolerance: float = 0.01
+    ablation: Literal["greedy", "alone", "none"] = "greedy"
+    ablation_tokens: int = 4096
+    ablation_tolerance: float = 0.01
     similarity_inputs: int = 1024
 
     def _check(self) -> None:
-        self._range("num_tokens removal_tokens", least=2)
-        self._range("report_tokens top_tokens", least=1)
-        self._range("similarity_inputs", least=0)
-        self._range("removal_tolerance", least=0)
-        stages = self.stages
-        if stages is not None and (not stages or len(set(stages)) < len(stages) or min(stages) < 0):
-            raise RequestError("task.stages", as_written(stages), "a list of different stages, or null")
+        self._range("num_tokens ablation_tokens", ge=2)
+        self._range("report_tokens top_tokens", ge=1)
+        self._range("similarity_inputs ablation_tolerance", ge=0)
+        _check_distinct("task.stages", self.stages)
+        for stage in self.stages or ():
+            in_range("task.stages", stage, ge=0)
 
 
 TASKS: Mapping[str, type[TaskConfig]] = {
@@ -382,16 +387,13 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         DashboardConfig,
     )
 }
-"""Every task's section by the task's name."""
+"""Sections by name of the task."""
 
 
 def task_section(given: Mapping[str, Any]) -> TaskConfig:
-    """Make the section of the task that ``given`` names, pretrain where it names none.
+    """Create the section of the task in ``given``, by default pretrain.
 
     Raises:
-        RequestError: no such task, or an option that it does not have.
+        UsageError: for an unknown task, or an invalid option.
     """
-    name = given.get("name", PretrainConfig.name)
-    if name not in TASKS:
-        raise RequestError("task.name", as_written(name), one_of(name, list(TASKS)))
-    return TASKS[name].from_mapping(given)
+    return section_by_name(TASKS, given, "name", PretrainConfig.name)

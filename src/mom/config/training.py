@@ -1,4 +1,4 @@
-"""The options of the optimizer and of Lightning's Trainer."""
+"""Options of the ``optimizer`` and ``trainer`` groups."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from mom.config.checks import in_range
 from mom.config.section import Section
-from mom.errors import RequestError
+from mom.errors import UsageError, as_written
 
 
 @dataclass(frozen=True)
@@ -16,13 +16,13 @@ class OptimizerConfig(Section):
 
     Args:
         lr: peak learning rate.
-        weight_decay: decoupled decay of the weight matrices; vectors are never decayed.
-        betas: decay of the running means of the gradient and of its square.
-        eps: added to the denominator.
-        warmup_steps: steps of linear warm-up from 0 to ``lr``.
-        min_lr_ratio: the schedule ends at ``min_lr_ratio * lr``.
-        router_lr_multiplier: learning rate of the routers, in units of ``lr``.
-        schedule: after the warm-up, ``cosine`` down to the end or ``constant``.
+        weight_decay: decoupled weight decay of matrices; vectors are not decayed.
+        betas: decay rates of the running means of the gradient and of its square.
+        eps: term added to the denominator.
+        warmup_steps: steps of linear warmup from 0 to ``lr``.
+        min_lr_ratio: final learning rate as a fraction of ``lr``.
+        router_lr_multiplier: learning rate of the routers as a multiple of ``lr``.
+        schedule: after the warmup, ``cosine`` decays until the last step, ``constant`` does not decay.
     """
 
     group: ClassVar[str] = "optimizer"
@@ -37,11 +37,11 @@ class OptimizerConfig(Section):
     schedule: Literal["cosine", "constant"] = "cosine"
 
     def _check(self) -> None:
-        self._range("lr eps", above=0)
-        self._range("weight_decay warmup_steps router_lr_multiplier", least=0)
-        self._range("min_lr_ratio", least=0, most=1)
+        self._range("lr eps", gt=0)
+        self._range("weight_decay warmup_steps router_lr_multiplier", ge=0)
+        self._range("min_lr_ratio", ge=0, le=1)
         for beta in self.betas:
-            in_range("optimizer.betas", beta, least=0, below=1)
+            in_range("optimizer.betas", beta, ge=0, lt=1)
 
 
 Precision = Literal[
@@ -63,20 +63,20 @@ Precision = Literal[
 
 @dataclass(frozen=True)
 class TrainerConfig(Section):
-    """Lightning's ``Trainer``, by its own names; see its documentation for each.
+    """Arguments of Lightning's ``Trainer``, documented there, and a few of our own.
 
     ``max_steps`` counts optimizer steps of the main phase. ``val_check_interval`` counts training batches if
-    it is an integer and is a share of the epoch if it is a float. Four options are not Lightning's:
+    it is an integer, and is a fraction of the epoch if it is a float.
 
     Args:
-        on_nonfinite: what to do before an optimizer step whose gradient holds NaN or infinity: ``stop``, or
-            ``skip`` the step.
-        activation_checkpointing: keep only the input of every block and round in the forward pass and compute
-            the rest again in the backward pass: less memory, about a third more time.
-        compile: `torch.compile` every block and round: faster steps after a first one that takes a minute or more.
-            On the CPU it needs a C++ compiler.
-        keep_freed_memory: in runs on the CPU keep the memory that one step frees for the next one, in the place
-            of giving it back to the kernel; faster. Linux with glibc only, elsewhere it does nothing.
+        on_nonfinite: what to do before an optimizer step whose gradient has NaN or infinite values: ``stop``
+            training, or ``skip`` the step.
+        activation_checkpointing: store only the inputs of blocks and rounds in the forward pass and recompute
+            their activations in the backward pass: less memory, about a third more time.
+        compile: run `torch.compile` on every block and round: faster steps after a first one that takes a minute
+            or more. On the CPU it requires a C++ compiler.
+        keep_freed_memory: in runs on the CPU, keep freed memory for the next step instead of returning it to the
+            kernel, which is faster. Linux with glibc only; ignored elsewhere.
     """
 
     group: ClassVar[str] = "trainer"
@@ -105,32 +105,38 @@ class TrainerConfig(Section):
     keep_freed_memory: bool = True
 
     def _check(self) -> None:
-        self._range("num_nodes max_steps accumulate_grad_batches log_every_n_steps", least=1)
-        self._range("check_val_every_n_epoch", least=1)
-        self._range("num_sanity_val_steps", least=-1)
-        self._range("gradient_clip_val", above=0)
+        self._range("num_nodes max_steps accumulate_grad_batches log_every_n_steps", ge=1)
+        self._range("check_val_every_n_epoch", ge=1)
+        self._range("num_sanity_val_steps", ge=-1)
+        self._range("gradient_clip_val", gt=0)
         for name in ("val_check_interval", "limit_train_batches", "limit_val_batches"):
             self._check_amount(name)
         self._check_devices()
 
     def _check_amount(self, name: str) -> None:
-        """A count of batches (integer) or a share of the epoch (float)."""
+        """Check a number of batches (integer) or a fraction of the epoch (float)."""
         value = getattr(self, name)
-        least = 1 if name != "limit_val_batches" else 0
+        lowest = 1 if name != "limit_val_batches" else 0
         if isinstance(value, float) and not 0 < value <= 1:
-            raise RequestError(
-                f"trainer.{name}", value, f"an integer of at least {least}, or a share above 0 and up to 1.0"
+            raise UsageError(
+                f"trainer.{name} must be an integer of at least {lowest} or a fraction greater than 0 and up to 1.0, "
+                f"got {value}"
             )
         if isinstance(value, int):
-            self._range(name, least=least)
+            self._range(name, ge=lowest)
 
     def _check_devices(self) -> None:
-        allowed = "auto, -1 for all, a count of at least 1, or a list of indices"
-        if isinstance(self.devices, int) and (self.devices == 0 or self.devices < -1):
-            raise RequestError("trainer.devices", self.devices, allowed)
-        if isinstance(self.devices, str):
-            parts = [part.strip() for part in self.devices.split(",")]
-            if self.devices != "auto" and self.devices != "-1" and not all(part.isdigit() for part in parts):
-                raise RequestError("trainer.devices", self.devices or "''", allowed)
-        if isinstance(self.devices, list) and (not self.devices or min(self.devices) < 0):
-            raise RequestError("trainer.devices", self.devices, allowed)
+        """Check the devices as far as it does not depend on the machine."""
+        devices = self.devices
+        if isinstance(devices, str):
+            parts = [part.strip() for part in devices.split(",")]
+            is_valid = devices in ("auto", "-1") or all(part.isdigit() for part in parts)
+        elif isinstance(devices, list):
+            is_valid = bool(devices) and min(devices) >= 0
+        else:
+            is_valid = devices == -1 or devices > 0
+        if not is_valid:
+            raise UsageError(
+                "trainer.devices must be auto, -1 for all, a number of at least 1, or a list of indices, "
+                f"got {as_written(devices)}"
+            )

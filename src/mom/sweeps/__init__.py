@@ -1,1 +1,1 @@
-"""Sweeps: jobs that are processes, started, skipped, resumed and reported."""
+"""Sweeps and searches: their jobs, the processes that run them, and what is printed about them."""

@@ -1,4 +1,4 @@
-"""A sweep from its composed jobs to its table."""
+"""Run a sweep, from its composed jobs to the table of results."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
-from mom.errors import JobsFailed, RequestError
-from mom.sweeps.jobs import Job, is_about_sweep, labels, place
-from mom.sweeps.launchers import carry_out, check_launcher
-from mom.sweeps.report import print_jobs, tell_ended, tell_started
+from mom.errors import JobsFailed, UsageError
+from mom.sweeps.jobs import Job, assign_folders, configures_sweep, labels
+from mom.sweeps.launchers import check_launcher, run_jobs
+from mom.sweeps.report import print_job_finished, print_job_started, print_jobs
 
 
-def sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
-    """Check all jobs, carry them out, and print a table of them.
+def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
+    """Check all jobs, run them, and print a table of them.
 
     Args:
-        composed: each job's overrides and the configuration they compose to, Hydra's own part included.
+        composed: overrides and composed configuration of each job, including Hydra's part.
 
     Returns:
         The jobs, all of which succeeded.
 
     Raises:
-        RequestError: a job that cannot be; none was started.
-        JobsFailed: some failed.
+        UsageError: for an invalid job; no job was started.
+        JobsFailed: if jobs failed.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
     """
     jobs, bound = plan(composed)
@@ -37,7 +37,7 @@ def sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
         if job.state != "succeeded":
             config.check_buildable(devices=not launcher.is_remote)
     folder = Path(composed[0][1].hydra.sweep.dir)
-    completed = carry_out(jobs, launcher, folder, tell_started, tell_ended)
+    completed = run_jobs(jobs, launcher, folder, print_job_started, print_job_finished)
     print_jobs(jobs, folder)
     if not completed:
         raise KeyboardInterrupt
@@ -48,20 +48,20 @@ def sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
 
 
 def plan(composed: Sequence[tuple[list[str], DictConfig]]) -> tuple[list[Job], list[RunConfig]]:
-    """The jobs with their folders, and their configurations, typed and checked.
+    """Return the jobs with their run directories, and their typed and checked configurations.
 
     Raises:
-        RequestError: for the first job that cannot be.
+        UsageError: for the first invalid job.
     """
     root = Path(composed[0][1].hydra.sweep.dir)
     wanted = [root / str(config.hydra.sweep.subdir) for _, config in composed]
-    given = [[one for one in overrides if not is_about_sweep(one)] for overrides, _ in composed]
+    given = [[text for text in overrides if not configures_sweep(text)] for overrides, _ in composed]
     configs: list[dict[str, Any]] = []
     bound: list[RunConfig] = []
     for (_, config), folder in zip(composed, wanted, strict=True):
         if config.run_dir is not None:
-            raise RequestError(
-                "run_dir", config.run_dir, "null under -m; hydra.sweep.dir is the sweep's folder"
+            raise UsageError(
+                f"run_dir must be null with -m, got {config.run_dir}; set the sweep's directory with hydra.sweep.dir"
             )
         own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
         own.run_dir = str(folder)
@@ -72,7 +72,7 @@ def plan(composed: Sequence[tuple[list[str], DictConfig]]) -> tuple[list[Job], l
     jobs = [
         Job(tuple(overrides), label, config, folder, typed.task.resumes)
         for overrides, label, config, folder, typed in zip(
-            given, labels(given), configs, place(configs, wanted, root), bound, strict=True
+            given, labels(given), configs, assign_folders(configs, wanted, root), bound, strict=True
         )
     ]
     return jobs, [

@@ -1,4 +1,4 @@
-"""Carry out the jobs of a sweep: one after another, several at a time, or on a Slurm cluster."""
+"""Run the jobs of a sweep: one at a time, in parallel, or on a Slurm cluster."""
 
 from __future__ import annotations
 
@@ -15,143 +15,148 @@ from types import FrameType
 from typing import Any
 
 from mom.config.launcher import JoblibConfig, LauncherConfig, SlurmConfig
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import Stop, run_job, settle_abandoned, this_program
 
-Told = Callable[[Job], None]
+OnJob = Callable[[Job], None]
 
 
 def check_launcher(launcher: LauncherConfig) -> None:
-    """Refuse a launcher whose library is missing, or GPUs that are.
+    """Check that the launcher's library is installed and its GPUs or cluster are available.
 
     Raises:
-        RequestError: before anything was started.
+        UsageError: before any job is started.
     """
     library = {"joblib": "joblib", "slurm": "submitit"}.get(launcher.name)
     if library is not None and importlib.util.find_spec(library) is None:
-        raise RequestError(
-            "launcher",
-            launcher.name,
-            f"local, or {library} installed: pip install 'mixture-of-modules[sweep]'",
+        raise UsageError(
+            f"launcher={launcher.name} requires {library}: pip install 'mixture-of-modules[sweep]'"
         )
     if isinstance(launcher, JoblibConfig):
-        _shares(launcher)
+        _gpu_groups(launcher)
     if isinstance(launcher, SlurmConfig):
         _slurm_executor(launcher, Path())
 
 
-def carry_out(
-    jobs: Sequence[Job], launcher: LauncherConfig, folder: Path, started: Told, ended: Told
+def run_jobs(
+    jobs: Sequence[Job], launcher: LauncherConfig, folder: Path, on_start: OnJob, on_end: OnJob
 ) -> bool:
-    """Bring every job to an end. Jobs that succeeded before are left as they are.
+    """Run all jobs, except those that succeeded earlier.
 
     Args:
         jobs: the jobs.
         launcher: where they run, and how many at a time.
-        folder: of the sweep.
-        started: called when a job's process begins (not by Slurm).
-        ended: called when a job has come to an end.
+        folder: the sweep's directory.
+        on_start: called when the process of a job starts (not by Slurm).
+        on_end: called when a job has ended.
 
     Returns:
-        Whether all was carried out; false after Ctrl-C or SIGTERM, which end the jobs that run.
+        Whether all jobs ran; false after Ctrl-C or SIGTERM, which stop the running jobs.
     """
-    due = [job for job in jobs if job.state != "succeeded"]
+    pending = [job for job in jobs if job.state != "succeeded"]
     with _stopping() as stop:
         if isinstance(launcher, JoblibConfig):
-            _parallel(due, launcher, stop, started, ended)
+            _run_in_parallel(pending, launcher, stop, on_start, on_end)
         elif isinstance(launcher, SlurmConfig):
-            _on_slurm(due, launcher, folder, stop, ended)
+            _run_on_slurm(pending, launcher, folder, stop, on_end)
         else:
-            for job in due:
-                _one(job, stop, started, ended)
-    for job in due:
+            for job in pending:
+                _run_unless_stopped(job, stop, on_start, on_end)
+    for job in pending:
         settle_abandoned(job)
     return not stop.requests
 
 
-def _one(job: Job, stop: Stop, started: Told, ended: Told) -> None:
+def _run_unless_stopped(job: Job, stop: Stop, on_start: OnJob, on_end: OnJob) -> None:
     if not stop.requests:
-        run_job(job, this_program(), stop, started)
-        ended(job)
+        run_job(job, this_program(), stop, on_start)
+        on_end(job)
 
 
-def _parallel(jobs: Sequence[Job], launcher: JoblibConfig, stop: Stop, started: Told, ended: Told) -> None:
-    """Several at a time by joblib, in threads: each only waits for a process."""
+def _run_in_parallel(
+    jobs: Sequence[Job], launcher: JoblibConfig, stop: Stop, on_start: OnJob, on_end: OnJob
+) -> None:
+    """Run several jobs at a time by joblib, in threads, each of which only waits for a process."""
     from joblib import Parallel, delayed
 
-    shares = _shares(launcher)
+    groups = _gpu_groups(launcher)
     free: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-    for share in shares:
-        free.put(share)
+    for group in groups:
+        free.put(group)
 
-    def on_a_share(job: Job) -> None:
-        share = free.get()
+    def run(job: Job) -> None:
+        group = free.get()
         try:
-            _one(dataclasses.replace(job, devices=share), stop, started, ended)
+            _run_unless_stopped(dataclasses.replace(job, devices=group), stop, on_start, on_end)
         finally:
-            free.put(share)
+            free.put(group)
 
-    Parallel(n_jobs=len(shares), backend="threading", batch_size=1)(delayed(on_a_share)(job) for job in jobs)
+    Parallel(n_jobs=len(groups), backend="threading", batch_size=1)(delayed(run)(job) for job in jobs)
 
 
-def _shares(launcher: JoblibConfig) -> list[str | None]:
-    """For each worker the GPUs its jobs may see; None for all."""
+def _gpu_groups(launcher: JoblibConfig) -> list[str | None]:
+    """Return the GPUs for each worker's jobs; None for all."""
     if launcher.gpus_per_job is None:
         assert launcher.num_workers is not None
         return [None] * launcher.num_workers
     size = launcher.gpus_per_job
     gpus = _visible_gpus()
-    shares: list[str | None] = [
+    groups: list[str | None] = [
         ",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)
     ]
-    wanted = launcher.num_workers or max(1, len(shares))
-    if wanted > len(shares):
-        raise RequestError(
-            "launcher.gpus_per_job", size, f"GPUs for {wanted} jobs at a time; {len(gpus)} can be seen"
+    workers = launcher.num_workers or max(1, len(groups))
+    if workers > len(groups):
+        jobs = "1 job" if workers == 1 else f"{workers} parallel jobs"
+        needed = workers * size
+        raise UsageError(
+            f"launcher.gpus_per_job={size} for {jobs} needs {needed} GPU{'s' * (needed != 1)}; "
+            f"{len(gpus)} {'is' if len(gpus) == 1 else 'are'} visible"
         )
-    return shares[:wanted]
+    return groups[:workers]
 
 
 def _visible_gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return [one.strip() for one in visible.split(",") if one.strip()]
+        return [index.strip() for index in visible.split(",") if index.strip()]
     import torch
 
     return [str(index) for index in range(torch.cuda.device_count())]
 
 
-def _on_slurm(jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: Stop, ended: Told) -> None:
-    """Hand every job to Slurm with the resources its trainer needs, and wait for them all."""
+def _run_on_slurm(
+    jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: Stop, on_end: OnJob
+) -> None:
+    """Submit every job to Slurm with the resources that its trainer needs, and wait for all."""
     submitted: list[tuple[Job, Any]] = []
     for job in jobs:
         executor = _slurm_executor(launcher, folder / ".submitit")
         executor.update_parameters(**slurm_parameters(job, launcher))
-        submitted.append((job, executor.submit(run_job, job, this_program(), Stop(), _say_nothing)))
-    open_ones = list(submitted)
+        submitted.append((job, executor.submit(run_job, job, this_program(), Stop(), _ignore)))
+    running = list(submitted)
     canceled = False
-    while open_ones:
+    while running:
         if stop.requests and not canceled:
             canceled = True
-            for _, submission in open_ones:
+            for _, submission in running:
                 submission.cancel()
-        for job, submission in [*open_ones]:
+        for job, submission in [*running]:
             if submission.done():
-                open_ones.remove((job, submission))
+                running.remove((job, submission))
                 settle_abandoned(job)
-                ended(job)
+                on_end(job)
         time.sleep(0.1 if launcher.cluster in ("local", "debug") else 5)
 
 
 def slurm_parameters(job: Job, launcher: SlurmConfig) -> dict[str, Any]:
-    """What submitit is told about a job: Lightning wants one Slurm task for each device of a node."""
+    """Return submitit's parameters for a job: Lightning needs one Slurm task per device of a node."""
     trainer = job.config["trainer"]
     devices = trainer["devices"] if isinstance(trainer["devices"], int) and trainer["devices"] > 0 else 1
     gpus = launcher.gpus_per_node
     if gpus is None:
         gpus = devices if trainer["accelerator"] in ("gpu", "cuda") else 0
-    wanted = {
+    parameters = {
         "name": f"mom-{job.folder.name}",
         "timeout_min": launcher.timeout_minutes,
         "nodes": trainer["num_nodes"],
@@ -165,7 +170,7 @@ def slurm_parameters(job: Job, launcher: SlurmConfig) -> dict[str, Any]:
         "slurm_constraint": launcher.constraint,
         "slurm_setup": launcher.setup,
     }
-    return {name: value for name, value in wanted.items() if value is not None}
+    return {name: value for name, value in parameters.items() if value is not None}
 
 
 def _slurm_executor(launcher: SlurmConfig, folder: Path) -> Any:
@@ -174,24 +179,25 @@ def _slurm_executor(launcher: SlurmConfig, folder: Path) -> Any:
     try:
         return submitit.AutoExecutor(folder=folder / "%j", cluster=launcher.cluster)
     except RuntimeError as reason:
-        raise RequestError(
-            "launcher.cluster", launcher.cluster, f"a cluster that is here: {reason}"
-        ) from reason
+        raise UsageError(f"launcher.cluster={launcher.cluster} is not available: {reason}") from reason
 
 
-def _say_nothing(job: Job) -> None:
-    """Whoever waits for a job on another machine is told only that it ended."""
+def _ignore(job: Job) -> None:
+    """Do nothing when a job starts on another machine; only its end is reported here."""
 
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[Stop]:
-    """Count SIGINT and SIGTERM instead of being ended by them."""
+    """Count SIGINT and SIGTERM instead of exiting."""
     stop = Stop()
 
     def count(number: int, frame: FrameType | None) -> None:
         stop.requests += 1
         if stop.requests == 1:
-            print("\nStopping: running jobs save and end. Once more ends them at once.", flush=True)
+            print(
+                "\nStopping: running jobs save a checkpoint and exit. Interrupt again to stop them now.",
+                flush=True,
+            )
 
     before = {
         number: signal.signal(number, count)

@@ -1,4 +1,4 @@
-"""One job of a sweep, carried out in a process of its own."""
+"""Run one job of a sweep in its own process."""
 
 from __future__ import annotations
 
@@ -18,31 +18,31 @@ from mom.runs.lock import hold
 from mom.sweeps.jobs import Job
 
 OUTPUT = "output.txt"
-"""File in a job's run directory with everything its process printed."""
+"""File in a job's run directory with the output of its process."""
 
 _POLL_SECONDS = 0.1
 
 
 @dataclasses.dataclass
 class Stop:
-    """How often the sweep was asked to stop: once lets jobs save and end, twice ends them, a third time kills."""
+    """Number of requests to stop the sweep: the first lets jobs save and exit, the second ends, the third kills."""
 
     requests: int = 0
 
 
 def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[Job], None]) -> None:
-    """Bring a job to an end, unless it has one: start it, or go on where an earlier attempt was interrupted.
+    """Run a job unless it has already succeeded: start it, or resume an earlier attempt that was interrupted.
 
-    The job's lock is held meanwhile, by the job's process too. Another sweep in the same folder, or one started
-    again after this one was killed, so waits for the process that is left, and then sees what became of it.
+    The sweep and the job's process hold the job's lock meanwhile. So another sweep in the same directory, or one
+    started again after this one was killed, waits for the remaining process and then reads its result.
 
     Args:
-        job: the job; its ``status.json`` tells afterwards how it ended.
-        command: what starts the command line, in front of the overrides.
-        stop: looked at all the time.
+        job: the job; its ``status.json`` records how it ended.
+        command: command to which the overrides are appended.
+        stop: requests to stop, polled all the time.
         started: called once the job's process runs.
     """
-    if process_rank() > 0:  # one of several that Slurm started for this job; the first sees to the folder
+    if process_rank() > 0:  # one of several that Slurm started for this job; the first handles the directory
         job.folder.mkdir(parents=True, exist_ok=True)
         _wait(_start(job, command, _overrides(job)), stop)
         return
@@ -51,26 +51,28 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
             return
         overrides = _overrides(job)
         if not job.resumes and job.folder.exists():
-            shutil.rmtree(job.folder)  # half of what cannot be resumed would be mixed with the new attempt
+            shutil.rmtree(
+                job.folder
+            )  # results of an attempt that cannot be resumed would mix with the new ones
         job.folder.mkdir(parents=True, exist_ok=True)
-        # A process that ends before it can say how must not leave the state of the attempt before.
+        # A process that dies without a status must not leave the status of an earlier attempt.
         (job.folder / "status.json").unlink(missing_ok=True)
         process = _start(job, command, overrides, descriptors)
         try:
             started(job)
             code = _wait(process, stop)
         except BaseException:
-            process.terminate()  # the lock must not be released while the job still writes its folder
+            process.terminate()  # the lock must not be released while the job still writes
             process.wait()
             raise
         _settle(job, code, stopped=stop.requests > 0)
 
 
 def settle_abandoned(job: Job) -> None:
-    """Mark a job whose process is gone without having said how it ended."""
+    """Mark a job as interrupted if its process died without recording how it ended."""
     with hold(job.folder, lambda: True) as descriptors:
         if descriptors is not None and job.state == "running":
-            RunDirectory(job.folder).status("interrupted", "its process is gone")
+            RunDirectory(job.folder).status("interrupted", "its process died")
 
 
 def this_program() -> tuple[str, ...]:
@@ -83,7 +85,7 @@ def this_program() -> tuple[str, ...]:
 
 
 def _overrides(job: Job) -> list[str]:
-    """The overrides of the job's process: those of the job, one run of them, its folder, and where to go on."""
+    """Return the overrides for the job's process: its own, a single run, its directory, and whether to resume."""
     overrides = [*job.overrides, "hydra.mode=RUN", "hydra.sweeper.params=null"]
     if "search" in job.config:
         overrides.append("search=null")
@@ -96,7 +98,7 @@ def _overrides(job: Job) -> list[str]:
 def _start(
     job: Job, command: tuple[str, ...], overrides: list[str], kept_open: tuple[int, ...] = ()
 ) -> subprocess.Popen[bytes]:
-    """Start the job's process, what it prints going to a file."""
+    """Start the job's process with its output in a file."""
     with (job.folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
             [*command, *overrides],
@@ -104,13 +106,13 @@ def _start(
             stdout=output,
             stderr=subprocess.STDOUT,
             env=_environment(job),
-            start_new_session=True,  # the terminal's Ctrl-C reaches the sweep alone, which passes it on
+            start_new_session=True,  # the terminal's Ctrl-C reaches only the sweep, which passes it on
             pass_fds=kept_open,
         )
 
 
 def _quoted(value: object) -> str:
-    """A text that Hydra's grammar reads as it is."""
+    """Quote a value for Hydra's grammar."""
     return "'" + str(value).replace("'", "\\'") + "'"
 
 
@@ -121,7 +123,7 @@ def _environment(job: Job) -> dict[str, str]:
 
 
 def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
-    """Wait for the process, passing on each request to stop; returns its exit code (negative: the signal)."""
+    """Wait for the process, passing on requests to stop; return its exit code (negative: the signal)."""
     passed_on = 0
     while True:
         try:
@@ -133,17 +135,17 @@ def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
 
 
 def _settle(job: Job, code: int, *, stopped: bool) -> None:
-    """Write how a job ended where its process did not."""
+    """Record how a job ended if its process did not."""
     if job.state not in ("waiting", "running"):
         return
     state: Literal["interrupted", "failed"] = (
         "interrupted" if stopped or code == -signal.SIGTERM else "failed"
     )
-    RunDirectory(job.folder).status(state, None if stopped else _last_words(job.folder, code))
+    RunDirectory(job.folder).status(state, None if stopped else _failure(job.folder, code))
 
 
-def _last_words(folder: Path, code: int) -> str:
-    """The last line of a process that ended badly, behind how it ended."""
+def _failure(folder: Path, code: int) -> str:
+    """Return how a process failed, with its last line of output."""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.rpartition("\r")[2].strip() for line in reversed(lines) if line.strip()), "")

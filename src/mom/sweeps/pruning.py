@@ -1,4 +1,4 @@
-"""A trial of a search that ends itself when it is worse than the trials before it were."""
+"""Callback that ends a trial of a search if it is worse than earlier trials."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mom.sweeps.study import PRUNED_AT, open_trial
 
 
 class PruneTrial(Callback):
-    """Tells the search every validation's metric and stops the run if the search's pruner says so.
+    """Reports the metric of every validation to the search, and stops the run if the search's pruner decides so.
 
-    Of a run in phases only the main one counts: it is the one that trains in the run directory itself. A run
-    that is stopped ends as if by Ctrl-C: its last checkpoint is there, and its status is ``interrupted``.
+    In a run with phases only the main one counts, which trains in the run directory itself. A pruned run ends as by
+    Ctrl-C: with its last checkpoint, and the status ``interrupted``.
 
     Args:
         journal: the search's file (``search.journal``).
         trial: number of the trial.
-        metric: what validation logs.
+        metric: name of a logged validation metric.
     """
 
     def __init__(self, journal: str, trial: int, metric: str = "val/loss") -> None:
@@ -31,7 +31,7 @@ class PruneTrial(Callback):
         self._stopping = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report, and ask whether to go on; the first process asks for all."""
+        """Report the metric and ask whether to prune; the first process does so for all."""
         run_dir = os.environ.get(RUN_DIR_VARIABLE)
         is_main = run_dir is not None and Path(trainer.default_root_dir).resolve() == Path(run_dir).resolve()
         value = trainer.callback_metrics.get(self._metric)
@@ -41,7 +41,7 @@ class PruneTrial(Callback):
         self._stopping = bool(trainer.strategy.broadcast(should_stop))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop here, after the checkpoint of the validation was saved; at the end there is nothing to stop."""
+        """Stop here, after the checkpoint of the validation was saved; after the last step there is nothing to stop."""
         if self._stopping:
             raise KeyboardInterrupt
 

@@ -1,4 +1,4 @@
-"""What a sweep says: a line when a job starts and ends, and a table of all at its end."""
+"""Console output of a sweep: a line when a job starts or ends, and a final table of all jobs."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ METRIC = "val/loss"
 _COLORS = {"succeeded": "green", "failed": "red", "interrupted": "yellow"}
 
 
-def tell_started(job: Job) -> None:
-    """Say that a job's process begins, and where its output goes."""
-    _say(f"{job.folder}: {job.label} → {OUTPUT}")
+def print_job_started(job: Job) -> None:
+    """Print that a job started, and the file with its output."""
+    _print(f"{job.folder}: {job.label} → {OUTPUT}")
 
 
-def tell_ended(job: Job, how: str | None = None) -> None:
-    """Say how a job ended; ``how`` if its state does not tell."""
+def print_job_finished(job: Job, state: str | None = None) -> None:
+    """Print how a job ended; ``state`` replaces the job's own."""
     value = job.summary.get(METRIC) if job.state == "succeeded" else None
-    _say(f"{job.folder}: {how or job.state}" + (f", {METRIC} {value:.4f}" if value is not None else ""))
+    _print(f"{job.folder}: {state or job.state}" + (f", {METRIC} {value:.4f}" if value is not None else ""))
 
 
 def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None) -> None:
-    """Print a table of the jobs with their states, and under it why some failed.
+    """Print a table of the jobs with their states, followed by the errors of those that failed.
 
     Args:
-        jobs: in the order of the sweep.
-        folder: of the sweep.
-        console: where to.
+        jobs: the jobs in the order of the sweep.
+        folder: the sweep's directory.
+        console: console to print to; ``None`` is the standard output.
     """
     console = console or standard_output()
     table = Table(title=f"{len(jobs)} job{'s' * (len(jobs) != 1)}", title_justify="left")
@@ -52,9 +52,9 @@ def print_jobs(jobs: Sequence[Job], folder: Path, console: Console | None = None
     print_table(table, console)
     for job in jobs:
         if job.state == "failed":
-            _say(f"{job.folder}: {job.error}", console)
-    _say(f"Written to {folder}", console)
+            _print(f"{job.folder}: {job.error}", console)
+    _print(f"Written to {folder}", console)
 
 
-def _say(line: str, console: Console | None = None) -> None:
+def _print(line: str, console: Console | None = None) -> None:
     (console or standard_output()).print(line, soft_wrap=True, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""A search: trials drawn by Optuna, each a job of its own, pruned by what they measure on the way."""
+"""Hyperparameter search: trials sampled by Optuna, each a job, pruned by their validation metric."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rich.table import Table
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import print_table, standard_output
-from mom.errors import JobsFailed, RequestError, UsageError
+from mom.errors import JobsFailed, UsageError
 from mom.sweeps.grid import plan
-from mom.sweeps.jobs import Job, is_about_sweep
-from mom.sweeps.launchers import carry_out, check_launcher
-from mom.sweeps.report import tell_ended, tell_started
-from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, space
+from mom.sweeps.jobs import Job, configures_sweep
+from mom.sweeps.launchers import check_launcher, run_jobs
+from mom.sweeps.report import print_job_finished, print_job_started
+from mom.sweeps.study import JOURNAL, PRUNED_AT, open_study, search_space
 
 if TYPE_CHECKING:
     import optuna
@@ -27,40 +27,38 @@ if TYPE_CHECKING:
 Compose = Callable[[list[str], int], tuple[list[str], DictConfig]]
 
 _SHOWN = 10
-_OVERRIDES, _WHY, _FOLDER = "overrides", "why", "folder"
+_OVERRIDES, _REASON, _FOLDER = "overrides", "why", "folder"
 
 
 def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> None:
-    """Draw and carry out trials until there are as many as asked for; then print the best.
+    """Sample and run trials until there are as many as requested; then print the best.
 
-    A search started again in the same folder goes on: trials that ended count, one that was interrupted is
+    A search that is started again in the same directory continues: finished trials count, and an interrupted one is
     resumed.
 
     Args:
-        config: the composed configuration of the whole, Hydra's part included.
-        overrides: the command line, with what to draw in Hydra's grammar of sweeps.
-        compose: makes the configuration of a job from its overrides and its number.
+        config: the composed configuration of the search, including Hydra's part.
+        overrides: the command line, with the options to sample in Hydra's sweep grammar.
+        compose: composes the configuration of a job from its overrides and its number.
 
     Raises:
-        RequestError: nothing to draw, or a first trial that cannot be; none was started.
-        JobsFailed: some failed.
+        UsageError: if there is nothing to sample or the first trial is invalid; no trial was started.
+        JobsFailed: if trials failed.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running trials have ended.
     """
     if importlib.util.find_spec("optuna") is None:
-        raise RequestError(
-            "search",
-            config.search.sampler,
-            "null, or optuna installed: pip install 'mixture-of-modules[sweep]'",
+        raise UsageError(
+            f"search={config.search.sampler} requires optuna: pip install 'mixture-of-modules[sweep]'"
         )
     options, launcher = _sections(config)
     check_launcher(launcher)
-    drawn, fixed = space([one for one in overrides if not is_about_sweep(one)])
+    sampled, fixed = search_space([text for text in overrides if not configures_sweep(text)])
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
     is_new = not (folder / JOURNAL).exists()
     try:
         study = open_study(folder / JOURNAL, options)
-        completed = _conduct(study, options, launcher, folder, drawn, fixed, compose)
+        completed = _run_trials(study, options, launcher, folder, sampled, fixed, compose)
     except UsageError:
         if is_new:
             (folder / JOURNAL).unlink(missing_ok=True)
@@ -83,43 +81,43 @@ def _sections(config: DictConfig) -> tuple[SearchConfig, LauncherConfig]:
     )
 
 
-def _conduct(
+def _run_trials(
     study: optuna.Study,
     options: SearchConfig,
     launcher: LauncherConfig,
     folder: Path,
-    drawn: dict[str, optuna.distributions.BaseDistribution],
+    sampled: dict[str, optuna.distributions.BaseDistribution],
     fixed: list[str],
     compose: Compose,
 ) -> bool:
-    """Carry out trials until there are enough; false if it was stopped."""
-    left = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
+    """Run trials until there are enough; return false if the search was stopped."""
+    unfinished = [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name == "RUNNING"]
     while True:
         ended = sum(trial.state.is_finished() for trial in study.get_trials(deepcopy=False))
         wanted = min(options.trials_at_once, options.num_trials - ended)
         if wanted < 1:
             return True
-        numbers, left = left[:wanted], left[wanted:]
+        numbers, unfinished = unfinished[:wanted], unfinished[wanted:]
         while len(numbers) < wanted:
-            trial = study.ask(drawn)
+            trial = study.ask(sampled)
             trial.set_user_attr(_OVERRIDES, [f"{name}={value}" for name, value in trial.params.items()])
             numbers.append(trial.number)
         jobs: dict[int, Job] = {}
         for number in numbers:
             try:
                 jobs[number] = _job(study, number, folder, fixed, compose, launcher)
-            except UsageError as reason:
+            except UsageError as error:
                 if ended == 0 and number == 0:
                     raise
-                _fail(study, number, str(reason))
+                _fail(study, number, str(error))
         numbers_of = {job.folder: number for number, job in jobs.items()}
 
-        def ended_one(job: Job, numbers_of: dict[Path, int] = numbers_of) -> None:
-            tell_ended(job, "pruned" if _is_pruned(study, numbers_of[job.folder], job) else None)
+        def on_end(job: Job, numbers_of: dict[Path, int] = numbers_of) -> None:
+            print_job_finished(job, "pruned" if _is_pruned(study, numbers_of[job.folder], job) else None)
 
-        completed = carry_out(list(jobs.values()), launcher, folder, tell_started, ended_one)
+        completed = run_jobs(list(jobs.values()), launcher, folder, print_job_started, on_end)
         for number, job in jobs.items():
-            _tell(study, number, job, options.metric)
+            _record_result(study, number, job, options.metric)
         if not completed:
             return False
 
@@ -132,10 +130,12 @@ def _job(
     compose: Compose,
     launcher: LauncherConfig,
 ) -> Job:
-    """The job of a trial, checked."""
+    """Return the checked job of a trial."""
     attributes = study.get_trials(deepcopy=False)[number].user_attrs
     if _OVERRIDES not in attributes:
-        raise RequestError("search", f"trial {number}", "was drawn by a search that ended at once")
+        raise UsageError(
+            f"cannot resume trial {number}: the search ended before it recorded the trial's options"
+        )
     overrides, config = compose(
         [
             *fixed,
@@ -152,8 +152,8 @@ def _job(
     return dataclasses.replace(job, label=" ".join(attributes[_OVERRIDES]))
 
 
-def _tell(study: optuna.Study, number: int, job: Job, metric: str) -> None:
-    """Say how a trial ended; one that was interrupted stays to be resumed."""
+def _record_result(study: optuna.Study, number: int, job: Job, metric: str) -> None:
+    """Record in the study how a trial ended; an interrupted one can be resumed later."""
     from optuna.trial import TrialState
 
     value = job.summary.get(metric)
@@ -162,18 +162,18 @@ def _tell(study: optuna.Study, number: int, job: Job, metric: str) -> None:
     elif _is_pruned(study, number, job):
         study.tell(number, state=TrialState.PRUNED)
     elif job.state in ("succeeded", "failed"):
-        _fail(study, number, job.error or f"no number {metric} in its summary.json")
+        _fail(study, number, job.error or f"its summary.json has no number {metric}")
 
 
 def _is_pruned(study: optuna.Study, number: int, job: Job) -> bool:
-    """Whether a trial ended because it was told to, and not by a signal."""
+    """Return whether the pruner rather than a signal ended a trial."""
     return job.state == "interrupted" and PRUNED_AT in study.get_trials(deepcopy=False)[number].user_attrs
 
 
-def _fail(study: optuna.Study, number: int, why: str) -> None:
+def _fail(study: optuna.Study, number: int, reason: str) -> None:
     from optuna.trial import TrialState
 
-    study._storage.set_trial_user_attr(_id(study, number), _WHY, why)
+    study._storage.set_trial_user_attr(_id(study, number), _REASON, reason)
     study.tell(number, state=TrialState.FAIL)
 
 
@@ -182,7 +182,7 @@ def _id(study: optuna.Study, number: int) -> int:
 
 
 def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], folder: Path) -> None:
-    """A table of the best trials, why some failed, and what to type for the best."""
+    """Print a table of the best trials, the errors of failed ones, and the command of the best."""
     trials = study.get_trials(deepcopy=False)
     complete = [trial for trial in trials if trial.state.name == "COMPLETE"]
     complete.sort(key=lambda trial: trial.values[0], reverse=options.mode == "max")
@@ -193,21 +193,23 @@ def _print_best(study: optuna.Study, options: SearchConfig, fixed: list[str], fo
     listed = ", ".join(f"{number} {state}" for state, number in sorted(counts.items()))
     table = Table(title=f"{len(trials)} trials: {listed}", title_justify="left")
     names = list(dict.fromkeys(name for trial in complete[:_SHOWN] for name in trial.params))
-    for head in (options.metric, *names, "folder"):
-        table.add_column(head, justify="right" if head == options.metric else "left", overflow="fold")
+    for header in (options.metric, *names, "folder"):
+        table.add_column(header, justify="right" if header == options.metric else "left", overflow="fold")
     for trial in complete[:_SHOWN]:
-        values = [_shown(trial.params.get(name, "–")) for name in names]
+        values = [_format(trial.params.get(name, "–")) for name in names]
         table.add_row(f"{trial.value:.4f}", *values, trial.user_attrs.get(_FOLDER, "–"))
     console.print()
     print_table(table, console)
     lines = [
-        f"trial {trial.number}: {trial.user_attrs[_WHY]}" for trial in trials if _WHY in trial.user_attrs
+        f"trial {trial.number}: {trial.user_attrs[_REASON]}"
+        for trial in trials
+        if _REASON in trial.user_attrs
     ]
     if complete:
-        lines.append(f"The best: python run.py {' '.join([*fixed, *complete[0].user_attrs[_OVERRIDES]])}")
+        lines.append(f"Best trial: python run.py {' '.join([*fixed, *complete[0].user_attrs[_OVERRIDES]])}")
     for line in (*lines, f"Written to {folder}"):
         console.print(line, soft_wrap=True, highlight=False)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: one file in the sweep's folder, which the search and its trials write."""
+"""Optuna study of a search: a file in the sweep's directory, written by the search and its trials."""
 
 from __future__ import annotations
 
@@ -11,29 +11,31 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 
 from mom.config.search import SearchConfig
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 if TYPE_CHECKING:
     import optuna
 
 JOURNAL = "search.journal"
 PRUNED_AT = "pruned_at"
-"""What a trial notes when it ends itself: the optimizer step."""
+"""Attribute of a pruned trial: the optimizer step at which it stopped."""
 
 _NAME, _OPTIONS = "search", "options"
 
 
 def open_study(journal: Path, search: SearchConfig) -> optuna.Study:
-    """The study in a journal, made if it is not there.
+    """Open the study in a journal, or create it.
 
-    Its random numbers go on from the trials there are, so that a second start does not draw the first's again.
+    The seed depends on the number of trials so far, so that a second start does not sample the first trials again.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = _storage(journal)
-    made = {one.study_name: len(storage.get_all_trials(one._study_id)) for one in storage.get_all_studies()}
-    seed = (search.seed + made.get(_NAME, 0)) % 2**32
+    counts = {
+        study.study_name: len(storage.get_all_trials(study._study_id)) for study in storage.get_all_studies()
+    }
+    seed = (search.seed + counts.get(_NAME, 0)) % 2**32
     sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
     if search.sampler == "tpe":
         sampler = optuna.samplers.TPESampler(
@@ -51,15 +53,15 @@ def open_study(journal: Path, search: SearchConfig) -> optuna.Study:
 
 
 def open_trial(journal: str | Path, number: int) -> optuna.Trial:
-    """A trial as its own process sees it, with the pruner of the search.
+    """Open a trial in its own process, with the pruner of the search.
 
     Raises:
-        RequestError: ``callbacks.prune``, if there is no such trial.
+        UsageError: if there is no such trial.
     """
     import optuna
 
     if not Path(journal).is_file():
-        raise RequestError("callbacks.prune.journal", journal, "the journal of a search")
+        raise UsageError(f"callbacks.prune.journal must be the journal of a search, got {journal}")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.load_study(study_name=_NAME, storage=_storage(Path(journal)))
     search = SearchConfig(**study.user_attrs[_OPTIONS])
@@ -68,29 +70,33 @@ def open_trial(journal: str | Path, number: int) -> optuna.Trial:
         study.pruner = optuna.pruners.MedianPruner(search.startup_trials, search.warmup_steps)
     trials = study.get_trials(deepcopy=False)
     if not 0 <= number < len(trials):
-        raise RequestError("callbacks.prune.trial", number, f"below {len(trials)}, the trials of the search")
+        raise UsageError(
+            f"callbacks.prune.trial must be below {len(trials)}, the number of trials, got {number}"
+        )
     return optuna.Trial(study, trials[number]._trial_id)
 
 
-def space(overrides: Sequence[str]) -> tuple[dict[str, optuna.distributions.BaseDistribution], list[str]]:
-    """What to draw, by Hydra's grammar of sweeps, and the overrides that stay as they are.
+def search_space(
+    overrides: Sequence[str],
+) -> tuple[dict[str, optuna.distributions.BaseDistribution], list[str]]:
+    """Separate the options to sample, in Hydra's sweep grammar, from the fixed overrides.
 
-    ``a,b,c`` is one of them, ``range(1,5)`` an integer below 5, ``interval(0,1)`` a number between,
-    ``int(interval(1,9))`` an integer between, and ``tag(log,interval(…))`` either on a logarithmic scale.
+    ``a,b,c`` samples one of them, ``range(1,5)`` an integer below 5, ``interval(0,1)`` a number in between,
+    ``int(interval(1,9))`` an integer in between, and ``tag(log,interval(…))`` either of those on a logarithmic scale.
 
     Raises:
-        RequestError: an interval that cannot be, or nothing to draw.
+        UsageError: for an invalid interval, or if there is nothing to sample.
     """
-    drawn = {}
+    sampled = {}
     fixed = []
-    for one in OverridesParser.create().parse_overrides(list(overrides)):
-        if one.is_sweep_override():
-            drawn[one.get_key_element()] = _distribution(one)
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_sweep_override():
+            sampled[override.get_key_element()] = _distribution(override)
         else:
-            fixed.append(str(one.input_line))
-    if not drawn:
-        raise RequestError("search", "nothing to draw", "options such as optimizer.lr=interval(1e-4,1e-2)")
-    return drawn, fixed
+            fixed.append(str(override.input_line))
+    if not sampled:
+        raise UsageError("a search requires an option to sample, such as optimizer.lr=interval(1e-4,1e-2)")
+    return sampled, fixed
 
 
 def _distribution(override: Override) -> optuna.distributions.BaseDistribution:
@@ -111,10 +117,7 @@ def _distribution(override: Override) -> optuna.distributions.BaseDistribution:
                 return IntDistribution(int(numbers[0]), int(numbers[-1]), step=abs(int(swept.step)))
         return CategoricalDistribution(list(override.sweep_string_iterator()))
     except (ValueError, IndexError) as reason:
-        written = str(override.input_line).partition("=")[2]
-        raise RequestError(
-            override.get_key_element(), written, f"what can be drawn from: {reason}"
-        ) from reason
+        raise UsageError(f"cannot sample {override.input_line}: {reason}") from reason
 
 
 def _storage(journal: Path) -> optuna.storages.JournalStorage:

@@ -107,12 +107,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         pairs = _similarity(model, batches, task, config.seed, fabric.autocast)
         removal = _removal(model, batches, task, fabric.autocast, progress)
     name = Path(config.run_dir).name
-    facts = measured(model, header, depths, routing, removal, task.removal_tolerance, data.sequence_length)
-    drawn = draw(header, routing, depths, pairs, removal, task.removal_tolerance, name)
+    facts = measured(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
+    drawn = draw(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
     tables = {
         "use": use_table(header, routing),
         "modules": module_table(
-            header, routing, module_parameters(model), pairs, removal, task.removal_tolerance
+            header, routing, module_parameters(model), pairs, removal, task.ablation_tolerance
         ),
         "tokens_of_modules": token_table(header, routing, tokenizer, task.top_tokens),
         "similarity": similarity_table(pairs),
@@ -128,7 +128,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             title=f"Routing of {name}",
             facts=fact_rows(facts, header),
             pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
-            module_notes=module_notes(removal, task.removal_tolerance),
+            module_notes=module_notes(removal, task.ablation_tolerance),
             figures=list(drawn.values()),
             footer=footer(source, text, fingerprint),
             num_tokens=task.report_tokens,
@@ -196,7 +196,7 @@ def _batches(
     files: Sequence[TokenFile], task: AnalyzeConfig, data: DataConfig, end_of_text: int | None, device: Any
 ) -> list[torch.Tensor]:
     """The first recorded tokens again, ids [B, T], for what is measured of modules."""
-    most = min(task.removal_tokens, task.num_tokens or task.removal_tokens)
+    most = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
     found = batches_of(windows_of(files, data.sequence_length, end_of_text), data.batch_size, most)
     # Nothing is predicted in a window of one token.
     stacked = (torch.from_numpy(np.stack([one.ids for one in batch])) for batch in found)
@@ -218,9 +218,9 @@ def _removal(
     context: Context,
     progress: Progress,
 ) -> Removal | None:
-    if task.removal == "none":
+    if task.ablation == "none":
         return None
-    greedily = task.removal == "greedily"
+    greedily = task.ablation == "greedy"
     bar = progress.add_task("removing modules", total=num_passes(model, greedily=greedily))
     return measure_removal(
         model, batches, greedily=greedily, context=context, told=lambda passes: progress.advance(bar, passes)

@@ -11,12 +11,13 @@ import torch
 from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from rich.table import Table
 from torch.utils.data import DataLoader
 
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
-from mom.config.request import refused_model
+from mom.config.request import invalid_model
 from mom.console import print_table, standard_output
 from mom.cost.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
 from mom.cost.estimate import (
@@ -29,7 +30,7 @@ from mom.cost.memory import memory_of
 from mom.data.prepare import prepare
 from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
-from mom.errors import RequestError, one_of
+from mom.errors import RequestError, UsageError, one_of
 from mom.interop import load_model
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
@@ -132,9 +133,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> dict[str, Any]:
     """``budget=… of=…``: the largest pool, K or H of the chosen model that costs no more than the other one."""
-    assert task.budget is not None and task.of is not None
+    assert task.budget is not None and task.reference_model is not None
     vocabulary = _vocabulary(config)
-    base, other = config.model_config(vocabulary), _of_group("of", task.of, config, vocabulary)
+    base, other = (
+        config.model_config(vocabulary),
+        _of_group("reference_model", task.reference_model, config, vocabulary),
+    )
     if not base.num_stages:
         raise RequestError("model.num_stages", 0, "at least 1 with budget: a plain model has no pool, K or H")
     field = task.solve_for or DEFAULT_FIELD[task.budget]
@@ -150,18 +154,18 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         raise RequestError(
             "task.solve_for",
             field,
-            f"what {task.budget} depends on: {MOST} {field} still cost less than {task.of}",
+            f"what {task.budget} depends on: {MOST} {field} still cost less than {task.reference_model}",
         )
     if chosen is None:
         raise RequestError(
             "budget",
             task.budget,
-            f"a cost that the model can meet: with any {field} it is above that of {task.of}",
+            f"a cost that the model can meet: with any {field} it is above that of {task.reference_model}",
         )
     override = " ".join(f"model.{name}={chosen}" for name in FIELDS[field])
     near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
     found: dict[int, dict[str, float]] = {}
-    table = Table(title=f"{field} within the {task.budget} of {task.of}", title_justify="left")
+    table = Table(title=f"{field} within the {task.budget} of {task.reference_model}", title_justify="left")
     for header in (
         "",
         "parameters",
@@ -178,7 +182,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         table.add_row(label, _COUNT.format(told["params"]), flops, memory, str(made.graph_depth), inside)
         return told
 
-    row(task.of, other, "")
+    row(task.reference_model, other, "")
     for value, made in near.items():
         if made is not None:
             inside = "chosen" if value == chosen else "yes" if value < chosen else "no"
@@ -186,7 +190,13 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     console = standard_output()
     print_table(table, console)
     console.print(f"Use: {override}", soft_wrap=True, highlight=False)
-    result = {"budget": task.budget, "of": task.of, "limit": limit, "field": field, "chosen": chosen}
+    result = {
+        "budget": task.budget,
+        "reference_model": task.reference_model,
+        "limit": limit,
+        "field": field,
+        "chosen": chosen,
+    }
     result |= {"override": override}
     if run.writes:
         neighbors = {str(value): one for value, one in found.items()}
@@ -224,12 +234,13 @@ def _of_group(
     choices = GlobalHydra.instance().config_loader().get_group_options("model")
     if name not in choices:
         raise RequestError(option, name, one_of(name, choices))
-    fields = dict(compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"]).model)
+    composed = compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"])
+    fields = OmegaConf.to_container(composed.model, resolve=True)
+    assert isinstance(fields, dict)
     try:
         return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
     except ValueError as reason:
-        refusal = refused_model(reason)
-        raise RequestError(refusal.option, refusal.given, f"{refusal.allowed} ({option}: {name})") from reason
+        raise UsageError(f"{invalid_model(reason)} ({option}={name})") from reason
 
 
 @torch.no_grad()

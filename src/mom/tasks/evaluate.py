@@ -111,7 +111,7 @@ def evaluate_harness(
         names,
         batch_size=config.data.batch_size,
         path=task.harness_path,
-        shots=task.harness_shots,
+        shots=task.num_fewshot,
         limit=task.harness_limit,
         seed=config.seed,
     )
