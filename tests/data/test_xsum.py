@@ -10,7 +10,7 @@ import pytest
 
 from mom.config import XsumConfig
 from mom.data.xsum import XsumDataModule, load_xsum
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.checkpoints import small_tokenizer
 from tests.helpers.xsum_files import articles, write_xsum
 
@@ -108,35 +108,38 @@ def test_a_row_that_cannot_be_used_is_told_with_its_place(tmp_path, line, messag
     rows = file.read_text(encoding="utf-8").splitlines()
     rows[1] = json.dumps(line)
     file.write_text("\n".join(rows), encoding="utf-8")
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         module(folder)
 
 
 def test_missing_and_empty_files_are_refused(tmp_path):
     folder = write_xsum(tmp_path / "x")
     (folder / "validation.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(RequestError, match=r"^data.path: .*x \(no row in validation\)"):
+    with pytest.raises(UsageError, match=r"^data.path: .*x \(no row in validation\)"):
         module(folder)
     (folder / "validation.jsonl").unlink()
     with pytest.raises(
-        RequestError, match=r"^data.path: .*x \(no validation\); a folder with validation.jsonl"
+        UsageError, match=r"^data.path: .*x \(no validation\); a folder with validation.jsonl"
     ):
         module(folder)
     for given, message in ((tmp_path / "y", r"\(not found\)"), (folder / "t.txt", "a file ending in .jsonl")):
         (folder / "t.txt").touch()
-        with pytest.raises(RequestError, match=f"^data.path: .*{message}"):
+        with pytest.raises(UsageError, match=f"^data.path: .*{message}"):
             module(given)
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_summary_tokens": 70}, r"data.min_summary_tokens: 70; at most data.max_summary_tokens \(64\)"),
-        ({"sequence_length": 64}, "data.max_summary_tokens: 64; few enough to leave room"),
-        ({"separator": ""}, "data.separator: ''; a text"),
-        ({"num_beams": 0}, "data.num_beams: 0; an integer, at least 1"),
+        (
+            {"min_summary_tokens": 70},
+            r"data.min_summary_tokens must be at most data.max_summary_tokens \(64\), got 70",
+        ),
+        ({"sequence_length": 64}, "data.max_summary_tokens must be at most 56 to leave room for a document "),
+        ({"separator": ""}, "data.separator must not be empty"),
+        ({"num_beams": 0}, "data.num_beams must be at least 1, got 0"),
     ],
 )
 def test_options_that_cannot_be(options, message):
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         XsumConfig(**options)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.evaluation.harness import adapter, flat, folders_of, task_manager
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
@@ -147,10 +147,10 @@ def test_an_unknown_task_is_one_line(tmp_path, init):
         ),
         ({"harness": ["tiny_choice"], "harness_path": "no/where"}, "task.harness_path: no/where; a folder"),
         ({"harness": []}, r"harness: \[\]; names of tasks"),
-        ({"harness_limit": 3}, r"task.harness_limit: 3; null without harness"),
-        ({"harness": ["tiny_choice"], "stride": 4}, r"task.stride: 4; null with harness"),
+        ({"harness_limit": 3}, "task.harness_limit requires harness"),
+        ({"harness": ["tiny_choice"], "stride": 4}, "task.stride cannot be combined with harness"),
     ):
-        with pytest.raises(RequestError, match=f"^{message}"):
+        with pytest.raises(UsageError, match=f"^{message}"):
             evaluated(tmp_path, init, **task)
 
 
@@ -189,7 +189,7 @@ def test_a_group_or_an_unknown_name_takes_all_files(monkeypatch):
 def test_without_the_extra_it_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(
-        RequestError, match=r"^harness: lm-eval is not installed; pip install 'mixture-of-modules\[harness\]'"
+        UsageError, match=r"^harness: lm-eval is not installed; pip install 'mixture-of-modules\[harness\]'"
     ):
         adapter(model, small_tokenizer(), 1)
 

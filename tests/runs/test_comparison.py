@@ -340,7 +340,10 @@ def test_figures_have_room_for_long_labels(command: Callable[..., int]) -> None:
         (["runs=runs", "task.save_runs=table.txt"], "task.save_runs must end in .csv, got table.txt"),
         (["runs=runs", "task.along=cost"], "task.along was renamed to task.cost_metric"),
         (["runs=runs", "+task.by=[seed]"], "task.by was renamed to task.group_by"),
-        (["runs=runs", "task.confidence=1"], "task.confidence must be greater than 0 and less than 1, got 1.0"),
+        (
+            ["runs=runs", "task.confidence=1"],
+            "task.confidence must be greater than 0 and less than 1, got 1.0",
+        ),
     ],
 )
 def test_a_wrong_request_is_one_line(

@@ -151,10 +151,10 @@ def test_some_stages_of_all_documents(tmp_path: Path) -> None:
     ("changes", "task", "data", "message"),
     [
         ({"num_stages": 0}, {}, {}, "ckpt: .*last.ckpt, a plain transformer; a model with stages"),
-        ({}, {}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
+        ({}, {}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
         ({}, {"stages": [0, 1]}, {}, r"task.stages: \[0, 1\]; numbers below 1, the model's stages"),
-        ({}, {"stages": []}, {}, r"task.stages: \[\]; a list of different stages"),
-        ({}, {"num_tokens": 1}, {}, "task.num_tokens: 1; an integer, at least 2"),
+        ({}, {"stages": []}, {}, r"task.stages must be null or a list of distinct items, got \[\]"),
+        ({}, {"num_tokens": 1}, {}, "task.num_tokens must be at least 2, got 1"),
         ({}, {"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
     ],
 )
@@ -170,7 +170,7 @@ def test_what_cannot_be_analysed_is_refused(
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({}, "init: null; the weights for task=analyze"),
+        ({}, "task=analyze requires init"),
         ({"init": "a.ckpt", "ckpt": "b.ckpt"}, "init: a.ckpt; null when ckpt is given"),
         ({"ckpt": "missing.ckpt"}, "ckpt must be .*, got missing.ckpt: no such file or folder"),
         ({"init": "a.ckpt", "resume": "auto"}, "resume: auto; null for task=analyze"),

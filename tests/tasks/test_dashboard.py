@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.metrics.names import FIGURES, SAMPLES, SECTIONS
 from mom.runs.directory import RunDirectory
 from mom.tasks import dashboard
@@ -56,5 +56,5 @@ def test_wandb_mode_decides(monkeypatch):
 
 
 def test_an_empty_name_is_refused(tmp_path):
-    with pytest.raises(RequestError, match=r"task\.project: ''; a name"):
+    with pytest.raises(UsageError, match=r"task\.project must be a name, got ''"):
         request(tmp_path, project="")

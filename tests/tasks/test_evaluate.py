@@ -11,7 +11,7 @@ import torch
 
 from mom.config import bind
 from mom.data.prepare import prepare
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate
@@ -128,7 +128,7 @@ def test_text_shorter_than_a_window_is_one_window(tmp_path):
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ({}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
+        ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
         ({"stride": 32}, {}, r"task.stride: 32; below data.sequence_length \(32\)"),
         ({}, {"tokenizer": "big"}, r"data.tokenizer: .*big.* \(310 tokens\); .*at most 300 tokens"),
         ({"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
@@ -141,14 +141,14 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path, task, data, message):
 
         train_tokenizer(some_texts(40), 310).save_pretrained(tmp_path / "big")
         data = {"tokenizer": str(tmp_path / "big")}
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         evaluated(tmp_path, init, task, **data)
 
 
 def test_weights_without_a_tokenizer_need_one(tmp_path):
     init = write_run(tmp_path / "first")
     (tmp_path / "first" / "tokenizer").rename(tmp_path / "elsewhere")
-    with pytest.raises(RequestError, match=r"^data.tokenizer: null; the tokenizer of .*none lies beside"):
+    with pytest.raises(UsageError, match=r"^data.tokenizer: null; the tokenizer of .*none lies beside"):
         evaluated(tmp_path, init)
 
     assert "val/loss" in evaluated(tmp_path, init, tokenizer=str(tmp_path / "elsewhere"))
@@ -157,11 +157,11 @@ def test_weights_without_a_tokenizer_need_one(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init": None}, "init: null; the weights for task=evaluate"),
+        ({"init": None}, "task=evaluate requires init"),
         ({"ckpt": "some.ckpt", "init": None}, "ckpt: some.ckpt; null for task=evaluate"),
-        ({"prompt": "x"}, "prompt: x; no such option"),
+        ({"prompt": "x"}, "unknown option prompt"),
     ],
 )
 def test_requests_that_make_no_sense(changes, message):
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         bind({"run_dir": "x", "task": {"name": "evaluate"}, "init": "some.ckpt"} | changes)

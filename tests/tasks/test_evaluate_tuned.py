@@ -95,7 +95,7 @@ def test_xsum_is_measured_as_after_its_training(folder, capsys):
         (
             {},
             {"kind": "xsum", "sequence_length": 65, "max_summary_tokens": 6},
-            "data.sequence_length: 65; at most 64, the positions",
+            "data.sequence_length must be at most 64, ",
         ),
     ],
 )

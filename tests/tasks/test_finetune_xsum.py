@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.evaluation.xsum import rouge
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
@@ -104,11 +104,11 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
     ("task", "data", "message"),
     [
         ({"seeds": [1, 2]}, {}, r"task.seeds: \[1, 2\]; null for data=xsum"),
-        ({}, {"sequence_length": 65}, "data.sequence_length: 65; at most 64, the positions of the model"),
+        ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
     ],
 )
 def test_wrong_requests_are_refused_before_training(tmp_path, monkeypatch, task, data, message):
     write_xsum(tmp_path / "xsum")
     monkeypatch.setattr(finetune, "fit_module", lambda *_, **__: pytest.fail("it trained"))
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         tuned(tmp_path, write_run(tmp_path / "first"), task, **data)

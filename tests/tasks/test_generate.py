@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mom.config import bind
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import generate
@@ -93,9 +93,9 @@ def test_an_empty_prompt_begins_a_text(tmp_path):
 @pytest.mark.parametrize(
     ("task", "message"),
     [
-        ({}, "prompt: null; a text to continue, or prompts"),
-        ({"prompt": "a", "prompts": "b"}, "prompt: given together with prompts; "),
-        ({"prompt": "a", "top_p": 0.0}, "task.top_p: 0.0; a number, above 0 and at most 1"),
+        ({}, "task=generate requires prompt or prompts"),
+        ({"prompt": "a", "prompts": "b"}, "prompt cannot be combined with prompts"),
+        ({"prompt": "a", "top_p": 0.0}, "task.top_p must be greater than 0 and at most 1, got 0.0"),
         ({"prompt": "a", "max_new_tokens": 64}, "task.max_new_tokens: 64 after a prompt of 1 tokens; 64"),
         ({"prompts": "missing.txt"}, r"prompts: missing.txt \(No such file"),
         ({"prompts": "empty.txt"}, r"prompts: .*empty.txt \(no prompt in it\)"),
@@ -109,7 +109,7 @@ def test_what_cannot_be_continued_is_refused(tmp_path, monkeypatch, task, messag
     Path("empty.txt").write_text("\n \n", encoding="utf-8")
     Path("latin.txt").write_bytes(b"caf\xe9\n")
     Path("broken.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n', encoding="utf-8")
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^{message}"):
         generated(tmp_path, init, **task)
 
 
