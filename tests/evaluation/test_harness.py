@@ -146,7 +146,7 @@ def test_an_unknown_task_is_one_line(tmp_path, init):
             "harness: tiny_chioce; did you mean tiny_choice",
         ),
         ({"harness": ["tiny_choice"], "harness_path": "no/where"}, "task.harness_path: no/where; a folder"),
-        ({"harness": []}, r"harness: \[\]; names of tasks"),
+        ({"harness": []}, "harness must name at least one task"),
         ({"harness_limit": 3}, "task.harness_limit requires harness"),
         ({"harness": ["tiny_choice"], "stride": 4}, "task.stride cannot be combined with harness"),
     ):

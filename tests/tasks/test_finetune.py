@@ -175,7 +175,11 @@ def test_dropout_of_its_own(tmp_path, init):
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
         ({}, {"name": "rtee"}, "data.name must be one of .*, got rtee; did you mean rte"),
         ({"tasks": []}, {}, r"task.tasks must be null or a list of distinct items, got \[\]"),
-        ({"tasks": ["rte", "coal"]}, {}, r"task.tasks: \[rte, coal\]; "),
+        (
+            {"tasks": ["rte", "coal"]},
+            {},
+            r"task.tasks must be null or a list of items, each one of cola, .*, got \[rte, coal\]",
+        ),
         ({"seeds": [1, 1]}, {}, r"task.seeds must be null or a list of distinct items, got \[1, 1\]"),
         ({}, {"kind": "language_modeling", "corpus": "text"}, "unknown option data.name"),
     ],

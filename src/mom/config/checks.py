@@ -49,7 +49,8 @@ def is_plain(hint: Any) -> bool:
 
 def describe(hint: Any) -> str:
     """Describe the values that a type hint allows: ``an integer or null``, ``one of a, b, c``."""
-    alternatives = list(dict.fromkeys(_alternatives(hint)))
+    # Lists last, since what follows could be read as one of their items.
+    alternatives = sorted(dict.fromkeys(_alternatives(hint)), key=lambda words: words.startswith("a list"))
     are_values = not any(isinstance(part, type) or get_origin(part) in (list, tuple) for part in _parts(hint))
     if are_values and len(alternatives) > 2:
         return f"one of {', '.join(alternatives)}"
