@@ -291,7 +291,7 @@ def test_the_task_draws_the_metric_over_a_cost(
             "m1": "200.0",
             "m2": "150.0",
         }
-    assert Path("out/comparison_along.png").read_bytes().startswith(b"\x89PNG")
+    assert Path("out/comparison_by_cost.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_runs_are_saved_as_a_table_that_compares_alike(command: Callable[..., int]) -> None:

@@ -64,7 +64,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str], pat
     _save(figure, path)
 
 
-def draw_along(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
+def draw_by_cost(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
     """Draw the metric over ``task.cost_metric`` as ``.png`` and ``.svg``: the baselines' curve, groups by rank.
 
     Args:

@@ -187,7 +187,7 @@ def compare(
         elif index in chosen:
             continue
         elif cost_metric is not None:
-            others = _read_along([groups[one] for one in chosen], group.costs)
+            others = _interpolated([groups[one] for one in chosen], group.costs)
         else:
             others = dict(groups[chosen[0]].values) if chosen else {}
         difference = paired(group.values, others, confidence)
@@ -263,7 +263,7 @@ def _values(members: Mapping[int, Run], metric: str | None) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if value is not None}
 
 
-def _read_along(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[int, float]:
+def _interpolated(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[int, float]:
     """Interpolate the curve of each seed at that seed's cost; seeds outside their curve are skipped."""
     found = {}
     for seed, cost in costs.items():

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from mom.config import CompareConfig, RunConfig
 from mom.console import print_table, standard_output
 from mom.errors import UsageError
-from mom.plots.comparison import draw, draw_along
+from mom.plots.comparison import draw, draw_by_cost
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
 from mom.runs.directory import RunDirectory
 from mom.runs.records import Run, find_runs, write_table
@@ -25,7 +25,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print a table of the groups of runs, best first, and write it with a figure.
 
     Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``; with ``task.cost_metric`` also
-    the figure ``comparison_along``; with ``task.save_runs`` the runs themselves, as a table that ``runs`` can name.
+    the figure ``comparison_by_cost``; with ``task.save_runs`` the runs themselves, as a table that ``runs`` can name.
 
     Args:
         config: the request.
@@ -190,7 +190,7 @@ def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
     labels = [label(comparison, group) for group in comparison.groups]
     draw(comparison, task, labels, folder / NAME)
     if task.cost_metric is not None:
-        draw_along(comparison, task, labels, folder / f"{NAME}_along")
+        draw_by_cost(comparison, task, labels, folder / f"{NAME}_by_cost")
 
 
 def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
