@@ -101,9 +101,9 @@ def reduce(config: DictConfig, folder: Path, start: Path) -> DictConfig:
             changes["task"] = {"plain_steps": 1, "plain_warmup_steps": None}
     if config.init is not None:
         changes["init"] = str(start)
-    growth = config.callbacks.get("top_k_growth")
-    if growth is not None and growth["at"] is not None:
-        changes["callbacks"] = {"top_k_growth": {"at": [1]}}
+    growth = config.callbacks.get("top_k")
+    if growth is not None and growth["start"] is not None:
+        changes["callbacks"] = {"top_k": {"last_step": 1}}
     reduced = OmegaConf.merge(config, changes)
     assert isinstance(reduced, DictConfig)
     return reduced

@@ -176,11 +176,13 @@ def write_record(
     (folder / "summary.json").write_text(json.dumps(summary))
 
 
+SCHEDULE = {"_target_": "mom.callbacks.Schedule"}
+
 CHANGES = {
     "model": {"dropout": 0.1},
     "callbacks": {
-        "router_noise": {"_target_": "mom.callbacks.RouterNoise", "scale": 1.0, "steps": 4},
-        "top_k_growth": {"_target_": "mom.callbacks.TopKGrowth", "at": [4]},
+        "gumbel_noise": SCHEDULE | {"name": "gumbel_noise", "start": 1.0, "last_step": 4},
+        "top_k": SCHEDULE | {"name": "top_k", "start": 1, "curve": "step", "last_step": 4},
     },
     "router": {"balance_bias_rate": 0.05},
     "task": {"plain_steps": 5},

@@ -8,13 +8,11 @@ from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.ranks import RankAgreement
 from mom.callbacks.resume import RandomState, StoppedEarly
-from mom.callbacks.router_noise import RouterNoise
-from mom.callbacks.router_prior_decay import RouterPriorDecay
 from mom.callbacks.routing_paths import RoutingPaths
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
+from mom.callbacks.schedule import Schedule
 from mom.callbacks.throughput import ThroughputMonitor
-from mom.callbacks.top_k_growth import TopKGrowth
 
 __all__ = [
     "BalanceBias",
@@ -25,13 +23,11 @@ __all__ = [
     "NonFinite",
     "RandomState",
     "RankAgreement",
-    "RouterNoise",
-    "RouterPriorDecay",
     "RoutingFigures",
     "RoutingPaths",
     "RoutingStatistics",
+    "Schedule",
     "StepProgressBar",
     "StoppedEarly",
     "ThroughputMonitor",
-    "TopKGrowth",
 ]

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mom.config.old_schedules import replacement
 from mom.config.renamed import renamed
 from mom.errors import UsageError, as_written, either, first_line, nearest, unknown_choice
 
@@ -144,6 +146,8 @@ def _unparsable(override: str) -> UsageError:
 def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
     if (message := renamed(option)) is not None:
         return UsageError(message)
+    if (sentence := _old_schedule(option, overrides)) is not None:
+        return UsageError(sentence)
     unknown = f"unknown option {option}"
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
@@ -166,6 +170,16 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
     place = f"the options of {parent}" if siblings and parent else "the options"
     listed = siblings if siblings else [other for other in known if "." not in other]
     return UsageError(f"{unknown}; {place} are {', '.join(listed)}")
+
+
+def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:
+    """Return the sentence that rejects a callback which became a schedule, if the option is of one."""
+    group, _, rest = option.partition(".")
+    node = rest.partition(".")[0]
+    prefix = f"{group}.{node}."
+    given = [one.lstrip("+").partition("=") for one in overrides if one.lstrip("+").startswith(prefix)]
+    options = {name.removeprefix(prefix): yaml.safe_load(value) for name, _, value in given}
+    return replacement(node, options) if group == "callbacks" else None
 
 
 def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from mom.config.checks import conform, is_plain, unknown_option
+from mom.config.old_schedules import replacement
 from mom.errors import UsageError, as_written, first_line
 
 
@@ -37,6 +38,9 @@ class NodeConfig:
             raise UsageError(
                 f"{option} must be null or a group of options with a _target_, got {as_written(given)}"
             )
+        group, _, name = option.rpartition(".")
+        if group == "callbacks" and (sentence := replacement(name, given)) is not None:
+            raise UsageError(sentence)
         target = given.get("_target_")
         if not isinstance(target, str) or "." not in target:
             raise UsageError(

@@ -131,15 +131,14 @@ class RunConfig:
         wanted = self.data.tokenizer_vocab_size if isinstance(self.data, DataConfig) else 1
         builds_model = self.task.takes_chosen_model()
         model = self.model_config(self.model.get("vocab_size") or wanted) if builds_model else None
-        for node in self.callbacks.values():
-            callback = node.check_builds()
-            if model is not None and hasattr(
-                callback, "check_fits"
-            ):  # some of ours do not support every model
+        callbacks = {node.option: node.check_builds() for node in self.callbacks.values()}
+        for option, callback in callbacks.items():
+            # A schedule depends on the model and on the other schedules.
+            if model is not None and hasattr(callback, "check_fits"):
                 try:
-                    callback.check_fits(model, self.trainer.max_steps)
+                    callback.check_fits(model, self.trainer.max_steps, list(callbacks.values()))
                 except ValueError as reason:
-                    raise UsageError(f"{node.option}.{reason}") from reason
+                    raise UsageError(f"{option}.{reason}") from reason
         if devices:
             _check_devices(self.trainer)
 

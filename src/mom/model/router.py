@@ -38,6 +38,7 @@ class Router(nn.Module):
     prior: nn.Parameter | None
     balance_bias: Tensor | None
     noise_scale: Tensor
+    temperature: Tensor | None
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
         super().__init__()
@@ -46,6 +47,7 @@ class Router(nn.Module):
         self.set_top_k(layout.num_selected())
         self.noise_kind: str | None = None
         self.register_buffer("noise_scale", torch.zeros(()), persistent=False)
+        self.register_buffer("temperature", None, persistent=False)
         reachable = torch.tensor(layout.reachable())  # (H, slots)
         self.register_buffer("reachable", reachable, persistent=False)
         self.all_reachable = all(map(all, layout.reachable()))
@@ -74,6 +76,15 @@ class Router(nn.Module):
         assert kind in (None, *NOISE_KINDS)
         self.noise_kind = kind
         self.noise_scale.fill_(scale)  # a tensor, since a number would be compiled in
+
+    def set_temperature(self, temperature: float | None) -> None:
+        """Divide logits by another temperature than the configuration's from now on; ``None`` goes back to that one."""
+        if temperature is None:
+            self.temperature = None
+        elif self.temperature is None:
+            self.temperature = torch.full_like(self.noise_scale, temperature)
+        else:
+            self.temperature.fill_(temperature)  # a tensor, since a number would be compiled in
 
     def _noise(self, logits: Tensor) -> Tensor | None:
         """Noise of one round, [B, T, slots]; ``None`` outside of training or where there is none."""
@@ -176,7 +187,7 @@ class Router(nn.Module):
         if self.prior is not None:
             logits = logits + self.prior[round_index]
         if learns:
-            logits = logits / self.config.temperature
+            logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         routing = choose(
             logits,
             num_modules=self.layout.num_modules,

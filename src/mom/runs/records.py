@@ -43,6 +43,19 @@ OF_STAGES = (
     "callbacks.router_prior_decay",
     "callbacks.router_noise",
     "callbacks.top_k_growth",
+    *(
+        f"callbacks.{name}"
+        for name in (
+            "temperature",
+            "gumbel_noise",
+            "gaussian_noise",
+            "prior_strength",
+            "top_k",
+            "num_rounds",
+            "balance_coefficient",
+            "router_lr_multiplier",
+        )
+    ),
 )
 """Options, and groups of them, that mean nothing to a plain transformer (``num_stages: 0``)."""
 

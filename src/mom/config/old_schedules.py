@@ -1,0 +1,51 @@
+"""Callbacks that :class:`mom.callbacks.Schedule` replaced, and the overrides that now do the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mom.errors import as_written
+
+_TARGETS = {
+    "mom.callbacks.RouterNoise": "router_noise",
+    "mom.callbacks.RouterPriorDecay": "router_prior_decay",
+    "mom.callbacks.TopKGrowth": "top_k_growth",
+}
+
+
+def replacement(node: str, given: Mapping[str, Any]) -> str | None:
+    """Return the sentence that rejects a callback's old spelling, with the overrides of the new one.
+
+    Args:
+        node: name of the node in the ``callbacks`` group.
+        given: the node's options.
+
+    Returns:
+        ``None`` if the node is none of the old ones.
+    """
+    old = _TARGETS.get(given.get("_target_", ""), node)
+    if old == "router_noise":
+        kind = f"{given.get('kind', 'gumbel')}_noise"
+        new = _overrides(kind, start=given.get("scale", 1.0), last_step=given.get("steps"))
+    elif old == "router_prior_decay":
+        new = _overrides("prior_strength", end=0, last_step=given.get("steps"))
+    elif old == "top_k_growth":
+        steps = given.get("at")
+        steps = list(steps) if isinstance(steps, list | tuple) else []
+        new = _overrides("top_k", start=f"<top_k - {len(steps) or 1}>", curve="step", last_step=_first(steps))
+        if len(steps) > 1:
+            new += " and a schedule of top_k for each step after it (docs/model.md)"
+    else:
+        return None
+    return f"callbacks.{old} is now a schedule; use {new}"
+
+
+def _overrides(node: str, **options: object) -> str:
+    return " ".join(
+        f"callbacks.{node}.{name}={as_written(value)}" for name, value in options.items() if value is not None
+    )
+
+
+def _first(steps: list[Any]) -> object:
+    return steps[0] if steps else "<step>"
