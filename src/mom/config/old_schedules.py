@@ -24,7 +24,7 @@ def replacement(node: str, given: Mapping[str, Any]) -> str | None:
     Returns:
         ``None`` if the node is none of the old ones.
     """
-    old = _TARGETS.get(given.get("_target_", ""), node)
+    old = _TARGETS.get(str(given.get("_target_")), node)
     if old == "router_noise":
         kind = f"{given.get('kind', 'gumbel')}_noise"
         new = _overrides(kind, start=given.get("scale", 1.0), last_step=given.get("steps"))

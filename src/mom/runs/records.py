@@ -40,9 +40,6 @@ OF_STAGES = (
         )
     ),
     "optimizer.router_lr_multiplier",
-    "callbacks.router_prior_decay",
-    "callbacks.router_noise",
-    "callbacks.top_k_growth",
     *(
         f"callbacks.{name}"
         for name in (
@@ -58,6 +55,11 @@ OF_STAGES = (
     ),
 )
 """Options, and groups of them, that mean nothing to a plain transformer (``num_stages: 0``)."""
+
+_FORMERLY_OF_STAGES = tuple(
+    f"callbacks.{name}" for name in ("router_prior_decay", "router_noise", "top_k_growth")
+)
+"""The same in records that were written before schedules replaced these."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +248,7 @@ def _runs_below(folder: Path) -> Iterator[Run]:
             options = {
                 name: value
                 for name, value in options.items()
-                if not any(is_within(name, one) for one in OF_STAGES)
+                if not any(is_within(name, one) for one in (*OF_STAGES, *_FORMERLY_OF_STAGES))
             }
         yield Run(
             folder,
