@@ -178,7 +178,9 @@ def test_a_request_is_rejected_before_anything_is_trained(tmp_path):
         "callbacks.top_k.last_step must let top_k reach 2 before the last of 6 steps, got 6"
     )
     config = tiny_request(tmp_path, callbacks=CALLBACKS | {"noise": SCHEDULE | {"name": "nose"}})
-    with pytest.raises(UsageError, match=r"^cannot build callbacks\.noise .*: name must be one of .*, got nose"):
+    with pytest.raises(
+        UsageError, match=r"^cannot build callbacks\.noise .*: name must be one of .*, got nose"
+    ):
         config.check_buildable()
 
 
