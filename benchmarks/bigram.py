@@ -18,6 +18,7 @@ import numpy as np
 from mom.config import bind
 from mom.config.composition import composed
 from mom.data.language_modeling import LanguageModelingDataModule
+from mom.data.token_files import bits_per_byte
 
 
 def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -> tuple[float, float]:
@@ -47,7 +48,7 @@ def main() -> None:
     ]
     train = np.asarray(data.prepared.train.tokens)
     loss, smoothing = bigram_loss(train, windows, data.vocab_size)
-    bits = loss / (math.log(2) * data.validation_bytes_per_token)
+    bits = bits_per_byte(loss, data.validation_bytes_per_token)
     print(
         f"bigram: {loss:.4f} nats/token, perplexity {math.exp(loss):.2f}, {bits:.4f} bits per byte (a = {smoothing:g})"
     )

@@ -1,14 +1,18 @@
-"""From text to batches of token windows.
+"""Text to batches: corpora, tokenizers, token files, and data modules.
 
-The parts, in the order in which data flows through them:
+The modules in the order in which data passes through them:
 
+- :mod:`mom.data.rows` reads the rows of JSON Lines, Parquet, and TSV files and of the Hub;
 - :mod:`mom.data.text` reads the user's text files;
-- :mod:`mom.data.corpora` turns them, or the sources of the running Python, into documents;
+- :mod:`mom.data.corpora` turns text files, datasets, or the sources of the running Python into documents;
 - :mod:`mom.data.tokenizer` loads a tokenizer or trains one on the corpus;
-- :mod:`mom.data.token_files` holds tokens on disk, memory-mapped;
-- :mod:`mom.data.tokenization` writes documents into token files, in batches and with marks to go on from;
-- :mod:`mom.data.cache` lets one process build a folder of the cache, which is there only when it is whole;
-- :mod:`mom.data.prepare` tokenizes a corpus once into that cache;
-- :mod:`mom.data.windows` cuts the tokens into windows and orders them, resumably;
-- :mod:`mom.data.language_modeling` is what a Lightning Trainer takes.
+- :mod:`mom.data.token_files` reads and writes memory-mapped tokens on disk;
+- :mod:`mom.data.tokenization` tokenizes documents in batches, resumably;
+- :mod:`mom.data.cache` lets one process at a time build a folder of the cache;
+- :mod:`mom.data.prepare` tokenizes a corpus into that cache, once;
+- :mod:`mom.data.windows` cuts tokens into windows;
+- :mod:`mom.data.resumable` orders training samples so that training resumes exactly;
+- :mod:`mom.data.language_modeling` is the data module of pretraining;
+- :mod:`mom.data.examples` is the base of the data modules of fine-tuning, :mod:`mom.data.glue` and
+  :mod:`mom.data.xsum`.
 """

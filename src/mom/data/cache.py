@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import filelock
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.lock import folder_lock
 
 if TYPE_CHECKING:
@@ -26,35 +26,33 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# An unfinished preparation that nobody went on with is removed after so many seconds.
+# An unfinished preparation that nobody resumed is removed after this time.
 UNFINISHED_SECONDS = 7 * 24 * 3600
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """The cache: ``data.cache_dir``, else ``$MOM_CACHE``, else ``~/.cache/mom``."""
+    """Return the cache: ``data.cache_dir``, else ``$MOM_CACHE``, else ``~/.cache/mom``."""
     return Path(config.cache_dir or os.environ.get("MOM_CACHE") or "~/.cache/mom").expanduser()
 
 
 @contextmanager
 def cache_errors(cache: Path) -> Iterator[None]:
-    """Tell the user which option is at fault when the cache cannot be written."""
+    """Turn errors of writing the cache into a :class:`~mom.errors.UsageError` that names the option."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        reason = error.strerror or error
-        raise RequestError(
-            "data.cache_dir", cache, f"a folder that can be written, with room for the tokens ({reason})"
-        ) from error
+        raise UsageError(f"cannot write to data.cache_dir {cache}: {error.strerror or error}") from error
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, waiting for other processes."""
     lock = folder_lock(folder)
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout:
-        log.info("another process is preparing %s; waiting for it", folder)
+        log.info("waiting for another process that is preparing %s", folder)
         lock.acquire()
     try:
         yield
@@ -63,14 +61,14 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def unfinished(folder: Path) -> Path:
-    """Where ``folder`` is built, the same name every time, so that it can be gone on with."""
+    """Return the folder in which ``folder`` is built; its name is fixed, so that the work can be resumed."""
     return folder.parent / f".{folder.name}.part"
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what dead processes left in the cache. The caller holds the lock of ``folder``.
 
-    What can be gone on with stays: that of ``folder`` itself, and that of others for a week.
+    Work that can be resumed is kept: that of ``folder`` itself, and that of other folders for a week.
     """
     old = time.time() - UNFINISHED_SECONDS
     others = [part for part in folder.parent.glob(".*.part") if part != unfinished(folder)]
@@ -84,4 +82,4 @@ def remove_unfinished(folder: Path) -> None:
             with folder_lock(folder.parent / name).acquire(timeout=0):
                 shutil.rmtree(leftover, ignore_errors=True)
         except filelock.Timeout:
-            pass  # someone is at work there
+            pass  # another process is building it

@@ -1,9 +1,8 @@
 """Corpora: documents in a fixed order, streamed, with a fingerprint of their content.
 
-Four kinds: the sources and the language reference of the running Python (``python_stdlib``), the sources of
-all installed packages (``python_packages``), the user's own files (``text``), and a data set of the Hub or of
-local files (``datasets``). The first two need no download and ship nothing: the Python that runs the program
-carries them.
+There are four kinds: the sources and the language reference of the running Python (``python_stdlib``), the sources of
+all installed packages (``python_packages``), the user's own files (``text``), and a dataset on the Hub or in local
+files (``datasets``). The first two need no download, because every Python has them.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import os
 import site
 import sysconfig
 import tokenize
-import types
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mom.data import text as text_files
-from mom.errors import RequestError
+from mom.data.rows import PATH, Row, check_columns, os_errors
+from mom.errors import UsageError, first_line
 
 if TYPE_CHECKING:
     from mom.config import DataConfig
@@ -32,18 +31,18 @@ log = logging.getLogger(__name__)
 
 PACKAGES_MAX_BYTES = 100_000_000
 
-# Files that the datasets library reads, and its name for how.
+# The file types that the datasets library reads, and the names of its readers.
 _DATASET_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
 _ROWS = 256
 
-# Not prose of the standard library: installed packages, tests, caches, and the generated table of topics,
-# which is read as documents of its own.
-_STDLIB_LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
+# Folders of the standard library without its own sources: installed packages, tests, and the language reference, which
+# is split into documents by topic instead.
+_STDLIB_EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "pydoc_data"}
 
 
 @dataclass(frozen=True)
 class Document:
-    """One text and the name under which the corpus knows it (never a path of this machine)."""
+    """A text and its name in the corpus, which is never a path of this machine."""
 
     name: str
     text: str
@@ -53,9 +52,9 @@ class Corpus(ABC):
     """Documents in a fixed order.
 
     Args:
-        kind: the corpus's name in ``data.corpus``.
-        option: the option that a user would change if this corpus will not do.
-        max_bytes: stop before the first document that would bring the text above this many UTF-8 bytes.
+        kind: the value of ``data.corpus``.
+        option: the option that selects the content of this corpus, for errors.
+        max_bytes: stop before the first document that would exceed this many UTF-8 bytes of text.
     """
 
     def __init__(self, kind: str, option: str, max_bytes: int | None) -> None:
@@ -65,17 +64,17 @@ class Corpus(ABC):
 
     @abstractmethod
     def _read(self) -> Iterator[Document]:
-        """Yield every document, empty ones too, without regard to ``max_bytes``."""
+        """Yield every document, including empty ones, regardless of ``max_bytes``."""
 
     @abstractmethod
     def estimate_bytes(self) -> int:
-        """Estimate the UTF-8 bytes of the corpus, for a progress bar."""
+        """Estimate the UTF-8 bytes of the corpus."""
 
     def documents(self) -> Iterator[Document]:
-        """Yield the documents that hold more than white space, up to ``max_bytes``.
+        """Yield the documents that are not blank, up to ``max_bytes``.
 
         Raises:
-            RequestError: a file of the user's cannot be read as text.
+            UsageError: a file of the user cannot be read as text.
         """
         total = 0
         for document in self._read():
@@ -87,7 +86,7 @@ class Corpus(ABC):
             yield document
 
     def fingerprint(self) -> str:
-        """Identify the content: 64 hexadecimal digits that change when a name or a text does."""
+        """Return a hash of the content, 64 hexadecimal digits that change with any name or text."""
         digest = hashlib.sha256(self.kind.encode())
         for document in self.documents():
             _add(digest, document.name.encode("utf-8", "surrogateescape"))
@@ -96,20 +95,20 @@ class Corpus(ABC):
 
 
 def _add(digest: hashlib._Hash, content: bytes) -> None:
-    """Add one item; its length goes first, so that ``ab``, ``c`` and ``a``, ``bc`` differ."""
+    """Add an item after its length, so that ``ab``, ``c`` and ``a``, ``bc`` differ."""
     digest.update(len(content).to_bytes(8, "little"))
     digest.update(content)
 
 
 class PythonCorpus(Corpus):
-    """Python source files, each one document, and whatever documents come before them.
+    """Python source files as documents.
 
-    A file is decoded as Python itself would (PEP 263: byte-order mark, coding line, else UTF-8). Files that
-    cannot be decoded or read are left out, and their number is logged.
+    Files are decoded as Python itself decodes them (PEP 263: byte-order mark, coding line, else UTF-8). Files that
+    cannot be read or decoded are skipped, and their number is logged.
 
     Args:
         kind: as in :class:`Corpus`.
-        files: (name, path) in the order wanted.
+        files: names and paths, in order.
         max_bytes: as in :class:`Corpus`.
         first: documents that precede the files.
     """
@@ -135,7 +134,7 @@ class PythonCorpus(Corpus):
             else:
                 yield Document(name, text)
         if skipped:
-            log.info("%s: %d files left out, not decodable as Python source", self.kind, skipped)
+            log.info("%s: skipped %d files that cannot be decoded as Python source", self.kind, skipped)
 
     def estimate_bytes(self) -> int:
         size = sum(len(document.text) for document in self.first)
@@ -147,7 +146,7 @@ class PythonCorpus(Corpus):
 
 
 def read_python_source(path: Path) -> str | None:
-    """Read a Python source by :func:`tokenize.open`'s rule; ``None`` if it cannot be."""
+    """Read a Python source as :func:`tokenize.open` does; return ``None`` if it cannot be read or decoded."""
     try:
         raw = path.read_bytes()
         encoding, _ = tokenize.detect_encoding(io.BytesIO(raw).readline)
@@ -161,7 +160,7 @@ def read_python_source(path: Path) -> str | None:
 class TextCorpus(Corpus):
     """The user's own files.
 
-    Its fingerprint is that of the files' bytes, so that a later start recognizes the corpus without parsing.
+    The fingerprint is a hash of the files' bytes, so that a later run recognizes the corpus without parsing it.
 
     Args:
         path: a file or a folder.
@@ -169,11 +168,11 @@ class TextCorpus(Corpus):
         max_bytes: as in :class:`Corpus`.
 
     Raises:
-        RequestError: nothing there that could be read.
+        UsageError: the path has no file that can be read.
     """
 
     def __init__(self, path: str, text_column: str, max_bytes: int | None) -> None:
-        super().__init__("text", text_files.OPTION, max_bytes)
+        super().__init__("text", PATH, max_bytes)
         self.path = path
         self.text_column = text_column
         self.files = text_files.list_text_files(path)
@@ -196,33 +195,30 @@ class TextCorpus(Corpus):
         ]
         digest = hashlib.sha256("\0".join(settings).encode())
         for name, file in self.files:
-            try:
-                with file.open("rb") as stream:
-                    content = hashlib.file_digest(stream, "sha256").digest()
-            except OSError as error:
-                raise RequestError(self.option, file, f"a file that can be read: {error.strerror}") from error
+            with os_errors(file), file.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").digest()
             _add(digest, name.encode("utf-8", "surrogateescape"))
             _add(digest, content)
         return digest.hexdigest()
 
 
 class DatasetsCorpus(Corpus):
-    """One split of a data set, by Hugging Face's ``datasets`` library.
+    """A split of a dataset, read by Hugging Face's ``datasets`` library.
 
-    Its fingerprint is that of where the rows come from as the library knows it (revision or files, and the
-    subset), the split, the column and ``max_bytes``; the rows themselves are not read for it.
+    The fingerprint is a hash of the source of the rows as the library identifies it (revision or files, and the
+    subset), the split, the column, and ``max_bytes``. It does not read the rows.
 
     Args:
-        path: a Hub id, a local folder that the library reads, or a ``.parquet``, ``.json``, ``.jsonl`` or
-            ``.csv`` file.
-        subset: the data set's configuration.
-        split: of the data set.
-        streaming: read rows as they are downloaded instead of downloading everything first.
+        path: a Hub ID, a local folder that the library reads, or a ``.parquet``, ``.json``, ``.jsonl``, or ``.csv``
+            file.
+        subset: the configuration of the dataset.
+        split: the split to read.
+        streaming: read rows as they are downloaded instead of downloading the dataset first.
         text_column: the column that holds the text.
         max_bytes: as in :class:`Corpus`.
 
     Raises:
-        RequestError: no such data set, subset or split.
+        UsageError: there is no such dataset, subset, or split.
     """
 
     def __init__(
@@ -234,7 +230,7 @@ class DatasetsCorpus(Corpus):
         text_column: str,
         max_bytes: int | None,
     ) -> None:
-        super().__init__("datasets", "data.path", max_bytes)
+        super().__init__("datasets", PATH, max_bytes)
         self.path = path
         self.subset = subset
         self.split = split
@@ -251,13 +247,13 @@ class DatasetsCorpus(Corpus):
                 return load_dataset_builder(kind, data_files={self.split: path})
             return load_dataset_builder(path, subset)
         except Exception as error:  # the library raises dozens of kinds, from ValueError to HTTP errors
-            raise self._refusal(error) from error
+            raise self._unreadable(error) from error
 
-    def _refusal(self, error: Exception) -> RequestError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        given = ", ".join(map(str, filter(None, (self.path, self.subset, self.split))))
-        return RequestError(
-            "data.path", f"{given} ({reason[:160]})", "a data set that the datasets library can read"
+    def _unreadable(self, error: Exception) -> UsageError:
+        given = ", ".join(filter(None, (self.path, self.subset, self.split)))
+        return UsageError(
+            f"data.path must be a dataset that the datasets library can read, got {given}: "
+            f"{first_line(error)[:160]}"
         )
 
     def _read(self) -> Iterator[Document]:
@@ -270,23 +266,22 @@ class DatasetsCorpus(Corpus):
                 rows = builder.as_dataset(split=self.split)
             columns = rows.column_names
         except Exception as error:
-            raise self._refusal(error) from error
-        if columns is not None and self.text_column not in columns:
-            raise RequestError(
-                "data.text_column", f"{self.text_column} (not in {self.path})", f"one of {', '.join(columns)}"
-            )
+            raise self._unreadable(error) from error
+        wanted = [self.text_column]
+        if columns is not None:
+            check_columns(self.path, columns, [wanted], text_files.TEXT_COLUMN)
         number = 0
         for batch in rows.iter(batch_size=_ROWS):
-            for text in batch[self.text_column]:
-                if not isinstance(text, str | types.NoneType):
-                    raise RequestError(
-                        "data.text_column", f"{self.text_column} ({type(text).__name__})", "a column of text"
-                    )
-                yield Document(f"{self.split}:{number}", text or "")
+            for value in batch[self.text_column]:
+                row = Row(
+                    f"{self.path} {self.split}, row {number + 1}", number + 1, {self.text_column: value}
+                )
+                text = "" if value is None else row.text(wanted, text_files.TEXT_COLUMN)
+                yield Document(f"{self.split}:{number}", text)
                 number += 1
 
     def estimate_bytes(self) -> int:
-        """What the data set says of itself, or its local files' sizes; 0 where neither is known."""
+        """Return the size that the dataset declares, or that of its local files; 0 if neither is known."""
         info = (self._builder.info.splits or {}).get(self.split)
         size = 0 if info is None else info.num_bytes or 0
         if size == 0:
@@ -308,26 +303,24 @@ class DatasetsCorpus(Corpus):
         return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
 
 
-def _python_files(root: Path, left_out: set[str]) -> Iterator[tuple[str, Path]]:
+def _python_files(root: Path, excluded: set[str]) -> Iterator[tuple[str, Path]]:
     """Yield the ``.py`` files under ``root`` as (relative name, path), in no particular order."""
     for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if name not in left_out and name != "__pycache__"]
+        subfolders[:] = [name for name in subfolders if name not in excluded and name != "__pycache__"]
         inside = Path(folder).relative_to(root).as_posix()
         for name in names:
-            path = os.path.join(
-                folder, name
-            )  # a Path for each of tens of thousands of files takes half a second
+            path = os.path.join(folder, name)  # tens of thousands of Path objects take half a second
             if name.endswith(".py") and os.path.isfile(path):
                 yield (name if inside == "." else f"{inside}/{name}"), Path(path)
 
 
 def python_stdlib(max_bytes: int | None = None) -> PythonCorpus:
-    """The standard library's sources, without its tests, and the language reference (about 12 MB)."""
+    """Return the corpus of the standard library: its sources without tests, and the language reference (12 MB)."""
     root = Path(sysconfig.get_path("stdlib"))
-    # _sysconfigdata records how this Python was built, on which machine and in which folders.
+    # _sysconfigdata records the machine and the folders in which this Python was built.
     files = [
         file
-        for file in _python_files(root, _STDLIB_LEFT_OUT)
+        for file in _python_files(root, _STDLIB_EXCLUDED)
         if not file[1].name.startswith("_sysconfigdata")
     ]
     return PythonCorpus("python_stdlib", sorted(files), max_bytes, first=_language_reference())
@@ -336,19 +329,19 @@ def python_stdlib(max_bytes: int | None = None) -> PythonCorpus:
 def _language_reference() -> tuple[Document, ...]:
     try:
         from pydoc_data.topics import topics
-    except ImportError:  # some distributions of Python leave it out
-        log.info("python_stdlib: this Python has no language reference (pydoc_data); only sources are read")
+    except ImportError:  # some distributions of Python do not include it
+        log.info("python_stdlib: this Python has no language reference (pydoc_data); reading only sources")
         return ()
     return tuple(Document(f"reference/{topic}", text) for topic, text in sorted(topics.items()))
 
 
 def python_packages(max_bytes: int | None = None) -> PythonCorpus:
-    """The sources of all installed packages, by name, up to ``max_bytes`` (``None``: 100 MB)."""
+    """Return the corpus of all installed packages' sources, by name, up to ``max_bytes`` (``None``: 100 MB)."""
     roots = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), *site.getsitepackages()}
     files: dict[str, Path] = {}
     for root in sorted(roots):
         for name, path in _python_files(Path(root), set()):
-            # What pip writes for an editable install holds nothing but paths of this machine.
+            # The files that pip writes for an editable install only hold paths of this machine.
             if not path.name.startswith("__editable__"):
                 files.setdefault(name, path)
     limit = PACKAGES_MAX_BYTES if max_bytes is None else max_bytes
@@ -356,24 +349,19 @@ def python_packages(max_bytes: int | None = None) -> PythonCorpus:
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """Find the corpus that ``config`` names. Reads no document yet.
+    """Return the corpus of a configuration, without reading any document.
 
     Raises:
-        RequestError: ``data.path`` is missing, or has nothing that could be read.
+        UsageError: ``data.path`` has nothing that can be read.
     """
     if config.corpus == "python_stdlib":
         return python_stdlib(config.max_bytes)
     if config.corpus == "python_packages":
         return python_packages(config.max_bytes)
+    assert config.path is not None
     if config.corpus == "datasets":
-        assert config.path is not None
         return DatasetsCorpus(
             config.path, config.subset, config.split, config.streaming, config.text_column, config.max_bytes
         )
-    if config.corpus != "text":
-        raise RequestError(
-            "data.corpus", config.corpus, "one of python_stdlib, python_packages, text, datasets"
-        )
-    if config.path is None:
-        raise RequestError("data.path", "null", "a file or folder of text, which data.corpus=text needs")
+    assert config.corpus == "text"
     return TextCorpus(config.path, config.text_column, config.max_bytes)

@@ -1,4 +1,4 @@
-"""Tokenized examples of different lengths as padded batches: what fine-tuning on GLUE and on XSum shares."""
+"""Tokenized examples of different lengths as padded batches, for fine-tuning on GLUE and XSum."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from mom.data.resumable import ResumableDataModule
-from mom.errors import RequestError
+from mom.data.resumable import ResumableDataModule, check_batch_size
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -25,18 +24,18 @@ Batch = dict[str, Tensor]
 
 
 class ExamplesDataModule(ResumableDataModule):
-    """Splits of examples that are in memory, as batches.
+    """Batches of examples that are kept in memory.
 
-    Training batches come in a seeded order, new in each epoch; rows that do not fill its last batch wait for the
-    next order. The other splits come in order, each rank taking every ``world_size``-th row.
+    Training examples are shuffled in every epoch; the incomplete last batch of an epoch is dropped. The other splits
+    are read in order, and each rank reads every ``world_size``-th row.
 
     Args:
         config: the ``data`` group.
-        seed: of the order of the training examples.
-        tokenizer: of the model.
+        seed: the seed of the order of the training examples.
+        tokenizer: the tokenizer of the model.
 
     Raises:
-        RequestError: data that cannot be used, or fewer training rows than a batch has.
+        UsageError: the data cannot be used, or has fewer training rows than a batch.
     """
 
     def __init__(self, config: DataSection, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -47,19 +46,19 @@ class ExamplesDataModule(ResumableDataModule):
 
     @abstractmethod
     def encode(self) -> dict[str, list[Any]]:
-        """Read and tokenize ``train``, the validation sets and what test sets there are."""
+        """Read and tokenize ``train``, the validation sets, and the test sets if there are any."""
 
     @abstractmethod
     def collate(self, rows: Sequence[Any]) -> Batch:
-        """A batch of encoded examples."""
+        """Pad encoded examples into a batch."""
 
     @abstractmethod
     def content(self, example: Any) -> Iterable[float]:
-        """The numbers that an example consists of."""
+        """Return the numbers that an example consists of, for :attr:`key`."""
 
     @property
     def key(self) -> str:
-        """SHA-256 of the training examples in order, as encoded."""
+        """SHA-256 of the encoded training examples in order."""
         return self._key
 
     @cached_property
@@ -70,33 +69,28 @@ class ExamplesDataModule(ResumableDataModule):
         return digest.hexdigest()
 
     def num_train_batches(self, num_processes: int) -> int:
-        """Training batches that each of so many processes has in an epoch.
+        """Return the training batches of each process in an epoch.
 
         Raises:
-            RequestError: fewer training rows than a batch of all of them has.
+            UsageError: there are fewer training rows than all processes need for one batch.
         """
         rows = len(self.splits["train"])
-        if rows < num_processes * self.config.batch_size:
-            raise RequestError(
-                "data.batch_size",
-                f"{self.config.batch_size} on {num_processes} process(es)",
-                f"at most {rows} in all, the training rows",
-            )
+        check_batch_size(self.config.batch_size, num_processes, rows, "training rows")
         return rows // (num_processes * self.config.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """This rank's training batches of one epoch."""
+        """Return a loader of this rank's training batches of one epoch."""
         rows = self.splits["train"]
         return self._loader(rows, sampler=self.training_sampler(len(rows)), drop_last=True)
 
-    def in_order(self, split: str) -> DataLoader[Any]:
-        """This rank's batches of a split, in order."""
+    def rank_dataloader(self, split: str) -> DataLoader[Any]:
+        """Return a loader of this rank's batches of a split, in order."""
         rank, world_size = self._ranks
         rows = self.splits[split]
         return self._loader(Subset(rows, range(rank, len(rows), world_size)))  # type: ignore[arg-type]
 
-    def whole(self, split: str) -> DataLoader[Any]:
-        """All batches of a split in order, on every rank."""
+    def full_dataloader(self, split: str) -> DataLoader[Any]:
+        """Return a loader of all batches of a split, in order, for every rank."""
         return self._loader(self.splits[split])
 
     def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
@@ -104,7 +98,11 @@ class ExamplesDataModule(ResumableDataModule):
 
 
 def pad(rows: Sequence[list[int]], filler: int, left: bool = False) -> Batch:
-    """``input_ids`` and ``attention_mask``, int64 [B, T], of rows of different lengths; padded on the right."""
+    """Pad rows of different lengths with ``filler`` on the right, or on the left.
+
+    Returns:
+        ``input_ids`` and ``attention_mask``, int64 (B, T).
+    """
     length = max(map(len, rows))
     before = [length - len(row) if left else 0 for row in rows]
     after = [length - len(row) - start for row, start in zip(rows, before, strict=True)]

@@ -1,7 +1,7 @@
-"""GLUE: its nine tasks, their files and their columns, as labeled sentences or pairs of sentences.
+"""GLUE (Wang et al. 2019, arXiv 1804.07461): nine tasks of labeled sentences or pairs of sentences.
 
-Wang et al. 2019, arXiv 1804.07461. Read from a local folder in GLUE's own TSV form (no quoting, perhaps a
-byte-order mark, perhaps no header), from ``.jsonl`` or ``.parquet`` with the Hub's columns, or from the Hub.
+A task is read from a local folder of GLUE's own TSV files, from ``.jsonl`` or ``.parquet`` files with the Hub's
+columns, or from the Hub.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from mom.data.examples import Batch, ExamplesDataModule, pad
-from mom.data.rows import OPTION, Row, read_table
+from mom.data.rows import Row, read_hub, read_rows, read_tsv
 from mom.data.tokenizer import text_encoder
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -33,19 +33,19 @@ _SUFFIXES = (".tsv", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class GlueTask:
-    """What a task of GLUE is.
+    """A task of GLUE.
 
     Args:
-        name: on the Hub, and ``data.name``.
-        folder: in GLUE's own download, and the submission's file name.
-        texts: names of the text columns, each with its other names in GLUE's own files.
-        label: names of the label's column.
-        labels: the classes by their number; empty where the label is a number.
-        metrics: the official ones.
-        columns: of GLUE's own training file, for one without a header.
-        test_columns: of its test file; empty means those above without the label.
-        names_in_submission: whether a submission has the classes' names and not their numbers.
-        validations: the validation sets, by their suffix in file names.
+        name: the task's name on the Hub and in ``data.name``.
+        folder: its folder in GLUE's own download, and the name of its file in a submission.
+        texts: the text columns, each with the names it may have.
+        label: the names that the label column may have.
+        labels: the classes in order; empty if the label is a score.
+        metrics: the official metrics.
+        columns: the columns of GLUE's own training file, for a file without a header.
+        test_columns: the columns of its test file; if empty, ``columns`` without the label.
+        names_in_submission: whether a submission holds the names of the classes instead of their numbers.
+        validations: the suffixes of the validation sets in file names.
     """
 
     name: str
@@ -61,11 +61,11 @@ class GlueTask:
 
     @property
     def num_labels(self) -> int:
-        """Outputs a classifier needs: one for each class, or one number."""
+        """Number of outputs of a classifier: one for each class, or one for a score."""
         return max(1, len(self.labels))
 
     def file_columns(self, split: str) -> tuple[str, ...]:
-        """Columns of a file without a header."""
+        """Return the columns of a file without a header."""
         if not split.startswith("test"):
             return self.columns
         return self.test_columns or tuple(name for name in self.columns if name not in self.label)
@@ -130,68 +130,73 @@ TASKS: Mapping[str, GlueTask] = {
 
 @dataclass(frozen=True)
 class GlueExample:
-    """One row: its text or two texts, and its label, a class's number or a value (None: not told)."""
+    """A row: its one or two texts and its label, the number of a class or a score (None in test sets)."""
 
     texts: tuple[str, ...]
     label: int | float | None
 
 
 def load_glue(config: GlueConfig) -> dict[str, list[GlueExample]]:
-    """Read every split: ``train``, ``validation``, ``test`` (MNLI: the last two ``_matched``, ``_mismatched``).
+    """Read every split: ``train``, ``validation``, ``test`` (for MNLI, the last two ``_matched`` and ``_mismatched``).
 
-    Test splits that a local folder lacks are left out; the others have to be there.
+    Test splits that a local folder lacks are skipped; the others are required.
 
     Raises:
-        RequestError: ``data.path``, with file and row: no such files, columns or labels, a row with a wrong
-            number of fields, an empty split.
+        UsageError: a file, column or label is missing, a row has a wrong number of fields, or a split is empty.
     """
     task = TASKS[config.name]
-    wanted = ["train", *(f"validation{suffix}" for suffix in task.validations)]
     tests = [f"test{suffix}" for suffix in task.validations]
-    splits: dict[str, list[GlueExample]] = {}
-    for split, rows in _tables(config, task, wanted, tests).items():
-        labeled = not split.startswith("test")
-        splits[split] = [_example(task, row, labeled) for row in rows]
-        if not splits[split]:
-            raise RequestError(OPTION, f"{config.path or HUB_NAME} (no row in {split})", "a split with rows")
+    required = ["train", *(f"validation{suffix}" for suffix in task.validations)]
+    if config.path is None:
+        tables: Mapping[str, Iterable[Row]] = read_hub(HUB_NAME, [*required, *tests], task.name)
+    else:
+        tables = _read_folder(config, task, required, tests)
+    splits = {
+        split: [_example(task, row, is_labeled=split not in tests) for row in rows]
+        for split, rows in tables.items()
+    }
+    for split, examples in splits.items():
+        if not examples:
+            raise UsageError(f"cannot read data.path: {config.path or HUB_NAME} has no rows for {split}")
     return splits
 
 
-def _tables(
-    config: GlueConfig, task: GlueTask, wanted: Sequence[str], tests: Sequence[str]
-) -> dict[str, list[Row]]:
-    if config.path is None:
-        return _from_hub(task, [*wanted, *tests])
-    folder = _folder(Path(config.path).expanduser(), task)
-    tables = {}
-    for split in (*wanted, *tests):
-        file = _file(folder, split)
-        if file is None and split in wanted:
-            raise RequestError(
-                OPTION,
-                f"{folder} (no {split})",
-                f"a folder with {split.replace('validation', 'dev')}.tsv, or {split} as .jsonl or .parquet",
+def _read_folder(
+    config: GlueConfig, task: GlueTask, required: Sequence[str], tests: Sequence[str]
+) -> dict[str, Iterable[Row]]:
+    assert config.path is not None
+    folder = _task_folder(Path(config.path).expanduser(), task)
+    tables: dict[str, Iterable[Row]] = {}
+    for split in (*required, *tests):
+        file = _find_file(folder, split)
+        if file is None and split in required:
+            raise UsageError(
+                f"data.path must be a folder with {split.replace('validation', 'dev')}.tsv, {split}.jsonl or "
+                f"{split}.parquet, got {folder}"
             )
         if file is None:
             log.info("%s: no file for %s, so no predictions for it", task.name, split)
             continue
-        groups = [*task.texts, *([] if split in tests else [task.label])]
-        rows, broken = read_table(file, groups, task.file_columns(split), config.skip_broken_rows)
-        if broken:
-            log.warning("%s: %d rows with a wrong number of fields left out", file, broken)
-        tables[split] = rows
+        wanted = [*task.texts, *([] if split in tests else [task.label])]
+        if file.suffix == ".tsv":
+            tables[split] = read_tsv(file, wanted, task.file_columns(split), config.skip_broken_rows)
+        else:
+            tables[split] = read_rows(file, wanted)
     return tables
 
 
-def _folder(path: Path, task: GlueTask) -> Path:
+def _task_folder(path: Path, task: GlueTask) -> Path:
+    """Return the folder of a task in GLUE's folder, or the folder itself if it has none."""
     if not path.is_dir():
-        raise RequestError(OPTION, f"{path} (not found)", "a folder of GLUE, or null for the Hub")
-    inside = {one.name.lower(): one for one in path.iterdir() if one.is_dir()}
-    return inside.get(task.folder.lower()) or inside.get(task.name) or path
+        raise UsageError(
+            f"data.path must be a folder of GLUE, or null for the Hub, got {path}, which was not found"
+        )
+    folders = {folder.name.lower(): folder for folder in path.iterdir() if folder.is_dir()}
+    return folders.get(task.folder.lower()) or folders.get(task.name) or path
 
 
-def _file(folder: Path, split: str) -> Path | None:
-    """The file of a split: ``dev_matched.tsv``, ``validation.jsonl``, ``train-00000-of-00001.parquet``."""
+def _find_file(folder: Path, split: str) -> Path | None:
+    """Return the file of a split: ``dev_matched.tsv``, ``validation.jsonl``, ``train-00000-of-00001.parquet``."""
     for stem in (split, split.replace("validation", "dev")):
         for suffix in _SUFFIXES:
             if (file := folder / f"{stem}{suffix}").is_file():
@@ -201,72 +206,51 @@ def _file(folder: Path, split: str) -> Path | None:
     return None
 
 
-def _from_hub(task: GlueTask, splits: Sequence[str]) -> dict[str, list[Row]]:
-    import datasets
-
-    try:
-        found = datasets.load_dataset(HUB_NAME, task.name)
-    except Exception as error:  # no network, no such dataset, a broken cache: many types, one meaning
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
-        raise RequestError(
-            OPTION,
-            f"null ({HUB_NAME} cannot be had: {reason})",
-            "a folder with GLUE's files, or a connection",
-        ) from error
-    return {
-        split: [
-            Row(f"{HUB_NAME} {task.name} {split}, row {number}", dict(row))
-            for number, row in enumerate(found[split], start=1)
-        ]
-        for split in splits
-    }
-
-
-def _example(task: GlueTask, row: Row, labeled: bool) -> GlueExample:
-    texts = []
-    for names in task.texts:
-        text = row.get(names)
-        if not isinstance(text, str):
-            raise RequestError(OPTION, f"{row.place} ({names[0]}: {text!r})", "a text")
-        texts.append(text)
-    return GlueExample(tuple(texts), _label(task, row) if labeled else None)
+def _example(task: GlueTask, row: Row, is_labeled: bool) -> GlueExample:
+    return GlueExample(
+        tuple(row.text(names) for names in task.texts), _label(task, row) if is_labeled else None
+    )
 
 
 def _label(task: GlueTask, row: Row) -> int | float:
-    given: Any = row.get(task.label)
+    value: Any = row.get(task.label)
     if not task.labels:
         try:
-            value = float(given)
+            score = float(value)
         except (TypeError, ValueError):
-            value = float("nan")
-        if not 0 <= value <= 5:
-            raise RequestError(OPTION, f"{row.place} (label {given!r})", "a score from 0 to 5")
-        return value
-    if isinstance(given, str) and given in task.labels:
-        return task.labels.index(given)
-    if not isinstance(given, bool) and str(given) in map(str, range(len(task.labels))):
-        return int(given)
-    numbers = ", ".join(f"{number} or {name}" for number, name in enumerate(task.labels))
-    raise RequestError(OPTION, f"{row.place} (label {given!r})", f"a label of {task.name}: {numbers}")
+            score = float("nan")
+        if not 0 <= score <= 5:
+            raise UsageError(
+                f"cannot read data.path: the score must be between 0 and 5, got {value!r} in {row.place}"
+            )
+        return score
+    if isinstance(value, str) and value in task.labels:
+        return task.labels.index(value)
+    if not isinstance(value, bool) and str(value) in map(str, range(len(task.labels))):
+        return int(value)
+    allowed = ", ".join(f"{number} or {name}" for number, name in enumerate(task.labels))
+    raise UsageError(
+        f"cannot read data.path: the label of {task.name} must be {allowed}, got {value!r} in {row.place}"
+    )
 
 
 Encoded = tuple[list[int], int | float | None]
 
 
 class GlueDataModule(ExamplesDataModule):
-    """One task of GLUE, tokenized.
+    """A task of GLUE, tokenized.
 
-    An example is its sentence, or its two sentences parted by the end-of-text token, and the end-of-text
-    token, at which the classifier reads. Batches are ``{"input_ids", "attention_mask", "labels"}``, int64
-    [B, T] padded on the right, labels int64 or float [B]; test batches have no labels.
+    Each sentence of an example is followed by the end-of-text token; the classifier reads the last one. Batches are
+    ``{"input_ids", "attention_mask", "labels"}``, int64 (B, T) padded on the right, and int64 or float labels (B,);
+    batches of test sets have no labels.
 
     Args:
         config: the ``data`` group.
-        seed: of the order of the training examples.
-        tokenizer: of the model.
+        seed: the seed of the order of the training examples.
+        tokenizer: the tokenizer of the model.
 
     Raises:
-        RequestError: see :func:`mom.data.glue.load_glue`.
+        UsageError: see :func:`load_glue`.
     """
 
     def __init__(self, config: GlueConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -282,7 +266,7 @@ class GlueDataModule(ExamplesDataModule):
     def _encode(self, split: str, examples: Sequence[GlueExample]) -> list[Encoded]:
         encoder = text_encoder(self.tokenizer)
         parts = [
-            [one.ids for one in encoder.encode_batch([example.texts[i] for example in examples])]
+            [encoding.ids for encoding in encoder.encode_batch([example.texts[i] for example in examples])]
             for i in range(len(examples[0].texts))
         ]
         end = self.tokenizer.eos_token_id
@@ -299,23 +283,23 @@ class GlueDataModule(ExamplesDataModule):
         return encoded
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
-        """This rank's batches of the validation sets, in order."""
-        return [self.in_order(name) for name in self.validations]
+        """Return a loader of this rank's batches for each validation set."""
+        return [self.rank_dataloader(name) for name in self.validations]
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """A batch of examples; see the class."""
+        """Pad encoded examples into a batch; see the class."""
         batch = pad([ids for ids, _ in rows], self.tokenizer.eos_token_id)
         labels = [label for _, label in rows]
         return batch if labels[0] is None else {**batch, "labels": torch.tensor(labels)}
 
     def content(self, example: Encoded) -> Iterable[float]:
-        """Its tokens and its label."""
+        """Return the tokens and the label of an example."""
         ids, label = example
         return ids if label is None else (*ids, label)
 
 
 def truncate(parts: Sequence[list[int]], room: int) -> list[list[int]]:
-    """Cut the ends of the longest parts until all of them together have at most ``room`` tokens."""
+    """Cut the ends of the longest parts until all parts together have at most ``room`` tokens."""
     lengths = [len(part) for part in parts]
     while sum(lengths) > room:
         lengths[lengths.index(max(lengths))] -= 1

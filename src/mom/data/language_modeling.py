@@ -1,4 +1,4 @@
-"""The data module of language-model pre-training."""
+"""The data module of language-model pretraining."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from mom.data.prepare import PreparedCorpus, prepare
-from mom.data.resumable import ResumableDataModule
+from mom.data.resumable import ResumableDataModule, check_batch_size
 from mom.data.windows import TokenWindows
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 class LanguageModelingDataModule(ResumableDataModule):
     """Windows of a tokenized corpus, in an order that resumes exactly.
 
-    Batches are ``{"input_ids", "labels"}``, int64 [B, T], the labels not shifted.
-
-    Before :meth:`setup` only the arguments are known; it may be called without a Trainer, and a second time.
+    Batches are ``{"input_ids", "labels"}``, int64 (B, T), with labels that are not shifted. :meth:`setup` may be called
+    without a Trainer, and more than once.
 
     Args:
         config: the ``data`` group.
-        seed: of the order of the training windows.
+        seed: the seed of the order of the training windows.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -38,7 +37,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         """Tokenize the corpus into the cache, unless it is there.
 
         Raises:
-            RequestError: see :func:`mom.data.prepare.prepare`.
+            UsageError: see :func:`mom.data.prepare.prepare`.
         """
         if self._prepared is None:
             self._prepared = prepare(self.config)
@@ -47,27 +46,23 @@ class LanguageModelingDataModule(ResumableDataModule):
         """Open the prepared corpus.
 
         Raises:
-            RequestError: the corpus gives less than one window for validation or one batch for training.
+            UsageError: the corpus has less than one window for validation or one batch for training.
         """
         self.prepare_data()
         for name, windows in (("training", self.train_windows), ("validation", self.validation_windows)):
             if len(windows) == 0:
-                raise RequestError(
-                    "data.path" if self.config.corpus == "text" else "data.corpus",
-                    f"{self.config.path or self.config.corpus} ({windows.file.count} tokens for {name})",
-                    f"a corpus of at least one window of {self.config.sequence_length} tokens for training "
-                    "and one for validation",
+                source = (
+                    f"data.path={self.config.path}" if self.config.path else f"corpus {self.config.corpus}"
                 )
-        if len(self.train_windows) < self.config.batch_size * self._ranks[1]:
-            raise RequestError(
-                "data.batch_size",
-                f"{self.config.batch_size} on {self._ranks[1]} process(es)",
-                f"at most {len(self.train_windows)} in all, the training windows that the corpus gives",
-            )
+                raise UsageError(
+                    f"{source} has only {windows.file.count} tokens for {name}; each split needs at least "
+                    f"data.sequence_length={self.config.sequence_length}"
+                )
+        check_batch_size(self.config.batch_size, self._ranks[1], len(self.train_windows), "training windows")
 
     @property
     def prepared(self) -> PreparedCorpus:
-        """The corpus as tokens. Raises RuntimeError before :meth:`prepare_data`."""
+        """The prepared corpus. Raises RuntimeError before :meth:`prepare_data`."""
         if self._prepared is None:
             raise RuntimeError("call setup() before using the data module")
         return self._prepared
@@ -89,22 +84,22 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Rows an embedding of the tokens needs."""
+        """Rows of an embedding of the tokens."""
         return self.prepared.vocab_size
 
     @property
     def fingerprint(self) -> str:
-        """Of the corpus's content, 64 hexadecimal digits."""
+        """Hash of the corpus's content, 64 hexadecimal digits."""
         return self.prepared.fingerprint
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens to train on."""
+        """Tokens for training."""
         return self.prepared.train.count
 
     @property
     def num_validation_tokens(self) -> int:
-        """Tokens held out."""
+        """Tokens for validation."""
         return self.prepared.validation.count
 
     @property
@@ -114,29 +109,29 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def key(self) -> str:
-        """Of the prepared corpus: its text, tokenizer and split."""
+        """Hash of the corpus's text, tokenizer, and split."""
         return self.prepared.key
 
     @property
     def source(self) -> tuple[str, str]:
-        """The corpus."""
+        """The option and the value that select the corpus."""
         return "data.corpus", self.config.corpus
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """This rank's training batches; see :class:`~mom.data.resumable.ResumableSampler`."""
+        """Return a loader of this rank's training batches; see :class:`~mom.data.resumable.ResumableSampler`."""
         windows = self.train_windows
         return DataLoader(
             windows, sampler=self.training_sampler(len(windows)), drop_last=True, **self._loader_options()
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """This rank's validation batches, in order, the last one as long as it comes.
+        """Return a loader of this rank's validation batches, in order; the last one may be incomplete.
 
-        With several ranks each takes every ``world_size``-th window. All take equally many, since a rank with
-        one batch more would wait for the others forever where the model is sharded; so the last
-        ``num_windows % world_size`` windows are left out.
+        Each rank reads every ``world_size``-th window, and all ranks read the same number: a rank with an extra batch
+        would wait for the others forever if the model is sharded. The last ``num_windows % world_size`` windows are
+        skipped.
         """
         windows = self.validation_windows
         rank, world_size = self._ranks
-        mine = Subset(windows, range(rank, len(windows) // world_size * world_size, world_size))
-        return DataLoader(mine, **self._loader_options())
+        subset = Subset(windows, range(rank, len(windows) // world_size * world_size, world_size))
+        return DataLoader(subset, **self._loader_options())

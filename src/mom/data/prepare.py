@@ -1,12 +1,12 @@
-"""From a corpus to token files: once per content, tokenizer and split; afterwards from the cache.
+"""Preparation of a corpus: tokenize it once per content, tokenizer, and split, then read it from the cache.
 
 A prepared corpus is a folder in the cache:
 
     <corpus>-<key>/   train.bin  validation.bin  meta.json  tokenizer/
 
-It is renamed when everything is on the disk (:mod:`mom.data.cache`), so that a folder that stands there is whole;
-its files' lengths are checked all the same, and a damaged one is built anew. What was begun and not finished is gone
-on with (:mod:`mom.data.tokenization`).
+The folder gets its name once everything is on disk (:mod:`mom.data.cache`), so a folder with that name is complete.
+The lengths of its files are checked anyway, and a damaged folder is rebuilt. An unfinished preparation is resumed
+(:mod:`mom.data.tokenization`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ import numpy as np
 from mom.data.cache import cache_errors, cache_folder, locked, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
 from mom.data.token_files import TokenFile, open_token_files, token_dtype
-from mom.data.tokenization import MARK, SPLITS, read_mark, tokenize, tokenizer_sample, validation_limit
+from mom.data.tokenization import (
+    MARK,
+    SPLITS,
+    read_mark,
+    tokenizer_sample,
+    validation_limit,
+    write_token_files,
+)
 from mom.data.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
@@ -43,24 +50,24 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Part of every key: raise it when the same input would give other files.
+# Part of every key; increase it when the same input gives different files.
 FORMAT = 1
 
-# What GPT-2's tokenizer makes of English text, for an estimate of the files' size.
+# GPT-2's tokenizer on English text, to estimate the size of the files.
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A corpus as tokens, both files mapped: what happens to their names from now on does not matter.
+    """A tokenized corpus, whose files are memory-mapped, so that they stay readable even if they are deleted.
 
     Args:
-        folder: in the cache.
-        train: tokens to learn from.
-        validation: tokens of other documents.
-        tokenizer: that made them.
-        fingerprint: of the corpus's content.
-        key: of content, tokenizer and split: the same key means the same tokens in the same order.
+        folder: the folder in the cache.
+        train: the training tokens.
+        validation: the validation tokens, from other documents.
+        tokenizer: the tokenizer.
+        fingerprint: a hash of the corpus's content.
+        key: a hash of content, tokenizer, and split: the same key means the same tokens in the same order.
     """
 
     folder: Path
@@ -73,27 +80,42 @@ class PreparedCorpus:
     def __post_init__(self) -> None:
         """Map the files."""
         for file in (self.train, self.validation):
-            file.tokens  # noqa: B018 (it is kept)
+            file.tokens  # noqa: B018 (cached)
 
     @property
     def vocab_size(self) -> int:
-        """Rows an embedding of these tokens needs."""
+        """Rows of an embedding of the tokens."""
         return vocabulary_size(self.tokenizer)
+
+    def split_files(self, split: str) -> list[TokenFile]:
+        """Return the token files of ``train``, ``validation``, or ``all`` that have tokens to predict.
+
+        Raises:
+            UsageError: there is no such file.
+        """
+        found = [getattr(self, name) for name in (SPLITS if split == "all" else (split,))]
+        files = [file for file in found if file.count > 1]
+        if not files:
+            raise UsageError(
+                f"task.split={split} needs at least two tokens, but the corpus has "
+                f"{sum(file.count for file in found)} (data.validation_fraction sets the split)"
+            )
+        return files
 
 
 def prepare(config: DataConfig) -> PreparedCorpus:
-    """Tokenize the corpus that ``config`` names, or find it in the cache.
+    """Tokenize the corpus of a configuration, or find it in the cache.
 
-    The result depends on the corpus, the tokenizer, ``tokenizer_vocab_size`` and ``validation_fraction``, and
-    on nothing else: neither the length of windows nor the number of threads.
+    The result depends only on the corpus, the tokenizer, ``tokenizer_vocab_size``, and ``validation_fraction``, not on
+    the length of windows or the number of threads.
 
     Raises:
-        RequestError: the corpus or the tokenizer cannot be read, or the cache cannot be written. Nothing is
-            left behind but what a later call goes on from.
+        UsageError: the corpus or the tokenizer cannot be read, or the cache cannot be written. At most an unfinished
+            preparation, which a later call resumes, is left in the cache.
     """
     if config.corpus == "token_files":
-        train, validation, its_tokenizer, key = open_token_files(config)
-        return PreparedCorpus(train.path.parent, train, validation, its_tokenizer, train.fingerprint, key)
+        train, validation, file_tokenizer, key = open_token_files(config)
+        return PreparedCorpus(train.path.parent, train, validation, file_tokenizer, train.fingerprint, key)
     corpus = open_corpus(config)
     tokenizer = None if config.tokenizer is None else load_tokenizer(config.tokenizer)
     fingerprint = corpus.fingerprint()
@@ -105,13 +127,13 @@ def prepare(config: DataConfig) -> PreparedCorpus:
     prepared = _open(folder, key)
     if prepared is None:
         with cache_errors(folder.parent), locked(folder):
-            # Another process may have built it while this one waited for the lock.
+            # Another process may have built it while this one was waiting for the lock.
             prepared = _open(folder, key)
             if prepared is None:
                 _build(folder, corpus, tokenizer, config, fingerprint, key)
                 prepared = _open(folder, key)
     if prepared is None:
-        raise RuntimeError(f"{folder} was written but cannot be read back")
+        raise RuntimeError(f"cannot read back {folder}, which was just written")
     log.info("corpus %s, fingerprint %s, in %s", corpus.kind, fingerprint[:16], folder)
     return prepared
 
@@ -122,24 +144,24 @@ def _key(fingerprint: str, identity: str, validation_fraction: float) -> str:
 
 
 def _open(folder: Path, key: str) -> PreparedCorpus | None:
-    """Open a prepared corpus; ``None`` if there is none or it is damaged."""
+    """Open a prepared corpus; return ``None`` if it does not exist or is damaged."""
     try:
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         files = {name: TokenFile(folder / f"{name}.bin", **meta[name]) for name in SPLITS}
-        whole = meta["key"] == key and all(file.is_whole() for file in files.values())
+        is_complete = meta["key"] == key and all(file.is_complete() for file in files.values())
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("%s is damaged (%s) and will be built anew", folder, error)
+        log.warning("rebuilding %s, which is damaged: %s", folder, error)
         return None
-    if not whole:
-        log.warning("%s is damaged and will be built anew", folder)
+    if not is_complete:
+        log.warning("rebuilding %s, which is damaged", folder)
         return None
-    tokenizer = _load_own_tokenizer(folder)
+    tokenizer = _load_saved_tokenizer(folder)
     return PreparedCorpus(folder, files["train"], files["validation"], tokenizer, meta["fingerprint"], key)
 
 
-def _load_own_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+def _load_saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
@@ -162,8 +184,8 @@ def _build(
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
     else:
-        log.info("going on after %d documents that were tokenized before", mark["documents"])
-        tokenizer = _load_own_tokenizer(building)
+        log.info("resuming after %d tokenized documents", mark["documents"])
+        tokenizer = _load_saved_tokenizer(building)
     try:
         with tokenizer_threads(config.num_processes):
             if tokenizer is None:
@@ -171,22 +193,19 @@ def _build(
                 tokenizer = train_tokenizer(tokenizer_sample(corpus, limit), config.tokenizer_vocab_size)
             if mark is None:
                 tokenizer.save_pretrained(str(building / "tokenizer"))
-            _announce(corpus, folder.parent, token_dtype(vocabulary_size(tokenizer)))
-            at_once = 1 if config.num_processes == 1 else 2
-            files = tokenize(building, corpus, tokenizer, limit, fingerprint, mark, encoding_at_once=at_once)
+            _log_size(corpus, folder.parent, token_dtype(vocabulary_size(tokenizer)))
+            concurrent = 1 if config.num_processes == 1 else 2
+            files = write_token_files(
+                building, corpus, tokenizer, limit, fingerprint, mark, concurrent_batches=concurrent
+            )
         meta: dict[str, Any] = {"key": key, "fingerprint": fingerprint, "corpus": corpus.kind}
         for name, file in files.items():
-            meta[name] = {
-                "dtype": file.dtype,
-                "count": file.count,
-                "num_bytes": file.num_bytes,
-                "num_documents": file.num_documents,
-                "fingerprint": file.fingerprint,
-            }
+            fields = ("dtype", "count", "num_bytes", "num_documents", "fingerprint")
+            meta[name] = {field: getattr(file, field) for field in fields}
         (building / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (building / MARK).unlink(missing_ok=True)
         replace_folder(building, folder)
-    except UsageError:  # the corpus will not do, so nothing goes on from here
+    except UsageError:  # the corpus cannot be used, so there is nothing to resume
         shutil.rmtree(building, ignore_errors=True)
         raise
     except BaseException:
@@ -195,11 +214,11 @@ def _build(
         raise
 
 
-def _announce(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
-    """Say how much is about to be read and written; warn where the disk has less room than that."""
+def _log_size(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
+    """Log how much will be read and written; warn if the disk has less space than that."""
     size = corpus.estimate_bytes()
     if size == 0:
-        log.info("%s: a text of unknown size", corpus.kind)
+        log.info("%s: text of unknown size", corpus.kind)
         return
     needed = size // _BYTES_PER_TOKEN * dtype.itemsize
     free = shutil.disk_usage(cache).free
@@ -210,4 +229,4 @@ def _announce(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
         cache,
     )
     if needed > free:
-        log.warning("%s will probably not hold the tokens", cache)
+        log.warning("%s probably has too little space for the tokens", cache)

@@ -1,4 +1,4 @@
-"""What every data module of ours shares: ranks, loaders, and an order of the training data that resumes exactly."""
+"""The base of all data modules: ranks, loaders, and an order of the training data that resumes exactly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 if TYPE_CHECKING:
     from mom.config import DataSection
@@ -22,14 +22,14 @@ log = logging.getLogger(__name__)
 
 
 class ResumableDataModule(pl.LightningDataModule):
-    """Training data in an order that is a function of the seed, and whose place in it is kept in checkpoints.
+    """Training data in an order that depends only on the seed, with the position stored in checkpoints.
 
-    The state in a checkpoint counts the batches that were trained on, not those a loader fetched ahead. Give the
-    Trainer ``use_distributed_sampler=False``: the ranks share out the samples here.
+    A checkpoint counts the batches that were trained on, not those that a loader prefetched. The Trainer needs
+    ``use_distributed_sampler=False``, because samples are distributed to the ranks here.
 
     Args:
         config: the ``data`` group.
-        seed: of the order of the training samples.
+        seed: the seed of the order of the training samples.
     """
 
     def __init__(self, config: DataSection, seed: int) -> None:
@@ -42,26 +42,26 @@ class ResumableDataModule(pl.LightningDataModule):
     @property
     @abstractmethod
     def key(self) -> str:
-        """Names the content of the training data; a checkpoint of data with another key is refused."""
+        """Hash of the training data; a checkpoint of other data cannot be resumed."""
 
     @property
     def source(self) -> tuple[str, str]:
-        """The option that says which data, and its value, for errors."""
+        """The option and the value that select the data, for errors."""
         return "data.path", str(self.config.path)
 
     def training_sampler(self, num_samples: int) -> ResumableSampler:
-        """This rank's sampler of an epoch, taken up where the checkpoint being resumed left it.
+        """Return this rank's sampler, resumed from the checkpoint if there is one.
 
         Args:
-            num_samples: training samples there are.
+            num_samples: number of training samples.
 
         Raises:
-            RequestError: the checkpoint was trained on other data, or in another order.
+            UsageError: the checkpoint was trained on other data, or in another order.
         """
         rank, world_size = self._ranks
         self._sampler = ResumableSampler(num_samples, self.config.batch_size, self.seed, rank, world_size)
         if self._state is not None:
-            self._take_up(self._state)
+            self._resume(self._state)
         return self._sampler
 
     @property
@@ -72,8 +72,8 @@ class ResumableDataModule(pl.LightningDataModule):
     def _loader_options(self) -> dict[str, Any]:
         return {
             "batch_size": self.config.batch_size,
-            # Its own, since a loader draws from it at the start of every epoch, which would move the random
-            # numbers of the model (dropout) where a resumed run starts its loader at another moment.
+            # A loader draws a random number at the start of every epoch. With the global generator, that would change
+            # the dropout of a resumed run, which starts its loader at another step.
             "generator": torch.Generator(),
             "num_workers": self.config.num_workers,
             "persistent_workers": self.config.num_workers > 0,
@@ -81,74 +81,89 @@ class ResumableDataModule(pl.LightningDataModule):
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training is in the order of the data: plain numbers and strings; empty outside training."""
+        """Return the position in the order of the data, as plain numbers and strings; empty outside training."""
         if self._sampler is None or self.trainer is None:
             return {}
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
-        last = self.trainer.num_training_batches  # infinite until the loop has its loader
+        last = self.trainer.num_training_batches  # infinite until the loop has a loader
         state = self._sampler.state_after(
             progress.processed, last_step=None if last == float("inf") else int(last)
         )
         return {**state, "data": self.key, "sequence_length": self.config.sequence_length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the order of a checkpoint, in the loader that is or the one to come.
+        """Resume the order of a checkpoint, in the current loader or the next one.
 
         Raises:
-            RequestError: the checkpoint was trained on other data, or in another order.
+            UsageError: the checkpoint was trained on other data, or in another order.
         """
         if not state_dict:
             return
-        # Lightning warns that the loader cannot resume mid-epoch, as it does not know of the state kept here.
+        # Lightning warns that the loader cannot resume mid-epoch, because it does not know about this state.
         warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")
         self._state = state_dict
         if self._sampler is not None:
-            self._take_up(state_dict)
+            self._resume(state_dict)
 
-    def _take_up(self, state: dict[str, Any]) -> None:
-        if state["sequence_length"] != self.config.sequence_length:
-            raise RequestError(
-                "data.sequence_length",
-                self.config.sequence_length,
-                f"{state['sequence_length']}, as in the checkpoint to be resumed",
+    def _resume(self, state: dict[str, Any]) -> None:
+        length = self.config.sequence_length
+        if state["sequence_length"] != length:
+            raise UsageError(
+                f"data.sequence_length must be {state['sequence_length']} as in the checkpoint, got {length}"
             )
         if state["data"] != self.key:
             option, value = self.source
-            raise RequestError(
-                option,
-                f"{value} ({self.key[:16]})",
-                f"the data, tokenizer and split of the checkpoint to be resumed ({state['data'][:16]})",
+            raise UsageError(
+                f"cannot resume with {option}={value}: the checkpoint was trained on other data, or with another "
+                f"tokenizer or split ({state['data'][:16]} instead of {self.key[:16]})"
             )
         assert self._sampler is not None
         self._sampler.load_state_dict(state)
-        log.info("data taken up in epoch %d after %d samples", state["epoch"], state["samples_consumed"])
+        log.info("resuming the data in epoch %d after %d samples", state["epoch"], state["samples_consumed"])
 
     def teardown(self, stage: str) -> None:
-        """Forget the place in the order, so that the next fit starts from the beginning."""
+        """Reset the position, so that the next fit starts from the beginning."""
         if stage == "fit":
             self._sampler = None
             self._state = None
 
 
-class ResumableSampler(Sampler[int]):
-    """The samples of one rank, in an order that is a function of seed and epoch alone.
-
-    Each epoch is one permutation of all samples, the same on every rank. Of it, step after step, all ranks
-    together take the next ``world_size * batch_size`` samples, rank r every ``world_size``-th from the r-th
-    on. So two ranks with B each see in every step the samples that one rank with 2 B sees. The incomplete
-    last step of an epoch is dropped.
-
-    The place in the order is the number of samples that all ranks have consumed, so it can be taken up with
-    another number of ranks or another batch size.
-
-    The DataLoader must have the same batch size. Lightning calls :meth:`set_epoch`; it must not replace the
-    sampler by one of its own (``use_distributed_sampler=False``).
+def check_batch_size(batch_size: int, num_processes: int, available: int, unit: str) -> None:
+    """Raise :class:`~mom.errors.UsageError` if one batch on every process needs more than the ``available`` data.
 
     Args:
-        num_samples: in the dataset.
-        batch_size: B, samples per batch of this rank.
-        seed: of the order.
-        rank: of this process.
+        batch_size: ``data.batch_size``.
+        num_processes: number of processes.
+        available: number of training rows or windows.
+        unit: ``training rows`` or ``training windows``.
+    """
+    needed = batch_size * num_processes
+    if available < needed:
+        processes = "1 process" if num_processes == 1 else f"{num_processes} processes"
+        raise UsageError(
+            f"data.batch_size={batch_size} on {processes} needs {needed} {unit}, but the data has {available}"
+        )
+
+
+class ResumableSampler(Sampler[int]):
+    """The samples of one rank, in an order that depends only on the seed and the epoch.
+
+    Each epoch is a permutation of all samples, the same on every rank. In each step, all ranks together take the next
+    ``world_size * batch_size`` samples; rank r takes every ``world_size``-th, starting from the r-th. So two ranks with
+    batches of B see the same samples per step as one rank with batches of 2 B. The incomplete last step of an epoch is
+    dropped.
+
+    The position is the number of samples that all ranks have consumed, so training can resume with another number of
+    ranks or another batch size.
+
+    The DataLoader must have the same batch size. Lightning calls :meth:`set_epoch`; it must not replace the sampler
+    with its own (``use_distributed_sampler=False``).
+
+    Args:
+        num_samples: number of samples in the dataset.
+        batch_size: samples per batch of this rank, B.
+        seed: the seed of the order.
+        rank: the rank of this process.
         world_size: number of processes.
     """
 
@@ -161,7 +176,7 @@ class ResumableSampler(Sampler[int]):
         self.rank = rank
         self.world_size = world_size
         self.epoch = 0
-        # Where the epoch was taken up: samples consumed by all ranks, in how many steps.
+        # The position at which the epoch was resumed: samples consumed by all ranks, and steps.
         self._consumed = 0
         self._steps = 0
 
@@ -172,33 +187,31 @@ class ResumableSampler(Sampler[int]):
 
     @property
     def num_steps(self) -> int:
-        """Steps in the epoch: those before it was taken up, and those left from there."""
+        """Steps in the epoch, before and after the position at which it was resumed."""
         return self._steps + (self.num_samples - self._consumed) // self.samples_per_step
 
     def __len__(self) -> int:
-        """Samples of this rank in :attr:`num_steps` steps: of the whole epoch, as Lightning counts it."""
+        """Samples of this rank in :attr:`num_steps` steps, the full epoch, as Lightning counts it."""
         return self.num_steps * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        """Yield the indices of this rank from where the epoch was taken up to its end."""
+        """Yield the indices of this rank from the current position to the end of the epoch."""
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.num_samples)
         end = self._consumed + (self.num_steps - self._steps) * self.samples_per_step
-        for place in range(self._consumed + self.rank, end, self.world_size):
-            yield int(order[place])
+        for position in range(self._consumed + self.rank, end, self.world_size):
+            yield int(order[position])
 
     def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``; nothing happens if the sampler is there or further already."""
+        """Move to the start of an epoch, unless the sampler is already in it or past it."""
         if epoch > self.epoch:
             self.epoch, self._consumed, self._steps = epoch, 0, 0
 
     def state_after(self, steps: int, last_step: int | None = None) -> dict[str, int]:
-        """The state once ``steps`` steps of this epoch were trained on.
-
-        What a data loader has fetched ahead does not matter, so only the training loop can tell.
+        """Return the state after training on some steps of this epoch.
 
         Args:
-            steps: of this epoch, counted from its start.
-            last_step: where the training loop ends the epoch if before its end.
+            steps: steps from the start of the epoch that were trained on, not prefetched.
+            last_step: the step after which the training loop ends the epoch, if it ends it early.
         """
         state = {"seed": self.seed, "num_samples": self.num_samples}
         if steps >= (self.num_steps if last_step is None else min(last_step, self.num_steps)):
@@ -207,16 +220,17 @@ class ResumableSampler(Sampler[int]):
         return {**state, "epoch": self.epoch, "samples_consumed": consumed, "steps": steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the order where :meth:`state_after` left it.
+        """Resume from a state of :meth:`state_after`.
 
         Raises:
-            RequestError: the state is of another seed or of another number of samples.
+            UsageError: the state has another seed or another number of samples.
         """
         if state["seed"] != self.seed:
-            raise RequestError("seed", self.seed, f"{state['seed']}, as in the checkpoint to be resumed")
+            raise UsageError(f"seed must be {state['seed']} as in the checkpoint, got {self.seed}")
         if state["num_samples"] != self.num_samples:
-            raise RequestError(
-                "ckpt", f"data of {self.num_samples} windows", f"the checkpoint's own, {state['num_samples']}"
+            raise UsageError(
+                f"cannot resume from ckpt: it was trained on {state['num_samples']} samples, but the data has "
+                f"{self.num_samples}"
             )
         self.epoch = state["epoch"]
         self._consumed = state["samples_consumed"]

@@ -1,7 +1,7 @@
 """Tokenizers: trained on the corpus, or any fast Hugging Face tokenizer by name or folder.
 
-Whatever its origin a tokenizer comes out as a ``transformers.PreTrainedTokenizerFast`` with an end-of-text
-token, which :mod:`mom.data.prepare` puts after every document.
+Every tokenizer is a ``transformers.PreTrainedTokenizerFast`` with an end-of-text token, which :mod:`mom.data.prepare`
+puts after every document.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.errors import RequestError, UsageError
+from mom.errors import UsageError, first_line
 from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from mom.model import MoMConfig
     from mom.runs.directory import RunDirectory
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-    from transformers import PreTrainedTokenizerFast
-
-OPTION = "data.tokenizer"
+FOLDER = "tokenizer"
+"""The folder of a run directory, next to ``checkpoints``, that holds the tokenizer."""
 END_OF_TEXT = "<|endoftext|>"
 
-# A tokenizer is trained on at most this many UTF-8 bytes of text: the merges hardly change beyond it, while
-# time and memory grow on.
+# A tokenizer is trained on at most this many UTF-8 bytes of text: with more, the merges hardly change, but time and
+# memory grow.
 TRAINING_BYTES = 32_000_000
 
-# What a bare tokenizer.json may call its end of text, since nothing in the file says which token it is.
+# Names of the end-of-text token in a bare tokenizer.json, which does not say which token it is.
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>")
-# The two names under which GPT-2's vocabulary and merges are published.
+# The two pairs of names under which GPT-2's vocabulary and merges are published.
 _GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
+# Any of these in a folder of weights means that it has a tokenizer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "encoder.json")
 _ALLOWED = (
-    "null to train one, the name of a Hugging Face tokenizer, or a folder that holds one "
-    "(tokenizer.json, or encoder.json with vocab.bpe)"
+    "data.tokenizer must be null to train one, the name of a Hugging Face tokenizer, or a folder with one "
+    "(tokenizer.json, or encoder.json and vocab.bpe)"
 )
 
 
@@ -50,11 +50,11 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
 
     Args:
         name_or_path: a folder saved by ``save_pretrained``, a ``tokenizer.json``, a folder with GPT-2's
-            ``encoder.json`` and ``vocab.bpe``, or a name such as ``gpt2``. Code that comes with a tokenizer
-            is never run.
+            ``encoder.json`` and ``vocab.bpe``, or a name such as ``gpt2``. Code that comes with a tokenizer is never
+            run.
 
     Raises:
-        RequestError: nothing there that could be loaded, no fast tokenizer, or no end-of-text token.
+        UsageError: there is no tokenizer, or it is not a fast one, or has no end-of-text token.
     """
     path = Path(name_or_path).expanduser()
     try:
@@ -65,20 +65,21 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
         elif re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name_or_path):
             tokenizer = _load_pretrained(name_or_path)
         else:
-            raise RequestError(OPTION, f"{name_or_path} (not found)", _ALLOWED)
+            raise UsageError(f"{_ALLOWED}, got {name_or_path or repr('')}, which was not found")
     except UsageError:
         raise
-    except Exception as error:  # the libraries raise OSError, ValueError, KeyError and bare Exception here
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RequestError(OPTION, f"{name_or_path} ({reason})", _ALLOWED) from error
+    except Exception as error:  # the libraries raise OSError, ValueError, KeyError, and bare Exception here
+        raise UsageError(f"{_ALLOWED}, got {name_or_path}: {first_line(error)}") from error
     if not getattr(tokenizer, "is_fast", False):
-        raise RequestError(OPTION, name_or_path, "a fast tokenizer, one that has a tokenizer.json")
+        raise UsageError(
+            f"data.tokenizer must be a fast tokenizer, with a tokenizer.json, got {name_or_path}"
+        )
     if tokenizer.eos_token_id is None:
-        raise RequestError(OPTION, name_or_path, "a tokenizer with an end-of-text token (eos_token)")
+        raise UsageError(f"data.tokenizer must have an end-of-text token (eos_token), got {name_or_path}")
     return tokenizer
 
 
-def _load_pretrained(name_or_path: str, **options: bool) -> Any:  # fast or not
+def _load_pretrained(name_or_path: str, **options: bool) -> Any:  # a fast tokenizer or a slow one
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **options)
@@ -88,7 +89,7 @@ def _load_file(path: Path) -> PreTrainedTokenizerFast:
     from tokenizers import Tokenizer
 
     if path.suffix != ".json":
-        raise RequestError(OPTION, path, _ALLOWED)
+        raise UsageError(f"{_ALLOWED}, got {path}")
     tokenizer = Tokenizer.from_file(str(path))
     end = next((name for name in _END_OF_TEXT_NAMES if tokenizer.token_to_id(name) is not None), None)
     return _wrap(tokenizer, end)
@@ -103,15 +104,16 @@ def _load_folder(folder: Path) -> PreTrainedTokenizerFast:
             if {vocabulary, merges} <= has:
                 return _load_gpt2(folder / vocabulary, folder / merges)
     if not has & {"tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt"}:
-        raise RequestError(OPTION, f"{folder} (no tokenizer in it)", _ALLOWED)
+        raise UsageError(f"{_ALLOWED}, got {folder}, which has no tokenizer")
     return _load_pretrained(str(folder), local_files_only=True)
 
 
 def _load_gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
-    """Build GPT-2's byte-level BPE from its vocabulary (token → id) and its merges in order of rank."""
+    """Build GPT-2's byte-level BPE from its vocabulary (token → ID) and its merges in order of rank."""
     from tokenizers import AddedToken, Tokenizer, models
 
-    # BPE.read_file is not used: it does not say which line of a broken file is wrong.
+    # BPE.read_file does not say which line of a broken file is wrong. GPT2TokenizerFast builds the same tokenizer, but
+    # serializes it differently, which would change the keys of prepared corpora.
     tokens = json.loads(vocabulary.read_text(encoding="utf-8"))
     pairs = []
     for number, line in enumerate(merges.read_text(encoding="utf-8").split("\n"), start=1):
@@ -119,7 +121,9 @@ def _load_gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
             continue
         pair = line.rstrip("\r").split(" ")
         if len(pair) != 2:
-            raise RequestError(OPTION, f"{merges}:{number}", "two tokens parted by one space on each line")
+            raise UsageError(
+                f"cannot read data.tokenizer: {merges}:{number} must have two tokens separated by a space"
+            )
         pairs.append((pair[0], pair[1]))
     tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=pairs))
     _make_byte_level(tokenizer)
@@ -130,7 +134,7 @@ def _load_gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
 
 
 def _make_byte_level(tokenizer: Tokenizer) -> None:
-    """Let ``tokenizer`` see UTF-8 bytes, so that every text comes back as it went in."""
+    """Make a tokenizer work on UTF-8 bytes, so that decoding restores every text."""
     from tokenizers import decoders, pre_tokenizers
 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -149,20 +153,22 @@ def _wrap(tokenizer: Tokenizer, end_of_text: str | None) -> PreTrainedTokenizerF
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE (GPT-2's kind). The same texts give the same tokenizer.
+    """Train a byte-level BPE like GPT-2's. The same texts give the same tokenizer.
 
     Args:
-        texts: the first :data:`TRAINING_BYTES` bytes of them are used, in whole texts.
-        vocab_size: tokens wanted; the 256 bytes and the end-of-text token are among them. A small corpus may
-            give fewer.
+        texts: the texts, of which those within the first :data:`TRAINING_BYTES` bytes are used.
+        vocab_size: size of the vocabulary, including the 256 bytes and the end-of-text token. A small corpus may result
+            in fewer tokens.
 
     Raises:
-        RequestError: fewer than 257 tokens wanted.
+        UsageError: ``vocab_size`` is less than 257.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     if vocab_size < 257:
-        raise RequestError("data.tokenizer_vocab_size", vocab_size, "at least 257: all bytes and end of text")
+        raise UsageError(
+            f"data.tokenizer_vocab_size must be at least 257, for all bytes and the end of text, got {vocab_size}"
+        )
     tokenizer = Tokenizer(models.BPE())
     _make_byte_level(tokenizer)
     trainer = trainers.BpeTrainer(
@@ -186,28 +192,28 @@ def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def training_identity(vocab_size: int) -> str:
-    """Identify how :func:`train_tokenizer` would train; with the corpus it determines the tokenizer."""
+    """Return the settings of :func:`train_tokenizer`, which together with the corpus determine the tokenizer."""
     import tokenizers
 
     return f"byte-level BPE {vocab_size} {TRAINING_BYTES} tokenizers {tokenizers.__version__}"
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:
-    """Identify a tokenizer by its content: the same wherever it was loaded from."""
+    """Return a hash of a tokenizer's content, which does not depend on where it was loaded from."""
     content = f"{tokenizer.eos_token_id}\0{tokenizer.backend_tokenizer.to_str()}"
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Rows an embedding needs: one more than the largest id, which may leave gaps below it."""
+    """Return the rows of an embedding: one more than the largest ID, as there may be gaps below it."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Copy the tokenizer's Rust core, set to encode plain text and nothing else.
+    """Copy the tokenizer's Rust core, set to encode plain text.
 
-    Nothing is truncated or padded, and the spelling of a special token in a text is text: a document that
-    quotes ``<|endoftext|>`` does not end there.
+    Nothing is truncated or padded, and special tokens that are spelled out in a text are encoded as text: a document
+    that quotes ``<|endoftext|>`` does not end there.
     """
     from tokenizers import Tokenizer
 
@@ -222,10 +228,10 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 def tokenizer_threads(count: int | None) -> Iterator[None]:
     """Let the tokenizers library use ``count`` threads (``None``: all cores) inside the block.
 
-    Its thread pool lives as long as the process and takes its size from the first block that uses it; one
-    thread is always obeyed. Afterwards the library keeps to the calling thread, unless the environment said
-    otherwise before: a process that is forked later, as a data loader's workers are, would otherwise inherit
-    a pool without its threads and wait for it forever.
+    The library's thread pool lives as long as the process and gets its size from the first block that uses it; a count
+    of 1 always works. After the block, the library uses only the calling thread, unless the environment set it
+    otherwise: a process that is forked later, such as a worker of a data loader, would inherit a pool without its
+    threads and wait for it forever.
     """
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     if count == 1:
@@ -240,19 +246,11 @@ def tokenizer_threads(count: int | None) -> Iterator[None]:
         os.environ["TOKENIZERS_PARALLELISM"] = "false" if parallelism is None else parallelism
 
 
-FOLDER = "tokenizer"
-"""Folder of a run directory, beside ``checkpoints``, that holds the tokenizer."""
-
-
-# Any of these in a folder of weights means that the tokenizer is there too.
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "encoder.json")
-
-
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: RunDirectory) -> None:
-    """Write a tokenizer into a run directory, whole or not at all; only the first process writes.
+    """Write a tokenizer to a run directory atomically; only the first process writes.
 
     Raises:
-        RequestError: ``run_dir``, if it cannot be written.
+        UsageError: the run directory cannot be written.
     """
     if not directory.writes:
         return
@@ -260,53 +258,48 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: RunDirectory) 
         with atomic_folder(directory.path / FOLDER) as building:
             tokenizer.save_pretrained(str(building))
     except OSError as error:
-        raise RequestError("run_dir", directory.path, f"a folder that can be written: {error}") from error
+        raise UsageError(f"cannot write to run_dir {directory.path}: {error}") from error
 
 
 def find_tokenizer(init: str, given: str | None) -> str:
-    """Where the tokenizer of the weights ``init`` is, as ``data.tokenizer`` names it.
+    """Return the tokenizer of the weights ``init``, as a value of ``data.tokenizer``.
 
     Args:
-        init: a checkpoint (its run's folder holds ``tokenizer/``), a folder of weights or a Hub id.
-        given: ``data.tokenizer``, which wins.
+        init: a checkpoint (its run directory has a folder ``tokenizer``), a folder of weights, or a Hub ID.
+        given: ``data.tokenizer``, which takes precedence.
 
     Raises:
-        RequestError: ``data.tokenizer``, if there is none with the weights.
+        UsageError: there is no tokenizer with the weights.
     """
     if given is not None:
         return given
     path = Path(init)
     if path.is_file():
-        # checkpoints/last.ckpt of a run, or a checkpoint moved together with its tokenizer
+        # checkpoints/last.ckpt of a run, or a checkpoint that was moved together with its tokenizer
         for folder in (path.absolute().parent.parent / FOLDER, path.absolute().parent / FOLDER):
             if folder.is_dir():
                 return str(folder)
     elif not path.is_dir():
-        return init  # a Hub id
-    elif any((path / name).is_file() for name in _FILES):
+        return init  # a Hub ID
+    elif any((path / name).is_file() for name in _TOKENIZER_FILES):
         return init
     elif (path / FOLDER).is_dir():
         return str(path / FOLDER)
-    raise RequestError(
-        "data.tokenizer",
-        "null",
-        f"the tokenizer of {init}: none lies beside it, so its Hub name, folder or file has to be given",
-    )
+    raise UsageError(f"no tokenizer found with {init}; set data.tokenizer to its Hub name, folder, or file")
 
 
-def tokenizer_of(init: str, given: str | None, config: MoMConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of the weights ``init``, as :func:`find_tokenizer` finds it.
+def load_model_tokenizer(init: str, given: str | None, config: MoMConfig) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of the weights ``init``, which :func:`find_tokenizer` finds.
 
     Raises:
-        RequestError: there is none, it cannot be loaded, or it has tokens that the model does not.
+        UsageError: there is no tokenizer, it cannot be loaded, or it has more tokens than the model.
     """
     name = find_tokenizer(init, given)
     tokenizer = load_tokenizer(name)
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
-        raise RequestError(
-            "data.tokenizer",
-            f"{name} ({size} tokens)",
-            f"the tokenizer of {init}, of at most {config.vocab_size} tokens",
+        raise UsageError(
+            f"data.tokenizer must be the tokenizer of {init}, with at most {config.vocab_size} tokens, got {name} with "
+            f"{size}"
         )
     return tokenizer

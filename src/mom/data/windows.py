@@ -1,4 +1,4 @@
-"""Windows of tokens, and an order of them that can be left and taken up again at any batch."""
+"""Windows of tokens for training and evaluation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mom.data.token_files import TokenFile
 
 
 class TokenWindows(Dataset[dict[str, torch.Tensor]]):
-    """Non-overlapping windows of ``length`` tokens; the tokens after the last whole window are left out.
+    """Non-overlapping windows of ``length`` tokens; tokens after the last full window are skipped.
 
-    Windows run across documents, which end in an end-of-text token.
+    Windows cross document boundaries, which are marked by an end-of-text token.
 
     Args:
         file: the tokens.
-        length: T, tokens per window.
+        length: tokens per window, T.
     """
 
     def __init__(self, file: TokenFile, length: int) -> None:
@@ -27,26 +27,26 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
         return self.file.count // self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Window ``index``: ``input_ids`` and ``labels``, int64 [T], equal; the model shifts the labels."""
+        """Return ``input_ids`` and ``labels``, int64 (T,), which are equal because the model shifts the labels."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         window = self.file.tokens[index * self.length : (index + 1) * self.length].astype(np.int64)
-        ids = torch.from_numpy(window)
+        ids = torch.from_numpy(window)  # (T,)
         return {"input_ids": ids, "labels": ids}
 
 
 class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
-    """Windows to measure a language model on, of which every token is predicted at most once.
+    """Windows for evaluating a language model, which score every token at most once.
 
-    Without a stride they are those of :class:`TokenWindows`, so that a model's loss is what its training
-    measured: T-1 predictions in each. With a stride they overlap; labels that an earlier window predicted are
-    -100, the last window is moved back to end with the file, and every token but the first is predicted,
-    after at least ``length - stride`` tokens. A file shorter than one window is one window.
+    Without a stride, they are the windows of :class:`TokenWindows`, so that the loss is that of validation during
+    training: T - 1 predictions per window. With a stride, windows overlap. Labels that an earlier window scored are
+    -100, the last window ends at the end of the file, and every token but the first is scored with a context of at
+    least ``length - stride`` tokens. A file shorter than a window is one window.
 
     Args:
-        file: the tokens, two at least.
-        length: T, tokens per window.
-        stride: tokens from one window to the next, below ``length``.
+        file: the tokens, at least two.
+        length: tokens per window, T.
+        stride: tokens from the start of one window to the next, less than ``length``.
     """
 
     def __init__(self, file: TokenFile, length: int, stride: int | None = None) -> None:
@@ -61,15 +61,15 @@ class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
         return len(self.starts)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Window ``index``: ``input_ids`` and ``labels``, int64 [T]; the model shifts the labels."""
+        """Return ``input_ids`` and ``labels``, int64 (T,); the model shifts the labels."""
         start = self.starts[index]
-        ids = torch.from_numpy(self.file.tokens[start : start + self.length].astype(np.int64))
+        ids = torch.from_numpy(self.file.tokens[start : start + self.length].astype(np.int64))  # (T,)
         labels = ids.clone()
         if index:
             labels[: self.starts[index - 1] + self.length - start] = -100
         return {"input_ids": ids, "labels": labels}
 
     @property
-    def num_left_out(self) -> int:
-        """Tokens at the end that no window holds; 0 with a stride."""
+    def num_skipped(self) -> int:
+        """Tokens after the last full window; 0 with a stride."""
         return self.file.count - self.starts[-1] - self.length

@@ -137,7 +137,7 @@ def measure_glue(
     name = data.task.name
     measured = evaluate_module(config, module, data.val_dataloader(), directory, phase=name, logged=logged)
     for split in data.tests:
-        values = predict(config, module, data.whole(split), directory)
+        values = predict(config, module, data.full_dataloader(split), directory)
         write_submission(data.task, split, values, directory)
     return {**measured, **majority(data)}
 

@@ -43,9 +43,9 @@ def evaluate_text(
         option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
         raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
-    left_out = sum(one.num_left_out for one in windows)
-    if left_out:
-        log.info("%d tokens after the last whole window are left out; a stride takes them in", left_out)
+    skipped = sum(one.num_skipped for one in windows)
+    if skipped:
+        log.info("skipping the last %d tokens (no full window); set task.stride to score them", skipped)
     module = LanguageModelingModule(
         model_config=model.config.to_dict(),
         optimizer=dataclasses.asdict(config.optimizer),

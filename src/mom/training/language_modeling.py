@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
 from torchmetrics import SumMetric
 
+from mom.data.token_files import bits_per_byte
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.training.module import TrainingModule, step_outputs
 
@@ -81,7 +81,7 @@ class LanguageModelingModule(TrainingModule):
         loss = self.validation_loss
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token:
-            metrics["val/bits_per_byte"] = loss / (math.log(2) * self._bytes_per_token)
+            metrics["val/bits_per_byte"] = bits_per_byte(loss, self._bytes_per_token)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
 
