@@ -10,7 +10,7 @@ import torch
 from mom.config import GlueConfig
 from mom.data.examples import pad
 from mom.data.glue import GlueDataModule, truncate
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.checkpoints import small_tokenizer
 from tests.helpers.glue_files import sentences, write_glue
 
@@ -60,7 +60,7 @@ def test_batches_are_padded_where_the_mask_says(tmp_path):
         for ids, mask, (row, _) in zip(batch["input_ids"], batch["attention_mask"], rows, strict=True):
             assert ids[mask.bool()].tolist() == row
             assert mask.tolist() == sorted(mask.tolist(), reverse=True)
-    assert "labels" not in next(iter(data.whole("test")))
+    assert "labels" not in next(iter(data.full_dataloader("test")))
 
 
 def test_padding_on_either_side():
@@ -88,5 +88,7 @@ def test_the_order_is_the_seeds_and_drops_the_incomplete_batch(tmp_path):
 
 def test_a_batch_larger_than_the_data_is_refused(tmp_path):
     write_glue(tmp_path, "rte")
-    with pytest.raises(RequestError, match=r"^data.batch_size: 7 on 1 .*; at most 6"):
+    with pytest.raises(
+        UsageError, match=r"^data.batch_size=7 on 1 process needs 7 training rows, but the data has 6"
+    ):
         module(tmp_path, batch_size=7)

@@ -10,7 +10,7 @@ import pytest
 from mom.config import DataConfig
 from mom.data import corpora
 from mom.data.corpora import Document, PythonCorpus, TextCorpus, open_corpus, python_packages, python_stdlib
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.texts import some_texts, write_jsonl
 
 
@@ -125,5 +125,5 @@ def test_corpus_of_a_config(tmp_path: Path) -> None:
     assert list(corpus.documents()) == [Document("a.jsonl:1", "one")]
     assert open_corpus(DataConfig()).kind == "python_stdlib"
     assert open_corpus(DataConfig(corpus="python_packages", max_bytes=7)).max_bytes == 7
-    with pytest.raises(RequestError, match=r"data\.path: .*missing"):
+    with pytest.raises(UsageError, match=r"data\.path must be .*missing"):
         open_corpus(DataConfig(corpus="text", path=str(tmp_path / "missing")))

@@ -11,7 +11,7 @@ import pytest
 from mom.config import DataConfig
 from mom.data.corpora import open_corpus
 from mom.data.prepare import prepare
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.texts import some_texts, write_jsonl
 
 TEXTS = ["", *some_texts(12)]
@@ -59,13 +59,13 @@ def test_prepared_it_gives_the_tokens_that_the_same_text_gives(folder):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"path": "nowhere"}, r"data\.path: .*nowhere.*; a data set that"),
-        ({"text_column": "body"}, r"data\.text_column: body \(not in .*\); one of text, id"),
-        ({"text_column": "id"}, r"data\.text_column: id \(int\); a column of text"),
-        ({"split": "test"}, r"data\.path: .*test"),
+        ({"path": "nowhere"}, r"data\.path must be a dataset .*nowhere"),
+        ({"text_column": "body"}, r"data\.text_column: .* has no column body; its columns are text, id"),
+        ({"text_column": "id"}, r"data\.text_column: column id must hold strings, got int in "),
+        ({"split": "test"}, r"data\.path must be .*test"),
     ],
 )
 def test_what_is_not_there_is_refused(folder, streaming, changes, said):
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UsageError, match=said):
         prepare(config(folder, **{"streaming": streaming, **changes}))
     assert not list((folder / "cache").glob("*.bin"))

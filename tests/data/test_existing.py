@@ -10,7 +10,7 @@ import pytest
 from mom.config import DataConfig
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.prepare import prepare
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.texts import some_texts
 
@@ -93,19 +93,22 @@ def foreign(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (missing, r"data\.path: .*; a folder with train\.bin and val\.bin"),
-        (odd, r"data\.path: .*train\.bin \(3 bytes\)"),
-        (foreign, r"data\.tokenizer: .*\(300 tokens\); the tokenizer that made .*which holds the id 300"),
+        (missing, r"data\.path must be a folder with train\.bin and val\.bin, got "),
+        (odd, r"data\.path: .*train\.bin must be a file of uint16 tokens of .*, got 3 bytes"),
+        (
+            foreign,
+            r"data\.tokenizer must be the tokenizer of .*, which has the ID 300, got .* with 300 tokens",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(folder, tmp_path, spoil, said):
     for name in ("train.bin", "val.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     spoil(tmp_path)
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UsageError, match=said):
         prepare(config(folder, path=str(tmp_path)))
 
 
 def test_the_tokenizer_has_to_be_named(folder):
-    with pytest.raises(RequestError, match=r"data\.tokenizer: null"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer: null"):
         config(folder, tokenizer=None)

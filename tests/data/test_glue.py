@@ -12,7 +12,7 @@ import pytest
 
 from mom.config import GlueConfig
 from mom.data.glue import TASKS, load_glue
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.glue_files import FOLDERS, NAMES, sentences, write_glue
 
 
@@ -116,7 +116,7 @@ def test_the_hub_out_of_reach_is_one_line(monkeypatch):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(
-        RequestError, match=r"^data.path: null \(nyu-mll/glue cannot be had: no route\); a folder"
+        UsageError, match=r"^cannot load nyu-mll/glue from the Hub: no route; set data.path to a copy"
     ):
         load(None, "sst2")
 
@@ -130,16 +130,21 @@ def change(file: Path, before: str, after: str) -> None:
 @pytest.mark.parametrize(
     ("file", "before", "after", "message"),
     [
-        ("train.tsv", "entailment\n1\t", "entailmnt\n1\t", r".*train.tsv:2 \(label 'entailmnt'\); a label of rte"),
-        ("dev.tsv", "\tlabel", "\tlable", r"data.path: .*dev.tsv \(no label among index, .*lable\); columns"),
-        ("dev.tsv", "\n1\t", "\n1\tone more\t", r"data.path: .*dev.tsv:3 \(5 fields\); 4 fields on each line \(index"),
-        ("test.tsv", "sentence2", "sentence3", r"data.path: .*test.tsv \(no sentence2 among"),
+        (
+            "train.tsv",
+            "entailment\n1\t",
+            "entailmnt\n1\t",
+            r".*the label of rte must be 0 or entailment, .*, got 'entailmnt' in .*train.tsv:2",
+        ),
+        ("dev.tsv", "\tlabel", "\tlable", r".*dev.tsv has no column label; its columns are index, .*lable"),
+        ("dev.tsv", "\n1\t", "\n1\tone more\t", r".*dev.tsv:3 must have 4 fields \(index, .*, got 5"),
+        ("test.tsv", "sentence2", "sentence3", r".*test.tsv has no column sentence2"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path, file, before, after, message):
     folder = write_glue(tmp_path, "rte")
     change(folder / file, before, after)
-    with pytest.raises(RequestError, match=f"^{message}"):
+    with pytest.raises(UsageError, match=f"^cannot read data.path: {message}"):
         load(tmp_path, "rte")
 
 
@@ -149,7 +154,7 @@ def test_broken_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
     splits = load(tmp_path, "rte", skip_broken_rows=True)
 
     assert len(splits["validation"]) == 3
-    assert "dev.tsv: 1 rows with a wrong number of fields left out" in caplog.text
+    assert "dev.tsv: skipped 1 rows with a wrong number of fields" in caplog.text
 
 
 @pytest.mark.parametrize("score", ["5.1", "high", "nan", ""])
@@ -157,7 +162,7 @@ def test_a_score_outside_the_scale_is_refused(tmp_path, score):
     folder = write_glue(tmp_path, "stsb")
     change(folder / "train.tsv", "2.500", score)
     with pytest.raises(
-        RequestError, match=rf"^data.path: .*train.tsv:3 \(label '{score}'\); a score from 0 to 5"
+        UsageError, match=rf"data.path: the score must be between 0 and 5, got '{score}' in .*train.tsv:3"
     ):
         load(tmp_path, "stsb")
 
@@ -165,17 +170,20 @@ def test_a_score_outside_the_scale_is_refused(tmp_path, score):
 def test_missing_and_empty_splits_are_refused(tmp_path):
     folder = write_glue(tmp_path, "cola")
     (folder / "dev.tsv").write_text("", encoding="utf-8")
-    with pytest.raises(RequestError, match=r"^data.path: .* \(no row in validation\); "):
+    with pytest.raises(UsageError, match=r"^cannot read data.path: .* has no rows for validation"):
         load(tmp_path, "cola")
     (folder / "dev.tsv").unlink()
-    with pytest.raises(RequestError, match=r"^data.path: .* \(no validation\); a folder with dev.tsv"):
+    with pytest.raises(
+        UsageError,
+        match=r"^data.path must be a folder with dev.tsv, validation.jsonl or validation.parquet, got ",
+    ):
         load(tmp_path, "cola")
-    with pytest.raises(RequestError, match=r"^data.path: .* \(not found\); a folder of GLUE"):
+    with pytest.raises(UsageError, match=r"^data.path must be a folder of GLUE, .*, which was not found"):
         load(tmp_path / "elsewhere", "cola")
 
 
 def test_bytes_that_are_not_utf8_are_refused(tmp_path):
     folder = write_glue(tmp_path, "cola")
     (folder / "train.tsv").write_bytes(b"gj04\t1\t\tcaf\xe9\n")
-    with pytest.raises(RequestError, match=r"^data.path: .*train.tsv, byte 11; text in UTF-8"):
+    with pytest.raises(UsageError, match=r"^cannot read data.path: .*train.tsv is not UTF-8 at byte 11"):
         load(tmp_path, "cola")

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mom.config import DataConfig
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.texts import some_texts, write_jsonl
 
 T, B = 16, 4
@@ -179,9 +179,9 @@ def test_two_fits_with_one_data_module_see_the_same(config: DataConfig, tmp_path
 @pytest.mark.parametrize(
     ("change", "seed", "option"),
     [
-        ({"sequence_length": 15}, 3, "data.sequence_length: 15; 16"),
-        ({"validation_fraction": 0.3}, 3, "data.corpus: text"),
-        ({}, 4, "seed: 4; 3"),
+        ({"sequence_length": 15}, 3, "data.sequence_length must be 16 as in the checkpoint, got 15"),
+        ({"validation_fraction": 0.3}, 3, "data.corpus=text"),
+        ({}, 4, "seed must be 3 as in the checkpoint, got 4"),
     ],
 )
 def test_other_data_is_refused(
@@ -189,7 +189,7 @@ def test_other_data_is_refused(
 ) -> None:
     fit(config, 2, every_step(tmp_path))
     other = LanguageModelingDataModule(dataclasses.replace(config, **change), seed=seed)
-    with pytest.raises(RequestError, match=option):
+    with pytest.raises(UsageError, match=option):
         fit(config, 4, data=other, ckpt_path=tmp_path / "step=2.ckpt")
 
 
@@ -223,13 +223,19 @@ def test_ranks_share_out_both_splits(config: DataConfig) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"sequence_length": 100_000}, r"data\.path: .*tokens for training\); .*window of 100000 tokens"),
-        ({"sequence_length": 1_500}, r"data\.path: .*tokens for (training|validation)\)"),
-        ({"batch_size": 500}, r"data\.batch_size: 500 on 1 process\(es\); at most \d+ in all"),
+        (
+            {"sequence_length": 100_000},
+            r"data\.path=.* has only \d+ tokens for training; .*sequence_length=100000",
+        ),
+        ({"sequence_length": 1_500}, r"data\.path=.* has only \d+ tokens for (training|validation)"),
+        (
+            {"batch_size": 500},
+            r"data\.batch_size=500 on 1 process needs 500 training windows, but the data has \d+",
+        ),
     ],
 )
 def test_corpus_too_small(config: DataConfig, change: dict[str, object], said: str) -> None:
-    with pytest.raises(RequestError, match=said):
+    with pytest.raises(UsageError, match=said):
         LanguageModelingDataModule(dataclasses.replace(config, **change), seed=0).setup()
 
 

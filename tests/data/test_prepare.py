@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 
 from mom.config import DataConfig
 from mom.data import prepare as preparing
-from mom.data import tokenization as tokenize
+from mom.data import tokenization as tokenization
 from mom.data.cache import cache_folder
 from mom.data.corpora import Document, TextCorpus
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.token_files import TokenFile, TokenWriter
 from mom.data.tokenization import split_position, tokenizer_sample, validation_limit
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.files import temporary_path
 from mom.runs.lock import folder_lock
 from tests.helpers.texts import some_texts, write_jsonl
@@ -78,7 +78,7 @@ def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
 def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(30)
     whole = prepare(text_config(tmp_path / "a", texts))
-    monkeypatch.setattr(tokenize, "BATCH_BYTES", 500)
+    monkeypatch.setattr(tokenization, "BATCH_BYTES", 500)
     small = prepare(text_config(tmp_path / "b", texts, num_processes=1))
     assert small.key == whole.key
     for ours, theirs in ((small.train, whole.train), (small.validation, whole.validation)):
@@ -182,7 +182,7 @@ def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: 
     limit = 2**62
     training = [text for text in texts if split_position(text) >= limit]
     assert list(tokenizer_sample(Listed(texts), limit)) == training
-    monkeypatch.setattr(tokenize, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
+    monkeypatch.setattr(tokenization, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
     sample = list(tokenizer_sample(Listed(texts), limit))
     assert 20 < len(sample) < 60
     assert set(sample) < set(training)
@@ -191,7 +191,7 @@ def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: 
 
 def test_corpus_without_text(tmp_path: Path) -> None:
     config = text_config(tmp_path, ["", " \n"])
-    with pytest.raises(RequestError, match=r"data\.path: .*a\.jsonl; a corpus with at least one document"):
+    with pytest.raises(UsageError, match=r"data\.path=.*a\.jsonl has no documents"):
         prepare(config)
     assert cache_contents(config) == []
 
@@ -200,7 +200,7 @@ def test_fault_in_the_corpus_leaves_nothing(tmp_path: Path) -> None:
     config = text_config(tmp_path, some_texts(20))
     with Path(str(config.path)).open("a") as stream:
         stream.write("{broken\n")
-    with pytest.raises(RequestError, match=r"a\.jsonl:21"):
+    with pytest.raises(UsageError, match=r"a\.jsonl:21"):
         prepare(config)
     assert cache_contents(config) == []
 
@@ -217,9 +217,9 @@ def test_full_disk_and_interruption_leave_nothing(
 
     with monkeypatch.context() as patch:
         patch.setattr(TokenWriter, "write", failing)
-        expected = RequestError if isinstance(error, OSError) else KeyboardInterrupt
+        expected = UsageError if isinstance(error, OSError) else KeyboardInterrupt
         with pytest.raises(
-            expected, match=r"data\.cache_dir.*No space left" if expected is RequestError else ""
+            expected, match=r"data\.cache_dir.*No space left" if expected is UsageError else ""
         ):
             prepare(config)
     assert cache_contents(config) == []
@@ -229,7 +229,7 @@ def test_full_disk_and_interruption_leave_nothing(
 def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     config = text_config(tmp_path, some_texts(5), cache_dir=str(tmp_path / "file" / "cache"))
-    with pytest.raises(RequestError, match=r"data\.cache_dir: .*; a folder that can be written"):
+    with pytest.raises(UsageError, match=r"cannot write to data\.cache_dir .*: "):
         prepare(config)
 
 
@@ -333,8 +333,8 @@ def test_a_long_preparation_goes_on_from_its_last_mark(
     texts = some_texts(60)
     whole = prepare(text_config(tmp_path / "whole", texts))
     config = text_config(tmp_path / "killed", texts)
-    monkeypatch.setattr(tokenize, "BATCH_BYTES", 1_000)
-    monkeypatch.setattr(tokenize, "MARK_BYTES", 4_000)
+    monkeypatch.setattr(tokenization, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(tokenization, "MARK_BYTES", 4_000)
     write, written = TokenWriter.write, []
 
     def failing(self: TokenWriter, documents: object) -> None:
@@ -345,15 +345,15 @@ def test_a_long_preparation_goes_on_from_its_last_mark(
 
     with monkeypatch.context() as patch:
         patch.setattr(TokenWriter, "write", failing)
-        with pytest.raises((RequestError, KeyboardInterrupt)):
+        with pytest.raises((UsageError, KeyboardInterrupt)):
             prepare(config)
     (part,) = cache_contents(config)
     assert part.endswith(".part")
     monkeypatch.setattr(preparing, "train_tokenizer", never)
     with caplog.at_level(logging.INFO, "mom"):
         resumed = prepare(config)
-    (line,) = (r.getMessage() for r in caplog.records if "going on after" in r.getMessage())
-    assert 10 < int(line.split()[3]) < 50
+    (line,) = (r.getMessage() for r in caplog.records if "resuming after" in r.getMessage())
+    assert 10 < int(line.split()[2]) < 50
     for ours, theirs in ((resumed.train, whole.train), (resumed.validation, whole.validation)):
         assert ours.path.read_bytes() == theirs.path.read_bytes()
         assert (ours.num_bytes, ours.num_documents) == (theirs.num_bytes, theirs.num_documents)
@@ -379,4 +379,4 @@ def test_how_much_there_is_to_do_is_said_before_it_starts(
         prepare(config)
     lines = [record.getMessage() for record in caplog.records]
     assert any("MB of text" in line and "MB free" in line for line in lines)
-    assert f"{config.cache_dir} will probably not hold the tokens" in lines
+    assert f"{config.cache_dir} probably has too little space for the tokens" in lines

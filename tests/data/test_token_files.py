@@ -24,7 +24,7 @@ def test_round_trip(
     writer = TokenWriter(tmp_path_factory.mktemp("tokens") / "x.bin", np.dtype(dtype), end_of_text=65_535)
     for batch in batches:
         writer.write(batch)
-    file = writer.finished("print")
+    file = writer.finish("print")
     documents = [document for batch in batches for document in batch]
     expected = [token for ids, _ in documents for token in [*ids, 65_535]]
     assert file.tokens.tolist() == expected
@@ -33,23 +33,23 @@ def test_round_trip(
     assert file.num_bytes == sum(size for _, size in documents)
 
 
-def test_file_that_is_not_whole(tmp_path: Path) -> None:
+def test_incomplete_file(tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path / "x.bin", np.dtype("uint16"), end_of_text=0)
     writer.write([([1, 2, 3], 3)])
-    file = writer.finished("")
-    assert file.is_whole()
+    file = writer.finish("")
+    assert file.is_complete()
     file.path.write_bytes(file.path.read_bytes()[:-1])
-    assert not file.is_whole()
+    assert not file.is_complete()
     with pytest.raises(ValueError, match="does not hold 4 tokens"):
         _ = file.tokens
     file.path.unlink()
-    assert not file.is_whole()
+    assert not file.is_complete()
 
 
 def test_pickled_by_path(tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path / "x.bin", np.dtype("uint16"), end_of_text=0)
     writer.write([(list(range(10_000)), 0)])
-    file = writer.finished("")
+    file = writer.finish("")
     assert file.tokens[17] == 17
     pickled = pickle.dumps(file)
     assert len(pickled) < 1_000
@@ -62,7 +62,7 @@ def test_tokens_cannot_be_written_through(tmp_path: Path) -> None:
     writer = TokenWriter(tmp_path / "x.bin", np.dtype("uint16"), end_of_text=0)
     writer.write([([1], 1)])
     with pytest.raises(ValueError, match="read-only"):
-        writer.finished("").tokens[0] = 2
+        writer.finish("").tokens[0] = 2
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), [(257, "uint16"), (65_535, "uint16"), (65_536, "uint32")])
@@ -74,7 +74,7 @@ def test_bits_per_byte(tmp_path: Path) -> None:
     # Guessing evenly among 256 bytes costs 8 bits a byte; the end of the document is one token more.
     writer = TokenWriter(tmp_path / "x.bin", np.dtype("uint16"), end_of_text=256)
     writer.write([(list(b"abc"), 3)])
-    file = writer.finished("")
+    file = writer.finish("")
     assert file.bytes_per_token == 3 / 4
     assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8)
     assert bits_per_byte(math.log(256), file.bytes_per_token) == pytest.approx(8 * 4 / 3)

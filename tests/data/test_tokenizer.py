@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from mom.data import tokenizer as tokenizers
 from mom.data.tokenizer import END_OF_TEXT, load_tokenizer, text_encoder, tokenizer_identity, train_tokenizer
-from mom.errors import RequestError
+from mom.errors import UsageError
 from tests.helpers.texts import some_texts
 
 
@@ -54,7 +54,7 @@ def test_training_stops_at_its_share_of_the_corpus(monkeypatch: pytest.MonkeyPat
 
 
 def test_vocabulary_must_hold_all_bytes() -> None:
-    with pytest.raises(RequestError, match=r"data\.tokenizer_vocab_size: 256; at least 257"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer_vocab_size must be at least 257, .*, got 256"):
         train_tokenizer(["text"], 256)
 
 
@@ -86,26 +86,26 @@ def test_gpt2_files(tmp_path: Path, names: tuple[str, str]) -> None:
 
 def test_broken_merges_are_told_by_line(tmp_path: Path) -> None:
     (write_gpt2(tmp_path) / "vocab.bpe").write_text("#version: 0.2\nh e\nbroken\n")
-    with pytest.raises(RequestError, match=r"data\.tokenizer: .*vocab\.bpe:3; two tokens"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer: .*vocab\.bpe:3 must have two tokens"):
         load_tokenizer(str(tmp_path))
 
 
 def test_merges_that_are_not_the_vocabularys(tmp_path: Path) -> None:
     (write_gpt2(tmp_path) / "vocab.bpe").write_text("q q\n")
-    with pytest.raises(RequestError, match=r"data\.tokenizer"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer"):
         load_tokenizer(str(tmp_path))
 
 
 def test_no_end_of_text(trained: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     content = json.loads(trained.backend_tokenizer.to_str().replace(END_OF_TEXT, "<|start|>"))
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(RequestError, match="end-of-text token"):
+    with pytest.raises(UsageError, match="end-of-text token"):
         load_tokenizer(str(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["./missing/folder", "a/b/c", "no spaces", "missing.txt/", ""])
 def test_no_such_tokenizer(name: str) -> None:
-    with pytest.raises(RequestError, match=r"data\.tokenizer: .*; null to train one"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer must be null to train one, "):
         load_tokenizer(name)
 
 
@@ -114,16 +114,16 @@ def test_unknown_name_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(f"{name} is not a model identifier\nmore about it")
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", unknown)
-    with pytest.raises(RequestError, match="nobody/nothing is not a model identifier") as caught:
+    with pytest.raises(UsageError, match="nobody/nothing is not a model identifier") as caught:
         load_tokenizer("nobody/nothing")
     assert "\n" not in str(caught.value)
 
 
 def test_folder_without_a_tokenizer_and_foreign_file(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="no tokenizer in it"):
+    with pytest.raises(UsageError, match="which has no tokenizer"):
         load_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(RequestError, match=r"data\.tokenizer"):
+    with pytest.raises(UsageError, match=r"data\.tokenizer"):
         load_tokenizer(str(tmp_path / "tokenizer.json"))
 
 

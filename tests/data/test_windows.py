@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from mom.data.resumable import ResumableSampler
 from mom.data.token_files import TokenFile, TokenWriter
 from mom.data.windows import TokenWindows
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 
 def token_file(path: Path, count: int) -> TokenFile:
     writer = TokenWriter(path, np.dtype("uint16"), end_of_text=0)
     writer.write([(list(range(1, count)), count - 1)])
-    return writer.finished("")
+    return writer.finish("")
 
 
 @given(count=st.integers(1, 60), length=st.integers(1, 20))
@@ -148,7 +148,7 @@ def test_epoch_that_is_under_way_is_not_begun_again() -> None:
 
 def test_state_of_another_order_is_refused() -> None:
     state = ResumableSampler(100, 10, seed=5).state_after(3)
-    with pytest.raises(RequestError, match="seed: 6; 5, as in the checkpoint"):
+    with pytest.raises(UsageError, match="seed must be 5 as in the checkpoint, got 6"):
         ResumableSampler(100, 10, seed=6).load_state_dict(state)
-    with pytest.raises(RequestError, match="ckpt: data of 99 windows"):
+    with pytest.raises(UsageError, match="ckpt: it was trained on 100 samples, but the data has 99"):
         ResumableSampler(99, 10, seed=5).load_state_dict(state)

@@ -93,12 +93,15 @@ def test_truncation_never_eats_the_summary_and_is_counted(tmp_path, caplog):
     [
         (
             {"document": "a", "id": 1},
-            r"data.path: .*train.jsonl:2 \(no summary among document, id\); columns",
+            r"cannot read data.path: .*train.jsonl:2 has no column summary; its columns are document, id",
         ),
-        ({"document": " ", "summary": "b", "id": 1}, r"data.path: .*train.jsonl:2 \(document: ' '\); a text"),
+        (
+            {"document": " ", "summary": "b", "id": 1},
+            r"cannot read data.path: column document must not be blank, got ' ' in .*train.jsonl:2",
+        ),
         (
             {"document": "a", "summary": "word " * 60, "id": 1},
-            r"data.sequence_length: 64 \(.*train.jsonl:2 has a summary of \d+ tokens\); room for the whole",
+            r"data.sequence_length must leave room for the summary of \d+ tokens in .*train.jsonl:2, .*, got 64",
         ),
     ],
 )
@@ -115,16 +118,16 @@ def test_a_row_that_cannot_be_used_is_told_with_its_place(tmp_path, line, messag
 def test_missing_and_empty_files_are_refused(tmp_path):
     folder = write_xsum(tmp_path / "x")
     (folder / "validation.jsonl").write_text("", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"^data.path: .*x \(no row in validation\)"):
+    with pytest.raises(UsageError, match=r"^cannot read data.path: .*x has no rows for validation"):
         module(folder)
     (folder / "validation.jsonl").unlink()
     with pytest.raises(
-        UsageError, match=r"^data.path: .*x \(no validation\); a folder with validation.jsonl"
+        UsageError, match=r"^data.path must be a folder with validation.jsonl or validation.parquet, got .*x"
     ):
         module(folder)
-    for given, message in ((tmp_path / "y", r"\(not found\)"), (folder / "t.txt", "a file ending in .jsonl")):
+    for given, message in ((tmp_path / "y", "not found"), (folder / "t.txt", "a file ending in .jsonl")):
         (folder / "t.txt").touch()
-        with pytest.raises(UsageError, match=f"^data.path: .*{message}"):
+        with pytest.raises(UsageError, match=f"^data.path must be .*{message}"):
             module(given)
 
 

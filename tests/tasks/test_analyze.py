@@ -155,7 +155,12 @@ def test_some_stages_of_all_documents(tmp_path: Path) -> None:
         ({}, {"stages": [0, 1]}, {}, r"task.stages: \[0, 1\]; numbers below 1, the model's stages"),
         ({}, {"stages": []}, {}, r"task.stages must be null or a list of distinct items, got \[\]"),
         ({}, {"num_tokens": 1}, {}, "task.num_tokens must be at least 2, got 1"),
-        ({}, {"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
+        (
+            {},
+            {"split": "train"},
+            {"validation_fraction": 0.999},
+            "task.split=train needs at least two tokens",
+        ),
     ],
 )
 def test_what_cannot_be_analysed_is_refused(

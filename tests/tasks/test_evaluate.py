@@ -130,8 +130,8 @@ def test_text_shorter_than_a_window_is_one_window(tmp_path):
     [
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
         ({"stride": 32}, {}, r"task.stride: 32; below data.sequence_length \(32\)"),
-        ({}, {"tokenizer": "big"}, r"data.tokenizer: .*big.* \(310 tokens\); .*at most 300 tokens"),
-        ({"split": "train"}, {"validation_fraction": 0.999}, "data.path: .*two tokens or more"),
+        ({}, {"tokenizer": "big"}, r"data.tokenizer must be .*at most 300 tokens, got .*big with 310"),
+        ({"split": "train"}, {"validation_fraction": 0.999}, "task.split=train needs at least two tokens"),
     ],
 )
 def test_what_does_not_fit_the_model_is_refused(tmp_path, task, data, message):
@@ -148,7 +148,7 @@ def test_what_does_not_fit_the_model_is_refused(tmp_path, task, data, message):
 def test_weights_without_a_tokenizer_need_one(tmp_path):
     init = write_run(tmp_path / "first")
     (tmp_path / "first" / "tokenizer").rename(tmp_path / "elsewhere")
-    with pytest.raises(UsageError, match=r"^data.tokenizer: null; the tokenizer of .*none lies beside"):
+    with pytest.raises(UsageError, match=r"^no tokenizer found with .*; set data.tokenizer to its "):
         evaluated(tmp_path, init)
 
     assert "val/loss" in evaluated(tmp_path, init, tokenizer=str(tmp_path / "elsewhere"))

@@ -171,7 +171,7 @@ def test_dropout_of_its_own(tmp_path, init):
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ({"tasks": ["rte", "sst2"]}, {}, r"data.path: .*glue \(no train\); a folder with train.tsv"),
+        ({"tasks": ["rte", "sst2"]}, {}, r"data.path must be a folder with train.tsv, .*, got .*glue"),
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
         ({}, {"name": "rtee"}, "data.name must be one of .*, got rtee; did you mean rte"),
         ({"tasks": []}, {}, r"task.tasks must be null or a list of distinct items, got \[\]"),
@@ -201,7 +201,7 @@ def test_text_is_not_what_finetuning_takes():
 def test_a_batch_of_another_vocabulary_is_refused(tmp_path, init):
     write_glue(tmp_path / "glue", "rte")
     small = write_run(tmp_path / "small", vocab_size=VOCABULARY - 1)
-    with pytest.raises(UsageError, match=r"^data.tokenizer: .*\(300 tokens\); .* at most 299 tokens"):
+    with pytest.raises(UsageError, match=r"^data.tokenizer must be .* at most 299 tokens, got .* with 300"):
         tuned(tmp_path, small)
 
 
@@ -238,5 +238,7 @@ def test_an_epoch_on_several_processes_has_fewer_steps(tmp_path):
     ]
     assert counts == [1, 2, 4]
     assert [rows.num_train_batches(count) for count in counts[:2]] == [3, 1]
-    with pytest.raises(UsageError, match=r"^data.batch_size: 2 on 4 process\(es\); at most 6 in all"):
+    with pytest.raises(
+        UsageError, match=r"^data.batch_size=2 on 4 processes needs 8 training rows, but the data has 6"
+    ):
         rows.num_train_batches(4)

@@ -85,7 +85,7 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
             )
         ).data,
         1,
-        finetune.tokenizer_of(str(init), None, best.config),
+        finetune.load_model_tokenizer(str(init), None, best.config),
     )
     nats, count = 0.0, 0
     for row in data.splits["validation"]:

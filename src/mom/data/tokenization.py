@@ -63,7 +63,7 @@ def validation_limit(corpus: Corpus, fraction: float) -> int:
             return limit
         positions.add(position)
     if not positions:
-        raise UsageError(f"{corpus.option} has no documents, got {getattr(corpus, 'path', corpus.kind)}")
+        raise UsageError(f"{corpus.option}={getattr(corpus, 'path', corpus.kind)} has no documents")
     return min(positions) + 1 if len(positions) > 1 else limit
 
 

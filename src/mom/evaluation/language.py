@@ -13,7 +13,7 @@ from mom.config.checks import check_length
 from mom.console import print_report
 from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile
-from mom.data.tokenizer import find_tokenizer, tokenizer_of
+from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.data.windows import ScoringWindows
 from mom.errors import RequestError
 from mom.evaluation.measure import evaluate_module
@@ -35,13 +35,9 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """Language-model loss on the windows of a corpus; see :func:`run`."""
     _check_windows(task, data, model.config)
-    tokenizer_of(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenized
+    load_model_tokenizer(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenized
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
-    splits = ("train", "validation") if task.split == "all" else (task.split,)
-    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
-    if not files:
-        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
-        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
+    files = prepared.split_files(task.split)
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
     skipped = sum(one.num_skipped for one in windows)
     if skipped:

@@ -42,7 +42,7 @@ from mom.config import AnalyzeConfig, DataConfig, RunConfig
 from mom.console import print_table, standard_output
 from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile
-from mom.data.tokenizer import find_tokenizer, tokenizer_of
+from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.metrics.modules import KINDS, Pair, Removal
@@ -91,7 +91,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     assert isinstance(task, AnalyzeConfig) and isinstance(data, DataConfig) and source is not None
     model = load_model(source, option).eval()
     stages = _check(model, task, data, option, source)
-    tokenizer = tokenizer_of(source, data.tokenizer, model.config)
+    tokenizer = load_model_tokenizer(source, data.tokenizer, model.config)
     files, fingerprint = _text(task, data, source)
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
     model.to(fabric.device)
@@ -160,12 +160,7 @@ def _check(
 def _text(task: AnalyzeConfig, data: DataConfig, source: str) -> tuple[list[TokenFile], str]:
     """The tokens of the split, by the tokenizer of the weights, and the corpus's fingerprint."""
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
-    splits = ("train", "validation") if task.split == "all" else (task.split,)
-    files = [file for file in (getattr(prepared, name) for name in splits) if file.count > 1]
-    if not files:
-        option, given = ("data.path", data.path) if data.path else ("data.corpus", data.corpus)
-        raise RequestError(option, given, f"a corpus with two tokens or more for task.split={task.split}")
-    return files, prepared.fingerprint
+    return prepared.split_files(task.split), prepared.fingerprint
 
 
 def _record(

@@ -13,7 +13,7 @@ from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumCo
 from mom.config.checks import check_length
 from mom.console import print_report
 from mom.data.glue import TASKS, GlueDataModule
-from mom.data.tokenizer import tokenizer_of
+from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
 from mom.evaluation.glue import measure_glue, print_task
@@ -50,7 +50,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     assert isinstance(task, EvaluateConfig) and init is not None
     if task.harness is not None:
         model = load_model(init).eval()
-        tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+        tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
         return evaluate_harness(config, task, task.harness, model, tokenizer, run)
     if isinstance(data, DataConfig):
         return evaluate_text(config, task, data, init, load_model(init).eval(), run)
@@ -76,7 +76,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
         allowed = f"a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}"
         raise RequestError("init", f"{init}, a classifier of {', '.join(theirs)}", allowed)
     check_length(data.sequence_length, model.config.max_positions)
-    examples = GlueDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
+    examples = GlueDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
     module = ClassificationModule(
         model, dataclasses.asdict(config.optimizer), glue.metrics, sets=glue.validations
     )
@@ -89,7 +89,7 @@ def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirect
     """A language model on the summaries of the validation documents, and of the test documents if there are."""
     model = load_model(init)
     check_length(data.sequence_length, model.config.max_positions)
-    examples = XsumDataModule(data, config.seed, tokenizer_of(init, data.tokenizer, model.config))
+    examples = XsumDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
     return measure_xsum(config, module, examples, run, logged=True)
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from mom.config import RunConfig
-from mom.data.tokenizer import tokenizer_of
+from mom.data.tokenizer import load_model_tokenizer
 from mom.interop import load_model
 from mom.interop.export import export_model, model_card
 from mom.interop.loading import find_classifier
@@ -36,7 +36,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """
     assert config.init is not None
     model = find_classifier(config.init) or load_model(config.init)
-    tokenizer = tokenizer_of(config.init, config.data.tokenizer, model.config)
+    tokenizer = load_model_tokenizer(config.init, config.data.tokenizer, model.config)
     model.config.bos_token_id = model.config.eos_token_id = tokenizer.eos_token_id
     if model.can_generate():
         assert model.generation_config is not None

@@ -14,7 +14,7 @@ from mom.config import FinetuneConfig, GlueConfig, RunConfig, XsumConfig
 from mom.config.checks import check_length
 from mom.console import announce
 from mom.data.glue import TASKS, GlueDataModule
-from mom.data.tokenizer import tokenizer_of
+from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
 from mom.errors import RequestError
 from mom.evaluation.glue import glue_row, measure_glue, print_task
@@ -88,7 +88,7 @@ def finetune_glue(
     # Everything is read before anything is trained: the ninth task's missing file ends the run now.
     model = load_classifier(init, TASKS[names[0]].labels, option=option)
     check_length(data.sequence_length, model.config.max_positions)
-    tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+    tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
     of_task = {name: dataclasses.replace(data, name=name) for name in names}
     modules = {name: GlueDataModule(of_task[name], config.seed, tokenizer) for name in names}
     for name in names[1:]:
@@ -180,7 +180,7 @@ def finetune_xsum(
     if resume is not None:
         check_head(resume, None)
         check_architecture(resume, model.config.to_dict())
-    tokenizer = tokenizer_of(init, data.tokenizer, model.config)
+    tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
     examples = XsumDataModule(data, config.seed, tokenizer)
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
     steps = min(

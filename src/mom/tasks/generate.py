@@ -13,7 +13,7 @@ from lightning.pytorch import seed_everything
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextStreamer
 
 from mom.config import GenerateConfig, RunConfig
-from mom.data.tokenizer import tokenizer_of
+from mom.data.tokenizer import load_model_tokenizer
 from mom.errors import RequestError
 from mom.interop import load_model
 from mom.model import MoMConfig, MoMForCausalLM
@@ -43,7 +43,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     assert isinstance(task, GenerateConfig) and config.init is not None
     prompts = [task.prompt] if task.prompt is not None else list(read_prompts(Path(task.prompts or "")))
     model = load_model(config.init).eval()
-    tokenizer = tokenizer_of(config.init, config.data.tokenizer, model.config)
+    tokenizer = load_model_tokenizer(config.init, config.data.tokenizer, model.config)
     encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts]
     options = generation_options(task, tokenizer)
     seed_everything(config.seed, workers=True, verbose=False)
