@@ -1,36 +1,105 @@
-"""Terminal output: tables, reports and announcements, from the first process only where there are several."""
+"""Terminal output: tables and messages, printed by the first process only."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-_WIDEST = 1000
+MISSING = "–"
+"""A table's cell for a value that does not exist."""
+
+_MAX_WIDTH = 1000
+
+MetricRow = tuple[str, str, str]
+"""A row of :func:`metrics_table`: label, name of the metric, and format."""
 
 
 def standard_output(width: int | None = None) -> Console:
-    """The terminal, or where the output goes in its place; brackets are text there, not markup.
+    """Return the console of the standard output; square brackets are printed, not interpreted as markup.
 
     Args:
-        width: in characters; ``None`` takes the terminal's.
+        width: in characters; ``None`` is the terminal's.
     """
     return Console(width=width, markup=False)
 
 
-def print_table(table: Table, console: Console) -> None:
-    """Print a table; where the output is no terminal, no column is cut or folded to a terminal's width."""
+def build_table(
+    headings: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+    texts: int = 1,
+    **options: Any,
+) -> Table:
+    """Build a table of texts and numbers.
+
+    Args:
+        headings: one per column.
+        rows: their cells; ``None`` is shown as a dash.
+        title: above the table.
+        caption: below the table.
+        texts: number of leading columns that are left-aligned; the others are right-aligned.
+        options: further options of ``rich.table.Table``.
+    """
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", **options)
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < texts else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*(MISSING if cell is None else cell for cell in row))
+    return table
+
+
+def metrics_table(
+    columns: Mapping[str, Mapping[str, float]],
+    rows: Iterable[MetricRow],
+    title: str,
+    caption: str | None = None,
+) -> Table:
+    """Build a table with a column of metrics for each model.
+
+    Args:
+        columns: heading → metrics. A metric that a model lacks is shown as a dash; one that all lack is omitted.
+        rows: the metrics to show.
+        title: above the table.
+        caption: below the table.
+    """
+    body = []
+    for label, name, form in rows:
+        values = [metrics.get(name) for metrics in columns.values()]
+        if any(value is not None for value in values):
+            body.append([label, *(None if value is None else form.format(value) for value in values)])
+    return build_table(["", *columns], body, title=title, caption=caption)
+
+
+def print_table(table: Table, console: Console | None = None, *, directory: Path | None = None) -> None:
+    """Print a table; if the output is not a terminal, no column is truncated or wrapped to fit a terminal.
+
+    Args:
+        table: the table.
+        console: where to print; ``None`` is the standard output.
+        directory: where the results were written, mentioned below the table.
+    """
+    if not _is_first_process():
+        return
+    console = console or standard_output()
     if not console.is_terminal:
-        wanted = console.measure(table, options=console.options.update(max_width=_WIDEST)).maximum
-        console.width = max(console.width, wanted)
+        needed = console.measure(table, options=console.options.update(max_width=_MAX_WIDTH)).maximum
+        console.width = max(console.width, needed)
     console.print(table)
+    if directory is not None:
+        print_line(f"Written to {directory}", console)
 
 
 def print_report(
     table: Table, directory: Path, console: Console | None = None, picture: Path | None = None
 ) -> None:
-    """Print a table and where its run was written.
+    """Print a run's results and where they were written.
 
     Args:
         table: the results.
@@ -42,19 +111,24 @@ def print_report(
         return
     console = console or standard_output()
     console.print()
-    print_table(table, console)
-    console.print(f"Written to {directory}", soft_wrap=True, highlight=False)
+    print_table(table, console, directory=directory)
     if picture is not None and picture.is_file():
-        console.print(f"Which modules each round used: {picture}", soft_wrap=True, highlight=False)
+        print_line(f"Modules used in each round: {picture}", console)
+
+
+def print_line(text: str, console: Console | None = None) -> None:
+    """Print a line that is neither wrapped nor highlighted."""
+    if _is_first_process():
+        (console or standard_output()).print(text, soft_wrap=True, highlight=False)
 
 
 def announce(message: str) -> None:
-    """Print what comes next."""
+    """Print what starts now."""
     if _is_first_process():
         print(message, flush=True)
 
 
 def _is_first_process() -> bool:
-    from lightning.fabric.utilities.rank_zero import rank_zero_only  # here, as it takes a second to import
-
-    return getattr(rank_zero_only, "rank", 0) == 0
+    """Return whether this is the first process; there is only one if Lightning was never imported."""
+    lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
+    return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) == 0

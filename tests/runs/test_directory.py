@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs import directory as run_directory
 from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir
 
@@ -45,7 +45,7 @@ def test_the_name_given_wins_then_the_launching_process(monkeypatch: pytest.Monk
 def test_processes_started_from_outside_need_one_name(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
     monkeypatch.setenv(variable, "2")
 
-    with pytest.raises(RequestError, match=r"^run_dir: null; "):
+    with pytest.raises(UsageError, match=r"^run_dir must be set .*, got null"):
         choose_run_dir("pretrain", None)
     assert choose_run_dir("pretrain", "mine") == "mine"
 
@@ -83,9 +83,7 @@ def test_a_full_disk_is_a_refusal_that_says_so(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(run_directory.os, "fsync", full)
-    with pytest.raises(
-        RequestError, match=r"^run_dir: .*; a folder that can be written: No space left on device$"
-    ):
+    with pytest.raises(UsageError, match=r"^cannot write to run_dir .*: No space left on device$"):
         run.status("running")
 
 
@@ -93,7 +91,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     for path in (tmp_path / "file", tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
-        with pytest.raises(RequestError, match=r"^run_dir: .*; a folder that can be written: "):
+        with pytest.raises(UsageError, match=r"^cannot write to run_dir .*: "):
             RunDirectory(path)
     assert names(tmp_path) == {"file"}
 
@@ -105,7 +103,7 @@ def test_a_folder_that_cannot_be_written_is_refused_and_removed(
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(run_directory.tempfile, "TemporaryFile", denied)
-    with pytest.raises(RequestError, match="Permission denied"):
+    with pytest.raises(UsageError, match="Permission denied"):
         RunDirectory(tmp_path / "a" / "b")
 
     assert not names(tmp_path)

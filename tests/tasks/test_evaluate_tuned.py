@@ -67,7 +67,7 @@ def test_glue_is_measured_as_after_its_training(folder, capsys, name):
     assert_same_measures(found, trained)
     for file in (run / "submission").iterdir():
         assert (where / "submission" / file.name).read_bytes() == file.read_bytes()
-    assert ("mean label" if name == "stsb" else "commonest label") in capsys.readouterr().out
+    assert ("mean label" if name == "stsb" else "majority class") in capsys.readouterr().out
     assert (where / "metrics.csv").is_file()
     assert not (where / "checkpoints").exists()
 

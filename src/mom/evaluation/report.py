@@ -1,10 +1,12 @@
-"""The table at the end of a run."""
+"""The table of results at the end of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 from rich.table import Table
+
+from mom.console import metrics_table
 
 ROWS = (
     ("validation loss (nats/token)", "val/loss", "{:.4f}"),
@@ -25,18 +27,5 @@ ROWS = (
 def results_table(
     columns: Mapping[str, Mapping[str, float]], title: str, caption: str | None = None
 ) -> Table:
-    """A table with one column of results per model.
-
-    Args:
-        columns: heading → metrics; a metric a model does not have shows as a dash, one that none has is left
-        out. title: over the table. caption: under it.
-    """
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for heading in columns:
-        table.add_column(heading, justify="right")
-    for label, name, form in ROWS:
-        values = [metrics.get(name) for metrics in columns.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *("–" if value is None else form.format(value) for value in values))
-    return table
+    """Build a table with one column of results per model; see :func:`mom.console.metrics_table`."""
+    return metrics_table(columns, ROWS, title, caption)
