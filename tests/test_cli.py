@@ -120,7 +120,7 @@ def test_a_run_without_a_name_gets_one(launch: Callable[..., int]) -> None:
         (["--config-name=other"], "--config-name must be config, got other"),
         (["-m", "seed=1,x"], "seed must be an integer, got x"),
         (["-m", "router=gru,mlpp"], "router must be one of "),
-        (["run_dir=/dev/null/x"], "run_dir"),
+        (["run_dir=/dev/null/x"], "cannot write to run_dir /dev/null/x: "),
     ],
 )
 def test_a_wrong_request_is_one_line_and_leaves_nothing(

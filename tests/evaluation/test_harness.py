@@ -149,16 +149,9 @@ def test_an_unknown_task_is_one_line(tmp_path, init):
             {"harness": ["tiny_choice"], "harness_path": "no/where"},
             "task.harness_path must be a folder .*, got no/where",
         ),
-<<<<<<< HEAD
-        ({"harness": ["tiny_choice"], "harness_path": "no/where"}, "task.harness_path: no/where; a folder"),
         ({"harness": []}, "harness must name at least one task"),
         ({"harness_limit": 3}, "task.harness_limit requires harness"),
         ({"harness": ["tiny_choice"], "stride": 4}, "task.stride cannot be combined with harness"),
-=======
-        ({"harness": []}, r"harness: \[\]; names of tasks"),
-        ({"harness_limit": 3}, r"task.harness_limit: 3; null without harness"),
-        ({"harness": ["tiny_choice"], "stride": 4}, r"task.stride: 4; null with harness"),
->>>>>>> bcb1d27 (One table printer and one metrics table in console; the run directory writes text files; evaluation in plain English)
     ):
         with pytest.raises(UsageError, match=f"^{message}"):
             evaluated(tmp_path, init, **task)
@@ -199,11 +192,7 @@ def test_a_group_or_an_unknown_name_takes_all_files(monkeypatch):
 def test_without_the_extra_it_says_what_to_install(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", None)
     with pytest.raises(
-<<<<<<< HEAD
-        UsageError, match=r"^harness: lm-eval is not installed; pip install 'mixture-of-modules\[harness\]'"
-=======
         UsageError, match=r"^harness requires lm-eval: pip install 'mixture-of-modules\[harness\]'"
->>>>>>> bcb1d27 (One table printer and one metrics table in console; the run directory writes text files; evaluation in plain English)
     ):
         adapter(model, small_tokenizer(), 1)
 

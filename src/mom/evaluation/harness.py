@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mom.errors import UsageError, first_line, nearest
+from mom.errors import UsageError, did_you_mean, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -83,10 +83,9 @@ def run_harness(
     manager = task_manager(tasks, path)
     for name in tasks:
         if name not in manager.all_tasks:
-            close = nearest(name, manager.all_tasks)
-            hint = f"; did you mean {close}?" if close else ""
+            known = manager.all_tasks
             raise UsageError(
-                f"harness must name tasks of lm-eval ({len(manager.all_tasks)} are known), got {name}{hint}"
+                f"harness must name tasks of lm-eval ({len(known)} are known), got {name}{did_you_mean(name, known)}"
             )
     try:
         results = lm_eval.simple_evaluate(

@@ -111,11 +111,7 @@ def evaluate_harness(
         names,
         batch_size=config.data.batch_size,
         path=task.harness_path,
-<<<<<<< HEAD
-        shots=task.num_fewshot,
-=======
-        num_fewshot=task.harness_shots,
->>>>>>> bcb1d27 (One table printer and one metrics table in console; the run directory writes text files; evaluation in plain English)
+        num_fewshot=task.num_fewshot,
         limit=task.harness_limit,
         seed=config.seed,
     )
