@@ -30,7 +30,7 @@ from benchmarks.callbacks import measure_callbacks
 from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
 from benchmarks.naive import naive_loss
 from benchmarks.setting import SIZES, Setting, Size
-from mom.cost.estimate import Usage, flops_per_token
+from mom.cost.estimate import Usage, flops_per_token, measured_usage
 from mom.cost.machine import keep_freed_memory, peak_memory, synchronize
 from mom.model import MoMConfig, MoMForCausalLM
 
@@ -63,7 +63,7 @@ class Bench(Setting):
         """What the batch uses of a model's modules."""
         with torch.no_grad(), self.autocast():
             output = model(input_ids=self.ids if ids is None else ids, output_routing=True, logits_to_keep=1)
-        return Usage.of(model.config, output.routing)
+        return measured_usage(model.config, output.routing)
 
     def training(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Callable[[], None]:
         """Forward and backward of one of our models."""
@@ -123,7 +123,7 @@ class Bench(Setting):
                 **dict.fromkeys(beside, theirs),
                 "matmul": 2.0 * size.matmul**3,
             },
-        ) | {"usage/attention": usage.attention, "usage/ffn": usage.ffn, "dense/layers": layers}
+        ) | {**{f"usage/{name}": value for name, value in usage.items()}, "dense/layers": layers}
 
     def flops(self, config: MoMConfig, usage: Usage | None = None) -> float:
         """Operations of a training step on this batch."""

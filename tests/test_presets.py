@@ -9,7 +9,13 @@ import torch
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.cost.estimate import Usage, flops_per_token, forward_memory, num_parameters
+from mom.cost.estimate import (
+    flops_per_token,
+    forward_memory,
+    measured_usage,
+    nominal_usage,
+    num_parameters,
+)
 from mom.model import MoMConfig, MoMForCausalLM
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -83,6 +89,6 @@ def test_every_model_trains_a_step_at_reduced_size(name):
         optimizer.zero_grad()
         losses.append(float(out.loss.detach()))
     assert losses[1] < losses[0]
-    usage = Usage.of(model.config, out.routing)
-    nominal = Usage.nominal(model.config)
-    assert usage.attention <= nominal.attention + 1e-6 and usage.ffn <= nominal.ffn + 1e-6
+    usage = measured_usage(model.config, out.routing)
+    nominal = nominal_usage(model.config)
+    assert usage["attention"] <= nominal["attention"] + 1e-6 and usage["ffn"] <= nominal["ffn"] + 1e-6

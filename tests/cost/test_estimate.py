@@ -8,10 +8,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mom.cost.estimate import (
-    Usage,
     flops_per_token,
     forward_memory,
     kv_cache_bytes_per_token,
+    nominal_usage,
     num_active_parameters,
     num_parameters,
 )
@@ -75,7 +75,7 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
                 ("ffn", model.config.num_ffn_modules),
             )
         ]
-        usage = Usage(*(sum(one) / len(one) for one in ran))
+        usage = dict(zip(("attention", "ffn"), (sum(one) / len(one) for one in ran), strict=True))
     ours = flops_per_token(model.config, 16, usage)
     # It takes attention as full, not causal: T keys for each query where ours has (T + 1) / 2.
     full = ours.attention * 2 * 16 / 17
@@ -98,8 +98,8 @@ def test_training_flops_equal_pytorchs_counter(block):
 
 def test_actual_usage_costs_no_more_than_nominal_and_scales_the_modules_only():
     config = small_config()
-    nominal, half = flops_per_token(config, 16), flops_per_token(config, 16, Usage(1.0, 1.0))
-    assert Usage.nominal(config) == Usage(2.0, 2.0)
+    nominal, half = flops_per_token(config, 16), flops_per_token(config, 16, {"attention": 1.0, "ffn": 1.0})
+    assert nominal_usage(config) == {"attention": 2.0, "ffn": 2.0}
     assert half.modules == nominal.modules / 2
     assert nominal.total - half.total == half.modules
     assert nominal.training == 3 * nominal.total

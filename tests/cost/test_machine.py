@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mom.cost import machine as measurement
-from mom.cost.machine import matmul_rate, peak_flops, peak_memory, product_dtype_of
+from mom.cost.machine import matmul_dtype, matmul_rate, peak_flops, peak_memory
 
 
 def test_the_peak_is_what_stands_at_once():
@@ -35,9 +35,9 @@ def test_a_backward_pass_counts_too():
 def test_an_unknown_device_is_measured(monkeypatch):
     rate, source = peak_flops(torch.device("cpu"), torch.float32)
     assert rate == matmul_rate("cpu", torch.float32) > 1e8
-    assert source == "measured by a matrix product"
+    assert source == "measured with a matmul"
     monkeypatch.setattr(measurement, "get_available_flops", lambda device, dtype: 5)
-    assert peak_flops(torch.device("cuda"), torch.bfloat16) == (5.0, "the maker's figure")
+    assert peak_flops(torch.device("cuda"), torch.bfloat16) == (5.0, "manufacturer's figure")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_an_unknown_device_is_measured(monkeypatch):
     ],
 )
 def test_the_precision_says_what_products_run_in(precision, dtype):
-    assert product_dtype_of(precision) is dtype
+    assert matmul_dtype(precision) is dtype
 
 
 KEEPING = """

@@ -11,7 +11,7 @@ import pytest
 
 from mom.analysis.traces import Traces
 from mom.config import bind
-from mom.cost.estimate import Usage, flops_per_token
+from mom.cost.estimate import flops_per_token
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
@@ -77,7 +77,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
         for kind in ("attention", "ffn")
     ]
     assert summary["flops/forward_actual"] == pytest.approx(
-        32 * flops_per_token(model.config, 32, Usage(*per_step)).total
+        32 * flops_per_token(model.config, 32, dict(zip(("attention", "ffn"), per_step, strict=True))).total
     )
     assert summary["flops/forward_actual"] < summary["flops/forward"]
     removal = rows_of(folder, "removal")

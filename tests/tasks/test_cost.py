@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from mom.cli import main
 from mom.config import bind
-from mom.cost.estimate import Usage, flops_per_token, num_parameters
+from mom.cost.estimate import flops_per_token, measured_usage, num_parameters
 from mom.errors import RequestError
 from mom.model import MoMConfig
 from mom.runs.directory import RunDirectory
@@ -61,12 +61,12 @@ def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         used = [
-            Usage.of(model.config, model(input_ids=ids, output_routing=True).routing)
+            measured_usage(model.config, model(input_ids=ids, output_routing=True).routing)
             for ids in [torch.randint(300, (2, 16), generator=generator) for _ in range(4)]
         ]
-    assert summary["usage/attention"] == pytest.approx(sum(one.attention for one in used) / 4)
+    assert summary["usage/attention"] == pytest.approx(sum(one["attention"] for one in used) / 4)
     assert 1 <= summary["usage/ffn"] < 2  # SKIP takes a place somewhere
-    usage = Usage(summary["usage/attention"], summary["usage/ffn"])
+    usage = {name: summary[f"usage/{name}"] for name in ("attention", "ffn")}
     assert summary["flops/forward_actual"] == 16 * flops_per_token(model.config, 16, usage).total
     assert summary["flops/forward_actual"] < summary["flops/forward"]
     assert file["settings"]["routed_on"] == "random"

@@ -10,7 +10,7 @@ from mom.analysis.messages import describe_binned, describe_removal, describe_si
 from mom.analysis.report.page import ReportFigure
 from mom.analysis.statistics import Depths, Routing
 from mom.analysis.traces import Header
-from mom.cost.estimate import Usage, flops_per_token, num_parameters
+from mom.cost.estimate import flops_per_token, num_parameters
 from mom.metrics.modules import Pair, Removal
 from mom.metrics.routing import POOLS
 from mom.model import MoMForCausalLM
@@ -56,7 +56,7 @@ def measured(
         facts[f"routing/{kind}/skip_share"] = float(one.places[:, -1].sum() / one.places.sum())
     facts["flops/forward"] = flops_per_token(config, length).total * length
     if len(header.stages) == config.num_stages:
-        facts["flops/forward_actual"] = flops_per_token(config, length, Usage(**used)).total * length
+        facts["flops/forward_actual"] = flops_per_token(config, length, used).total * length
     if removal is not None:
         droppable = removal.droppable(tolerance)
         facts |= {"removal/loss": removal.loss, "removal/tokens": removal.tokens}

@@ -8,9 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from mom.callbacks.window import WindowedStatistics, config_of, forward_flops
-from mom.cost.estimate import Usage
+from mom.cost.estimate import nominal_usage
 from mom.metrics.depth import depth_metrics, depth_sums
-from mom.metrics.routing import POOLS
 from mom.metrics.sums import Sums, Totals
 
 
@@ -44,10 +43,13 @@ class EffectiveDepth(WindowedStatistics):
             return {}
         tokens = float(totals["histogram"].sum())
         rounds = config.graph_depth - config.fixed_depth
-        used = (float(totals[f"{pool}_modules"]) / (tokens * max(1, rounds)) for pool in POOLS)
+        used = {
+            pool.name: float(totals[f"{pool.name}_modules"]) / (tokens * max(1, rounds))
+            for pool in config.pools()
+        }
         length = float(totals["lengths"]) / tokens
-        flops = forward_flops(pl_module, length, Usage(*used))
+        flops = forward_flops(pl_module, length, used)
         return {f"depth/{name}": value for name, value in metrics.items()} | {
             "compute/flops_per_token": flops,
-            "compute/share_of_nominal": flops / forward_flops(pl_module, length, Usage.nominal(config)),
+            "compute/share_of_nominal": flops / forward_flops(pl_module, length, nominal_usage(config)),
         }

@@ -12,8 +12,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.callbacks.window import config_of, forward_flops, logs_next_step
-from mom.cost.estimate import Usage
-from mom.cost.machine import peak_flops, product_dtype_of
+from mom.cost.estimate import measured_usage
+from mom.cost.machine import matmul_dtype, peak_flops
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class ThroughputMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start from nothing: a callback may see several trainings."""
         self._reset()
-        dtype = product_dtype_of(trainer.precision)
+        dtype = matmul_dtype(trainer.precision)
         rate, source = peak_flops(trainer.strategy.root_device, dtype)
         self._peak = rate * trainer.world_size
         _tell(f"throughput/mfu: of {rate / 1e9:,.0f} GFLOP/s ({str(dtype).removeprefix('torch.')}), {source}")
@@ -164,7 +164,7 @@ def _rate(start: tuple[float, int], end: tuple[float, int]) -> float | None:
 def _training_flops(pl_module: LightningModule, outputs: Mapping[str, Any], length: float) -> float:
     """Useful operations of a training step, per token, at the modules that this batch used."""
     config = config_of(pl_module)
-    return 3 * forward_flops(pl_module, length, Usage.of(config, outputs["routing"]))
+    return 3 * forward_flops(pl_module, length, measured_usage(config, outputs["routing"]))
 
 
 @rank_zero_only

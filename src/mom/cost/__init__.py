@@ -1,1 +1,1 @@
-"""What a model costs: parameters, depth, FLOPs and memory, estimated and measured."""
+"""The cost of a model, estimated and measured: parameters, depth, FLOPs, and memory."""

@@ -1,29 +1,25 @@
-"""The largest pool, K or H whose cost stays within that of another model."""
+"""Find the largest pool size, K, or number of rounds whose cost stays within that of another model."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from mom.cost.estimate import flops_per_token, forward_memory, num_parameters
 from mom.model import MoMConfig
 
-FIELDS: Mapping[str, tuple[str, ...]] = {
-    "modules": ("num_attention_modules", "num_ffn_modules"),
-    "top_k": ("top_k",),
-    "rounds": ("num_rounds",),
-}
-"""What can be solved for, and the fields of :class:`MoMConfig` that move together with it."""
+FIELDS = ("modules", "top_k", "rounds")
+"""What can be solved for: modules of every pool together, K, or the number of rounds H."""
 
 DEFAULT_FIELD: Mapping[str, str] = {"params": "modules", "flops": "rounds", "memory": "modules"}
-"""What is solved for where nothing is said: the one that each cost depends on most."""
+"""For each cost, the field solved for by default: the one it depends on most."""
 
-
-MOST = 4096
-"""Where the search ends."""
+LIMIT = 4096
+"""Largest value that is tried."""
 
 
 def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Callable[[MoMConfig], float]]:
-    """What can be budgeted, as functions of a configuration.
+    """Return the costs that a budget may limit, as functions of a configuration.
 
     Args:
         length: T, tokens in a sequence.
@@ -31,7 +27,8 @@ def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Calla
         number_bytes: bytes of a parameter and of an activation.
 
     Returns:
-        ``params``: parameters; ``flops``: of a forward over one sequence, no SKIP; ``memory``: bytes of a forward.
+        ``params``: parameters; ``flops``: FLOPs of a forward pass over one sequence, without SKIP; ``memory``: bytes
+        of a forward pass.
     """
     return {
         "params": num_parameters,
@@ -40,31 +37,51 @@ def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Calla
     }
 
 
+def options_of(config: MoMConfig, field: str) -> tuple[str, ...]:
+    """Return the model options that a field stands for, such as ``num_rounds`` or ``pools.ffn.num_modules``."""
+    if field == "modules":
+        flat = {layout.name: f"num_{layout.kind.name}_modules" for layout in config.pools()}
+        if not isinstance(config.pool_specs, Mapping) and all(hasattr(config, one) for one in flat.values()):
+            return tuple(flat.values())
+        return tuple(f"pools.{name}.num_modules" for name in flat)
+    return ("top_k",) if field == "top_k" else ("num_rounds",)
+
+
 def with_value(config: MoMConfig, field: str, value: int) -> MoMConfig | None:
-    """The configuration with another pool size, K or H; ``None`` if there is no such model."""
+    """Return the configuration with another pool size, K, or H; ``None`` if it is not valid."""
+    changed: dict[str, Any] = config.to_dict()
+    names = options_of(config, field)
+    if names[0].startswith("pools."):
+        specs = config.pool_specs if isinstance(config.pool_specs, Mapping) else {}
+        changed["pools"] = {
+            layout.name: {"kind": layout.kind.name, **(specs.get(layout.name) or {}), "num_modules": value}
+            for layout in config.pools()
+        }
+    else:
+        changed |= dict.fromkeys(names, value)
     try:
-        return MoMConfig.from_dict({**config.to_dict(), **dict.fromkeys(FIELDS[field], value)})
+        return MoMConfig.from_dict(changed)
     except ValueError:
         return None
 
 
 def solve(
-    config: MoMConfig, field: str, limit: float, cost: Callable[[MoMConfig], float], most: int = MOST
+    config: MoMConfig, field: str, limit: float, cost: Callable[[MoMConfig], float], most: int = LIMIT
 ) -> int | None:
-    """The largest value of a field at which the model costs no more than ``limit``, by bisection.
+    """Find the largest value of a field at which the model costs no more than ``limit``, by bisection.
 
-    The costs grow with each field. Values that no model has (a K larger than the choices of a round) count as
-    too large, and so do those below the smallest that one has as small enough.
+    Costs grow with each field. Values that are not valid count as too large (a K above the choices of a round), or as
+    too small if they are below the smallest valid one.
 
     Args:
         config: the model whose field is varied.
-        field: a key of :data:`FIELDS`.
-        limit: in the units of ``cost``.
-        cost: what a configuration costs.
-        most: where the search ends.
+        field: one of :data:`FIELDS`.
+        limit: the budget, in the units of ``cost``.
+        cost: returns the cost of a configuration.
+        most: largest value to try.
 
     Returns:
-        The value; ``None`` if no model with this field is within the limit.
+        The value; ``None`` if no valid value is within the limit.
     """
     least = next(
         (value for value in range(1, most + 1) if with_value(config, field, value) is not None), None
@@ -73,12 +90,12 @@ def solve(
         return None
 
     def fits(value: int) -> bool:
-        made = with_value(config, field, value)
-        return made is not None and cost(made) <= limit
+        changed = with_value(config, field, value)
+        return changed is not None and cost(changed) <= limit
 
     if not fits(least):
         return None
-    low, high = least, most + 1  # low fits, high does not or is past the end
+    low, high = least, most + 1  # low fits; high does not, or is beyond the last
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

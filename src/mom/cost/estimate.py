@@ -1,62 +1,56 @@
-"""What a configuration costs, from the configuration alone: parameters, depth, FLOPs, cache (DESIGN §3).
+"""Estimate a model's cost from its configuration: parameters, FLOPs, cache, and memory of a forward pass.
 
-FLOPs count 2 per multiply-add of matrix products and attention, as PyTorch's own counter does; element-wise work
-is left out. A training step costs three forwards (the backward pass has two products for each of the forward's).
+FLOPs count 2 per multiply-add of matmuls and attention, as PyTorch's own counter does; elementwise operations are not
+counted. A training step costs three forward passes, since the backward pass has two matmuls for each of the forward's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mom.cost.machine import product_dtype_of
+from mom.cost.machine import matmul_dtype
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.pool import worth_folding
+from mom.model.pools import PoolKind
+from mom.model.registry import pools as pool_kinds
+from mom.model.schedules import PoolLayout
+
+Usage = Mapping[str, float]
+"""For each pool, the modules that a token runs in one step (0 to K), on average over tokens and rounds."""
 
 
-@dataclass(frozen=True)
-class Usage:
-    """Modules that a token runs in one step of each pool, on average over tokens and rounds.
+def nominal_usage(config: MoMConfig) -> Usage:
+    """Return the most modules that a token may run: no assignment goes to SKIP."""
+    if config.num_stages == 0:
+        return {layout.name: 0.0 for layout in config.pools()}
+    return {layout.name: layout.most_modules() for layout in config.pools()}
 
-    Attributes:
-        attention: attention modules per step, 0 to K.
-        ffn: feed-forward modules per step, 0 to K.
+
+def measured_usage(config: MoMConfig, routing: Sequence[Any]) -> Usage:
+    """Average the modules that tokens ran over the routing records of a forward pass; all positions count.
+
+    Args:
+        config: the model's configuration.
+        routing: the records of all rounds; empty for a plain transformer.
     """
-
-    attention: float
-    ffn: float
-
-    @classmethod
-    def nominal(cls, config: MoMConfig) -> Usage:
-        """Every place holds a module, as many as a round may choose: what a token may cost at most."""
-        if config.num_stages == 0:
-            return cls(0.0, 0.0)
-        return cls(*(layout.most_modules() for layout in config.pools()))
-
-    @classmethod
-    def of(cls, config: MoMConfig, routing: Sequence[Any]) -> Usage:
-        """What was used, from the records that the model returns for its rounds; all positions count.
-
-        Args:
-            config: the model's configuration.
-            routing: the records of all rounds; empty for a plain model.
-        """
-        if not routing:
-            return cls(0.0, 0.0)
-        pools = (("attention", config.num_attention_modules), ("ffn", config.num_ffn_modules))
-        used = [
-            torch.stack([(getattr(one, pool).selected < size).sum(-1).float().mean() for one in routing])
-            for pool, size in pools
-        ]
-        return cls(*torch.stack([one.mean() for one in used]).tolist())
+    layouts = config.pools()
+    if not routing:
+        return {layout.name: 0.0 for layout in layouts}
+    used = []
+    for layout in layouts:
+        records = [getattr(decided, layout.name) for decided in routing]
+        per_round = [(one.selected < layout.num_modules).sum(-1).float().mean() for one in records]
+        used.append(torch.stack(per_round).mean())
+    return dict(zip((layout.name for layout in layouts), torch.stack(used).tolist(), strict=True))
 
 
 @dataclass(frozen=True)
 class Flops:
-    """Floating-point operations of a forward, per token.
+    """FLOPs of a forward pass, per token.
 
     Attributes:
         blocks: projections of the plain blocks.
@@ -74,75 +68,81 @@ class Flops:
 
     @property
     def total(self) -> float:
-        """All parts of a forward, per token."""
+        """FLOPs of a forward pass, per token."""
         return self.blocks + self.modules + self.attention + self.routers + self.head
 
     @property
     def training(self) -> float:
-        """A training step, per token: three forwards."""
+        """FLOPs of a training step, per token: three forward passes."""
         return 3 * self.total
 
 
 def num_parameters(config: MoMConfig) -> int:
-    """All parameters, the tied head counted once; from the built model on the meta device."""
+    """Count all parameters, a tied head once, by building the model on the meta device."""
     with torch.device("meta"):
         model = MoMForCausalLM(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> float:
-    """Parameters that a token passes, each counted once: all but the modules that no round can need.
+    """Count the parameters that a token passes, each once: all except modules that no round can need.
 
-    A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds x usage`` different ones.
+    A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds * usage`` different ones.
     """
-    usage = usage or Usage.nominal(config)
+    usage = usage or nominal_usage(config)
     if config.num_stages == 0:
         return num_parameters(config)
-    attention_module, ffn_module = (layout.kind.num_parameters(config) for layout in config.pools())
-    idle_attention = config.num_attention_modules - min(
-        config.num_attention_modules, config.num_rounds * usage.attention
-    )
-    idle_ffn = config.num_ffn_modules - min(config.num_ffn_modules, config.num_rounds * usage.ffn)
-    idle = config.num_stages * (idle_attention * attention_module + idle_ffn * ffn_module)
-    return num_parameters(config) - idle
+    idle = 0.0
+    for layout in config.pools():
+        num_used = min(layout.num_modules, config.num_rounds * usage[layout.name])
+        idle += (layout.num_modules - num_used) * layout.kind.num_parameters(config)
+    return num_parameters(config) - config.num_stages * idle
 
 
 def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | None = None) -> Flops:
-    """Forward FLOPs per token at a sequence length.
+    """Count the FLOPs of a forward pass per token at a sequence length.
 
     Args:
         config: the model's configuration.
-        sequence_length: T; causal attention sees (T + 1) / 2 keys on average. A mean over sequences may be given.
-        usage: modules per step; ``None`` counts K (no SKIP). Every round attends over all tokens, whoever skips.
+        sequence_length: T, or a mean over sequences; a token attends to (T + 1) / 2 keys on average.
+        usage: modules per step; ``None`` counts K (no SKIP). Every round attends over all tokens, including those
+            that skip.
     """
-    usage = usage or Usage.nominal(config)
-    width, hidden = config.d_model, config.ffn_width
-    ffn_matrices = 3 if config.components.gated else 2
-    attention_projections, ffn_projections = 2 * 4 * width * width, 2 * ffn_matrices * width * hidden
-    rounds = config.num_stages * config.num_rounds
-    blocks = config.graph_depth - rounds
+    usage = usage or nominal_usage(config)
+    layouts, rounds = config.pools(), config.num_stages * config.num_rounds
     return Flops(
-        blocks=blocks * (attention_projections + ffn_projections),
-        modules=rounds * (usage.attention * attention_projections + usage.ffn * ffn_projections),
-        attention=config.graph_depth * 2 * 2 * width * (sequence_length + 1) / 2,
-        routers=rounds * sum(layout.router.flops(config, layout) for layout in config.pools()),
-        head=2 * width * config.vocab_size,
+        blocks=config.fixed_depth * sum(kind.flops(config) for kind in _plain_kinds()),
+        modules=rounds * sum(usage[layout.name] * layout.kind.flops(config) for layout in layouts),
+        attention=sum(kind.flops_per_key(config) for kind in _steps(config)) * (sequence_length + 1) / 2,
+        routers=rounds * sum(layout.router.flops(config, layout) for layout in layouts),
+        head=2 * config.d_model * config.vocab_size,
     )
 
 
 def kv_cache_bytes_per_token(config: MoMConfig, bytes_per_number: int = 2) -> int:
-    """Bytes that decoding keeps per token: a key and a value for every executed attention."""
-    return 2 * config.graph_depth * config.d_model * bytes_per_number
+    """Count the bytes that decoding stores per token: a key and a value for every attention that runs."""
+    return sum(kind.cached_numbers(config) for kind in _steps(config)) * bytes_per_number
+
+
+def _plain_kinds() -> list[PoolKind]:
+    """Return the kinds of modules that a plain block consists of."""
+    return [kind() for kind in pool_kinds.values() if kind.in_plain_blocks]
+
+
+def _steps(config: MoMConfig) -> list[PoolKind]:
+    """Return the kind of every step of a forward pass: of the plain blocks, and of each pool in each round."""
+    rounds = config.num_stages * config.num_rounds
+    return _plain_kinds() * config.fixed_depth + [layout.kind for layout in config.pools()] * rounds
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a forward that fills a cache and gives logits of every position, without gradients.
+    """Bytes of a forward pass that fills a cache and returns logits of every position, without gradients.
 
     Attributes:
-        parameters: all of them.
-        cache: a key and a value for every executed attention and token.
-        activations: the largest tensors that live at once beside these.
+        parameters: all parameters.
+        cache: a key and a value for every attention and token.
+        activations: the largest other tensors that exist at the same time.
     """
 
     parameters: float
@@ -151,25 +151,25 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """All parts."""
+        """Sum of the parts."""
         return self.parameters + self.cache + self.activations
 
 
 def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, number_bytes: int = 4) -> Memory:
-    """What a forward needs, from the configuration alone.
+    """Estimate the memory of a forward pass from the configuration.
 
-    Activations are those of the step that needs most, as this implementation makes them on a CPU, with tokens spread
+    Activations are those of the most expensive step as this implementation computes it on a CPU, with tokens spread
     evenly over the modules that a round may choose. Every step keeps the embedded tokens. A plain feed-forward needs
-    the residual stream before and after the attention and the hidden layer before and after GELU; the head the last
-    hidden state and the logits. A round needs as much with K rows for each token, the router's states and the
-    records of all rounds, and the copies of a pool's first projection into which LayerNorms are folded. Small tensors
-    are left out: up to a tenth of what is measured with GPT-2's blocks, a fifth with ``block: llama``.
+    the residual stream before and after the attention, and the hidden layer before and after GELU; the head needs the
+    last hidden state and the logits. A round needs the same with K rows per token, plus the routers' states, the
+    records of all rounds, and copies of the first projections that norms are folded into. Small tensors are not
+    counted: up to a tenth of the measured memory with GPT-2's blocks, a fifth with ``block: llama``.
 
     Args:
         config: the model's configuration.
         batch_size: B.
         sequence_length: T.
-        number_bytes: of a parameter, of an activation and of a cached number.
+        number_bytes: bytes of a parameter, an activation, and a cached number.
     """
     tokens, width, hidden = batch_size * sequence_length, config.d_model, config.ffn_width
     before = 2 * hidden if config.components.gated else hidden
@@ -185,45 +185,49 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
 
 
 def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> float:
-    """Numbers that live at the peak of a round of assembly beside parameters and cache; see :func:`forward_memory`."""
-    width, rounds = config.d_model, config.num_rounds
-    hidden = 2 * config.ffn_width if config.components.gated else config.ffn_width
+    """Count the numbers at the peak of a round, besides parameters and cache; see :func:`forward_memory`."""
+    width, rounds, layouts = config.d_model, config.num_rounds, config.pools()
     kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalized
-    kept += 2.0 * config.router_kind.state_size(config)
-    copies, of_step = 0.0, []
-    for layout, columns in zip(config.pools(), (3 * width, hidden), strict=True):
-        places = layout.num_selected()
+    kept += sum(layout.router.state_size(config) for layout in layouts)
+    copies, peaks = 0.0, []
+    for layout in layouts:
+        top_k, columns = layout.num_selected(), _columns(config, layout)
         # Records: scores and logits in 4 bytes, weights in 4, choices in 8.
-        record = 4 * (layout.num_modules + 1 + layout.num_slots) + 12 * places
+        record = 4 * (layout.num_modules + 1 + layout.num_slots) + 12 * top_k
         kept += config.num_stages * rounds * record / number_bytes
-        folds = worth_folding(tokens * places * rounds, layout.num_modules * columns)
+        folds = layout.kind.folds and worth_folding(tokens * top_k * rounds, layout.num_modules * columns)
         copies += layout.num_modules * width * columns if folds else 0.0
-        normalized = 0.0 if folds else 2.0 * places * width
-        if layout.name == "attention":
-            of_step.append((places + 1) * columns + normalized)  # the K rows and their sum
+        normalized = 0.0 if folds else 2.0 * top_k * width
+        if layout.kind.attends:
+            peaks.append((top_k + 1) * columns + normalized)  # the K rows and their sum
         else:
             open_modules = sum(sum(row[: layout.num_modules]) for row in layout.reachable()) / rounds
-            out = (
-                width + places * width + places * hidden / open_modules
-            )  # the sum, the K rows, one module's GELU
-            of_step.append(places * hidden + max(out, normalized))
-    return copies + tokens * (kept + max(of_step))
+            # The sum, the K rows, and the activation of one module.
+            out = width + top_k * width + top_k * columns / open_modules
+            peaks.append(top_k * columns + max(out, normalized))
+    return copies + tokens * (kept + max(peaks))
+
+
+def _columns(config: MoMConfig, layout: PoolLayout) -> int:
+    """Return the width of a pool's first projection."""
+    (_, columns), *_ = layout.kind.projections(config).values()
+    return columns
 
 
 def static_costs(
     config: MoMConfig, length: int, precision: str | int = "32-true", batch_size: int = 1
 ) -> dict[str, float]:
-    """What follows from a configuration alone; operations of a forward over one sequence.
+    """Return every cost that follows from a configuration; FLOPs are those of a forward pass over one sequence.
 
     Args:
         config: the model's configuration.
         length: T, tokens in the sequence.
-        precision: ``trainer.precision``, which is what keys and values are kept in.
-        batch_size: B, sequences of the forward whose memory is counted.
+        precision: ``trainer.precision``, which sets the dtype of keys and values.
+        batch_size: B, sequences of the forward pass whose memory is estimated.
     """
     flops = flops_per_token(config, length)
     parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
-    size = product_dtype_of(precision).itemsize
+    size = matmul_dtype(precision).itemsize
     memory = forward_memory(config, batch_size, length, size)
     return {
         "parameters": num_parameters(config),

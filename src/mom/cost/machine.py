@@ -1,4 +1,4 @@
-"""What this machine does: its matrix-product rate, and the memory that a piece of work needs at its peak."""
+"""Measure this machine: its matmul rate, and the peak memory of a function."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _SIZES = {"cpu": 2048, "cuda": 8192}
 
 @functools.cache
 def matmul_rate(device_type: str, dtype: torch.dtype, size: int | None = None) -> float:
-    """Floating-point operations per second of one large matrix product, the best of three; measured once.
+    """Measure the FLOP/s of one large matmul, the best of three; later calls return the same number.
 
     Args:
         device_type: ``cpu``, ``cuda``, ….
-        dtype: of both factors.
+        dtype: dtype of both factors.
         size: rows and columns; by default 2048 on the CPU (a fraction of a second) and 8192 on a GPU.
     """
     size = size or _SIZES.get(device_type, 4096)
@@ -43,22 +43,22 @@ def matmul_rate(device_type: str, dtype: torch.dtype, size: int | None = None) -
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
-    """What a device can do at most in a second, and where that number is from.
+    """Return the device's peak FLOP/s and the source of that number.
 
-    Known GPUs come from Lightning's table of makers' numbers; for anything else a matrix product is timed.
+    Known GPUs are in Lightning's table of manufacturers' figures; for other devices a matmul is timed.
 
     Returns:
-        FLOP/s and ``"the maker's figure"`` or ``"measured by a matrix product"``.
+        FLOP/s, and ``"manufacturer's figure"`` or ``"measured with a matmul"``.
     """
     if device.type in ("cuda", "xla"):
         known = get_available_flops(device, dtype)
         if known is not None:
-            return float(known), "the maker's figure"
-    return matmul_rate(device.type, dtype), "measured by a matrix product"
+            return float(known), "manufacturer's figure"
+    return matmul_rate(device.type, dtype), "measured with a matmul"
 
 
-def product_dtype_of(precision: str | int) -> torch.dtype:
-    """The dtype of matrix products under a ``trainer.precision``."""
+def matmul_dtype(precision: str | int) -> torch.dtype:
+    """Return the dtype of matmuls under a ``trainer.precision``."""
     name = str(precision)
     if name.startswith("bf16"):
         return torch.bfloat16
@@ -66,17 +66,17 @@ def product_dtype_of(precision: str | int) -> torch.dtype:
 
 
 def synchronize(device_type: str) -> None:
-    """Wait until the device has done what it was given; nothing on the CPU."""
+    """Wait until the device has finished; no effect on the CPU."""
     if device_type == "cuda":
         torch.cuda.synchronize()
 
 
 def peak_memory(work: Callable[[], object], device_type: str) -> int:
-    """Bytes that tensors take at the peak of ``work``, beyond those that are there before.
+    """Measure the bytes that tensors take at the peak of ``work``, in addition to those that exist before.
 
-    On a GPU PyTorch's own statistics; on the CPU a tally of every allocation and release that PyTorch's
-    allocator reports, so neither other processes nor what the C library keeps back is in it. Scratch memory
-    that libraries of matrix products take for themselves is not seen.
+    On a GPU this reads PyTorch's own statistics. On the CPU it adds up every allocation and release that PyTorch's
+    allocator reports, so neither other processes nor memory retained by the C library count. Scratch memory that
+    BLAS libraries allocate themselves is not seen.
     """
     if device_type == "cuda":
         torch.cuda.synchronize()
@@ -87,28 +87,29 @@ def peak_memory(work: Callable[[], object], device_type: str) -> int:
         return torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         work()
-    changes = [one for one in profiler.profiler.kineto_results.events() if one.name() == "[memory]"]
+    events = profiler.profiler.kineto_results.events()
+    changes = [event for event in events if event.name() == "[memory]"]
     live = peak = 0
-    for change in sorted(changes, key=lambda one: one.start_ns()):
+    for change in sorted(changes, key=lambda event: event.start_ns()):
         live += change.nbytes()
         peak = max(peak, live)
     return peak
 
 
 def keep_freed_memory() -> bool:
-    """Keep the memory that is freed in this process for the next use, in the place of giving it back.
+    """Make this process keep freed memory for later use instead of returning it to the kernel.
 
-    By default glibc returns every large block to the kernel, which has to clear each page before it hands it
-    out again; a training step on the CPU asks for the same gigabytes over and over. No effect on results. The
-    process holds its peak until it ends.
+    By default glibc returns every large block, and the kernel clears each page before it hands it out again; a training
+    step on the CPU allocates the same gigabytes over and over. Results do not change. The process stays at its peak
+    memory until it exits.
 
     Returns:
-        Whether it took effect: only on Linux with glibc.
+        Whether it took effect, which requires Linux with glibc.
     """
     if sys.platform != "linux" or platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    # One arena: the backward pass runs in a thread of its own and must find what the forward freed.
+    # One arena: the backward pass runs in its own thread and must find the memory that the forward pass freed.
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_ARENA_MAX, 1))
     taken = [mallopt(name, value) == 1 for name, value in settings]
     return all(taken)

@@ -1,4 +1,4 @@
-"""Peak memory of a model's forward and training step, measured in fresh processes."""
+"""Measure the peak memory of a model's forward pass and training step, in fresh processes."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Any
 import torch
 
 from mom.config import RunConfig
-from mom.cost.machine import peak_memory, product_dtype_of
+from mom.cost.machine import matmul_dtype, peak_memory
 from mom.model import MoMConfig, MoMForCausalLM
 
 BuildOptimizer = Callable[..., torch.optim.Optimizer]
 
 
-def memory_of(
+def measure_in_processes(
     model_config: MoMConfig, config: RunConfig, device: str, build_optimizer: BuildOptimizer
 ) -> dict[str, float]:
-    """Both measurements, each in a process of its own, so that neither finds the other's memory.
+    """Measure a forward pass and a training step, each in its own process so that neither affects the other.
 
     Args:
         model_config: the model to measure.
-        config: the request, for the batch, the precision, checkpointing and the optimizer.
+        config: the request: batch, precision, checkpointing, and optimizer.
         device: ``cpu`` or ``cuda``.
-        build_optimizer: builds the optimizer that a training step runs; a function of a module, since it goes to
-            another process.
+        build_optimizer: builds the optimizer of the training step; a module-level function, since it is pickled.
 
     Returns:
-        What :func:`measure_memory` says of a forward and of a training step, bytes.
+        The results of :func:`measure_memory` for both, in bytes.
     """
     shape = (config.data.batch_size, config.data.sequence_length)
     trainer = config.trainer
@@ -44,7 +43,7 @@ def memory_of(
         dataclasses.asdict(config.optimizer),
     )
     measured: dict[str, float] = {}
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would say in the terminal that it starts
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from printing that it starts
     for what in ("forward", "training"):
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             measured |= pool.apply(measure_memory, (*request, what))
@@ -61,27 +60,27 @@ def measure_memory(
     optimizer: dict[str, Any],
     what: str,
 ) -> dict[str, float]:
-    """Peak memory of a forward or of a training step of a fresh model on random tokens, in bytes.
+    """Measure the peak memory of a forward pass or a training step of a fresh model on random tokens, in bytes.
 
     Args:
-        fields: of the ``MoMConfig``.
-        shape: B and T.
+        fields: fields of the ``MoMConfig``.
+        shape: (B, T).
         precision: ``trainer.precision``.
         device: ``cpu`` or ``cuda``.
         checkpointing: ``trainer.activation_checkpointing``.
         build_optimizer: builds the optimizer from the model and ``optimizer``.
         optimizer: fields of ``OptimizerConfig``.
-        what: ``forward``: logits of every position, no gradients; ``training``: forward, backward and AdamW,
-            the second step, when the optimizer's state is there.
+        what: ``forward``: logits of every position, no gradients; ``training``: forward pass, backward pass, and
+            AdamW, in the second step, when the optimizer has its state.
 
     Returns:
-        ``memory/<what>``; for a training step also the parts it is made of at its peak.
+        ``memory/<what>``; for a training step also its parts at the peak.
     """
     torch.manual_seed(0)
-    dtype = product_dtype_of(precision)
+    dtype = matmul_dtype(precision)
     mixed = str(precision).endswith("-mixed")
     model = MoMForCausalLM(MoMConfig(**fields))
-    model.to(device=device, dtype=torch.float32 if mixed else dtype)  # type: ignore[call-arg]
+    model.to(device=device, dtype=torch.float32 if mixed else dtype)
     ids = torch.randint(model.config.vocab_size, shape, device=device)
     weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
 

@@ -107,7 +107,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
     defaults = {name: values[0] for name, values in _SUPPORTED.items()}
     given = {name: theirs.get(name, default) for name, default in defaults.items()}
     check_supported("checkpoint", given, _SUPPORTED)
-    kind = theirs.get("router_type")
+    kind: Any = theirs.get("router_type")
     check_supported("checkpoint", {"router_type": kind}, {"router_type": tuple(_ROUTERS)})
     router, score_function = _ROUTERS[kind]
     num_attention, num_ffn = theirs["num_attn"], theirs["num_ffn"]
@@ -190,9 +190,10 @@ def _fill(model: MoMForCausalLM, tensors: _Tensors) -> None:
     for index, part in enumerate([*body.bottom, *anchored, *body.top]):
         at = f"transformer.h.{index}"
         if isinstance(part, Stage):
-            for name, theirs in _POOLS.items():
-                _fill_pool(part.get_submodule(name), name, tensors, at)
-                _fill_router(part.get_submodule(name), tensors, f"{at}.{theirs}.router")
+            for routed in part.pools:
+                name = routed.pool.layout.name
+                _fill_pool(routed, name, tensors, at)
+                _fill_router(routed, tensors, f"{at}.{_POOLS[name]}.router")
         else:
             write_block(part, read_layer(tensors.take, _LAYER, at=at, module=""))
 
@@ -206,7 +207,8 @@ def _fill_pool(routed: RoutedPool, name: str, tensors: _Tensors, at: str) -> Non
 def _fill_router(routed: RoutedPool, tensors: _Tensors, source: str) -> None:
     router = routed.router
     for name, theirs in _ROUTER_LAYERS[router.kind.name].items():
-        ours, tensor = router.get_parameter(name), tensors.take(f"{source}.{theirs}")
+        ours: Tensor = router.get_parameter(name)
+        tensor = tensors.take(f"{source}.{theirs}")
         if name.startswith("output."):
             # Their routers without a pause output have no row for SKIP; ours never chooses it then.
             ours.zero_()

@@ -19,19 +19,16 @@ from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
 from mom.config.request import invalid_model
 from mom.console import print_table, standard_output
-from mom.cost.budget import DEFAULT_FIELD, FIELDS, MOST, costs, solve, with_value
-from mom.cost.estimate import (
-    Usage,
-    flops_per_token,
-    static_costs,
-)
-from mom.cost.machine import product_dtype_of
-from mom.cost.memory import memory_of
+from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
+from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs
+from mom.cost.machine import matmul_dtype
+from mom.cost.memory import measure_in_processes
 from mom.data.prepare import prepare
 from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
 from mom.errors import RequestError, UsageError, one_of
 from mom.interop import load_model
+from mom.metrics.modules import pool_label
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_json_atomic
@@ -53,8 +50,6 @@ ROWS = (
     ("  routers", "flops/routers", _GIGA, 1e9),
     ("  output head", "flops/head", _GIGA, 1e9),
     ("forward, as routed (GFLOP per sequence)", "flops/forward_actual", _GIGA, 1e9),
-    ("attention modules per round, as routed", "usage/attention", _DEPTH, 1),
-    ("FFN modules per round, as routed", "usage/ffn", _DEPTH, 1),
     ("KV cache (bytes per token)", "kv_cache/bytes_per_token", _COUNT, 1),
     ("forward with a cache, computed (MiB)", "forward/total", _MIB, 2**20),
     ("  parameters", "forward/parameters", _MIB, 2**20),
@@ -106,16 +101,15 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         for name, one in configs.items()
     }
     if weights is not None:
-        usage = Usage(*_routed(weights, config, task))
+        usage = _routed(weights, config, task)
         columns[str(config.init)] |= {
-            "usage/attention": usage.attention,
-            "usage/ffn": usage.ffn,
+            **{f"usage/{name}": value for name, value in usage.items()},
             "flops/forward_actual": flops_per_token(weights.config, length, usage).total * length,
         }
     device = _device(config.trainer.accelerator)
     if task.measure_memory:
         for name, model_config in configs.items():
-            columns[name] |= memory_of(model_config, config, device, build_adamw)
+            columns[name] |= measure_in_processes(model_config, config, device, build_adamw)
     settings = {
         "sequence_length": length,
         "batch_size": config.data.batch_size,
@@ -142,19 +136,19 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     if not base.num_stages:
         raise RequestError("model.num_stages", 0, "at least 1 with budget: a plain model has no pool, K or H")
     field = task.solve_for or DEFAULT_FIELD[task.budget]
-    size = product_dtype_of(config.trainer.precision).itemsize
+    size = matmul_dtype(config.trainer.precision).itemsize
     measures = costs(config.data.sequence_length, config.data.batch_size, size)
     limit = measures[task.budget](other)
-    if field == "modules" and (base.schedule, base.ffn_schedule or base.schedule) != ("all", "all"):
+    if field == "modules" and any(layout.schedule != "all" for layout in base.pools()):
         raise RequestError(
             "task.solve_for", field, "top_k or rounds where rounds have modules of their own (model.schedule)"
         )
     chosen = solve(base, field, limit, measures[task.budget])
-    if chosen == MOST:
+    if chosen == LIMIT:
         raise RequestError(
             "task.solve_for",
             field,
-            f"what {task.budget} depends on: {MOST} {field} still cost less than {task.reference_model}",
+            f"what {task.budget} depends on: {LIMIT} {field} still cost less than {task.reference_model}",
         )
     if chosen is None:
         raise RequestError(
@@ -162,7 +156,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
             task.budget,
             f"a cost that the model can meet: with any {field} it is above that of {task.reference_model}",
         )
-    override = " ".join(f"model.{name}={chosen}" for name in FIELDS[field])
+    override = " ".join(f"model.{name}={chosen}" for name in options_of(base, field))
     near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
     found: dict[int, dict[str, float]] = {}
     table = Table(title=f"{field} within the {task.budget} of {task.reference_model}", title_justify="left")
@@ -244,8 +238,8 @@ def _of_group(
 
 
 @torch.no_grad()
-def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> tuple[float, float]:
-    """Modules per round of each pool, over a few batches."""
+def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> Usage:
+    """Average the modules per round of each pool over a few batches."""
     shape = (config.data.batch_size, config.data.sequence_length)
     if task.routed_on == "random":
         generator = torch.Generator().manual_seed(config.seed)
@@ -253,11 +247,11 @@ def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> tuple
     else:
         batches = _validation_batches(config)
     model.eval()
-    used = []
-    for ids in batches:
-        one = Usage.of(model.config, model(input_ids=ids, output_routing=True, logits_to_keep=1).routing)
-        used.append((one.attention, one.ffn))
-    return tuple(sum(one) / len(used) for one in zip(*used, strict=True))
+    used = [
+        measured_usage(model.config, model(input_ids=ids, output_routing=True, logits_to_keep=1).routing)
+        for ids in batches
+    ]
+    return {name: sum(usage[name] for usage in used) / len(used) for name in used[0]}
 
 
 def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
@@ -277,6 +271,17 @@ def _device(accelerator: str) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def _rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, str, str, float]]:
+    """Return the table's rows, with one for each pool's usage."""
+    names = dict.fromkeys(key for column in columns.values() for key in column if key.startswith("usage/"))
+    usage = [
+        (f"{pool_label(name.removeprefix('usage/'))} modules per round, as routed", name, _DEPTH, 1)
+        for name in names
+    ]
+    place = 1 + [row[1] for row in ROWS].index("flops/forward_actual")
+    return [*ROWS[:place], *usage, *ROWS[place:]]
+
+
 def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folder: Path) -> None:
     title = (
         f"Cost; sequences of {settings['sequence_length']} tokens, memory at {settings['batch_size']} of them, "
@@ -290,7 +295,7 @@ def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folde
     table.add_column("")
     for name in columns:
         table.add_column(name, justify="right", overflow="fold")
-    for label, key, form, unit in ROWS:
+    for label, key, form, unit in _rows(columns):
         values = [column.get(key) for column in columns.values()]
         if any(value is not None for value in values):
             table.add_row(label, *("–" if value is None else form.format(value / unit) for value in values))

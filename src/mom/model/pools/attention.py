@@ -25,9 +25,9 @@ class Attention(PoolKind):
         length = options.d_model // options.num_heads if options.qk_norm else None
         return {"q_norm_weight": length, "k_norm_weight": length}
 
-    def step_flops(self, options: ModelOptions, sequence_length: float) -> float:
-        """Scores and weighted sums over the mean causal length."""
-        return 2 * 2 * options.d_model * (sequence_length + 1) / 2
+    def flops_per_key(self, options: ModelOptions) -> int:
+        """A score and a weighted sum, over all heads."""
+        return 2 * 2 * options.d_model
 
     def cached_numbers(self, options: ModelOptions) -> int:
         return 2 * options.d_model

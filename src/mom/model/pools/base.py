@@ -68,9 +68,9 @@ class PoolKind:
         """Return the FLOPs of one module per token: 2 per weight."""
         return 2 * sum(rows * columns for rows, columns in self.projections(options).values())
 
-    def step_flops(self, options: ModelOptions, sequence_length: float) -> float:
-        """Return the FLOPs of a step per token that do not depend on how many modules run."""
-        return 0.0
+    def flops_per_key(self, options: ModelOptions) -> int:
+        """Return the FLOPs of a step per token and key it attends to, however many modules run."""
+        return 0
 
     def cached_numbers(self, options: ModelOptions) -> int:
         """Return the numbers per token that a step leaves in the cache."""
