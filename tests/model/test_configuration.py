@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.options import options_of, options_table
 from tests.helpers.models import small_config
+
+GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "config_0.1.json"
 
 
 @pytest.mark.parametrize(
@@ -94,6 +101,45 @@ def test_round_trip_through_a_dictionary():
     config = small_config(top_k="all", ffn_schedule="grouped", ffn_skip=False, normalize_weights=False)
     again = MoMConfig(**config.to_dict())
     assert again.to_dict() == config.to_dict()
+
+
+def test_a_configuration_of_version_0_1_says_all_that_it_means():
+    """Defaults have changed since; the file has every value, whether or not it was the default then."""
+    fields = json.loads(GOLDEN_CONFIG.read_text())
+    config = MoMConfig.from_dict(dict(fields))
+    assert (config.temperature, config.router_prior, config.router_dim) == (1.0, "none", 8)
+    assert (MoMConfig().temperature, MoMConfig().router_prior) == (0.2, "looped")
+    removed = {"module_dropout", "module_dropout_per"}
+    assert {
+        name for name, value in config.to_dict().items() if name in fields and value != fields[name]
+    } == set()
+    assert fields.keys() - config.to_dict().keys() == removed
+
+
+def test_every_option_is_written_to_config_json(tmp_path):
+    MoMConfig().save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written.items() >= MoMConfig().as_mapping().items()
+
+
+def test_options_are_checked_without_pytorch():
+    code = (
+        "import sys, mom.model.pools, mom.model.routers\n"
+        "from mom.model.options import ModelOptions, options_table\n"
+        "ModelOptions.from_mapping({'top_k': 3, 'router': 'mlp'}), options_table()\n"
+        "try:\n    ModelOptions.from_mapping({'top_k': 99})\n"
+        "except ValueError as error:\n    print(error)\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("top_k must be between 1 and 5") and printed.strip().endswith("[]")
+
+
+def test_the_table_has_every_option():
+    table = options_table()
+    for group in ("model", "router"):
+        for name, option in options_of(group).items():
+            assert f"| `{group}.{name}` |" in table and option.help in table
 
 
 def test_initialization_is_gpt2s_with_residual_projections_scaled_by_depth():

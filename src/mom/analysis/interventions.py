@@ -194,7 +194,9 @@ def module_outputs(
         def hook(part: Any, arguments: tuple[Any, ...], result: Any) -> None:
             x, routing, *rest = arguments
             picked = chosen[len(kept)].to(x.device)
-            alone = [part.forward(x, _alone(routing, index), *rest) for index in range(part.num_modules)]
+            alone = [
+                part.forward(x, _alone(routing, index), *rest) for index in range(part.layout.num_modules)
+            ]
             kept.append(torch.stack([one.flatten(0, 1)[picked] for one in alone]).float().cpu())
 
         return hook

@@ -47,6 +47,7 @@ class RoutedPool(nn.Module):
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, stage_index: int) -> None:
         super().__init__()
+        self.layout = layout
         self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.place)
         self.pool = Pool(config, layout)
         self.cache_layers = [config.cache_layer(stage_index, h, layout) for h in range(config.num_rounds)]
