@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 
 from mom.config import GlueConfig
-from mom.data.glue import TASKS, load_glue
+from mom.data.glue import TASKS, GlueDataModule, load_glue, truncate
 from mom.errors import UsageError
+from tests.helpers.checkpoints import small_tokenizer
 from tests.helpers.glue_files import FOLDERS, NAMES, sentences, write_glue
 
 
@@ -187,3 +190,42 @@ def test_bytes_that_are_not_utf8_are_refused(tmp_path):
     (folder / "train.tsv").write_bytes(b"gj04\t1\t\tcaf\xe9\n")
     with pytest.raises(UsageError, match=r"^cannot read data.path: .*train.tsv is not UTF-8 at byte 11"):
         load(tmp_path, "cola")
+
+
+def module(folder, name: str = "rte", **changes) -> GlueDataModule:
+    options = {"sequence_length": 64, "batch_size": 2, **changes}
+    return GlueDataModule(GlueConfig(name=name, path=str(folder), **options), 1, small_tokenizer())
+
+
+def test_an_example_is_its_sentences_each_with_an_end(tmp_path):
+    write_glue(tmp_path, "rte")
+    tokenizer = small_tokenizer()
+    ids, label = module(tmp_path).splits["train"][1]
+    first, second = (tokenizer(text)["input_ids"] for text in sentences(1))
+
+    assert ids == [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id]
+    assert label == 1
+
+
+def test_truncation_takes_from_the_longer_and_is_counted(tmp_path, caplog):
+    assert truncate([[1, 2, 3, 4, 5], [6, 7]], 5) == [[1, 2, 3], [6, 7]]
+    assert truncate([[1, 2, 3, 4, 5], [6, 7, 8, 9]], 4) == [[1, 2], [6, 7]]
+    assert truncate([[1, 2], [3]], 3) == [[1, 2], [3]]
+
+    write_glue(tmp_path, "rte")
+    with caplog.at_level(logging.INFO):
+        data = module(tmp_path, sequence_length=12)
+    lengths = [len(ids) for ids, _ in data.splits["train"]]
+    whole = [len(ids) for ids, _ in module(tmp_path).splits["train"]]
+    cut = sum(length > 12 for length in whole)
+    assert cut > 0
+    assert max(lengths) == 12
+    assert f"rte train: 6 rows, {cut} of them truncated to 12 tokens" in caplog.text
+    assert all(ids[-1] == data.tokenizer.eos_token_id for ids, _ in data.splits["train"])
+
+
+def test_labels_are_classes_or_values(tmp_path):
+    for name, dtype in (("cola", torch.int64), ("stsb", torch.float32)):
+        write_glue(tmp_path, name)
+        data = module(tmp_path, name)
+        assert next(iter(data.train_dataloader()))["labels"].dtype == dtype

@@ -13,34 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from mom.config import DataConfig
 from mom.data import prepare as preparing
 from mom.data import tokenization as tokenization
-from mom.data.cache import cache_folder
-from mom.data.corpora import Document, TextCorpus
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.token_files import TokenFile, TokenWriter
-from mom.data.tokenization import split_position, tokenizer_sample, validation_limit
+from mom.data.tokenization import split_position
 from mom.errors import UsageError
-from mom.runs.files import temporary_path
-from mom.runs.lock import folder_lock
-from tests.helpers.texts import some_texts, write_jsonl
-
-
-def text_config(folder: Path, texts: list[str], **changes: object) -> DataConfig:
-    folder.mkdir(exist_ok=True)
-    path = write_jsonl(folder / "a.jsonl", texts)
-    settings: dict[str, object] = {
-        "corpus": "text",
-        "path": str(path),
-        "cache_dir": str(folder / "cache"),
-        "tokenizer_vocab_size": 300,
-        "validation_fraction": 0.2,
-    }
-    return DataConfig(**(settings | changes))
+from tests.helpers.texts import cache_contents, never, some_texts, text_config
 
 
 def decoded(file: TokenFile, prepared: PreparedCorpus) -> list[str]:
@@ -51,14 +32,6 @@ def decoded(file: TokenFile, prepared: PreparedCorpus) -> list[str]:
     return [
         prepared.tokenizer.decode(file.tokens[a:b].tolist()) for a, b in zip(starts[:-1], ends, strict=True)
     ]
-
-
-def never(*_: object, **__: object) -> None:
-    raise AssertionError("the cache was not used")
-
-
-def cache_contents(config: DataConfig) -> list[str]:
-    return sorted(path.name for path in Path(str(config.cache_dir)).iterdir() if path.suffix != ".lock")
 
 
 def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
@@ -73,16 +46,6 @@ def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
         assert file.num_documents == len(documents)
         assert file.num_bytes == sum(len(text.encode()) for text in documents)
         assert file.bytes_per_token == file.num_bytes / file.count
-
-
-def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = some_texts(30)
-    whole = prepare(text_config(tmp_path / "a", texts))
-    monkeypatch.setattr(tokenization, "BATCH_BYTES", 500)
-    small = prepare(text_config(tmp_path / "b", texts, num_processes=1))
-    assert small.key == whole.key
-    for ours, theirs in ((small.train, whole.train), (small.validation, whole.validation)):
-        assert ours.path.read_bytes() == theirs.path.read_bytes()
 
 
 def test_second_time_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,69 +89,6 @@ def test_changed_text_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     assert second.train.num_documents + second.validation.num_documents == 21
 
 
-def test_share_held_out_is_about_the_fraction() -> None:
-    positions = [split_position(text) / 2**64 for text in some_texts(4_000, words=3)]
-    assert np.mean(np.array(positions) < 0.1) == pytest.approx(0.1, abs=0.02)
-
-
-class Listed(TextCorpus):
-    """A corpus of the texts given."""
-
-    def __init__(self, texts: list[str]) -> None:
-        self.texts, self.kind, self.option, self.max_bytes, self.path = (
-            texts,
-            "text",
-            "data.path",
-            None,
-            "here",
-        )
-
-    def _read(self):
-        return (Document(str(i), text) for i, text in enumerate(self.texts))
-
-    def estimate_bytes(self) -> int:
-        return sum(len(text.encode()) for text in self.texts)
-
-
-def held_out(texts: list[str], fraction: float) -> set[str]:
-    limit = validation_limit(Listed(texts), fraction)
-    return {text for text in texts if split_position(text) < limit}
-
-
-@given(
-    texts=st.lists(st.text(min_size=1).filter(str.strip), unique=True, min_size=2, max_size=20),
-    more=st.lists(st.text(min_size=1), max_size=5),
-    fraction=st.floats(0.01, 0.99),
-)
-def test_more_documents_move_none(texts: list[str], more: list[str], fraction: float) -> None:
-    before, after = held_out(texts, fraction), held_out(more + texts[::-1], fraction)
-    if any(split_position(text) < int(fraction * 2**64) for text in before):
-        assert after & set(texts) == before
-    else:  # one document was taken where the fraction gave none
-        assert len(before) == 1
-
-
-def test_small_corpus_still_holds_one_document_out() -> None:
-    texts = some_texts(5)
-    lowest = min(texts, key=split_position)
-    limit = validation_limit(Listed(texts), 1e-9)
-    assert [text for text in texts if split_position(text) < limit] == [lowest]
-    assert validation_limit(Listed(texts[:1]), 1e-9) < split_position(texts[0])
-    assert validation_limit(Listed([*texts, *some_texts(100, seed=1)]), 0.5) == 2**63
-
-
-def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = some_texts(200)
-    limit = 2**62
-    training = [text for text in texts if split_position(text) >= limit]
-    assert list(tokenizer_sample(Listed(texts), limit)) == training
-    monkeypatch.setattr(tokenization, "TRAINING_BYTES", Listed(texts).estimate_bytes() // 4)
-    sample = list(tokenizer_sample(Listed(texts), limit))
-    assert 20 < len(sample) < 60
-    assert set(sample) < set(training)
-    assert texts.index(sample[0]) < 50 < 150 < texts.index(sample[-1]), "the sample is not spread"
-
-
 def test_corpus_without_text(tmp_path: Path) -> None:
     config = text_config(tmp_path, ["", " \n"])
     with pytest.raises(UsageError, match=r"data\.path=.*a\.jsonl has no documents"):
@@ -226,13 +126,6 @@ def test_full_disk_and_interruption_leave_nothing(
     assert prepare(config).train.count > 0
 
 
-def test_cache_that_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("not a folder")
-    config = text_config(tmp_path, some_texts(5), cache_dir=str(tmp_path / "file" / "cache"))
-    with pytest.raises(UsageError, match=r"cannot write to data\.cache_dir .*: "):
-        prepare(config)
-
-
 def test_finished_cache_is_read_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = text_config(tmp_path, some_texts(20))
     first = prepare(config)
@@ -252,21 +145,6 @@ def test_damaged_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
         os.truncate(path, path.stat().st_size - 2)
     assert prepare(config).train.tokens.tolist() == tokens
     assert cache_contents(config) == [first.folder.name]
-
-
-def test_leftovers_of_dead_processes_are_removed_but_not_work_in_progress(tmp_path: Path) -> None:
-    config = text_config(tmp_path, some_texts(20))
-    folder = prepare(config).folder
-    shutil.rmtree(folder)
-    dead, dead_too, alive = (
-        temporary_path(folder.parent / name) for name in (folder.name, "text-dead", "text-alive")
-    )
-    for leftover in (dead, dead_too, alive):
-        leftover.mkdir()
-        (leftover / "train.bin").write_bytes(b"half")
-    with folder_lock(folder.parent / "text-alive"):
-        prepare(config)
-    assert cache_contents(config) == sorted([alive.name, folder.name])
 
 
 def prepare_beside_another(config: DataConfig, both: Any, results: Any) -> None:
@@ -306,14 +184,6 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     assert cache_contents(config) == [one[1].path.parent.name]
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MOM_CACHE", str(tmp_path))
-    assert cache_folder(DataConfig()) == tmp_path
-    assert cache_folder(DataConfig(cache_dir="~/x")) == Path.home() / "x"
-    monkeypatch.delenv("MOM_CACHE")
-    assert cache_folder(DataConfig()) == Path.home() / ".cache" / "mom"
-
-
 def test_python_stdlib(tmp_path: Path) -> None:
     config = DataConfig(max_bytes=400_000, cache_dir=str(tmp_path), tokenizer_vocab_size=400)
     prepared = prepare(config)
@@ -324,50 +194,6 @@ def test_python_stdlib(tmp_path: Path) -> None:
     assert len(texts) == prepared.validation.num_documents > 0
     meta = (prepared.folder / "meta.json").read_text()
     assert str(tmp_path) not in meta
-
-
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_long_preparation_goes_on_from_its_last_mark(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
-) -> None:
-    texts = some_texts(60)
-    whole = prepare(text_config(tmp_path / "whole", texts))
-    config = text_config(tmp_path / "killed", texts)
-    monkeypatch.setattr(tokenization, "BATCH_BYTES", 1_000)
-    monkeypatch.setattr(tokenization, "MARK_BYTES", 4_000)
-    write, written = TokenWriter.write, []
-
-    def failing(self: TokenWriter, documents: object) -> None:
-        write(self, documents)  # past the last mark, which has to be cut off
-        written.append(1)
-        if len(written) == 21:
-            raise error
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TokenWriter, "write", failing)
-        with pytest.raises((UsageError, KeyboardInterrupt)):
-            prepare(config)
-    (part,) = cache_contents(config)
-    assert part.endswith(".part")
-    monkeypatch.setattr(preparing, "train_tokenizer", never)
-    with caplog.at_level(logging.INFO, "mom"):
-        resumed = prepare(config)
-    (line,) = (r.getMessage() for r in caplog.records if "resuming after" in r.getMessage())
-    assert 10 < int(line.split()[2]) < 50
-    for ours, theirs in ((resumed.train, whole.train), (resumed.validation, whole.validation)):
-        assert ours.path.read_bytes() == theirs.path.read_bytes()
-        assert (ours.num_bytes, ours.num_documents) == (theirs.num_bytes, theirs.num_documents)
-    assert cache_contents(config) == [resumed.folder.name]
-
-
-def test_unfinished_preparations_of_others_are_kept_for_a_week(tmp_path: Path) -> None:
-    config = text_config(tmp_path, some_texts(20))
-    cache = Path(str(config.cache_dir))
-    for name in (".text-old.part", ".text-new.part"):
-        (cache / name).mkdir(parents=True)
-    os.utime(cache / ".text-old.part", (0, 0))
-    folder = prepare(config).folder
-    assert cache_contents(config) == sorted([".text-new.part", folder.name])
 
 
 def test_how_much_there_is_to_do_is_said_before_it_starts(

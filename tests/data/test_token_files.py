@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mom.config import DataConfig
+from mom.data.language_modeling import LanguageModelingDataModule
+from mom.data.prepare import prepare
 from mom.data.token_files import TokenWriter, bits_per_byte, token_dtype
+from mom.errors import UsageError
+from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.texts import some_texts
 
 
 @given(
@@ -78,3 +84,102 @@ def test_bits_per_byte(tmp_path: Path) -> None:
     assert file.bytes_per_token == 3 / 4
     assert bits_per_byte(math.log(256), 1.0) == pytest.approx(8)
     assert bits_per_byte(math.log(256), file.bytes_per_token) == pytest.approx(8 * 4 / 3)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A tokenizer, and the files that the usual script writes with it: ids in uint16, documents ended."""
+    folder = tmp_path_factory.mktemp("existing")
+    tokenizer = small_tokenizer()
+    tokenizer.save_pretrained(str(folder / "tokenizer"))
+    for name, texts in (("train", some_texts(30)), ("val", some_texts(5, seed=1))):
+        ids = [number for text in texts for number in (*tokenizer.encode(text), tokenizer.eos_token_id)]
+        np.array(ids, dtype=np.uint16).tofile(folder / f"{name}.bin")
+    return folder
+
+
+def config(folder: Path, **changes) -> DataConfig:
+    return DataConfig(
+        **{
+            "corpus": "token_files",
+            "path": str(folder),
+            "tokenizer": str(folder / "tokenizer"),
+            "sequence_length": 16,
+            **changes,
+        }
+    )
+
+
+def test_windows_are_the_files_ids_and_nothing_is_written(folder):
+    before = sorted(folder.rglob("*"))
+    data = LanguageModelingDataModule(config(folder), seed=0)
+    data.setup()
+    ids = np.fromfile(folder / "train.bin", dtype=np.uint16)
+    assert data.num_train_tokens == len(ids)
+    assert data.train_windows[3]["input_ids"].tolist() == ids[48:64].tolist()
+    assert data.vocab_size == VOCABULARY
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_bytes_of_validation_text_are_those_of_its_tokens(folder):
+    validation = prepare(config(folder)).validation
+    assert validation.num_bytes == sum(len(text.encode()) for text in some_texts(5, seed=1))
+
+
+def test_the_key_is_of_the_content(folder, tmp_path):
+    first = prepare(config(folder))
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    assert prepare(config(folder, path=str(tmp_path))).key == first.key
+    changed = np.fromfile(tmp_path / "val.bin", dtype=np.uint16)
+    changed[-2] += 1
+    changed.tofile(tmp_path / "val.bin")
+    assert prepare(config(folder, path=str(tmp_path))).key != first.key
+
+
+def test_larger_vocabularies_are_read_as_uint32(folder, tmp_path):
+    from tokenizers import AddedToken
+
+    tokenizer = small_tokenizer()
+    tokenizer.add_tokens([AddedToken(f"<{number}>") for number in range(65_300)])
+    tokenizer.save_pretrained(str(tmp_path / "tokenizer"))
+    for name in ("train.bin", "validation.bin"):
+        np.array([65_590, 3, 4, 5], dtype=np.uint32).tofile(tmp_path / name)
+    prepared = prepare(config(tmp_path))
+    assert prepared.train.tokens.tolist() == [65_590, 3, 4, 5]
+
+
+def missing(folder: Path) -> None:
+    (folder / "val.bin").unlink()
+
+
+def odd(folder: Path) -> None:
+    (folder / "train.bin").write_bytes(b"\0\0\0")
+
+
+def foreign(folder: Path) -> None:
+    np.array([VOCABULARY] * 40, dtype=np.uint16).tofile(folder / "train.bin")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (missing, r"data\.path must be a folder with train\.bin and val\.bin, got "),
+        (odd, r"data\.path: .*train\.bin must be a file of uint16 tokens of .*, got 3 bytes"),
+        (
+            foreign,
+            r"data\.tokenizer must be the tokenizer of .*, which has the ID 300, got .* with 300 tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_refused(folder, tmp_path, spoil, said):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    spoil(tmp_path)
+    with pytest.raises(UsageError, match=said):
+        prepare(config(folder, path=str(tmp_path)))
+
+
+def test_the_tokenizer_has_to_be_named(folder):
+    with pytest.raises(UsageError, match=r"requires data\.tokenizer"):
+        config(folder, tokenizer=None)
