@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mom.analysis.recording import batches_of, record, windows_of
+from mom.analysis.recording import batch_windows, record, split_windows
 from mom.analysis.traces import Header, Traces
 from mom.data.token_files import TokenFile
 from mom.model import MoMForCausalLM
@@ -45,5 +45,5 @@ def recorded(
     model = model or small_model(**changes)
     stages = list(range(model.config.num_stages)) if stages is None else stages
     header = Header(model.config.to_dict(), "small.ckpt", "random tokens", stages)
-    windows = windows_of([token_file(folder, ids)], length, END)
-    return record(model, batches_of(windows, batch, num_tokens), folder, header), model
+    windows = split_windows([token_file(folder, ids)], length, END)
+    return record(model, batch_windows(windows, batch, num_tokens), folder, header), model

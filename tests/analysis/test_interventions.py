@@ -10,11 +10,11 @@ import torch
 
 from mom.analysis.interventions import (
     can_spare,
+    list_modules,
     mean_loss,
     measure_removal,
     measure_similarity,
     module_outputs,
-    modules_of,
     num_passes,
     output_similarity,
     weight_similarity,
@@ -52,7 +52,7 @@ def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None
     removed: list[Module] = []
     for module, loss in measured.greedy:
         losses = {}
-        for other in modules_of(model):
+        for other in list_modules(model):
             if other not in removed:
                 gone: dict[tuple[int, str], list[int]] = {}
                 for one in [*removed, other]:
@@ -67,12 +67,12 @@ def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None
 
 def test_one_at_a_time_and_its_number_of_passes() -> None:
     model, batches = small_model(top_k=1), [tokens(1, 8)]
-    for greedily in (False, True):
+    for greedy in (False, True):
         passes: list[int] = []
-        measured = measure_removal(model, batches, greedily=greedily, told=passes.append)
+        measured = measure_removal(model, batches, greedy=greedy, on_progress=passes.append)
         assert len(measured.alone) == 6
-        assert len(measured.greedy) == (6 if greedily else 0)
-        assert sum(passes) == num_passes(model, greedily=greedily)
+        assert len(measured.greedy) == (6 if greedy else 0)
+        assert sum(passes) == num_passes(model, greedy=greedy)
 
 
 def test_a_sequential_model_can_spare_nothing() -> None:

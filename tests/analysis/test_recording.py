@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mom.analysis.recording import batches_of, depths, windows_of
+from mom.analysis.recording import batch_windows, depths, split_windows
 from mom.metrics.depth import depth_metrics, depth_sums
 from mom.metrics.sums import collect
 from tests.analysis.recorded import END, some_ids, token_file
@@ -46,7 +46,7 @@ def test_windows_hold_the_text_in_order(
     folder = tmp_path_factory.mktemp("files")
     texts = [some_ids(count, vocab_size=5, seed=n) for n, count in enumerate(lengths)]
     files = [token_file(folder, ids, f"{n}.bin") for n, ids in enumerate(texts)]
-    batches = list(batches_of(windows_of(files, length, END), batch, most))
+    batches = list(batch_windows(split_windows(files, length, END), batch, most))
     documents, current = [], 0
     for ids in texts:
         for one in ids:

@@ -180,5 +180,5 @@ def test_the_files_say_what_they_are_of(tmp_path: Path) -> None:
     assert traces.header.config.to_dict() == model.config.to_dict()
     assert (traces.header.num_modules("ffn"), traces.header.num_rounds) == (3, 4)
     pq.write_table(traces.tokens().replace_schema_metadata({}), tmp_path / "tokens.parquet")
-    with pytest.raises(ValueError, match=r"^folder: .*; one with routing\.parquet and tokens.parquet"):
+    with pytest.raises(ValueError, match=r"^folder .* must contain routing\.parquet and tokens\.parquet"):
         Traces(tmp_path)

@@ -1,24 +1,23 @@
-"""What single modules are: how much they resemble each other, and what the model loses without them.
+"""Measure single modules: how similar they are, and how the loss changes without them.
 
 *Similarity* of two modules of one pool:
 
-- ``weights``: cosine of their parameters as one vector, each LayerNorm folded into the projection after it (what
-  the module computes, :meth:`mom.model.pool.Pool.forward`). Two modules that share an origin, such as copies of
-  one layer, are near 1; modules trained apart are near 0, even those that compute the same with their hidden
-  units in another order.
-- ``outputs``: mean over inputs of the cosine of what the two would add to the residual stream. Near 1, one can
-  stand in for the other.
-- ``cka``: linear centered kernel alignment of the same outputs (Kornblith et al. 2019, arXiv 1905.00414, equation
-  4): 1 when one is the other but for a rotation and a scale. Fewer inputs than the model is wide inflate it.
+- ``weights``: cosine of their parameters as one vector, with each norm folded into the projection after it. Two
+  modules with a common origin, such as copies of one layer, are near 1; modules trained separately are near 0, even if
+  they compute the same with their hidden units in another order.
+- ``outputs``: mean over inputs of the cosine of their updates of the residual stream. Near 1, one can replace the
+  other.
+- ``cka``: linear centered kernel alignment of the same outputs (Kornblith et al. 2019, arXiv 1905.00414, equation 4):
+  1 if they differ only by a rotation and a scale. Fewer inputs than the model is wide inflate it.
 
-The *output* of module i is what a step would add were i chosen alone, with weight 1, by every token: an attention
-module then attends over its own keys and values. The *inputs* are the residual streams before every round of the
-stage on the text that was recorded, the same for all modules.
+The *output* of module i is the update of a step in which every token chooses i alone, with weight 1; an attention
+module then attends over its own keys and values. The *inputs* are the residual streams before every round of the stage
+on the recorded text, the same for all modules.
 
-*Removal*: the model's loss when a module is out of reach in every round, the routers choosing among the others as
-if it had never been there (:meth:`mom.model.router.Router.without`); nothing is trained. *One at a time* removes
-each from the whole model; *greedily* removes the one that costs least, then of what is left again the one that
-costs least, until no more can go.
+*Ablation* removes modules: no round can choose them, and the routers choose among the others as if these modules had
+never existed (:meth:`mom.model.router.Router.without`). Nothing is trained. One at a time, each module is removed from
+the complete model; the greedy order removes the module whose loss increase is smallest, again and again, until none can
+go.
 """
 
 from __future__ import annotations
@@ -32,28 +31,38 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mom.metrics.modules import Module, Pair, Removal
-from mom.metrics.routing import POOLS
 from mom.model import MoMForCausalLM
+from mom.model.assembly import RoutedPool
 from mom.model.pool import Pool
 from mom.model.router import Router
 from mom.model.routing import Routing
 
 Context = Callable[[], AbstractContextManager]
+PoolKey = tuple[int, str]
+"""A pool of a model: its stage and its name."""
 
 
-def modules_of(model: MoMForCausalLM) -> list[Module]:
-    """Every module of a model: stage after stage, attention before FFN."""
+def routed_pools(model: MoMForCausalLM) -> dict[PoolKey, RoutedPool]:
+    """Return every pool of a model with its router: stage by stage, in the order of a round."""
+    return {
+        (index, layout.name): routed
+        for index, stage in enumerate(model.model.stages)
+        for layout, routed in zip(stage.layouts, stage.pools, strict=True)
+    }
+
+
+def list_modules(model: MoMForCausalLM) -> list[Module]:
+    """Return every module of a model: stage by stage, pools in the order of a round."""
     return [
-        Module(stage, kind, number)
-        for stage, parts in enumerate(model.model.stages)
-        for kind in POOLS
-        for number in range(getattr(parts, kind).pool.num_modules)
+        Module(stage, name, number)
+        for (stage, name), routed in routed_pools(model).items()
+        for number in range(routed.pool.num_modules)
     ]
 
 
 @contextmanager
 def without(model: MoMForCausalLM, removed: Collection[Module]) -> Iterator[None]:
-    """Within the context the model has not got these modules; see the head of this file.
+    """Remove modules from the model within the context.
 
     Raises:
         ValueError: a round would have too few choices left.
@@ -65,7 +74,7 @@ def without(model: MoMForCausalLM, removed: Collection[Module]) -> Iterator[None
 
 
 def can_spare(model: MoMForCausalLM, removed: Collection[Module]) -> bool:
-    """Whether every round has enough choices without these modules."""
+    """Return whether every round has enough choices without these modules."""
     return all(router.can_spare(indices) for router, indices in _by_router(model, removed))
 
 
@@ -73,53 +82,54 @@ def measure_removal(
     model: MoMForCausalLM,
     batches: Sequence[Tensor],
     *,
-    greedily: bool = True,
+    greedy: bool = True,
     context: Context = torch.no_grad,
-    told: Callable[[int], object] = lambda forwards: None,
+    on_progress: Callable[[int], object] = lambda passes: None,
 ) -> Removal:
-    """The loss without each module, and without more and more of them.
+    """Measure the loss without each module, and without more and more of them.
 
-    Costs a pass over the batches for each module, and greedily one for each module that is left in each step.
+    This takes a pass over the batches for each module and, if greedy, one for each remaining module in every step.
 
     Args:
-        model: with stages, in evaluation mode.
-        batches: ids, [B, T] each with T of at least 2, on the model's device.
-        greedily: whether to remove more than one.
-        context: entered around each forward, for autocast.
-        told: called after each pass over the batches with 1.
+        model: a model with stages, in evaluation mode.
+        batches: token ids, [B, T] each with T of at least 2, on the model's device.
+        greedy: also remove more than one.
+        context: entered around each forward pass, for autocast.
+        on_progress: called with 1 after each pass over the batches.
     """
 
     def loss_without(removed: Collection[Module]) -> float:
         with without(model, removed):
             loss = mean_loss(model, batches, context)
-        told(1)
+        on_progress(1)
         return loss
 
-    whole = loss_without([])
-    candidates = [module for module in modules_of(model) if can_spare(model, [module])]
+    complete = loss_without([])
+    candidates = [module for module in list_modules(model) if can_spare(model, [module])]
     alone = {module: loss_without([module]) for module in candidates}
     order: list[tuple[Module, float]] = []
-    while greedily:
+    while greedy:
         removed = [module for module, _ in order]
-        left = [one for one in candidates if one not in removed and can_spare(model, [*removed, one])]
+        left = [
+            module for module in candidates if module not in removed and can_spare(model, [*removed, module])
+        ]
         if not left:
             break
-        losses = alone if not removed else {one: loss_without([*removed, one]) for one in left}
+        losses = {module: loss_without([*removed, module]) for module in left} if removed else alone
         best = min(losses, key=losses.__getitem__)
         order.append((best, losses[best]))
-    return Removal(whole, alone, order, sum(ids[:, 1:].numel() for ids in batches))
+    return Removal(complete, alone, order, sum(ids[:, 1:].numel() for ids in batches))
 
 
-def num_passes(model: MoMForCausalLM, *, greedily: bool = True) -> int:
-    """How often :func:`measure_removal` goes through its batches at most."""
-    spare = [module for module in modules_of(model) if can_spare(model, [module])]
-    count = len(spare)
-    return 1 + count + (count * (count - 1) // 2 if greedily else 0)
+def num_passes(model: MoMForCausalLM, *, greedy: bool = True) -> int:
+    """Return how often :func:`measure_removal` passes over its batches at most."""
+    count = sum(can_spare(model, [module]) for module in list_modules(model))
+    return 1 + count + (count * (count - 1) // 2 if greedy else 0)
 
 
 @torch.inference_mode()
 def mean_loss(model: MoMForCausalLM, batches: Sequence[Tensor], context: Context = torch.no_grad) -> float:
-    """Mean cross-entropy of the next token over all batches, in nats."""
+    """Return the mean cross-entropy of the next token over all batches, in nats."""
     total, tokens = 0.0, 0
     for ids in batches:
         with context():
@@ -132,16 +142,15 @@ def mean_loss(model: MoMForCausalLM, batches: Sequence[Tensor], context: Context
 
 @torch.no_grad()
 def weight_similarity(pool: Pool) -> Tensor:
-    """Cosines between the modules' weights, [N, N], on the CPU."""
-    # Any number of rows that makes folding worth while: the LayerNorm has to be in the weights.
-    folded = pool(2**62)
+    """Return the cosines between the modules' weights, [N, N], on the CPU."""
+    folded = pool(2**62)  # so many rows that the norms are folded into the weights
     parts = (folded.in_weight, folded.in_bias, folded.out_weight, folded.out_bias)
     normal = F.normalize(torch.cat([part.flatten(1).float() for part in parts], dim=1), dim=1)
     return (normal @ normal.T).cpu()
 
 
 def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cosine and linear CKA between modules, [N, N] each, from their outputs on the same M inputs.
+    """Return mean cosine and linear CKA between modules, [N, N] each, from their outputs on the same M inputs.
 
     Args:
         outputs: [N, M, D].
@@ -150,8 +159,8 @@ def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
     normal = F.normalize(outputs, dim=-1)
     cosine = torch.einsum("imd,jmd->ij", normal, normal) / outputs.shape[1]
     centered = outputs - outputs.mean(dim=1, keepdim=True)
-    # Gram matrices of the inputs, flattened: their inner products are ‖XᵀY‖² for centered X and Y.
-    grams = torch.stack([one @ one.T for one in centered]).flatten(1)  # (N, M²)
+    # Flattened Gram matrices of the inputs: their inner products are ‖XᵀY‖² for centered X and Y.
+    grams = torch.stack([rows @ rows.T for rows in centered]).flatten(1)  # (N, M²)
     inner = grams @ grams.T
     norm = inner.diagonal().sqrt()
     return cosine, inner / (norm[:, None] * norm[None]).clamp_min(torch.finfo(inner.dtype).tiny)
@@ -161,51 +170,48 @@ def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
 def module_outputs(
     model: MoMForCausalLM,
     batches: Sequence[Tensor],
-    rows: int,
+    num_inputs: int,
     *,
     seed: int = 0,
     context: Context = torch.no_grad,
-) -> dict[tuple[int, str], Tensor]:
-    """What each module would add to the residual stream, chosen alone with weight 1; of sampled tokens.
+) -> dict[PoolKey, Tensor]:
+    """Return each module's update of the residual stream, chosen alone with weight 1, for a sample of tokens.
 
     Args:
-        model: with stages, in evaluation mode.
-        batches: ids, [B, T] each.
-        rows: tokens of all rounds and batches together that are kept for a pool; fewer if there are not so many.
-        seed: of the sample.
-        context: entered around each forward.
+        model: a model with stages, in evaluation mode.
+        batches: token ids, [B, T] each.
+        num_inputs: tokens to keep for a pool, over all rounds and batches; fewer if there are not as many.
+        seed: seed of the sample.
+        context: entered around each forward pass, for autocast.
 
     Returns:
-        By stage and kind: [N, M, D], float32 on the CPU, M inputs in the same order for every module.
+        By stage and pool: [N, M, D], float32 on the CPU, with M inputs in the same order for every module.
     """
-    found: dict[tuple[int, str], list[Tensor]] = {}
+    outputs: dict[PoolKey, list[Tensor]] = {}
     steps = max(1, len(batches) * model.config.num_rounds)
-    share = max(1, rows // steps)
+    per_step = max(1, num_inputs // steps)
     generator = torch.Generator().manual_seed(seed)
-    chosen = [
-        torch.randperm(ids.numel(), generator=generator)[:share]
+    samples = [
+        torch.randperm(ids.numel(), generator=generator)[:per_step]
         for ids in batches
         for _ in range(model.config.num_rounds)
     ]
 
-    def listen(stage: int, kind: str) -> Callable[..., None]:
-        kept = found.setdefault((stage, kind), [])
+    def hook_for(key: PoolKey) -> Callable[..., None]:
+        kept = outputs.setdefault(key, [])
 
-        def hook(part: Any, arguments: tuple[Any, ...], result: Any) -> None:
+        def hook(routed: Any, arguments: tuple[Any, ...], result: Any) -> None:
             x, routing, *rest = arguments
-            picked = chosen[len(kept)].to(x.device)
+            sample = samples[len(kept)].to(x.device)
             alone = [
-                part.forward(x, _alone(routing, index), *rest) for index in range(part.layout.num_modules)
+                routed.forward(x, _choose_only(routing, index), *rest)
+                for index in range(routed.pool.num_modules)
             ]
-            kept.append(torch.stack([one.flatten(0, 1)[picked] for one in alone]).float().cpu())
+            kept.append(torch.stack([update.flatten(0, 1)[sample] for update in alone]).float().cpu())
 
         return hook
 
-    handles = [
-        getattr(parts, kind).register_forward_hook(listen(stage, kind))
-        for stage, parts in enumerate(model.model.stages)
-        for kind in POOLS
-    ]
+    handles = [routed.register_forward_hook(hook_for(key)) for key, routed in routed_pools(model).items()]
     try:
         for ids in batches:
             with context():
@@ -213,26 +219,29 @@ def module_outputs(
     finally:
         for handle in handles:
             handle.remove()
-    return {place: torch.cat(kept, dim=1) for place, kept in found.items()}
+    return {key: torch.cat(kept, dim=1) for key, kept in outputs.items()}
 
 
 def measure_similarity(
     model: MoMForCausalLM,
     batches: Sequence[Tensor],
-    rows: int,
+    num_inputs: int,
     *,
     seed: int = 0,
     context: Context = torch.no_grad,
 ) -> list[Pair]:
-    """Every two modules of every pool; the arguments are those of :func:`module_outputs`."""
+    """Compare every two modules of every pool; the arguments are those of :func:`module_outputs`."""
     pairs = []
-    for (stage, kind), outputs in module_outputs(model, batches, rows, seed=seed, context=context).items():
-        weights = weight_similarity(getattr(model.model.stages[stage], kind).pool)
+    pools = routed_pools(model)
+    for (stage, name), outputs in module_outputs(
+        model, batches, num_inputs, seed=seed, context=context
+    ).items():
+        weights = weight_similarity(pools[stage, name].pool)
         cosine, cka = output_similarity(outputs)
         pairs += [
             Pair(
-                Module(stage, kind, first),
-                Module(stage, kind, second),
+                Module(stage, name, first),
+                Module(stage, name, second),
                 *(float(table[first, second]) for table in (weights, cosine, cka)),
             )
             for first in range(len(weights))
@@ -241,18 +250,16 @@ def measure_similarity(
     return pairs
 
 
-def _alone(routing: Routing, index: int) -> Routing:
-    """A record in which every token chose one module with weight 1."""
+def _choose_only(routing: Routing, index: int) -> Routing:
+    """Return a record in which every token chose one module with weight 1."""
     selected = torch.full_like(routing.selected[..., :1], index)
     return routing._replace(selected=selected, weights=torch.ones_like(routing.weights[..., :1]))
 
 
 def _by_router(model: MoMForCausalLM, removed: Collection[Module]) -> list[tuple[Router, list[int]]]:
-    places = sorted({(one.stage, one.kind) for one in removed})
-    return [
-        (
-            getattr(model.model.stages[stage], kind).router,
-            [one.number for one in removed if (one.stage, one.kind) == (stage, kind)],
-        )
-        for stage, kind in places
+    """Group modules by their router."""
+    grouped = [
+        (routed.router, [module.number for module in removed if (module.stage, module.kind) == key])
+        for key, routed in routed_pools(model).items()
     ]
+    return [(router, indices) for router, indices in grouped if indices]

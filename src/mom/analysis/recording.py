@@ -1,4 +1,4 @@
-"""Recording routing traces: a text in windows through a model, its records into the two files of a trace."""
+"""Record routing traces: run a model over a text in windows and write its routing to the two trace files."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from torch import Tensor
 
 from mom.analysis.traces import Header, Records, Traces, TraceWriter
 from mom.data.token_files import TokenFile
-from mom.metrics.routing import POOLS
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.losses import CHUNK_TOKENS
 
 
 class Window(NamedTuple):
-    """Tokens that the model sees together: ``ids`` [T] and the ``document`` [T] each stands in, both int64."""
+    """Tokens that the model sees together: ``ids`` [T] and each one's ``document`` [T], both int64."""
 
     ids: np.ndarray
     document: np.ndarray
 
 
-def windows_of(files: Sequence[TokenFile], length: int, end_of_text: int | None) -> Iterator[Window]:
-    """The text from its beginning in windows that do not overlap; the last of each file is as long as it is.
+def split_windows(files: Sequence[TokenFile], length: int, end_of_text: int | None) -> Iterator[Window]:
+    """Split a text into consecutive windows; the last one of each file may be shorter.
 
     Args:
-        files: tokens, one file after the other.
+        files: tokens, in order.
         length: T.
-        end_of_text: the id that ends a document; None counts each file as one.
+        end_of_text: the id that ends a document; ``None`` counts each file as one document.
     """
     ended = 0
     for file in files:
@@ -46,13 +45,13 @@ def windows_of(files: Sequence[TokenFile], length: int, end_of_text: int | None)
             ended += 1
 
 
-def batches_of(windows: Iterator[Window], size: int, num_tokens: int | None) -> Iterator[list[Window]]:
-    """Windows of one length together, at most ``size`` of them, up to ``num_tokens`` tokens in all."""
+def batch_windows(windows: Iterator[Window], size: int, num_tokens: int | None) -> Iterator[list[Window]]:
+    """Group windows of the same length into batches of at most ``size``, up to ``num_tokens`` tokens in total."""
     left = num_tokens
     batch: list[Window] = []
     for window in windows:
         if left is not None:
-            window = Window(*(one[:left] for one in window))
+            window = Window(*(column[:left] for column in window))
             left -= len(window.ids)
         if batch and (len(batch) == size or len(batch[0].ids) != len(window.ids)):
             yield batch
@@ -67,59 +66,63 @@ def batches_of(windows: Iterator[Window], size: int, num_tokens: int | None) -> 
 
 @torch.inference_mode()
 def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int) -> Records:
-    """Run the model over a batch and keep what it decided.
+    """Run the model over a batch and return its routing, losses, and depths.
 
     Args:
-        model: in evaluation mode, with stages.
+        model: a model with stages, in evaluation mode.
         batch: windows of one length.
-        first_window: number of the batch's first.
+        first_window: number of the first window in the batch.
     """
-    ids = torch.from_numpy(np.stack([one.ids for one in batch])).to(model.device)  # (B, T)
+    ids = torch.from_numpy(np.stack([window.ids for window in batch])).to(model.device)  # (B, T)
     size, length = ids.shape
     output = model.model(input_ids=ids, use_cache=False, output_routing=True)
     columns = {
         "window": np.repeat(np.arange(first_window, first_window + size), length),
         "position": np.tile(np.arange(length), size),
-        "document": np.concatenate([one.document for one in batch]),
+        "document": np.concatenate([window.document for window in batch]),
         "token_id": _flat(ids),
         "loss": _flat(next_token_losses(model, output.last_hidden_state, ids)),
         **{name: _flat(depth) for name, depth in depths(output.routing, model.config).items()},
     }
     choice, weight = {}, {}
-    for kind in POOLS:
-        records = [getattr(one, kind) for one in output.routing]
-        choice[kind] = _flat(torch.stack([one.selected for one in records], dim=2), np.int16)  # (M, R, K)
-        weight[kind] = _flat(torch.stack([one.weights for one in records], dim=2), np.float32)
+    for layout in model.config.pools():
+        records = [getattr(decided, layout.name) for decided in output.routing]
+        selected = torch.stack([record.selected for record in records], dim=2)  # (B, T, R, K)
+        weights = torch.stack([record.weights for record in records], dim=2)
+        choice[layout.name] = _flat(selected).astype(np.int16, copy=False)
+        weight[layout.name] = _flat(weights).astype(np.float32, copy=False)
     return Records(columns, choice, weight)
 
 
 def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
-    """Each token's own depths, [B, T]; over tokens their means are :func:`~mom.metrics.depth.depth_metrics`.
+    """Return each token's depths, [B, T]; their means over tokens are :func:`~mom.metrics.depth.depth_metrics`.
 
     Args:
-        routing: the records of all rounds, one at least.
+        routing: the records of all rounds, at least one.
         config: the model's configuration.
     """
-    fixed = config.graph_depth - config.num_stages * config.num_rounds
-    shape, device = routing[0].ffn.selected.shape[:2], routing[0].ffn.selected.device
-    effective = torch.full(shape, float(fixed), device=device)
-    weighted, modules = effective.clone(), 2 * effective
+    layouts = config.pools()
+    selected = getattr(routing[0], layouts[0].name).selected
+    effective = torch.full(selected.shape[:2], float(config.fixed_depth), device=selected.device)
+    weighted, modules = effective.clone(), 2 * effective  # a plain block has two modules
     for record in routing:
-        for kind in POOLS:
-            choice = getattr(record, kind)
-            taken = choice.selected < getattr(config, f"num_{kind}_modules")  # (B, T, K)
-            effective += 0.5 * taken.any(dim=-1)
-            weighted += 0.5 * (choice.weights * taken).sum(dim=-1)
-            modules += taken.sum(dim=-1)
+        for layout in layouts:
+            choice = getattr(record, layout.name)
+            is_module = choice.selected < layout.num_modules  # (B, T, K)
+            effective += is_module.any(dim=-1) / len(layouts)
+            weighted += (choice.weights * is_module).sum(dim=-1) / len(layouts)
+            modules += is_module.sum(dim=-1)
     return {"effective_depth": effective, "weighted_depth": weighted, "modules_per_token": modules}
 
 
 def next_token_losses(model: MoMForCausalLM, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Cross-entropy of each next token, in nats, [B, T]; NaN at the end. Logits stand in memory in chunks.
+    """Return the cross-entropy of each next token, in nats, [B, T]; NaN at the end.
+
+    Logits are computed in chunks, so that they never exist all at once.
 
     Args:
-        model: whose head it is.
-        hidden: [B, T, D].
+        model: the model whose head to use.
+        hidden: its last hidden states, [B, T, D].
         ids: [B, T].
     """
     losses = torch.full(ids.shape, float("nan"), device=ids.device)
@@ -141,17 +144,17 @@ def record(
     header: Header,
     *,
     context: Callable[[], AbstractContextManager] = torch.no_grad,
-    told: Callable[[int], object] = lambda tokens: None,
+    on_progress: Callable[[int], object] = lambda tokens: None,
 ) -> Traces:
-    """Record the routing of a model on a text, and write both files whole or not at all.
+    """Record the routing of a model on a text, and write both files completely or not at all.
 
     Args:
-        model: with stages; put into evaluation mode.
-        batches: of :func:`batches_of`; taken one at a time.
-        folder: where the files go; it exists.
+        model: a model with stages; put into evaluation mode.
+        batches: batches of :func:`batch_windows`, consumed one at a time.
+        folder: an existing folder for the files.
         header: what is recorded.
-        context: entered around each forward, for autocast.
-        told: called after each batch with the number of its tokens.
+        context: entered around each forward pass, for autocast.
+        on_progress: called after each batch with the number of its tokens.
     """
     model.eval()
     window = 0
@@ -161,14 +164,10 @@ def record(
                 records = read_batch(model, batch, window)
             window += len(batch)
             writer.add(records)
-            told(len(records.columns["token_id"]))
+            on_progress(len(records.columns["token_id"]))
     return Traces(folder)
 
 
-def _flat(tensor: Tensor, dtype: Any = None) -> np.ndarray:
-    """[B, T, …] on any device → [B·T, …] as an array."""
-    return (
-        tensor.flatten(0, 1).cpu().numpy().astype(dtype, copy=False)
-        if dtype
-        else (tensor.flatten(0, 1).cpu().numpy())
-    )
+def _flat(tensor: Tensor) -> np.ndarray:
+    """Turn [B, T, …] on any device into an array [B·T, …]."""
+    return tensor.flatten(0, 1).cpu().numpy()

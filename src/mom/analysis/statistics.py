@@ -1,6 +1,6 @@
-"""From recorded traces to counts: use, flow, tokens of each module, depth by frequency and by loss.
+"""Summarize recorded traces: usage and flow of modules, their tokens, and depth by frequency and by loss.
 
-One pass over each of the two files, a row group at a time; what is kept does not grow with the text.
+Each of the two files is read once, group by group; memory does not grow with the text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from mom.analysis.traces import Traces
 from mom.metrics.depth import Binned, binned_by_frequency
-from mom.metrics.routing import POOLS
 
 Floats = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -27,13 +26,13 @@ _DEPTH_BINS = 40
 
 @dataclass(frozen=True)
 class Routing:
-    """Use of one kind of pool. S stages recorded, R = S·H rounds, N modules, column N is SKIP, V token types.
+    """Usage of one pool in S recorded stages: R = S·H rounds, N modules (column N is SKIP), V token types.
 
     Attributes:
-        places: places held by each slot, [R, N+1].
+        places: assignments to each slot, [R, N+1].
         weight: sum of their weights, [R, N+1].
-        flow: tokens by the slot of their first choice in a round and in the next one recorded, [R-1, N+1, N+1].
-        by_type: places held by each slot of a stage for each token type, [S, N+1, V].
+        flow: tokens by the slot of their first choice in a round and in the next recorded round, [R-1, N+1, N+1].
+        by_type: assignments to each slot of a stage for each token type, [S, N+1, V].
     """
 
     places: Counts
@@ -44,16 +43,16 @@ class Routing:
 
 @dataclass(frozen=True)
 class Depths:
-    """How deep tokens are, and how well they are predicted.
+    """Depth of the tokens, and how well they are predicted.
 
     Attributes:
-        tokens: how many.
-        predicted: those whose next token was predicted.
+        tokens: number of tokens.
+        predicted: number of tokens whose next token was predicted.
         loss: mean cross-entropy of these, in nats.
         mean: mean of each depth, and of the modules per token.
-        distribution: for each depth of :data:`DEPTHS`, depths ascending and tokens of that depth.
-        by_frequency: for each, binned by how often a token's type occurs in the text.
-        by_loss: for each, binned by the loss of the next token.
+        distribution: for each depth in :data:`DEPTHS`, its values in ascending order and their numbers of tokens.
+        by_frequency: each depth, binned by the frequency of the token's type in the text.
+        by_loss: each depth, binned by the loss of the next token.
     """
 
     tokens: int
@@ -68,53 +67,56 @@ class Depths:
 def routing_statistics(
     traces: Traces, progress: Callable[[int], object] = lambda rows: None
 ) -> dict[str, Routing]:
-    """Count the choices of each kind of pool.
+    """Count the choices in each pool.
 
     Args:
-        traces: as recorded.
+        traces: the recorded traces.
         progress: called after each group with the number of its rows.
     """
     header, vocabulary = traces.header, int(traces.header.model["vocab_size"])
     row_of = {stage: index for index, stage in enumerate(header.stages)}
     rounds = len(row_of) * header.num_rounds
     sums = {}
-    for kind in POOLS:
-        slots = header.num_modules(kind) + 1
-        sums[kind] = Routing(
+    for pool, layout in header.pools.items():
+        slots = layout.num_modules + 1
+        sums[pool] = Routing(
             np.zeros((rounds, slots), dtype=np.int64),
             np.zeros((rounds, slots)),
             np.zeros((max(rounds - 1, 0), slots, slots), dtype=np.int64),
             np.zeros((len(row_of), slots, vocabulary), dtype=np.int64),
         )
     before: dict[str, tuple[int, NDArray[Any]]] = {}
-    for stage, number, kind, rows in traces.steps():
-        own = sums[kind]
+    for stage, number, pool, rows in traces.steps():
+        own = sums[pool]
         slots = own.places.shape[1]
         index = row_of[stage] * header.num_rounds + number
         choice = rows["choice"].to_numpy().astype(np.int64)
         own.places[index] += np.bincount(choice, minlength=slots)
         own.weight[index] += np.bincount(choice, weights=rows["weight"].to_numpy(), minlength=slots)
         pairs = choice * vocabulary + rows["token_id"].to_numpy()
-        # Only what is there: a table of all slots and types would be made anew for every group.
-        found, counts = np.unique(pairs, return_counts=True)
-        own.by_type[row_of[stage]].reshape(-1)[found] += counts
+        # Only the pairs that occur: a table of all slots and types per group would be slow.
+        present, counts = np.unique(pairs, return_counts=True)
+        own.by_type[row_of[stage]].reshape(-1)[present] += counts
         first = choice[rows["place"].to_numpy() == 0]
-        if index and before.get(kind, (-1, first))[0] == index - 1:
-            moves = before[kind][1] * slots + first
+        if index and before.get(pool, (-1, first))[0] == index - 1:
+            moves = before[pool][1] * slots + first
             own.flow[index - 1] += np.bincount(moves, minlength=slots**2).reshape(slots, slots)
-        before[kind] = (index, first)
+        before[pool] = (index, first)
         progress(len(rows))
     return sums
 
 
 def depth_statistics(traces: Traces) -> Depths:
-    """Sum up ``tokens.parquet``."""
-    config = traces.header.config
-    fixed = config.graph_depth - config.num_stages * config.num_rounds
-    halves = np.arange(2 * fixed, 2 * config.graph_depth + 1) / 2
-    # Weights may add up to more than 1 where they are no probabilities; such depths count in the last bin.
+    """Summarize ``tokens.parquet``."""
+    header = traces.header
+    config = header.config
+    fixed, parts = config.fixed_depth, len(header.pools)
+    steps = (
+        np.arange(parts * fixed, parts * config.graph_depth + 1) / parts
+    )  # the effective depths that are possible
+    # Weights may sum to more than 1 if they are not probabilities; such depths count in the last bin.
     edges = {"weighted_depth": np.linspace(fixed, config.graph_depth, _DEPTH_BINS + 1)}
-    edges["effective_depth"] = np.append(halves, halves[-1] + 0.5) - 0.25
+    edges["effective_depth"] = np.append(steps, steps[-1] + 1 / parts) - 0.5 / parts
     counts = {name: np.zeros(len(edges[name]) - 1, dtype=np.int64) for name in DEPTHS}
     types = {name: np.zeros((3, config.vocab_size)) for name in DEPTHS}
     loss_edges = np.arange(0, math.ceil(math.log(config.vocab_size)) + 4, _LOSS_STEP)
@@ -128,14 +130,14 @@ def depth_statistics(traces: Traces) -> Depths:
         tokens, predicted = tokens + batch.num_rows, predicted + len(loss)
         sums["loss"] += float(loss.sum())
         sums["modules_per_token"] += float(column["modules_per_token"].astype(np.float64).sum())
-        place = np.clip((loss / _LOSS_STEP).astype(np.int64), 0, len(loss_edges) - 2)
+        loss_bin = np.clip((loss / _LOSS_STEP).astype(np.int64), 0, len(loss_edges) - 2)
         for name in DEPTHS:
             depth = column[name].astype(np.float64)
             sums[name] += float(depth.sum())
             inside = np.clip(depth, edges[name][0], edges[name][-1])
             counts[name] += np.histogram(inside, edges[name])[0]
             types[name] += _moments(column["token_id"], depth, config.vocab_size)
-            losses[name] += _moments(place, depth[has_loss], len(loss_edges) - 1)
+            losses[name] += _moments(loss_bin, depth[has_loss], len(loss_edges) - 1)
     middles = {name: (edges[name][:-1] + edges[name][1:]) / 2 for name in DEPTHS}
     return Depths(
         tokens=tokens,
@@ -149,21 +151,21 @@ def depth_statistics(traces: Traces) -> Depths:
 
 
 def top_tokens(routing: Routing, count: int) -> list[list[list[dict[str, float]]]]:
-    """The token types that set each slot of each stage apart from the others.
+    """Return the token types that distinguish each slot of each stage from the others.
 
-    They are ranked by ``q · ln(q / p)``, where q is the type's share of the slot's places and p its share of
-    all places of the stage: the type's part in the Kullback–Leibler divergence between the two. So neither a
-    rare type that came here by chance nor a frequent one that goes everywhere stands at the top.
+    They are ranked by ``q · ln(q / p)``, where q is the type's fraction of the slot's assignments and p its fraction of
+    all assignments of the stage: the type's contribution to the Kullback–Leibler divergence between the two. This ranks
+    neither a rare type that came here by chance nor a frequent type that goes everywhere first.
 
     Args:
-        routing: of one kind of pool.
-        count: of types for each slot, at most; only such as the slot has more often than chance.
+        routing: usage of one pool.
+        count: types per slot at most; only those that the slot has more often than chance.
 
     Returns:
-        ``[stage][slot]``, lists of ``token_id``, ``places`` (the type's in this slot), ``share`` (of the type's
-        places in the stage that this slot holds) and ``lift`` (q / p).
+        ``[stage][slot]``, lists of ``token_id``, ``places`` (the type's assignments to this slot), ``share`` (of the
+        type's assignments in the stage, the fraction to this slot), and ``lift`` (q / p).
     """
-    found = []
+    tops = []
     for stage in routing.by_type:
         by_type = stage.sum(axis=0)
         overall = by_type / max(int(by_type.sum()), 1)
@@ -176,19 +178,19 @@ def top_tokens(routing: Routing, count: int) -> list[list[list[dict[str, float]]
             slots.append(
                 [
                     {
-                        "token_id": int(one),
-                        "places": int(places[one]),
-                        "share": float(places[one] / by_type[one]),
-                        "lift": float(lift[one]),
+                        "token_id": int(token),
+                        "places": int(places[token]),
+                        "share": float(places[token] / by_type[token]),
+                        "lift": float(lift[token]),
                     }
-                    for one in best
-                    if score[one] > 0
+                    for token in best
+                    if score[token] > 0
                 ]
             )
-        found.append(slots)
-    return found
+        tops.append(slots)
+    return tops
 
 
-def _moments(place: NDArray[Any], depth: Floats, size: int) -> Floats:
-    """How many, their sum and their sum of squares in each of ``size`` places, [3, size]."""
-    return np.stack([np.bincount(place, weights=depth**power, minlength=size) for power in range(3)])
+def _moments(index: NDArray[Any], depth: Floats, size: int) -> Floats:
+    """Return the number, sum, and sum of squares of the depths at each of ``size`` indices, [3, size]."""
+    return np.stack([np.bincount(index, weights=depth**power, minlength=size) for power in range(3)])

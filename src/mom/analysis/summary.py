@@ -1,4 +1,4 @@
-"""An analysis put together: the run's numbers, and every figure there is something to draw for."""
+"""Put an analysis together: the run's numbers, and every figure for which there are data."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from mom.analysis.statistics import Depths, Routing
 from mom.analysis.traces import Header
 from mom.cost.estimate import flops_per_token, num_parameters
 from mom.metrics.modules import Pair, Removal
-from mom.metrics.routing import POOLS
 from mom.model import MoMForCausalLM
 from mom.plots import depth as depth_figures
 from mom.plots import modules as module_figures
 from mom.plots import routing as figures
 
 
-def measured(
+def summarize(
     model: MoMForCausalLM,
     header: Header,
     depths: Depths,
@@ -28,16 +27,16 @@ def measured(
     tolerance: float,
     length: int,
 ) -> dict[str, Any]:
-    """The run's numbers by the names that metrics have elsewhere.
+    """Return the run's numbers under the names of the metrics.
 
     Args:
-        model: that was recorded.
-        header: of the traces.
-        depths: of its tokens.
-        routing: use of its pools.
+        model: the recorded model.
+        header: header of the traces.
+        depths: depths of the tokens.
+        routing: usage of the pools.
         removal: the loss without modules, if it was measured.
-        tolerance: rise of the loss up to which modules count as droppable.
-        length: T, tokens in a sequence, for ``flops/*``, which are of a forward over one sequence.
+        tolerance: loss increase up to which modules count as removable.
+        length: T, tokens in a sequence; ``flops/*`` are those of a forward pass over one sequence.
     """
     config = model.config
     facts: dict[str, Any] = {
@@ -51,9 +50,9 @@ def measured(
         "depth/modules_per_token": depths.mean["modules_per_token"],
     }
     used = {}
-    for kind, one in routing.items():
-        used[kind] = float(one.places[:, :-1].sum()) / (depths.tokens * len(one.places))
-        facts[f"routing/{kind}/skip_share"] = float(one.places[:, -1].sum() / one.places.sum())
+    for pool, usage in routing.items():
+        used[pool] = float(usage.places[:, :-1].sum()) / (depths.tokens * len(usage.places))
+        facts[f"routing/{pool}/skip_share"] = float(usage.places[:, -1].sum() / usage.places.sum())
     facts["flops/forward"] = flops_per_token(config, length).total * length
     if len(header.stages) == config.num_stages:
         facts["flops/forward_actual"] = flops_per_token(config, length, used).total * length
@@ -67,13 +66,11 @@ def measured(
 
 
 def module_parameters(model: MoMForCausalLM) -> dict[str, int]:
-    """Parameters of one module of each kind."""
-    stage = model.model.stages[0]
-    pools = {kind: getattr(stage, kind).pool for kind in POOLS}
-    return {kind: sum(one[0].numel() for one in pool.parameters()) for kind, pool in pools.items()}
+    """Return the parameters of one module of each pool."""
+    return {layout.name: layout.kind.num_parameters(model.config) for layout in model.config.pools()}
 
 
-def draw(
+def draw_figures(
     header: Header,
     routing: Mapping[str, Routing],
     depths: Depths,
@@ -82,71 +79,73 @@ def draw(
     tolerance: float,
     run: str,
 ) -> dict[str, ReportFigure]:
-    """Every figure that there is something to draw for, by the name of its file.
+    """Draw every figure for which there are data, by the name of its file.
 
     Args:
-        header: of the traces.
-        routing: use of the pools.
-        depths: of the tokens.
+        header: header of the traces.
+        routing: usage of the pools.
+        depths: depths of the tokens.
         pairs: similarities of modules; may be empty.
         removal: the loss without modules, if it was measured.
-        tolerance: as for :func:`measured`.
-        run: the run's name.
+        tolerance: as for :func:`summarize`.
+        run: name of the run.
     """
-    number = len(header.stages)
-    places = [routing[kind].places for kind in POOLS]
+    num_stages = len(header.stages)
     config = header.config
+    places = [usage.places for usage in routing.values()]
     names = {"effective_depth": "effective", "weighted_depth": "weighted"}
     drawn = {
         "module_use": ReportFigure(
-            figures.module_use(*places, run=run, num_stages=number),
-            "Share of a round's places (K for each token) that each module holds.",
+            figures.module_use(*places, run=run, num_stages=num_stages),
+            "Fraction of a round's assignments (K per token) that go to each module.",
             describe_use(header, routing),
         ),
         "depth_distribution": ReportFigure(
             depth_figures.depth_distribution(
-                {names[name]: one for name, one in depths.distribution.items()},
+                {names[name]: counts for name, counts in depths.distribution.items()},
                 run=run,
                 graph_depth=config.graph_depth,
             ),
-            "How deep the network is for its tokens.",
+            "Depth of the network for each token.",
             "Histograms of effective and weighted depth over tokens; mean "
             f"{depths.mean['effective_depth']:.2f} and {depths.mean['weighted_depth']:.2f} "
             f"of {config.graph_depth} blocks.",
         ),
         "depth_by_frequency": ReportFigure(
             depth_figures.depth_by_frequency(
-                {names[name]: one for name, one in depths.by_frequency.items()}, run=run
+                {names[name]: binned for name, binned in depths.by_frequency.items()}, run=run
             ),
-            "Depth of tokens whose type is rare or frequent in the recorded text.",
+            "Depth of tokens by how rare or frequent their type is in the recorded text.",
             describe_binned(
                 "frequency of the token's type per million", depths.by_frequency["weighted_depth"]
             ),
         ),
     }
     if len(places[0]) > 1:
-        flows = [routing[kind].flow for kind in POOLS]
+        flows = [usage.flow for usage in routing.values()]
         drawn["module_flow"] = ReportFigure(
-            figures.module_flow(*flows, run=run, num_stages=number),
-            "Where tokens go from round to round, by their first choice.",
-            "Flow of tokens between modules from each round to the next; the numbers are in use.csv.",
+            figures.module_flow(*flows, run=run, num_stages=num_stages),
+            "Flow of tokens from round to round, by their first choice.",
+            "Flow of tokens between modules from each round to the next; use.csv has the numbers.",
         )
     if depths.predicted:
         drawn["depth_by_loss"] = ReportFigure(
-            depth_figures.depth_by_loss({names[name]: one for name, one in depths.by_loss.items()}, run=run),
-            "Depth at positions whose next token is predicted well or badly.",
+            depth_figures.depth_by_loss(
+                {names[name]: binned for name, binned in depths.by_loss.items()}, run=run
+            ),
+            "Depth by how well the next token is predicted.",
             describe_binned("loss of the next token in nats", depths.by_loss["weighted_depth"]),
         )
     for stage in sorted({pair.first.stage for pair in pairs}):
         drawn[f"similarity_{stage}"] = ReportFigure(
             module_figures.similarity(pairs, run=run, stage=stage),
-            f"Similarity of the modules of stage {stage}: weights, outputs on the same inputs, and their CKA.",
+            f"Similarity of the modules of stage {stage}: weights, outputs on the same inputs, and CKA of the outputs.",
             describe_similarity(pairs, stage),
         )
     if removal is not None and removal.alone:
         drawn["removal"] = ReportFigure(
             module_figures.removal(removal, run=run, tolerance=tolerance),
-            f"Loss without modules, on {removal.tokens:,} predicted tokens; the dotted line is the tolerance.",
+            f"Loss after module ablation, on {removal.tokens:,} predicted tokens; the dotted line is the tolerance.",
             describe_removal(removal, tolerance),
         )
     return drawn

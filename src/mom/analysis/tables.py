@@ -1,4 +1,4 @@
-"""Tables of an analysis: rows of plain values, as CSV files and as one JSON file."""
+"""The tables of an analysis: rows of plain values, written as CSV files and as one JSON file."""
 
 from __future__ import annotations
 
@@ -20,25 +20,26 @@ JSON = "tables.json"
 
 
 def use_table(header: Header, routing: Mapping[str, Routing]) -> Rows:
-    """How often each round takes each slot.
+    """Count how often each round chooses each slot.
 
-    Columns: ``stage``, ``round``, ``kind``, ``choice`` (the number of modules is SKIP), ``is_skip``, ``places``,
-    ``share`` (of the round's places), ``mean_weight`` (of the places held; None where there are none).
+    Columns: ``stage``, ``round``, ``kind`` (the pool), ``choice`` (the number of modules means SKIP), ``is_skip``,
+    ``places`` (assignments), ``share`` (fraction of the round's assignments), ``mean_weight`` (of these assignments;
+    ``None`` without any).
     """
     rows: Rows = []
-    for kind, one in routing.items():
-        for index, (places, weight) in enumerate(zip(one.places, one.weight, strict=True)):
+    for pool, usage in routing.items():
+        for index, (places, weight) in enumerate(zip(usage.places, usage.weight, strict=True)):
             for choice in range(len(places)):
                 rows.append(
                     {
                         "stage": header.stages[index // header.num_rounds],
                         "round": index % header.num_rounds,
-                        "kind": kind,
+                        "kind": pool,
                         "choice": choice,
-                        "is_skip": choice == header.num_modules(kind),
+                        "is_skip": choice == header.num_modules(pool),
                         "places": int(places[choice]),
-                        "share": _over(places[choice], places.sum()),
-                        "mean_weight": _over(weight[choice], places[choice]),
+                        "share": _ratio(places[choice], places.sum()),
+                        "mean_weight": _ratio(weight[choice], places[choice]),
                     }
                 )
     return rows
@@ -52,38 +53,37 @@ def module_table(
     removal: Removal | None,
     tolerance: float,
 ) -> Rows:
-    """What is known about each module, and about SKIP of each pool.
+    """Describe each module, and SKIP of each pool.
 
-    Columns: ``stage``, ``kind``, ``choice``, ``is_skip``; ``share`` of the places of all rounds and
-    ``mean_weight``; ``parameters``; ``loss_rise`` without this module alone (None: it cannot be spared, or was not
-    measured); ``removed`` as which in the greedy order, counted from 1, and ``loss_rise_then``; ``droppable``
-    within ``tolerance`` together with all before it; ``nearest``, the module of its pool whose outputs are most
-    like its own, and ``nearest_cosine``.
+    Columns: ``stage``, ``kind`` (the pool), ``choice``, ``is_skip``; ``share``, the fraction of the assignments of all
+    rounds, and ``mean_weight``; ``parameters``; ``loss_rise``, the loss increase without this module alone (``None`` if
+    it cannot be removed or was not measured); ``removed``, its rank in the greedy order from 1, and ``loss_rise_then``;
+    ``droppable``, whether it can be removed within ``tolerance``, together with all before it; ``nearest``, the module
+    of its pool with the most similar outputs, and ``nearest_cosine``.
     """
-    order = (
-        {} if removal is None else {one: (n, loss) for n, (one, loss) in enumerate(removal.greedy, start=1)}
-    )
+    greedy = [] if removal is None else removal.greedy
+    order = {module: (rank, loss) for rank, (module, loss) in enumerate(greedy, start=1)}
     droppable = set() if removal is None else set(removal.droppable(tolerance))
     rows: Rows = []
-    for kind, one in routing.items():
-        for place, stage in enumerate(header.stages):
-            rounds = slice(place * header.num_rounds, (place + 1) * header.num_rounds)
-            places, weight = one.places[rounds].sum(axis=0), one.weight[rounds].sum(axis=0)
+    for pool, usage in routing.items():
+        for row, stage in enumerate(header.stages):
+            rounds = slice(row * header.num_rounds, (row + 1) * header.num_rounds)
+            places, weight = usage.places[rounds].sum(axis=0), usage.weight[rounds].sum(axis=0)
             for choice in range(len(places)):
-                module = Module(stage, kind, choice)
-                is_skip = choice == header.num_modules(kind)
+                module = Module(stage, pool, choice)
+                is_skip = choice == header.num_modules(pool)
                 alone = None if removal is None else removal.alone.get(module)
                 rank, then = order.get(module, (None, None))
                 nearest, cosine = _nearest(module, pairs)
                 rows.append(
                     {
                         "stage": stage,
-                        "kind": kind,
+                        "kind": pool,
                         "choice": choice,
                         "is_skip": is_skip,
-                        "share": _over(places[choice], places.sum()),
-                        "mean_weight": _over(weight[choice], places[choice]),
-                        "parameters": 0 if is_skip else parameters[kind],
+                        "share": _ratio(places[choice], places.sum()),
+                        "mean_weight": _ratio(weight[choice], places[choice]),
+                        "parameters": 0 if is_skip else parameters[pool],
                         "loss_rise": None if alone is None or removal is None else alone - removal.loss,
                         "removed": rank,
                         "loss_rise_then": None if then is None or removal is None else then - removal.loss,
@@ -98,30 +98,30 @@ def module_table(
 def token_table(
     header: Header, routing: Mapping[str, Routing], tokenizer: PreTrainedTokenizerFast, count: int
 ) -> Rows:
-    """The token types that set each module apart, as :func:`mom.analysis.statistics.top_tokens` ranks them.
+    """List the token types that distinguish each module, ranked by :func:`mom.analysis.statistics.top_tokens`.
 
-    Columns: ``stage``, ``kind``, ``choice``, ``rank`` from 1, ``token_id``, ``text``, ``places``, ``share``,
+    Columns: ``stage``, ``kind`` (the pool), ``choice``, ``rank`` from 1, ``token_id``, ``text``, ``places``, ``share``,
     ``lift``.
     """
     return [
         {
-            "stage": header.stages[place],
-            "kind": kind,
+            "stage": header.stages[row],
+            "kind": pool,
             "choice": choice,
             "rank": rank,
-            "token_id": found["token_id"],
-            "text": tokenizer.decode([int(found["token_id"])]),
-            **{name: found[name] for name in ("places", "share", "lift")},
+            "token_id": token["token_id"],
+            "text": tokenizer.decode([int(token["token_id"])]),
+            **{name: token[name] for name in ("places", "share", "lift")},
         }
-        for kind, one in routing.items()
-        for place, slots in enumerate(top_tokens(one, count))
+        for pool, usage in routing.items()
+        for row, slots in enumerate(top_tokens(usage, count))
         for choice, top in enumerate(slots)
-        for rank, found in enumerate(top, start=1)
+        for rank, token in enumerate(top, start=1)
     ]
 
 
 def similarity_table(pairs: Sequence[Pair]) -> Rows:
-    """A row for every two modules of a pool: ``stage``, ``kind``, ``first``, ``second``, and their similarities."""
+    """Compare every two modules of a pool: ``stage``, ``kind`` (the pool), ``first``, ``second``, similarities."""
     return [
         {
             "stage": pair.first.stage,
@@ -137,7 +137,7 @@ def similarity_table(pairs: Sequence[Pair]) -> Rows:
 
 
 def removal_table(removal: Removal) -> Rows:
-    """``how`` (whole, alone, greedily), ``step``, the module that went, the ``loss`` then and its ``rise``."""
+    """List each ablation: ``how`` (whole, alone, greedily), ``step``, the removed module, ``loss``, and ``rise``."""
     steps: list[tuple[str, int, Module | None, float]] = [("whole", 0, None, removal.loss)]
     steps += [("alone", 1, module, loss) for module, loss in removal.alone.items()]
     steps += [("greedily", n, module, loss) for n, (module, loss) in enumerate(removal.greedy, start=1)]
@@ -156,7 +156,7 @@ def removal_table(removal: Removal) -> Rows:
 
 
 def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:
-    """Write each table that has rows as ``<name>.csv``, and all as ``tables.json``; returns the paths."""
+    """Write each non-empty table as ``<name>.csv`` and all as ``tables.json``; return the paths."""
     written = []
     for name, rows in tables.items():
         if not rows:
@@ -173,7 +173,7 @@ def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:
 
 
 def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float | None]:
-    """The module whose outputs are most like this one's."""
+    """Return the module whose outputs are most similar to this one's, and their cosine."""
     others = [
         (pair.outputs, (pair.second if pair.first == module else pair.first).number)
         for pair in pairs
@@ -185,5 +185,6 @@ def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float |
     return index, cosine
 
 
-def _over(part: Any, whole: Any) -> float | None:
+def _ratio(part: Any, whole: Any) -> float | None:
+    """Divide two numbers; ``None`` if the second is 0."""
     return float(part) / float(whole) if whole else None

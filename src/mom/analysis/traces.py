@@ -1,35 +1,37 @@
-"""Routing traces: what every token of a text chose, round by round, in two columnar files.
+"""Routing traces: the choices of every token of a text, round by round, in two Parquet files.
 
-``routing.parquet`` holds a row for each place of each step (one token in one pool of one round):
+``routing.parquet`` has a row for each assignment: one of the K choices of a token in one pool of one round.
 
     token      int64   the token's row in tokens.parquet
-    document   int32   the document it stands in, counted from 0
-    position   int32   its place in the window that the model saw
+    document   int32   its document, counted from 0
+    position   int32   its position in the window that the model saw
     token_id   int32
     stage      int16
     round      int16   within the stage
-    kind       string  attention or ffn
-    place      int8    which of the K choices, best first
+    kind       string  name of the pool, such as attention or ffn
+    place      int8    rank among the K choices, best first
     choice     int16   index in the pool; the number of modules there means SKIP
-    weight     float32 the weight of the choice
+    weight     float32 weight of the choice
 
-``tokens.parquet`` a row for each token, in the order of the text: ``token``, ``window``, ``position``,
-``document``, ``token_id``; ``loss``, of the next token as predicted at this position, in nats (null at a window's
-end, where nothing is predicted); ``effective_depth``, ``weighted_depth`` and ``modules_per_token`` as DESIGN §3
-defines them, of this token.
+``tokens.parquet`` has a row for each token, in the order of the text: ``token``, ``window``, ``position``,
+``document``, ``token_id``; ``loss``, the cross-entropy of the next token in nats (null at the end of a window, where
+nothing is predicted); and the token's own ``effective_depth``, ``weighted_depth``, and ``modules_per_token``
+(:func:`mom.metrics.depth.depth_metrics`).
 
-Both carry a :class:`Header` in their metadata. Rows are written in groups of :data:`GROUP_TOKENS` tokens, and a
-group of ``routing.parquet`` is of one stage, round and kind, so that a reader who wants one of them skips the
-rest. Neither writing nor reading holds more than one such batch of tokens, however long the text is.
+Both files carry a :class:`Header` in their metadata. Rows are written in groups of :data:`GROUP_TOKENS` tokens, and a
+group of ``routing.parquet`` belongs to one stage, round, and pool, so that readers can skip the others. Neither writing
+nor reading holds more than one such group of tokens, however long the text is.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property, reduce
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -39,13 +41,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mom.metrics.routing import POOLS
 from mom.model import MoMConfig
+from mom.model.schedules import PoolLayout
 from mom.runs.files import atomic_file
 
 ROUTING, TOKENS = "routing.parquet", "tokens.parquet"
 GROUP_TOKENS = 16_384
-"""So many tokens are held in memory, at least, before their rows are written."""
+"""Tokens to collect in memory before their rows are written."""
 
 _KIND = pa.dictionary(pa.int8(), pa.string())
 ROUTING_SCHEMA = pa.schema(
@@ -80,12 +82,12 @@ _KEY = b"mom"
 
 @dataclass(frozen=True)
 class Header:
-    """What the traces are of.
+    """The model and text of a trace.
 
     Attributes:
-        model: the configuration, :class:`~mom.model.MoMConfig` as a dictionary.
-        source: where the weights are from.
-        text: what was read.
+        model: the model's configuration, :class:`~mom.model.MoMConfig` as a dictionary.
+        source: origin of the weights.
+        text: origin of the text.
         stages: the stages in ``routing.parquet``; ``tokens.parquet`` counts all.
     """
 
@@ -94,27 +96,32 @@ class Header:
     text: str
     stages: Sequence[int]
 
-    @property
+    @cached_property
     def config(self) -> MoMConfig:
         """The model's configuration."""
         return MoMConfig.from_dict(dict(self.model))
 
+    @cached_property
+    def pools(self) -> dict[str, PoolLayout]:
+        """The pools of a stage by name, in the order of a round."""
+        return {layout.name: layout for layout in self.config.pools()}
+
     def num_modules(self, kind: str) -> int:
-        """Modules in a pool of a kind; the choice of this index is SKIP."""
-        return int(self.model[f"num_{kind}_modules"])
+        """Return the number of modules in a pool; a choice of this index is SKIP."""
+        return self.pools[kind].num_modules
 
     @property
     def num_rounds(self) -> int:
         """Rounds in a stage."""
-        return int(self.model["num_rounds"])
+        return self.config.num_rounds
 
 
 class Records(NamedTuple):
-    """What a forward over B windows of T tokens says, flattened to M = B·T tokens.
+    """Routing of a forward pass over B windows of T tokens, flattened to M = B·T tokens.
 
     Attributes:
-        columns: those of ``tokens.parquet`` but ``token``, each [M].
-        choice: by kind, [M, rounds of all stages, K].
+        columns: columns of ``tokens.parquet`` except ``token``, each [M].
+        choice: for each pool, [M, rounds of all stages, K].
         weight: likewise.
     """
 
@@ -124,19 +131,19 @@ class Records(NamedTuple):
 
 
 class TraceWriter:
-    """Writes both files, which appear once the context ends without an error.
+    """A writer of both files, which appear when the context ends without an error.
 
     Args:
-        folder: where the files go.
-        header: into their metadata.
+        folder: an existing folder.
+        header: written into the metadata of both files.
     """
 
     def __init__(self, folder: Path, header: Header) -> None:
         self.header = header
         self.num_tokens = 0
-        """Tokens that were added."""
+        """Tokens added so far."""
         self.num_held = 0
-        """Tokens that are still in memory: below :data:`GROUP_TOKENS` between two calls of :meth:`add`."""
+        """Tokens still in memory: fewer than :data:`GROUP_TOKENS` between two calls of :meth:`add`."""
         self._held: list[Records] = []
         self._files = ExitStack()
         paths = [self._files.enter_context(atomic_file(folder / name)) for name in (ROUTING, TOKENS)]
@@ -161,7 +168,7 @@ class TraceWriter:
             self._flush()
 
     def add(self, records: Records) -> None:
-        """Take a batch in; what is held is written once it is :data:`GROUP_TOKENS` tokens or more."""
+        """Add a batch; write the tokens in memory once there are :data:`GROUP_TOKENS` or more."""
         size = len(records.columns["token_id"])
         self._held.append(records)
         self.num_held += size
@@ -173,22 +180,25 @@ class TraceWriter:
         if not self._held:
             return
         names = [name for name in TOKENS_SCHEMA.names if name != "token"]
-        columns = {name: np.concatenate([one.columns[name] for one in self._held]) for name in names}
+        columns = {name: np.concatenate([records.columns[name] for records in self._held]) for name in names}
         columns["token"] = np.arange(self.num_tokens - self.num_held, self.num_tokens)
         self._tokens.write_table(_table(columns, TOKENS_SCHEMA))
         own = {name: columns[name] for name in ("token", "document", "position", "token_id")}
         rounds = self.header.num_rounds
         for stage in self.header.stages:
             for number in range(rounds):
-                for kind in POOLS:
+                for pool in self.header.pools:
                     # One round of one pool at a time: (tokens, K)
                     choice, weight = (
                         np.concatenate(
-                            [getattr(one, name)[kind][:, stage * rounds + number] for one in self._held]
+                            [
+                                getattr(records, name)[pool][:, stage * rounds + number]
+                                for records in self._held
+                            ]
                         )
                         for name in ("choice", "weight")
                     )
-                    self._routing.write_table(_round_table(own, stage, number, kind, choice, weight))
+                    self._routing.write_table(_round_table(own, stage, number, pool, choice, weight))
         self._held, self.num_held = [], 0
 
 
@@ -196,23 +206,23 @@ class Traces:
     """Recorded traces, read from their folder.
 
     Args:
-        folder: with both files.
+        folder: a folder with both files.
 
     Raises:
-        FileNotFoundError: one of them is not there.
-        ValueError: they hold no :class:`Header`, so were not written here.
+        FileNotFoundError: there is no ``tokens.parquet``.
+        ValueError: the files are not those of task=analyze.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self._routing, self._tokens = (Path(folder) / name for name in (ROUTING, TOKENS))
         found = pq.read_schema(self._tokens).metadata or {}
         if _KEY not in found or not self._routing.is_file():
-            raise ValueError(f"folder: {folder}; one with {ROUTING} and {TOKENS} of task=analyze")
+            raise ValueError(f"folder {folder} must contain {ROUTING} and {TOKENS} written by task=analyze")
         self.header = Header(**json.loads(found[_KEY]))
         self.num_tokens: int = pq.read_metadata(self._tokens).num_rows
 
     def tokens(self, columns: Sequence[str] | None = None, first: int | None = None) -> pa.Table:
-        """``tokens.parquet``, or some of its columns, of all tokens or the ``first`` ones."""
+        """Read ``tokens.parquet``, or some of its columns, for all tokens or the ``first`` ones."""
         return pq.read_table(
             self._tokens,
             columns=None if columns is None else list(columns),
@@ -220,37 +230,35 @@ class Traces:
         )
 
     def token_batches(self, columns: Sequence[str] | None = None) -> Iterator[pa.RecordBatch]:
-        """``tokens.parquet`` piece by piece."""
+        """Read ``tokens.parquet`` in batches."""
         with pq.ParquetFile(self._tokens) as file:
             yield from file.iter_batches(GROUP_TOKENS, columns=None if columns is None else list(columns))
 
     def routing(
         self, columns: Sequence[str] | None = None, first: int | None = None, **equal: int | str
     ) -> pa.Table:
-        """Rows of ``routing.parquet``, such as ``routing(stage=0, round=5, kind="ffn")``.
+        """Read rows of ``routing.parquet``, such as ``routing(stage=0, round=5, kind="ffn")``.
 
         Args:
-            columns: which; None is all.
-            first: of the first so many tokens only.
-            equal: what columns have to be.
+            columns: the columns to read; ``None`` reads all.
+            first: read only the first so many tokens.
+            equal: values that columns must have.
         """
         wanted = [pc.field(name) == value for name, value in equal.items()]
         if first is not None:
             wanted.append(pc.field("token") < first)
-        condition = None
-        for one in wanted:
-            condition = one if condition is None else condition & one
+        condition = reduce(operator.and_, wanted) if wanted else None
         return pq.read_table(
             self._routing, columns=None if columns is None else list(columns), filters=condition
         )
 
     def steps(self, first: int | None = None) -> Iterator[tuple[int, int, str, pa.Table]]:
-        """Stage, round and kind of each group of ``routing.parquet``, and its rows, one group at a time.
+        """Read ``routing.parquet`` group by group, with each group's stage, round, and pool.
 
-        The rows of a group are of consecutive tokens, the K places of each together.
+        A group holds consecutive tokens, with the K assignments of each token together.
 
         Args:
-            first: leave out groups after the first so many tokens; one that begins before comes whole.
+            first: skip groups that start after the first so many tokens; a group that starts before is complete.
         """
         with pq.ParquetFile(self._routing) as file:
             place = {name: index for index, name in enumerate(ROUTING_SCHEMA.names)}
@@ -264,17 +272,17 @@ class Traces:
 
 
 def _round_table(
-    own: Mapping[str, np.ndarray], stage: int, number: int, kind: str, choice: np.ndarray, weight: np.ndarray
+    own: Mapping[str, np.ndarray], stage: int, number: int, pool: str, choice: np.ndarray, weight: np.ndarray
 ) -> pa.Table:
-    """Rows of one round of one pool; ``choice`` and ``weight`` are [tokens, K]."""
-    tokens, places = choice.shape
-    rows = tokens * places
-    columns: dict[str, Any] = {name: np.repeat(values, places) for name, values in own.items()}
+    """Build the rows of one round of one pool; ``choice`` and ``weight`` are [tokens, K]."""
+    tokens, top_k = choice.shape
+    rows = tokens * top_k
+    columns: dict[str, Any] = {name: np.repeat(values, top_k) for name, values in own.items()}
     columns |= {
         "stage": np.full(rows, stage),
         "round": np.full(rows, number),
-        "kind": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int8)), [kind]),
-        "place": np.tile(np.arange(places), tokens),
+        "kind": pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, dtype=np.int8)), [pool]),
+        "place": np.tile(np.arange(top_k), tokens),
         "choice": choice.ravel(),
         "weight": weight.ravel(),
     }

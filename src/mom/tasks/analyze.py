@@ -24,10 +24,10 @@ from mom.analysis.messages import (
     pool_tables,
     slot_name,
 )
-from mom.analysis.recording import batches_of, record, windows_of
+from mom.analysis.recording import batch_windows, record, split_windows
 from mom.analysis.report.page import render
 from mom.analysis.statistics import depth_statistics, routing_statistics
-from mom.analysis.summary import draw, measured, module_parameters
+from mom.analysis.summary import draw_figures, module_parameters, summarize
 from mom.analysis.tables import (
     Rows,
     module_table,
@@ -45,7 +45,7 @@ from mom.data.token_files import TokenFile
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.errors import RequestError
 from mom.interop import load_model
-from mom.metrics.modules import KINDS, Pair, Removal
+from mom.metrics.modules import Pair, Removal
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
 from mom.runs.directory import RunDirectory
@@ -107,8 +107,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         pairs = _similarity(model, batches, task, config.seed, fabric.autocast)
         removal = _removal(model, batches, task, fabric.autocast, progress)
     name = Path(config.run_dir).name
-    facts = measured(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
-    drawn = draw(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
+    facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
+    drawn = draw_figures(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
     tables = {
         "use": use_table(header, routing),
         "modules": module_table(
@@ -174,16 +174,16 @@ def _record(
     context: Context,
     progress: Progress,
 ) -> Traces:
-    windows = windows_of(files, data.sequence_length, end_of_text)
+    windows = split_windows(files, data.sequence_length, end_of_text)
     total = sum(file.count for file in files)
     bar = progress.add_task("recording tokens", total=min(total, task.num_tokens or total))
     return record(
         model,
-        batches_of(windows, data.batch_size, task.num_tokens),
+        batch_windows(windows, data.batch_size, task.num_tokens),
         folder,
         header,
         context=context,
-        told=lambda tokens: progress.advance(bar, tokens),
+        on_progress=lambda tokens: progress.advance(bar, tokens),
     )
 
 
@@ -192,7 +192,7 @@ def _batches(
 ) -> list[torch.Tensor]:
     """The first recorded tokens again, ids [B, T], for what is measured of modules."""
     most = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
-    found = batches_of(windows_of(files, data.sequence_length, end_of_text), data.batch_size, most)
+    found = batch_windows(split_windows(files, data.sequence_length, end_of_text), data.batch_size, most)
     # Nothing is predicted in a window of one token.
     stacked = (torch.from_numpy(np.stack([one.ids for one in batch])) for batch in found)
     return [ids.to(device) for ids in stacked if ids.shape[1] > 1]
@@ -215,10 +215,14 @@ def _removal(
 ) -> Removal | None:
     if task.ablation == "none":
         return None
-    greedily = task.ablation == "greedy"
-    bar = progress.add_task("removing modules", total=num_passes(model, greedily=greedily))
+    greedy = task.ablation == "greedy"
+    bar = progress.add_task("removing modules", total=num_passes(model, greedy=greedy))
     return measure_removal(
-        model, batches, greedily=greedily, context=context, told=lambda passes: progress.advance(bar, passes)
+        model,
+        batches,
+        greedy=greedy,
+        context=context,
+        on_progress=lambda passes: progress.advance(bar, passes),
     )
 
 
@@ -235,7 +239,7 @@ def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path
         table.add_column(heading, justify="right", no_wrap=True)
     for row, values in zip(modules, cells, strict=True):
         place = f", stage {row['stage']}" if len(header.stages) > 1 else ""
-        table.add_row(f"{KINDS[row['kind']]} {slot_name(row)}{place}", *values)
+        table.add_row(f"{header.pools[row['kind']].label} {slot_name(row)}{place}", *values)
     print_table(table, console)
     for name, meaning in WRITTEN:
         if (folder / name).exists():

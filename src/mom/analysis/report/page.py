@@ -1,7 +1,7 @@
-"""Builds ``report.html`` from recorded traces and what was measured; the page is ``template.html`` beside this file.
+"""Build ``report.html`` from recorded traces and measurements, with ``template.html`` of this folder.
 
-Everything is in the one file: style, script, figures, and the data of the token path viewer as typed arrays in
-base64. The page's own content security policy forbids the browser to load anything else.
+The file contains everything: style, script, figures, and the data of the token path viewer as typed arrays in base64.
+The page's content security policy forbids the browser to load anything else.
 """
 
 from __future__ import annotations
@@ -22,11 +22,10 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from mom.analysis.traces import Traces
-from mom.metrics.routing import POOLS
 from mom.plots.style import STYLE
 
 _STEPS = 65_534
-# What a token can be colored by: its column, what it is called, digits after the point.
+# What tokens can be colored by: column, label, digits after the point.
 MEASURES = (
     ("effective_depth", "effective depth (blocks)", 1),
     ("weighted_depth", "weighted depth (blocks)", 2),
@@ -37,7 +36,7 @@ MEASURES = (
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure with a caption and a text for those who do not see it."""
+    """A figure with a caption and a description for readers who cannot see it."""
 
     figure: Figure
     caption: str
@@ -49,11 +48,11 @@ class PoolTable:
     """The modules of one pool.
 
     Attributes:
-        title: over the table.
-        kind: ``attention`` or ``ffn``.
-        stage: of the pool.
-        headings: of the columns of numbers.
-        rows: for each slot ``choice``, ``name``, ``full_name``, ``numbers`` (as written) and ``tokens`` (each with
+        title: heading of the table.
+        kind: the pool's name.
+        stage: the pool's stage.
+        headings: headings of the columns of numbers.
+        rows: for each slot ``choice``, ``name``, ``full_name``, ``numbers`` (as text), and ``tokens`` (each with
             ``text`` and ``title``).
     """
 
@@ -76,18 +75,18 @@ def render(
     footer: str,
     num_tokens: int,
 ) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        traces: as recorded.
-        tokenizer: that made the tokens.
-        title: of the page.
+        traces: the recorded traces.
+        tokenizer: the model's tokenizer.
+        title: title of the page.
         facts: rows of the run's table: name, value, meaning.
         pools: tables of modules.
-        module_notes: paragraphs above them.
-        figures: to be drawn in, as SVG.
+        module_notes: paragraphs above these tables.
+        figures: figures to embed as SVG.
         footer: how the page was made.
-        num_tokens: the viewer shows at most so many tokens, the first ones.
+        num_tokens: tokens that the viewer shows at most, from the first.
     """
     data = viewer_data(traces, tokenizer, num_tokens)
     shown = f"The first {data['count']:,} of {traces.num_tokens:,} recorded tokens."
@@ -104,8 +103,8 @@ def render(
         module_notes=module_notes,
         shown=shown,
         figures=[
-            {"svg": base64.b64encode(svg(one.figure)).decode(), "alt": one.alt, "caption": one.caption}
-            for one in figures
+            {"svg": base64.b64encode(svg(item.figure)).decode(), "alt": item.alt, "caption": item.caption}
+            for item in figures
         ],
         footer=footer,
         style=folder.joinpath("style.css").read_text(encoding="utf-8"),
@@ -115,7 +114,7 @@ def render(
 
 
 def svg(figure: Figure) -> bytes:
-    """The figure as the bytes of an SVG file, the same for the same figure."""
+    """Return a figure as an SVG file, always the same bytes for the same figure."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), matplotlib.rc_context({"svg.hashsalt": "mom"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -123,13 +122,13 @@ def svg(figure: Figure) -> bytes:
 
 
 def script_json(data: Any) -> str:
-    """JSON that can stand between script tags: no ``<`` in it, so nothing ends the script or opens a comment."""
+    """Write JSON that is safe in a script element: without ``<``, nothing ends the script or opens a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: int) -> dict[str, Any]:
-    """What the viewer's script reads, for the first ``num_tokens`` tokens."""
+    """Return the data of the viewer's script, for the first ``num_tokens`` tokens."""
     header, config = traces.header, traces.header.config
     tokens = traces.tokens(first=num_tokens)
     columns = {name: tokens[name].to_numpy() for name in tokens.schema.names}
@@ -138,9 +137,10 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
     names = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     rounds = [(stage, number) for stage in header.stages for number in range(header.num_rounds)]
     kinds = {}
-    for kind, (choice, weight) in _choices(traces, rounds, count).items():
-        kinds[kind] = {
-            "modules": header.num_modules(kind),
+    for pool, (choice, weight) in _choices(traces, rounds, count).items():
+        kinds[pool] = {
+            "label": header.pools[pool].label,
+            "modules": header.num_modules(pool),
             "places": choice.shape[-1],
             "choice": packed(choice),
             "weight": packed_real(weight),
@@ -155,7 +155,7 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
             {"name": label, "digits": digits, "values": packed_real(columns[name])}
             for name, label, digits in MEASURES
         ],
-        # The first that differs between tokens: at K >= 2 under skip_rule share effective depth does not.
+        # The first that differs between tokens: effective depth does not with K >= 2 and skip_rule share.
         "colored_by": next((n for n, (name, _, _) in enumerate(MEASURES) if name in varied), 0),
         "rounds": rounds,
         "kinds": kinds,
@@ -166,27 +166,27 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[str]:
-    """The text that each token adds; a character of several tokens comes with its last one, "" before.
+    """Return the text that each token adds; joined, they are the complete text.
 
-    Together they are the text.
+    A character that consists of several tokens belongs to the last of them; the others add "".
     """
     stream = DecodeStream(skip_special_tokens=False)
     backend = tokenizer.backend_tokenizer
-    return [stream.step(backend, int(one)) or "" for one in ids]
+    return [stream.step(backend, int(token)) or "" for token in ids]
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Whole numbers from 0, of any shape, in the fewest bytes that hold them, little-endian in base64."""
+    """Pack integers from 0, of any shape, into as few bytes as possible, little-endian in base64."""
     most = int(values.max(initial=0))
     size = next(size for size in (1, 2, 4) if most < 256**size)
     return {"type": f"u{size}", "data": _base64(values.astype(f"<u{size}"))}
 
 
 def packed_real(values: np.ndarray) -> dict[str, Any]:
-    """Real numbers in 65,534 steps between the least and the greatest; the value above is "none" (NaN)."""
+    """Pack real numbers as 65,534 steps between their minimum and maximum; the next value stands for NaN."""
     values = values.astype(np.float64)
-    there = values[~np.isnan(values)]
-    low, high = (float(there.min()), float(there.max())) if there.size else (0.0, 0.0)
+    known = values[~np.isnan(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     steps = _STEPS
     scaled = np.rint((values - low) / ((high - low) or 1.0) * steps)
     whole = np.where(np.isnan(values), steps + 1, np.nan_to_num(scaled)).astype("<u2")
@@ -196,19 +196,19 @@ def packed_real(values: np.ndarray) -> dict[str, Any]:
 def _choices(
     traces: Traces, rounds: Sequence[tuple[int, int]], count: int
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Choices and weights of the first ``count`` tokens by kind, [count, rounds, K] each."""
-    index_of = {one: index for index, one in enumerate(rounds)}
-    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    for stage, number, kind, rows in traces.steps(first=count):
+    """Return choices and weights of the first ``count`` tokens for each pool, [count, rounds, K] each."""
+    index_of = {key: index for index, key in enumerate(rounds)}
+    tables: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    for stage, number, pool, rows in traces.steps(first=count):
         size = int(rows["place"].to_numpy().max()) + 1
-        if kind not in found:
+        if pool not in tables:
             shape = (count, len(rounds), size)
-            found[kind] = (np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32))
+            tables[pool] = (np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32))
         first = rows["token"][0].as_py()
-        for table, name in zip(found[kind], ("choice", "weight"), strict=True):
+        for table, name in zip(tables[pool], ("choice", "weight"), strict=True):
             values = rows[name].to_numpy().reshape(-1, size)[: count - first]
             table[first : first + len(values), index_of[stage, number]] = values
-    return {kind: found[kind] for kind in POOLS}
+    return {pool: tables[pool] for pool in traces.header.pools}
 
 
 def _base64(values: np.ndarray) -> str:

@@ -1,12 +1,12 @@
 "use strict";
-// The token path viewer. Everything it shows comes from the JSON in #data (mom/analysis/report/page.py writes it);
-// text only ever enters the page as textContent. One listener for all tokens, whatever their number.
+// The token path viewer. It shows the JSON in #data, which mom/analysis/report/page.py writes; text enters the page only
+// as textContent. One listener serves all tokens.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
   const text = element("text"), path = element("path"), status = element("status"), legend = element("legend");
   const count = data.count, places = data.kinds, number = new Intl.NumberFormat("en");
-  const NAMES = { attention: "attention", ffn: "FFN" };
+  const pools = Object.keys(places); // in the order of a round
   const BINS = 7;
 
   // Columns are little-endian arrays in base64; real numbers are stored as 16-bit steps between two bounds.
@@ -22,9 +22,9 @@
   const documentOf = column(data.document), tokenId = column(data.token_id);
   const measures = data.measures.map((one) => ({ ...one, values: column(one.values) }));
   const choice = {}, weight = {};
-  for (const kind of Object.keys(places)) {
-    choice[kind] = column(places[kind].choice);
-    weight[kind] = column(places[kind].weight);
+  for (const pool of pools) {
+    choice[pool] = column(places[pool].choice);
+    weight[pool] = column(places[pool].weight);
   }
   const rounds = data.rounds; // [stage, round] of each recorded round
   const severalStages = rounds.length > 0 && rounds[rounds.length - 1][0] !== rounds[0][0];
@@ -90,7 +90,7 @@
       if (distinct.length > BINS) break;
     }
     if (distinct.length <= BINS) return { lows: distinct, exact: true };
-    // Between the first and the last hundredth, so that a few extremes do not take all the colors.
+    // Between the 1st and the 99th percentile, so that a few extremes do not take up all colors.
     const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
     const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
     const step = (high - low) / BINS || 1;
@@ -149,8 +149,9 @@
     });
   }
   function plain(blocks) {
-    return make("tr", make("td", blocks, { colspan: "3" }), { class: "plain" });
+    return make("tr", make("td", blocks, { colspan: `${1 + pools.length}` }), { class: "plain" });
   }
+  const capitalized = (string) => string[0].toUpperCase() + string.slice(1);
   const blocks = (size, name) => `${size} ${name} block${size > 1 ? "s" : ""}`;
   function describe(index) {
     const facts = make("dl", [
@@ -158,21 +159,20 @@
       ["window, position", `${windowOf[index]}, ${position[index]}`],
       ["document", `${documentOf[index]}`],
       ...measures.map(({ name, values, digits }) =>
-        [name, Number.isNaN(values[index]) ? "none: the window ends" : values[index].toFixed(digits)]),
+        [name, Number.isNaN(values[index]) ? "none (end of the window)" : values[index].toFixed(digits)]),
     ].flatMap(([name, value]) => [make("dt", name), make("dd", value)]));
     const rows = [];
     if (data.bottom) rows.push(plain(blocks(data.bottom, "bottom")));
     rounds.forEach(([stage], round) => {
       rows.push(make("tr", [
         make("th", roundName(rounds[round]), { scope: "row" }),
-        make("td", step(index, round, "attention")),
-        make("td", step(index, round, "ffn")),
+        ...pools.map((pool) => make("td", step(index, round, pool))),
       ], { "data-round": round }));
       const last = round + 1 === rounds.length || rounds[round + 1][0] !== stage;
       if (last && data.anchors) rows.push(plain("anchor block"));
     });
     if (data.top) rows.push(plain(blocks(data.top, "top")));
-    const head = make("thead", make("tr", ["Round", "Attention", "FFN"].map((name) => make("th", name, { scope: "col" }))));
+    const head = make("thead", make("tr", ["Round", ...pools.map((pool) => capitalized(places[pool].label))].map((name) => make("th", name, { scope: "col" }))));
     path.replaceChildren(facts, make("table", [
       make("caption", `Path of ${quoted(index)}: modules and weights`), head, make("tbody", rows),
     ]));
@@ -280,7 +280,7 @@
     matches = [];
     if (slot !== "") {
       const wanted = wantedRounds(), size = places[kind].places, slots = choice[kind];
-      const counted = firstOnly.checked ? 1 : size; // places of a step that are looked at, best first
+      const counted = firstOnly.checked ? 1 : size; // assignments to check, best first
       for (let index = 0; index < count; index++) {
         const took = wanted.some((round) => {
           const first = (index * rounds.length + round) * size;
@@ -290,7 +290,7 @@
         cells[index].classList.toggle("match", took);
         if (took) matches.push(index);
       }
-      const module = Number(slot) === places[kind].modules ? `SKIP in ${NAMES[kind]}` : `${NAMES[kind]} ${slot}`;
+      const module = Number(slot) === places[kind].modules ? `SKIP in ${places[kind].label}` : `${places[kind].label} ${slot}`;
       const where = roundMenu.value[0] === "r" ? `round ${roundName(rounds[wanted[0]])}`
         : severalStages ? `any round of stage ${roundMenu.value.slice(1)}` : "any round";
       status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} ${firstOnly.checked ? "first " : ""}in ${where}.`;
@@ -330,7 +330,7 @@
 
   // ---- start
 
-  fill(kindMenu, Object.keys(places).map((kind) => [kind, NAMES[kind]]));
+  fill(kindMenu, pools.map((pool) => [pool, places[pool].label]));
   fillModules();
   fillRounds();
   fill(element("color"), measures.map(({ name }, index) => [index, name]));
@@ -338,6 +338,6 @@
   element("color").addEventListener("change", color);
   build();
   color();
-  path.append(make("p", "Choose a token to see its path round by round."));
+  path.append(make("p", "Select a token to see its path round by round."));
   if (count) cells[0].tabIndex = 0;
 })();
