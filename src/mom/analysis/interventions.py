@@ -56,7 +56,7 @@ def list_modules(model: MoMForCausalLM) -> list[Module]:
     return [
         Module(stage, name, number)
         for (stage, name), routed in routed_pools(model).items()
-        for number in range(routed.pool.num_modules)
+        for number in range(routed.layout.num_modules)
     ]
 
 
@@ -205,7 +205,7 @@ def module_outputs(
             sample = samples[len(kept)].to(x.device)
             alone = [
                 routed.forward(x, _choose_only(routing, index), *rest)
-                for index in range(routed.pool.num_modules)
+                for index in range(routed.layout.num_modules)
             ]
             kept.append(torch.stack([update.flatten(0, 1)[sample] for update in alone]).float().cpu())
 

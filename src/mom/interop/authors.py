@@ -191,7 +191,7 @@ def _fill(model: MoMForCausalLM, tensors: _Tensors) -> None:
         at = f"transformer.h.{index}"
         if isinstance(part, Stage):
             for routed in part.pools:
-                name = routed.pool.layout.name
+                name = routed.layout.name
                 _fill_pool(routed, name, tensors, at)
                 _fill_router(routed, tensors, f"{at}.{_POOLS[name]}.router")
         else:
@@ -199,7 +199,7 @@ def _fill(model: MoMForCausalLM, tensors: _Tensors) -> None:
 
 
 def _fill_pool(routed: RoutedPool, name: str, tensors: _Tensors, at: str) -> None:
-    for module in range(routed.pool.num_modules):
+    for module in range(routed.layout.num_modules):
         layer = read_layer(tensors.take, {name: _LAYER[name]}, at=at, module=f".{module}")
         write_module(routed.pool, module, layer[name])
 
