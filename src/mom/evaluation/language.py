@@ -15,7 +15,7 @@ from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.data.windows import ScoringWindows
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.evaluation.measure import evaluate_module
 from mom.evaluation.report import results_table
 from mom.model import MoMConfig, MoMForCausalLM
@@ -33,13 +33,31 @@ def evaluate_text(
     model: MoMForCausalLM,
     run: RunDirectory,
 ) -> dict[str, Any]:
-    """Language-model loss on the windows of a corpus; see :func:`run`."""
+    """Measure the language-model loss on the windows of a corpus, and print a table.
+
+    Args:
+        config: the request.
+        task: its task.
+        data: its data.
+        init: where the model comes from.
+        model: the model, in evaluation mode.
+        run: the run directory.
+
+    Returns:
+        The metrics of :func:`mom.evaluation.measure.evaluate_module`, ``data/tokens`` (predicted),
+        ``data/bytes_per_token`` and ``data/fingerprint``.
+
+    Raises:
+        UsageError: the windows do not fit the model, or the tokenizer or the corpus cannot be used.
+    """
     _check_windows(task, data, model.config)
-    load_model_tokenizer(init, data.tokenizer, model.config)  # refused here, before a corpus is tokenized
+    load_model_tokenizer(
+        init, data.tokenizer, model.config
+    )  # rejects a wrong one before a corpus is tokenized
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
     files = prepared.split_files(task.split)
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
-    skipped = sum(one.num_skipped for one in windows)
+    skipped = sum(dataset.num_skipped for dataset in windows)
     if skipped:
         log.info("skipping the last %d tokens (no full window); set task.stride to score them", skipped)
     module = LanguageModelingModule(
@@ -48,14 +66,14 @@ def evaluate_text(
         model=model,
         bytes_per_token=bytes_per_token(files),
     )
-    # Batches hold windows of one length; a file shorter than a window comes by itself.
-    whole = len({one.length for one in windows}) == 1
+    # Windows of a batch must have equal lengths; a file shorter than a window has a shorter one.
+    equal = len({dataset.length for dataset in windows}) == 1
     loader: DataLoader[Any] = DataLoader(
-        ConcatDataset(windows), batch_size=data.batch_size if whole else 1, num_workers=data.num_workers
+        ConcatDataset(windows), batch_size=data.batch_size if equal else 1, num_workers=data.num_workers
     )
     results = evaluate_module(config, module, loader, run, phase="evaluate")
-    kind = f"windows of {data.sequence_length} tokens, stride {task.stride or data.sequence_length}"
-    print_report(results_table({init: results}, f"{data.corpus}, {task.split}: {kind}"), run.path)
+    layout = f"windows of {data.sequence_length} tokens, stride {task.stride or data.sequence_length}"
+    print_report(results_table({init: results}, f"{data.corpus}, {task.split}: {layout}"), run.path)
     return {
         **results,
         "data/tokens": module.num_predicted,
@@ -65,13 +83,13 @@ def evaluate_text(
 
 
 def bytes_per_token(files: list[TokenFile]) -> float:
-    """UTF-8 bytes per token of several files together."""
+    """Return the mean UTF-8 bytes per token of several files."""
     return sum(file.num_bytes for file in files) / sum(file.count for file in files)
 
 
 def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
     check_length(data.sequence_length, config.max_positions)
     if task.stride is not None and task.stride >= data.sequence_length:
-        raise RequestError(
-            "task.stride", task.stride, f"below data.sequence_length ({data.sequence_length}), or null"
+        raise UsageError(
+            f"task.stride must be below data.sequence_length ({data.sequence_length}) or null, got {task.stride}"
         )

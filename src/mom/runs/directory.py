@@ -16,7 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from mom.errors import UsageError
-from mom.runs.files import write_json_atomic, write_text_atomic
+from mom.runs.files import read_json, write_json_atomic, write_text_atomic
 
 RUN_DIR_VARIABLE = "MOM_RUN_DIR"
 """Environment variable that passes the run directory from the launched process to its child ranks."""
@@ -25,7 +25,8 @@ State = Literal["running", "succeeded", "failed", "interrupted"]
 
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
-_OWN_FILES = {"config.yaml", "status.json", "provenance.json"}
+CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.json", "summary.json"
+_OWN_FILES = {CONFIG, STATUS, PROVENANCE}
 
 
 def process_rank() -> int:
@@ -98,15 +99,15 @@ class RunDirectory:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.yaml``: plain data in the given order."""
-        self.write_text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.write_text(CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def write_provenance(self, record: Mapping[str, Any]) -> None:
         """Write ``provenance.json``: the command that started the run, and the commit of the code."""
-        self.write_text("provenance.json", json.dumps(dict(record), indent=2) + "\n")
+        self.write_text(PROVENANCE, json.dumps(dict(record), indent=2) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json``: flat names to final numbers (or short texts)."""
-        self._write(write_json_atomic, "summary.json", dict(summary))
+        self._write(write_json_atomic, SUMMARY, dict(summary))
 
     def status(self, state: State, error: BaseException | str | None = None) -> None:
         """Write ``status.json``: the state, the type and message of the error if there is one, and the time."""
@@ -116,7 +117,7 @@ class RunDirectory:
         elif error is not None:
             record["error"] = {"type": "", "message": error}
         record["time"] = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        self.write_text("status.json", json.dumps(record, indent=2) + "\n")
+        self.write_text(STATUS, json.dumps(record, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file, atomically; folders in its name are created."""
@@ -154,6 +155,36 @@ class RunDirectory:
 
     def _error(self, reason: OSError) -> UsageError:
         return UsageError(f"cannot write to run_dir {self.path}: {reason.strerror or reason}")
+
+
+def read_request(folder: Path) -> dict[str, Any] | None:
+    """Read the resolved configuration of a run; ``None`` if the folder is not a run directory (a phase has no task)."""
+    path = folder / CONFIG
+    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return config if isinstance(config, dict) and "task" in config else None
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """Read the ``state``, ``error`` and ``time`` of a run; empty if it has no ``status.json``."""
+    return read_json(folder / STATUS)
+
+
+def error_line(status: Mapping[str, Any]) -> str | None:
+    """Return the error in a status as one line; ``None`` if there is none."""
+    error = status.get("error")
+    if not error:
+        return None
+    return " ".join((f"{error['type']}: {error['message']}" if error["type"] else error["message"]).split())
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read the final metrics of a run; empty if it has not finished."""
+    return read_json(folder / SUMMARY)
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Read the command that started a run and the commit of its code; empty if they were not recorded."""
+    return read_json(folder / PROVENANCE)
 
 
 def _missing_parents(path: Path) -> list[Path]:

@@ -13,10 +13,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mom.errors import UsageError, as_written
-from mom.runs.files import read_json, write_text_atomic
+from mom.runs.directory import read_provenance, read_request, read_status, read_summary
+from mom.runs.files import write_text_atomic
 
 OF_STAGES = (
     "router",
@@ -68,8 +67,8 @@ class Run:
 
     Args:
         folder: the run directory; for a row of a table, the table's path and the run's name in it.
-        options: its configuration, dotted names to values as they are written; of a plain transformer without those
-            of stages.
+        options: its configuration, from dotted names to values as users write them; a plain transformer has none of
+            the options in :data:`OF_STAGES`.
         seed: the random seed.
         status: the content of ``status.json``.
         summary: the content of ``summary.json``.
@@ -84,17 +83,17 @@ class Run:
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
-        """A final number of a run that succeeded; None where there is none."""
-        found = self.summary.get(metric)
+        """Return a final number of a run that succeeded; ``None`` if there is none."""
+        number = self.summary.get(metric)
         succeeded = self.status.get("state") == "succeeded"
-        return float(found) if succeeded and isinstance(found, int | float) else None
+        return float(number) if succeeded and isinstance(number, int | float) else None
 
     def why_not(self, metric: str) -> str:
-        """Why the run has no such number, in a few words."""
+        """Return in a few words why the run has no such number."""
         state = self.status.get("state", "no status")
         error = self.status.get("error")
-        told = f": {' '.join(str(error['message']).split())}" if error else ""
-        return f"has no {metric}" if state == "succeeded" else f"{state}{told}"
+        message = f": {' '.join(str(error['message']).split())}" if error else ""
+        return f"has no {metric}" if state == "succeeded" else f"{state}{message}"
 
 
 def find_runs(places: Sequence[str]) -> list[Run]:
@@ -111,7 +110,7 @@ def find_runs(places: Sequence[str]) -> list[Run]:
     found: dict[Path, Run] = {}
     for place in places:
         table, inside = _split_at_table(Path(place))
-        paths = [Path(one) for one in sorted(glob.glob(str(table or place), recursive=True))]
+        paths = [Path(match) for match in sorted(glob.glob(str(table or place), recursive=True))]
         if table is not None:
             paths = [path for path in paths if path.is_file()]
             runs = [run for path in paths for run in read_table(path) if _is_below(run.folder, path / inside)]
@@ -192,7 +191,7 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
 
 
 def is_within(name: str, place: str) -> bool:
-    """Whether an option is the one named, or inside the group named."""
+    """Return whether an option is the one named, or inside the group named."""
     return name == place or name.startswith(f"{place}.")
 
 
@@ -210,7 +209,7 @@ def _split_at_table(place: Path) -> tuple[Path | None, Path]:
 
 
 def _is_below(folder: Path, pattern: Path) -> bool:
-    """Whether a path, or a parent of it, matches a pattern, part by part."""
+    """Return whether a path, or a parent of it, matches a pattern, part by part."""
     pairs = zip(folder.parts, pattern.parts, strict=False)
     return len(folder.parts) >= len(pattern.parts) and all(fnmatch.fnmatch(*pair) for pair in pairs)
 
@@ -239,23 +238,22 @@ def _read(cell: str) -> Any:
 
 
 def _runs_below(folder: Path) -> Iterator[Run]:
-    """The run in a folder, or those in the folders below; the phases inside a run are part of it."""
-    config = folder / "config.yaml"
-    given = yaml.safe_load(config.read_text(encoding="utf-8")) if config.is_file() else None
-    if isinstance(given, dict) and "task" in given:
-        options = dict(_dotted(given))
+    """Yield the run in a directory, or those in the directories below; the phases of a run are part of it."""
+    request = read_request(folder)
+    if request is not None:
+        options = dict(_dotted(request))
         if options.get("model.num_stages") == "0":
             options = {
                 name: value
                 for name, value in options.items()
-                if not any(is_within(name, one) for one in (*OF_STAGES, *_FORMERLY_OF_STAGES))
+                if not any(is_within(name, group) for group in (*OF_STAGES, *_FORMERLY_OF_STAGES))
             }
         yield Run(
             folder,
             options,
-            int(given.get("seed", 0)),
-            read_json(folder / "status.json"),
-            read_json(folder / "summary.json"),
+            int(request.get("seed", 0)),
+            read_status(folder),
+            read_summary(folder),
             _origin(folder),
         )
         return
@@ -265,8 +263,8 @@ def _runs_below(folder: Path) -> Iterator[Run]:
 
 
 def _origin(folder: Path) -> dict[str, str]:
-    """The commit and the command in ``provenance.json``; nothing of a run that has none."""
-    found = read_json(folder / "provenance.json")
+    """Return the commit of the code and the command that started the run, empty if they were not recorded."""
+    found = read_provenance(folder)
     modified = " with changes" if found.get("modified") else ""
     commit = f"{found['commit']}{modified}" if found.get("commit") else ""
     return {"commit": commit, "command": found.get("command", "")}

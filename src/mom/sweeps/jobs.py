@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from mom.errors import UsageError
-from mom.runs.files import read_json
+from mom.runs.directory import CONFIG, error_line, read_request, read_status, read_summary
 
 NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "search")
 """Top-level options that may differ between two attempts at the same job."""
@@ -50,21 +49,12 @@ class Job:
     @property
     def error(self) -> str | None:
         """Why the job failed, in one line; None if it did not."""
-        error = read_status(self.folder).get("error")
-        if error is None:
-            return None
-        message = f"{error['type']}: {error['message']}" if error["type"] else error["message"]
-        return " ".join(message.split())
+        return error_line(read_status(self.folder))
 
     @property
     def summary(self) -> dict[str, Any]:
         """The run's final metrics; empty if it has not ended."""
-        return read_json(self.folder / "summary.json")
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """Read the ``status.json`` of a run directory; empty if there is none."""
-    return read_json(folder / "status.json")
+        return read_summary(self.folder)
 
 
 def configures_sweep(override: str) -> bool:
@@ -110,10 +100,10 @@ def assign_folders(configs: Sequence[Mapping[str, Any]], wanted: Sequence[Path],
 def earlier_attempts(root: Path) -> dict[str, Path]:
     """Return the run directories in a sweep's directory by the fingerprint of their configuration."""
     found: dict[str, Path] = {}
-    for path in sorted(root.glob("**/config.yaml")):
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if isinstance(given, dict) and "task" in given:  # the directory of a phase has no task
-            found[fingerprint(given)] = path.parent
+    for path in sorted(root.glob(f"**/{CONFIG}")):
+        config = read_request(path.parent)
+        if config is not None:
+            found[fingerprint(config)] = path.parent
     return found
 
 

@@ -1,1 +1,1 @@
-"""One module per task; each has ``run(config, directory) -> summary``."""
+"""The tasks: one module each, with ``run(config, run) -> summary``."""

@@ -1,11 +1,11 @@
-"""A workspace for Weights & Biases: the metrics in sections as they are named, the figures, the samples."""
+"""Task ``dashboard``: a Weights & Biases workspace with all metrics in sections, figures and samples."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from mom.config import DashboardConfig, RunConfig
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.metrics.names import FIGURES, SAMPLES, SECTIONS
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_json_atomic
@@ -16,27 +16,27 @@ OPEN = ("val", "train", "depth")
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Write the workspace's specification, and save it at Weights & Biases unless that is offline.
+    """Write the workspace's specification, and save it to Weights & Biases unless that is offline.
 
-    Offline is: ``WANDB_MODE=offline`` (or ``wandb offline``), or no API key.
+    It is offline with ``WANDB_MODE=offline`` (or ``wandb offline``), or without an API key.
 
     Args:
         config: the request.
-        run: the run's directory; the specification is its ``workspace.json``.
+        run: the run directory; the specification is written to ``workspace.json``.
 
     Returns:
-        ``sections`` and ``panels``, their numbers, and ``url``: where the workspace is, or null.
+        ``sections`` and ``panels``, their numbers, and ``url``, the address of the workspace or null.
 
     Raises:
-        RequestError: the package ``wandb-workspaces`` is not installed, or ``task.entity`` cannot be known.
+        UsageError: the package ``wandb-workspaces`` is not installed, or there is no default for ``task.entity``.
     """
     task = config.task
     assert isinstance(task, DashboardConfig)
     try:
         import wandb_workspaces.workspaces  # noqa: F401
     except ImportError as reason:
-        raise RequestError(
-            "task", "dashboard", "pip install 'mixture-of-modules[dashboard]' first"
+        raise UsageError(
+            "task=dashboard requires wandb-workspaces: pip install 'mixture-of-modules[dashboard]'"
         ) from reason
     offline = is_offline()
     entity = task.entity
@@ -45,26 +45,26 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
         entity = wandb.Api().default_entity
         if entity is None:
-            raise RequestError("task.entity", "null", "a user or team of Weights & Biases")
+            raise UsageError("task.entity must be a user or team of Weights & Biases, got null")
     workspace = build_workspace(entity or "", task.project, task.title)
-    # The library's own form of it, which is what save() sends.
+    # The form in which save() sends it.
     specification = workspace._to_model().model_dump(mode="json", by_alias=True)
     if run.writes:
         write_json_atomic(run.path / FILE, specification)
     print(f"Written to {run.path / FILE}")
     if offline:
-        print("Weights & Biases is offline: nothing was sent. Log in (wandb login) and run this again.")
+        print("Weights & Biases is offline, so nothing was sent; run wandb login and this task again")
         url = None
     else:
         workspace.save()
         url = workspace.url
-        print(f"Saved as {url}")
+        print(f"Saved to {url}")
     sections = workspace.sections
-    return {"sections": len(sections), "panels": sum(len(one.panels) for one in sections), "url": url}
+    return {"sections": len(sections), "panels": sum(len(section.panels) for section in sections), "url": url}
 
 
 def build_workspace(entity: str, project: str, title: str) -> Any:
-    """A ``wandb_workspaces.workspaces.Workspace``: a section for each group of metrics, a panel for each metric.
+    """Build a ``wandb_workspaces.workspaces.Workspace`` with a section per group and a panel per metric.
 
     Args:
         entity: the user or team.
@@ -97,12 +97,12 @@ def build_workspace(entity: str, project: str, title: str) -> Any:
 
 
 def is_offline() -> bool:
-    """Whether Weights & Biases is told to stay offline, or knows no API key."""
+    """Return whether Weights & Biases is set to offline or has no API key."""
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return True
     try:
         return not wandb.login()
-    except wandb.errors.UsageError:  # no key, and nobody to ask
+    except wandb.errors.UsageError:  # no key, and no terminal to ask for one
         return True

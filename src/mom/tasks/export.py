@@ -1,19 +1,18 @@
-"""Write a model as a folder that transformers loads by itself."""
+"""Task ``export``: write a model as a folder that transformers loads without this package."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from mom.config import RunConfig
+from mom.console import announce
 from mom.data.tokenizer import load_model_tokenizer
 from mom.interop import load_model
 from mom.interop.export import export_model, model_card
 from mom.interop.loading import find_classifier
-from mom.runs.directory import RunDirectory
+from mom.runs.directory import RunDirectory, read_request, read_summary
+from mom.training.checkpoint import BEST, LAST
 
 FOLDER = "export"
 
@@ -21,18 +20,17 @@ FOLDER = "export"
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Export the model of ``init``, a language model or a classifier, to ``export/`` in the run directory.
 
-    The model card holds what the run that made the weights measured, if its ``summary.json`` lies where a run
-    puts it.
+    If ``init`` is a checkpoint in a run directory, the model card contains the results of that run.
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
         ``export/folder`` and ``parameters``.
 
     Raises:
-        RequestError: weights or tokenizer that cannot be used, or no room.
+        UsageError: the weights or the tokenizer cannot be used, or the folder cannot be written.
     """
     assert config.init is not None
     model = find_classifier(config.init) or load_model(config.init)
@@ -43,31 +41,32 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         model.generation_config.bos_token_id = tokenizer.eos_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.eos_token_id
-    results, origin = recorded_results(Path(config.init))
+    results, origin = run_results(Path(config.init))
     folder = run.path / FOLDER
     title = f"mom-{Path(config.run_dir).name}"
     export_model(model.eval(), tokenizer, folder, model_card(model, title, results, origin))
-    print(f"Written to {folder}", flush=True)
-    return {"export/folder": str(folder), "parameters": sum(one.numel() for one in model.parameters())}
+    announce(f"Written to {folder}")
+    return {"export/folder": str(folder), "parameters": model.num_parameters()}
 
 
-def recorded_results(init: Path) -> tuple[dict[str, Any] | None, str]:
-    """The summary of the run that a checkpoint belongs to, and a sentence on what it is of.
+def run_results(init: Path) -> tuple[dict[str, Any] | None, str]:
+    """Read the results of the run that wrote a checkpoint, and say in a sentence where they were measured.
 
-    A run's summary tells of its last weights, a fine-tuning's of its best; for another checkpoint of the run
-    it tells nothing, so there are no results.
+    A run's summary describes its last weights, that of a fine-tuning its best; other checkpoints of the run have no
+    results.
     """
-    run = init.absolute().parent.parent
-    summary, config = run / "summary.json", run / "config.yaml"
-    if not (init.is_file() and summary.is_file() and config.is_file()):
+    directory = init.absolute().parent.parent
+    request, summary = read_request(directory), read_summary(directory)
+    if not init.is_file() or request is None or not summary:
         return None, ""
-    request = yaml.safe_load(config.read_text(encoding="utf-8"))
-    task = request.get("task")
+    task, data = request["task"], request.get("data")
     name = task.get("name") if isinstance(task, dict) else task
-    measured = "best.ckpt" if name == "finetune" else "last.ckpt"
-    if init.name != measured:
+    if init.name != (BEST if name == "finetune" else LAST):
         return None, ""
-    data = request.get("data") if isinstance(request.get("data"), dict) else {}
-    of_data = " ".join(str(data[key]) for key in ("kind", "corpus", "name") if data.get(key))
-    origin = f"On the validation data of the run that made these weights ({' '.join(filter(None, (name, of_data)))})."
-    return json.loads(summary.read_text(encoding="utf-8")), origin
+    source = (
+        [str(data[key]) for key in ("kind", "corpus", "name") if data.get(key)]
+        if isinstance(data, dict)
+        else []
+    )
+    where = " ".join(filter(None, (name, *source)))
+    return summary, f"On the validation data of the run that produced these weights ({where})."

@@ -1,4 +1,4 @@
-"""Continue prompts with a model, token by token on the terminal."""
+"""Task ``generate``: continue prompts, printing token by token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from lightning.pytorch import seed_everything
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextStreamer
 
 from mom.config import GenerateConfig, RunConfig
+from mom.console import announce
 from mom.data.tokenizer import load_model_tokenizer
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
@@ -25,19 +26,19 @@ GENERATIONS = "generations.jsonl"
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Continue each prompt with the model of ``init``.
 
-    Prompts and continuations are printed as they come (a beam search's at its end), and written to
-    ``generations.jsonl``, a line ``{"prompt", "completion", "tokens"}`` for each prompt. The same seed gives
-    the same continuations.
+    Prompts and continuations are printed as they are generated (with beam search, at the end), and written to
+    ``generations.jsonl``, a line ``{"prompt", "completion", "tokens"}`` per prompt. The same seed gives the same
+    continuations.
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
-        ``prompts`` and ``tokens``: how many were continued, by how many tokens in all.
+        ``prompts`` and ``tokens``: the number of prompts, and of generated tokens in total.
 
     Raises:
-        RequestError: weights, tokenizer or prompts that cannot be used, before anything is generated.
+        UsageError: weights, tokenizer or prompts cannot be used; raised before anything is generated.
     """
     task = config.task
     assert isinstance(task, GenerateConfig) and config.init is not None
@@ -47,36 +48,35 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts]
     options = generation_options(task, tokenizer)
     seed_everything(config.seed, workers=True, verbose=False)
-    # One device, chosen as a Trainer would choose it.
+    # One device, as a Trainer would choose it.
     model.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
     count = 0
     with (run.path / GENERATIONS).open("w", encoding="utf-8") as file:
         for prompt, ids in zip(prompts, encoded, strict=True):
-            added = continue_prompt(model, tokenizer, ids, options)
-            completion = tokenizer.decode(added, skip_special_tokens=True)
-            line = {"prompt": prompt, "completion": completion, "tokens": len(added)}
+            generated = continue_prompt(model, tokenizer, ids, options)
+            completion = tokenizer.decode(generated, skip_special_tokens=True)
+            line = {"prompt": prompt, "completion": completion, "tokens": len(generated)}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            count += len(added)
-    print(f"Written to {run.path}", flush=True)
+            count += len(generated)
+    announce(f"Written to {run.path}")
     return {"prompts": len(prompts), "tokens": count}
 
 
 def read_prompts(path: Path) -> Iterator[str]:
-    """Yield the prompts of a file: one on each line that is not blank, or ``prompt`` of each ``.jsonl`` line.
+    """Yield the prompts of a file: its non-blank lines, or the key ``prompt`` of each line of a ``.jsonl`` file.
 
     Raises:
-        RequestError: no such file, not UTF-8, no prompt in it, or a line that is not as it should be.
+        UsageError: the file cannot be read, is not UTF-8, has no prompt, or has an invalid line.
     """
-    allowed = "a file of UTF-8 text with a prompt on each line, or .jsonl with the key prompt"
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise RequestError("prompts", f"{path} ({reason})", allowed) from error
-    given = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    if not given:
-        raise RequestError("prompts", f"{path} (no prompt in it)", allowed)
-    for number, line in given:
+        raise UsageError(f"cannot read prompts={path}: {reason}") from error
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise UsageError(f"prompts must be a file with a prompt on each line, got {path}, which has none")
+    for number, line in numbered:
         if path.suffix != ".jsonl":
             yield line
             continue
@@ -85,31 +85,32 @@ def read_prompts(path: Path) -> Iterator[str]:
         except (ValueError, KeyError, TypeError):
             prompt = None
         if not isinstance(prompt, str):
-            raise RequestError("prompts", f"{path}:{number}", 'a JSON object with a text, {"prompt": "…"}')
+            raise UsageError(
+                f'each line of prompts must be {{"prompt": "…"}}, but line {number} of {path} is not'
+            )
         yield prompt
 
 
 def encode(
     tokenizer: PreTrainedTokenizerFast, prompt: str, task: GenerateConfig, config: MoMConfig
 ) -> torch.Tensor:
-    """A prompt's ids, int64 [1, T]; the empty prompt is the end-of-text token, after which a text begins.
+    """Tokenize a prompt, int64 [1, T]; an empty prompt becomes the end-of-text token, which precedes every text.
 
     Raises:
-        RequestError: prompt and continuation are longer than the model's positions.
+        UsageError: prompt and continuation together exceed the model's positions.
     """
     ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
     if len(ids) + task.max_new_tokens > config.max_positions:
-        raise RequestError(
-            "task.max_new_tokens",
-            f"{task.max_new_tokens} after a prompt of {len(ids)} tokens",
-            f"{config.max_positions} tokens in all, the positions of the model",
+        raise UsageError(
+            f"task.max_new_tokens must be at most {config.max_positions - len(ids)} after a prompt of {len(ids)} "
+            f"tokens (the model has {config.max_positions} positions), got {task.max_new_tokens}"
         )
     return torch.tensor([ids])
 
 
 def generation_options(task: GenerateConfig, tokenizer: PreTrainedTokenizerFast) -> GenerationConfig:
-    """The task's options as transformers takes them."""
-    drawing = (
+    """Convert the task's options to those of transformers."""
+    sampling = (
         {"temperature": task.temperature, "top_k": task.top_k or 0, "top_p": task.top_p}
         if task.do_sample
         else {}
@@ -121,7 +122,7 @@ def generation_options(task: GenerateConfig, tokenizer: PreTrainedTokenizerFast)
         repetition_penalty=task.repetition_penalty,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
-        **drawing,
+        **sampling,
     )
 
 
@@ -132,15 +133,15 @@ def continue_prompt(
     ids: torch.Tensor,
     options: GenerationConfig,
 ) -> list[int]:
-    """Print a prompt and its continuation; returns the tokens that were added."""
-    # A beam search may still change its mind about any token, so it can only be shown at its end.
+    """Print a prompt and its continuation, and return the generated tokens."""
+    # Beam search may still replace any token, so its result is printed at the end.
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if options.num_beams == 1 else None
-    whole = model.generate(  # type: ignore[misc]  # transformers types self by a protocol of its own
+    sequence = model.generate(  # type: ignore[misc]  # transformers types self by a protocol of its own
         input_ids=ids.to(model.device),
         attention_mask=torch.ones_like(ids).to(model.device),
         generation_config=options,
         streamer=streamer,
     )[0].tolist()
     if streamer is None:
-        print(tokenizer.decode(whole, skip_special_tokens=True), flush=True)
-    return whole[ids.shape[1] :]
+        print(tokenizer.decode(sequence, skip_special_tokens=True), flush=True)
+    return sequence[ids.shape[1] :]

@@ -1,4 +1,4 @@
-"""Pre-train a language model: plain, or Mixture-of-Modules in the paper's two phases (DESIGN §2)."""
+"""Task ``pretrain``: train a language model, plain or Mixture-of-Modules, in the paper's two phases or in one."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ Results = dict[str, float]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Train, validate, and report.
+    """Train, validate, and print the results.
 
-    With ``ckpt`` (or ``resume=auto`` and a ``last.ckpt`` in the run directory) the main phase goes on from
-    there; ``resume=auto`` also takes up an earlier phase that was interrupted. Otherwise, where the model has
-    stages, it starts from a plain transformer: the one of ``init``, or one trained here first for
-    ``task.plain_steps`` steps (phase 1, in ``plain/``). That plain one is trained on for as many steps as the
-    MoM (``task.baseline``, in ``baseline/``), with the same data order and schedule, for comparison.
+    With ``ckpt``, or ``resume=auto`` and a ``last.ckpt`` in the run directory, the main phase resumes from there;
+    ``resume=auto`` also resumes an earlier phase that was interrupted. Otherwise a model with stages starts from a
+    plain transformer: that of ``init``, or one trained first for ``task.plain_steps`` steps (phase 1, in ``plain/``).
+    With ``task.baseline``, the plain transformer also continues training for as many steps as the MoM (in
+    ``baseline/``), with the same data order and schedule, for comparison.
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
-        The flat summary: the main phase's results by their metric names, the others' with ``plain/`` and
-        ``baseline/`` in front, ``data/fingerprint`` and the token counts.
+        The flat summary: the main phase's results by metric name, those of the other phases with the prefix
+        ``plain/`` or ``baseline/``, ``data/fingerprint`` and the token counts.
 
     Raises:
-        RequestError: on a checkpoint, weights or data that cannot be used, before anything is trained.
+        UsageError: a checkpoint, weights or data cannot be used; raised before anything is trained.
     """
     assert isinstance(config.task, PretrainConfig) and isinstance(config.data, DataConfig)
     resume = checkpoint_to_resume(config, run)
     if resume is not None:
-        # Before the data is touched: everything but the vocabulary's size, which may be the tokenizer's.
+        # Before the data is prepared; the size of the vocabulary may only be known afterwards.
         size = config.model.get("vocab_size") or resume.model_config["vocab_size"]
         check_architecture(resume, config.model_config(size).to_dict())
     initialized = partial(initialized_once, config.trainer.strategy)
@@ -65,8 +65,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         check_architecture(resume, model_config.to_dict())
         with initialized():
             model = MoMForCausalLM(model_config)
-        found = {phase: finished_results(run, phase) for phase in ("plain", "baseline")}
-        others = {phase: results for phase, results in found.items() if results is not None}
+        finished = {phase: finished_results(run, phase) for phase in ("plain", "baseline")}
+        others = {phase: results for phase, results in finished.items() if results is not None}
     elif start is None and not (model_config.num_stages and config.task.plain_steps):
         with initialized():
             model = MoMForCausalLM(model_config)
@@ -96,36 +96,40 @@ def _from_plain(
     model_config: MoMConfig,
     start: MoMForCausalLM | None,
 ) -> tuple[MoMForCausalLM, dict[str, Results]]:
-    """Phase 1 unless ``start`` is it already, upcycling, and the baseline; returns the MoM to train."""
+    """Run phase 1 unless ``start`` is given, upcycle, and train the baseline.
+
+    Returns:
+        The MoM to train, and the results of the phases.
+    """
     assert isinstance(config.task, PretrainConfig)
     initialized = partial(initialized_once, config.trainer.strategy)
     others: dict[str, Results] = {}
     if start is None:
         with initialized():
             start = MoMForCausalLM(plain_config(model_config))
-        announce(f"Phase 1: a plain transformer of {start.config.graph_depth} blocks")
+        announce(f"Phase 1: training a plain transformer of {start.config.graph_depth} blocks")
         for where, layers in UpcyclingPlan.consecutive(model_config).describe():
             announce(f"  {layers} → {where}")
         others["plain"] = run_phase(
-            _of_phase_1(config), start, data, run, phase="plain", max_steps=config.task.plain_steps
+            _phase_1_config(config), start, data, run, phase="plain", max_steps=config.task.plain_steps
         )
-        if is_sharded(start):  # this process has only its share
+        if is_sharded(start):  # this process has only a shard
             with initialized():
                 start = load_model(run.path / "plain" / CHECKPOINTS / LAST)
-    # Seeded anew, so that phase 2 is the same whether phase 1 ran here or came by init.
+    # Seed again, so that phase 2 does not depend on whether phase 1 ran here or init gave its result.
     seed_everything(config.seed, workers=True, verbose=False)
     with initialized():
-        model = initialize_from(start, model_config)  # copies, so training the baseline does not touch it
+        model = initialize_from(start, model_config)  # a copy, so the baseline does not change it
     if config.task.baseline:
-        announce("Baseline: the plain transformer, trained on")
+        announce("Baseline: continuing to train the plain transformer")
         steps = config.trainer.max_steps
         others["baseline"] = run_phase(config, start, data, run, phase="baseline", max_steps=steps)
-    announce(f"Phase 2: its layers as modules, {model_config.num_rounds} rounds of assembly")
+    announce(f"Phase 2: training with its layers as modules, {model_config.num_rounds} rounds of assembly")
     return model, others
 
 
-def _of_phase_1(config: RunConfig) -> RunConfig:
-    """The request with phase 1's own warm-up."""
+def _phase_1_config(config: RunConfig) -> RunConfig:
+    """Return the request with phase 1's own warm-up."""
     assert isinstance(config.task, PretrainConfig)
     if config.task.plain_warmup_steps is None:
         return config
@@ -140,18 +144,19 @@ def _train(
     model: MoMForCausalLM,
     resume: ResumePoint | None,
 ) -> Results:
-    """The main phase, in the run directory itself."""
+    """Train the main phase, in the run directory itself."""
     phase = "mom" if model.config.num_stages else "plain"
     return fit_phase(config, model, data, run, phase=phase, max_steps=config.trainer.max_steps, resume=resume)
 
 
 def _print_table(results: Results, others: dict[str, Results], run: RunDirectory) -> None:
-    columns = {"MoM" if results.get("routing/ffn/skip_rate") is not None else "model": results}
+    is_mom = any(name.startswith("routing/") for name in results)
+    columns = {"MoM" if is_mom else "model": results}
     if "baseline" in others:
-        columns["plain, trained on"] = others["baseline"]
+        columns["plain baseline"] = others["baseline"]
     caption = None
     if "val/loss" in others.get("plain", {}):
-        before = others["plain"]["val/loss"]
-        caption = f"Both start from the plain transformer of phase 1, validation loss {before:.4f}."
+        start = others["plain"]["val/loss"]
+        caption = f"Starting point: the plain transformer of phase 1, validation loss {start:.4f}."
     table = results_table(columns, f"{results['steps']:.0f} steps", caption)
     print_report(table, run.path, picture=run.path / FIGURES / "module_use.png")

@@ -1,15 +1,13 @@
-"""Turn a plain transformer into a Mixture-of-Modules model and write it as a folder to start from."""
+"""Task ``upcycle``: turn a plain transformer into a Mixture-of-Modules model, written as a folder to start from."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from lightning.pytorch import seed_everything
-from lightning.pytorch.utilities import rank_zero_only
-from rich.table import Table
 
 from mom.config import RunConfig, UpcycleConfig
-from mom.console import print_table, standard_output
+from mom.console import announce, build_table, print_table
 from mom.errors import UsageError
 from mom.interop import UpcyclingPlan, load_model, upcycle
 from mom.interop.export import write_folder
@@ -24,7 +22,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
         ``parameters``, ``parameters/plain`` and ``depth/graph``.
@@ -47,20 +45,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     seed_everything(config.seed, workers=True, verbose=False)  # the routers start at random
     model = upcycle(plain, model_config, plan)
-    _print_plan(plan or UpcyclingPlan.consecutive(model_config), config.init)
+    layers = (plan or UpcyclingPlan.consecutive(model_config)).describe()
+    print_table(build_table(["", ""], layers, title=f"Layers of {config.init}", texts=2, show_header=False))
     if run.writes:
         write_folder(model, config.init, run.path / FOLDER)
-        print(f"Written to {run.path / FOLDER}; train it further with init={run.path / FOLDER}", flush=True)
+        announce(f"Written to {run.path / FOLDER}; train it further with init={run.path / FOLDER}")
     return {
         "parameters": model.num_parameters(),
         "parameters/plain": plain.num_parameters(),
         "depth/graph": model_config.graph_depth,
     }
-
-
-@rank_zero_only
-def _print_plan(plan: UpcyclingPlan, init: str) -> None:
-    table = Table(title=f"Layers of {init}", title_justify="left", show_header=False)
-    for where, layers in plan.describe():
-        table.add_row(where, layers)
-    print_table(table, standard_output())

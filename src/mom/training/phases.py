@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from mom.config import RunConfig
@@ -14,7 +12,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.runs.directory import RunDirectory
+from mom.runs.directory import RunDirectory, read_summary
 from mom.training.checkpoint import (
     CHECKPOINTS,
     ResumePoint,
@@ -106,8 +104,7 @@ def subrun(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[
 
 def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
     """Return the results of a phase that finished in this run directory, or ``None``."""
-    path = Path(run.path) / phase / "summary.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_summary(run.path / phase) or None
 
 
 def initialize_from(source: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
