@@ -21,7 +21,7 @@ def test_offline_the_specification_is_written_and_nothing_sent(tmp_path, capsys)
     config = request(tmp_path, project="mine", title="Routing")
     summary = dashboard.run(config, RunDirectory(config.run_dir))
     assert summary["url"] is None
-    assert "offline: nothing was sent" in capsys.readouterr().out
+    assert "offline, so nothing was sent" in capsys.readouterr().out
     written = json.loads((tmp_path / "run" / "workspace.json").read_text())
     assert (written["project"], written["displayName"]) == ("mine", "Routing")
     sections = written["spec"]["section"]["panelBankConfig"]["sections"]

@@ -129,7 +129,7 @@ def test_text_shorter_than_a_window_is_one_window(tmp_path):
     ("task", "data", "message"),
     [
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
-        ({"stride": 32}, {}, r"task.stride: 32; below data.sequence_length \(32\)"),
+        ({"stride": 32}, {}, r"task.stride must be below data.sequence_length \(32\) or null, got 32"),
         ({}, {"tokenizer": "big"}, r"data.tokenizer must be .*at most 300 tokens, got .*big with 310"),
         ({"split": "train"}, {"validation_fraction": 0.999}, "task.split=train needs at least two tokens"),
     ],
@@ -158,7 +158,10 @@ def test_weights_without_a_tokenizer_need_one(tmp_path):
     ("changes", "message"),
     [
         ({"init": None}, "task=evaluate requires init"),
-        ({"ckpt": "some.ckpt", "init": None}, "ckpt: some.ckpt; null for task=evaluate"),
+        (
+            {"ckpt": "some.ckpt", "init": None},
+            "task=evaluate does not support ckpt; pass the weights as init",
+        ),
         ({"prompt": "x"}, "unknown option prompt"),
     ],
 )

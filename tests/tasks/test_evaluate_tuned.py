@@ -88,10 +88,10 @@ def test_xsum_is_measured_as_after_its_training(folder, capsys):
         (
             {},
             {"name": "rte"},
-            r"init: .*last.ckpt, a language model; a classifier of 2 label\(s\), which task=fine",
+            r"init=.*last.ckpt must be a classifier with 2 label\(s\), not a language model; .*task=fine",
         ),
-        ({"split": "train"}, {"name": "rte"}, "task.split: train; validation for data=glue"),
-        ({"stride": 4}, {"kind": "xsum"}, "task.stride: 4; null for data=xsum"),
+        ({"split": "train"}, {"name": "rte"}, "task.split must be validation for data=glue, got train"),
+        ({"stride": 4}, {"kind": "xsum"}, "task.stride cannot be combined with data=xsum"),
         (
             {},
             {"kind": "xsum", "sequence_length": 65, "max_summary_tokens": 6},
@@ -108,7 +108,7 @@ def test_a_classifier_of_other_labels_is_refused(folder):
     _, run = tuned_on_glue(folder, first(folder), {"epochs": 0.1}, name="rte")
     best = run / "checkpoints" / "best.ckpt"
     for name in ("cola", "mnli", "stsb"):
-        message = rf"^init: .*, a classifier of entailment, not_entailment; a classifier of .*, fine-tuned on {name}"
+        message = rf"^init=.* must be a classifier of .*, fine-tuned on {name}, got one of entailment, not_entailment"
         with pytest.raises(UsageError, match=message):
             evaluated(folder, best, name=name)
     with pytest.raises(UsageError, match=r"^init=.*best.ckpt must be a language model, not a classifier"):

@@ -75,7 +75,9 @@ def tuned(
 
 
 def test_shares_of_a_model_are_not_fine_tuned(tmp_path, init):
-    with pytest.raises(UsageError, match=r"trainer\.strategy: fsdp; auto or ddp for task=finetune"):
+    with pytest.raises(
+        UsageError, match=r"trainer\.strategy must be auto or ddp for task=finetune, got fsdp"
+    ):
         tuned(tmp_path, init, trainer={"strategy": "fsdp"})
 
 

@@ -103,7 +103,7 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("task", "data", "message"),
     [
-        ({"seeds": [1, 2]}, {}, r"task.seeds: \[1, 2\]; null for data=xsum"),
+        ({"seeds": [1, 2]}, {}, r"task.seeds cannot be combined with data=xsum"),
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
     ],
 )

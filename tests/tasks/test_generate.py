@@ -96,11 +96,20 @@ def test_an_empty_prompt_begins_a_text(tmp_path):
         ({}, "task=generate requires prompt or prompts"),
         ({"prompt": "a", "prompts": "b"}, "prompt cannot be combined with prompts"),
         ({"prompt": "a", "top_p": 0.0}, "task.top_p must be greater than 0 and at most 1, got 0.0"),
-        ({"prompt": "a", "max_new_tokens": 64}, "task.max_new_tokens: 64 after a prompt of 1 tokens; 64"),
-        ({"prompts": "missing.txt"}, r"prompts: missing.txt \(No such file"),
-        ({"prompts": "empty.txt"}, r"prompts: .*empty.txt \(no prompt in it\)"),
-        ({"prompts": "latin.txt"}, r"prompts: .*latin.txt \(not UTF-8\)"),
-        ({"prompts": "broken.jsonl"}, r"prompts: .*broken.jsonl:2; a JSON object"),
+        (
+            {"prompt": "a", "max_new_tokens": 64},
+            "task.max_new_tokens must be at most 63 after .*, got 64",
+        ),
+        ({"prompts": "missing.txt"}, r"cannot read prompts=missing.txt: No such file"),
+        (
+            {"prompts": "empty.txt"},
+            r"prompts must be a file with a prompt .*, got .*empty.txt, which has none",
+        ),
+        ({"prompts": "latin.txt"}, r"cannot read prompts=.*latin.txt: not UTF-8"),
+        (
+            {"prompts": "broken.jsonl"},
+            r"each line of prompts must be .*, but line 2 of .*broken.jsonl is not",
+        ),
     ],
 )
 def test_what_cannot_be_continued_is_refused(tmp_path, monkeypatch, task, message):

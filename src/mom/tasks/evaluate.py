@@ -1,4 +1,4 @@
-"""Measure a model: perplexity and bits per byte on text, GLUE, XSum, or the tasks of the evaluation harness."""
+"""Task ``evaluate``: measure a model on text, GLUE, XSum, or tasks of the evaluation harness."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import dataclasses
 from typing import Any
 
 from lightning.fabric import Fabric
-from rich.table import Table
 from transformers import PreTrainedTokenizerFast
 
 from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
 from mom.config.checks import check_length
-from mom.console import print_report
+from mom.console import build_table, print_report
 from mom.data.glue import TASKS, GlueDataModule
 from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.evaluation.glue import measure_glue, print_task
 from mom.evaluation.harness import run_harness
 from mom.evaluation.language import evaluate_text
@@ -31,20 +30,18 @@ from mom.training.language_modeling import SummarizationModule
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Evaluate the model of ``init`` on the data of the request and print a table.
 
-    The text is tokenized by the model's own tokenizer. On GLUE and XSum a fine-tuned model is measured as after its
-    fine-tuning.
+    The model's own tokenizer is used. On GLUE and XSum a fine-tuned model is measured as at the end of its fine-tuning.
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
-        ``val/loss``, ``val/perplexity``, ``val/bits_per_byte``, ``depth/*`` and ``routing/*``,
-        ``data/tokens`` (predicted ones), ``data/bytes_per_token`` and ``data/fingerprint``; for GLUE and XSum what
-        :mod:`mom.training.measuring` returns; for ``harness`` what :func:`mom.evaluation.harness.run_harness` returns.
+        The results of :func:`mom.evaluation.language.evaluate_text`, :func:`mom.evaluation.glue.measure_glue`,
+        :func:`mom.evaluation.xsum.measure_xsum` or :func:`mom.evaluation.harness.run_harness`.
 
     Raises:
-        RequestError: weights, tokenizer or data that cannot be used, before anything is measured.
+        UsageError: weights, tokenizer or data cannot be used; raised before anything is measured.
     """
     task, data, init = config.task, config.data, config.init
     assert isinstance(task, EvaluateConfig) and init is not None
@@ -55,9 +52,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if isinstance(data, DataConfig):
         return evaluate_text(config, task, data, init, load_model(init).eval(), run)
     if task.split != "validation":
-        raise RequestError("task.split", task.split, f"validation for data={data.kind}")
+        raise UsageError(f"task.split must be validation for data={data.kind}, got {task.split}")
     if task.stride is not None:
-        raise RequestError("task.stride", task.stride, f"null for data={data.kind}")
+        raise UsageError(f"task.stride cannot be combined with data={data.kind}")
     if isinstance(data, GlueConfig):
         return evaluate_glue(config, data, init, run)
     assert isinstance(data, XsumConfig)
@@ -65,16 +62,20 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirectory) -> dict[str, Any]:
-    """A fine-tuned classifier on the validation sets of its task; the test sets are predicted too."""
+    """Measure a fine-tuned classifier on the validation sets of its task, and predict the test sets."""
     glue = TASKS[data.name]
     model = find_classifier(init)
     if model is None:
-        allowed = f"a classifier of {glue.num_labels} label(s), which task=finetune makes of it"
-        raise RequestError("init", f"{init}, a language model", allowed)
-    theirs = tuple(str(name) for name in (model.config.id2label or {}).values())
-    if model.score.out_features != glue.num_labels or (glue.labels and theirs != glue.labels):
-        allowed = f"a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}"
-        raise RequestError("init", f"{init}, a classifier of {', '.join(theirs)}", allowed)
+        raise UsageError(
+            f"init={init} must be a classifier with {glue.num_labels} label(s), not a language model; train one with "
+            "task=finetune"
+        )
+    labels = tuple(str(name) for name in (model.config.id2label or {}).values())
+    if model.score.out_features != glue.num_labels or (glue.labels and labels != glue.labels):
+        raise UsageError(
+            f"init={init} must be a classifier of {', '.join(glue.labels) or 'one number'}, fine-tuned on {glue.name}, "
+            f"got one of {', '.join(labels)}"
+        )
     check_length(data.sequence_length, model.config.max_positions)
     examples = GlueDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
     module = ClassificationModule(
@@ -86,7 +87,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
 
 
 def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirectory) -> dict[str, Any]:
-    """A language model on the summaries of the validation documents, and of the test documents if there are."""
+    """Measure a language model on summaries of the validation documents, and of the test documents if there are any."""
     model = load_model(init)
     check_length(data.sequence_length, model.config.max_positions)
     examples = XsumDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
@@ -102,7 +103,7 @@ def evaluate_harness(
     tokenizer: PreTrainedTokenizerFast,
     run: RunDirectory,
 ) -> dict[str, Any]:
-    """Tasks of the evaluation harness; returns and prints ``harness/<task>/<metric>``."""
+    """Measure a language model on tasks of the harness; print and return ``harness/<task>/<metric>``."""
     device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
     model.to(device)  # type: ignore[arg-type]  # transformers wraps the method out of its type
     results = run_harness(
@@ -115,8 +116,6 @@ def evaluate_harness(
         limit=task.harness_limit,
         seed=config.seed,
     )
-    table = Table("task and metric", "value", title=f"lm-eval, {config.init}", title_justify="left")
-    for name, value in results.items():
-        table.add_row(name.removeprefix("harness/"), f"{value:.4f}")
-    print_report(table, run.path)
+    rows = [[name.removeprefix("harness/"), f"{value:.4f}"] for name, value in results.items()]
+    print_report(build_table(["task and metric", "value"], rows, title=f"lm-eval, {config.init}"), run.path)
     return results
