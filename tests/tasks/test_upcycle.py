@@ -48,6 +48,7 @@ def gpt2(tmp_path_factory) -> Path:
 def run(folder: Path, init: Path, task: dict[str, Any] | None = None, **changes: Any):
     """The summary and the folder of one upcycling."""
     groups = {"model": MODEL | changes.pop("model", {}), "router": ROUTER | changes.pop("router", {})}
+    groups["data"] = {"sequence_length": 32}
     config = bind(request(folder, {"name": "upcycle", **(task or {})}, init=str(init), **groups, **changes))
     directory = RunDirectory(config.run_dir)
     return upcycle.run(config, directory), directory.path / "model"
