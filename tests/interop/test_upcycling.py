@@ -10,6 +10,7 @@ from mom.interop import UpcyclingPlan, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
 from mom.model import MoMConfig, pool
 from tests.helpers.models import small_config, small_model, tokens
+from tests.helpers.plugins import THREE_POOLS, causal_conv
 
 
 @pytest.mark.parametrize("folds", [False, True])
@@ -154,3 +155,13 @@ def test_an_untied_head_is_upcycled_too():
     mom = upcycle(plain, small_config(**fields))
     assert torch.equal(mom.lm_head.weight, plain.lm_head.weight)
     assert not torch.equal(mom.lm_head.weight, mom.model.embedding.token.weight)
+
+
+def test_modules_of_other_kinds_start_fresh():
+    with causal_conv():
+        config = small_config(pools=THREE_POOLS)
+        plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
+        assert plain_config(config).num_bottom_blocks == 6
+        stage = upcycle(plain, config).model.stages[0]
+    assert torch.equal(stage.ffn.pool.fc_weight[1], plain.model.bottom[2].ffn.fc.weight.T)
+    assert 0 < float(stage.causal_conv.pool.kernel_weight.detach().std()) < 0.1
