@@ -48,7 +48,7 @@ check: lint ## Lint, and check that code and notebooks are formatted
 docs: install ## Build the documentation into site/, warnings being errors (ARGS=-v for more)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: install ## Time models beside GPT-2, a dense stack and a matrix product (ARGS="--size small")
+bench: install ## Time models against GPT-2, a dense stack, and a matmul (ARGS="--size small")
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 dashboard: install ## Make a workspace at Weights & Biases (ARGS="task.project=mom"); offline, its file

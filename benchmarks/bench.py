@@ -1,10 +1,10 @@
-"""Time and memory of this project's models beside what they should be measured against; one run, interleaved.
+"""Benchmark of time and memory compared with a dense stack, transformers' GPT-2, and a matmul, interleaved in one run.
 
     python -m benchmarks.bench --size small --precision float32 bfloat16
     make bench ARGS="--size quickstart --measure step decode memory growth"
 
-Every repetition times all contenders one after the other, so that a machine that slows down slows all of them;
-medians and spread are over repetitions. Timed are forward and backward, without the optimizer.
+Every repetition times all contenders one after another, so that a machine that slows down affects all of them. Medians
+and spread are over repetitions. A step is a forward and backward pass, without the optimizer.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.callbacks import measure_callbacks
-from benchmarks.gpt2 import GPT2Elsewhere, gpt2_training
+from benchmarks.gpt2 import GPT2Process, gpt2_training
 from benchmarks.naive import naive_loss
 from benchmarks.setting import SIZES, Setting, Size
 from mom.cost.estimate import Usage, flops_per_token, measured_usage
@@ -36,18 +36,17 @@ from mom.model import MoMConfig, MoMForCausalLM
 
 MEASURES = ("step", "decode", "memory", "growth", "callbacks")
 
-
 Seconds = dict[str, list[float]]
 
 
 class Bench(Setting):
-    """A setting in which contenders are timed.
+    """The measurements in a setting.
 
     Args:
-        size: widths and shapes.
-        dtype: of the products; other than float32 by autocast.
+        size: the model size.
+        dtype: the type of matmuls, by autocast unless float32.
         device: ``cpu`` or ``cuda``.
-        repeats: repetitions that are counted.
+        repeats: measured repetitions.
     """
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str, repeats: int) -> None:
@@ -55,18 +54,18 @@ class Bench(Setting):
         self.repeats = repeats
 
     def model(self, config: MoMConfig) -> MoMForCausalLM:
-        """A fresh model, seeded."""
+        """Build a seeded model."""
         torch.manual_seed(0)
         return MoMForCausalLM(config).train().to(self.device)
 
     def usage(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Usage:
-        """What the batch uses of a model's modules."""
+        """Return how often the batch uses a model's modules."""
         with torch.no_grad(), self.autocast():
             output = model(input_ids=self.ids if ids is None else ids, output_routing=True, logits_to_keep=1)
         return measured_usage(model.config, output.routing)
 
     def training(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Callable[[], None]:
-        """Forward and backward of one of our models."""
+        """Return a function that runs a model's forward and backward pass."""
         ids = self.ids if ids is None else ids
 
         def step() -> None:
@@ -78,7 +77,7 @@ class Bench(Setting):
         return step
 
     def timed(self, contenders: Mapping[str, Callable[[], object]], *, warm_up: bool = True) -> Seconds:
-        """Seconds of every contender in every repetition, after one that is not counted if ``warm_up``."""
+        """Return the seconds of every contender in every repetition, after an unmeasured one if ``warm_up``."""
         seconds: Seconds = {name: [] for name in contenders}
         for repeat in range(0 if warm_up else 1, self.repeats + 1):
             for name, work in contenders.items():
@@ -91,7 +90,7 @@ class Bench(Setting):
         return seconds
 
     def step(self) -> dict[str, float]:
-        """A training step of ours, of a dense stack of ours, of transformers' GPT-2, and a matrix product."""
+        """Measure training steps of this model, a dense stack, and transformers' GPT-2, and a matmul."""
         size = self.size
         mom = self.model(size.config())
         usage = self.usage(mom)
@@ -107,31 +106,31 @@ class Bench(Setting):
             "gpt2": gpt2_training(self),
             "matmul": lambda: torch.mm(left, left, out=out),
         }
-        beside: tuple[str, ...] = ()
+        extra: tuple[str, ...] = ()
         with contextlib.ExitStack() as stack:
             if self.device == "cpu":
-                beside = ("gpt2_default_allocator",)
-                work[beside[0]] = stack.enter_context(GPT2Elsewhere(self)).step
+                extra = ("gpt2_default_allocator",)
+                work[extra[0]] = stack.enter_context(GPT2Process(self)).step
             seconds = self.timed(work)
-        theirs = self.flops(_plain(size, size.layers))
+        gpt2_flops = self.flops(_plain(size, size.layers))
         return ratios(
             seconds,
             {
                 "mom": flops,
                 "dense": self.flops(dense.config),
-                "gpt2": theirs,
-                **dict.fromkeys(beside, theirs),
+                "gpt2": gpt2_flops,
+                **dict.fromkeys(extra, gpt2_flops),
                 "matmul": 2.0 * size.matmul**3,
             },
         ) | {**{f"usage/{name}": value for name, value in usage.items()}, "dense/layers": layers}
 
     def flops(self, config: MoMConfig, usage: Usage | None = None) -> float:
-        """Operations of a training step on this batch."""
+        """Return the FLOPs of a training step on this batch."""
         length = self.ids.shape[1]
         return flops_per_token(config, length, usage).training * self.ids.numel()
 
     def decode(self) -> dict[str, float]:
-        """Greedy continuations of 16 tokens, several together, with and without the cache."""
+        """Measure greedy decoding of a batch of prompts of 16 tokens, with and without the cache."""
         size, prompt_length = self.size, min(16, self.size.length)
         model = self.model(
             size.config(max_positions=max(size.length, prompt_length + size.new_tokens))
@@ -146,7 +145,7 @@ class Bench(Setting):
         for use_cache in (True, False):
             generate(
                 use_cache, new_tokens=2
-            )  # enough to warm up; the whole length takes minutes without a cache
+            )  # a short warm-up: the full length takes minutes without a cache
         work = {"cached": lambda: generate(True), "uncached": lambda: generate(False)}
         seconds = self.timed(work, warm_up=False)
         cached, uncached = (statistics.median(seconds[name]) for name in ("cached", "uncached"))
@@ -161,9 +160,9 @@ class Bench(Setting):
         }
 
     def memory(self) -> dict[str, float]:
-        """Peak of a training step beside the naive variant: parameters and gradients in both."""
+        """Measure the peak memory of a training step and of the naive one, including parameters and gradients."""
         model = self.model(self.size.config())
-        weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+        weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
         def naive() -> None:
             with self.autocast():
@@ -184,7 +183,7 @@ class Bench(Setting):
         }
 
     def growth(self) -> dict[str, float]:
-        """Step time as tokens, rounds and modules grow; each next to its neighbors in every repetition."""
+        """Measure the step time for growing numbers of tokens, rounds, and modules, interleaved."""
         vocabulary = self.size.vocab_size
         modules = {
             n: self.model(self.size.config(num_attention_modules=n, num_ffn_modules=n)) for n in (4, 16, 64)
@@ -200,12 +199,12 @@ class Bench(Setting):
         return spread(self.timed(work))
 
     def callbacks(self) -> dict[str, float]:
-        """What the statistics of routing add to a step of the trainer."""
+        """Measure the overhead of the routing statistics in the trainer."""
         precision = "32-true" if self.dtype == torch.float32 else "bf16-mixed"
         return measure_callbacks(self.model(self.size.config()), self.ids, precision, self.repeats)
 
     def profile(self) -> str:
-        """Where a training step's time goes."""
+        """Profile a training step."""
         step = self.training(self.model(self.size.config()))
         step()
         activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (self.device == "cuda")
@@ -220,7 +219,7 @@ def _plain(size: Size, layers: int) -> MoMConfig:
 
 
 def spread(seconds: Seconds) -> dict[str, float]:
-    """Median, fastest and slowest of each contender, in seconds."""
+    """Return the median, fastest, and slowest seconds of each contender."""
     parts = {"seconds": statistics.median, "fastest": min, "slowest": max}
     return {
         f"{name}/{part}": float(take(values))
@@ -230,11 +229,11 @@ def spread(seconds: Seconds) -> dict[str, float]:
 
 
 def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
-    """What the targets are about, from the medians of one interleaved run.
+    """Compute the ratios of the performance targets from the medians of an interleaved run.
 
     Args:
-        seconds: of ``mom``, ``dense``, ``gpt2`` and ``matmul``, and of any others.
-        flops: useful operations of each.
+        seconds: the seconds of ``mom``, ``dense``, ``gpt2``, ``matmul``, and any others.
+        flops: the useful FLOPs of each.
     """
     median = {name: statistics.median(values) for name, values in seconds.items()}
     rate = {name: flops[name] / median[name] for name in median}
@@ -253,7 +252,7 @@ def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What was measured on, without names of machines or people."""
+    """Describe the machine, without names of machines or people."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():
@@ -268,13 +267,13 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write what was asked for."""
+    """Run the requested measurements; print and write the results."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__.splitlines()[0])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["quickstart"])
     parser.add_argument("--precision", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--measure", nargs="+", choices=MEASURES, default=["step", "decode", "memory"])
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="only say where a step's time goes")
+    parser.add_argument("--profile", action="store_true", help="only profile a training step")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench.json"))
     options = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -300,7 +299,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 
 def table(title: str, measured: Mapping[str, float]) -> Table:
-    """Every number, in the order measured."""
+    """Return a table of all numbers, in the order of measurement."""
     shown = Table("", "", title=title, title_justify="left")
     for name, value in measured.items():
         shown.add_row(name, f"{value:,.4g}" if abs(value) < 1e4 else f"{value:,.0f}")

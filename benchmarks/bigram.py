@@ -1,10 +1,10 @@
-"""What a bigram model gets on the tokens that a run is validated on: a floor for its loss.
+"""Validation loss of a bigram model, which a trained model should beat.
 
     python benchmarks/bigram.py data=text data.path=… data.tokenizer=…
 
-takes the data options of `run.py` and reads the same token files and the same validation windows. The model is
-``P(w | v) = (count(v, w) + a · P(w)) / (count(v) + a)`` with P(w) from add-one counts; the best ``a`` of a few is
-taken on the validation tokens themselves, which can only flatter it.
+takes the data options of ``run.py`` and reads the same token files and validation windows. The model is
+``P(w | v) = (count(v, w) + a · P(w)) / (count(v) + a)``, with P(w) from add-one counts. The best of a few values of
+``a`` is chosen on the validation tokens, which favors the bigram model.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from mom.data.token_files import bits_per_byte
 
 
 def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -> tuple[float, float]:
-    """Mean loss in nats over every predicted token of the windows, and the ``a`` that gave it."""
+    """Return the mean loss over all predicted tokens of the windows, in nats, and the best ``a``."""
     first, second = train[:-1].astype(np.int64), train[1:].astype(np.int64)
     pairs, pair_counts = np.unique(first * vocab_size + second, return_counts=True)
     before = np.bincount(first, minlength=vocab_size)
     unigram = (np.bincount(train, minlength=vocab_size) + 1.0) / (len(train) + vocab_size)
     v = np.concatenate([window[:-1] for window in windows]).astype(np.int64)
     w = np.concatenate([window[1:] for window in windows]).astype(np.int64)
-    at = np.minimum(np.searchsorted(pairs, v * vocab_size + w), len(pairs) - 1)
-    count = np.where(pairs[at] == v * vocab_size + w, pair_counts[at], 0)
+    index = np.minimum(np.searchsorted(pairs, v * vocab_size + w), len(pairs) - 1)
+    count = np.where(pairs[index] == v * vocab_size + w, pair_counts[index], 0)
     losses = {
         a: -np.log((count + a * unigram[w]) / (before[v] + a)).mean() for a in (10, 30, 100, 300, 1000, 3000)
     }
@@ -39,7 +39,7 @@ def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -
 
 
 def main() -> None:
-    """Read the request, prepare its data, print the loss."""
+    """Prepare the data of the request and print the loss."""
     config = bind(composed(Path(__file__).parents[1] / "conf", sys.argv[1:]))
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()

@@ -1,4 +1,4 @@
-"""What the statistics of routing add to a training step, in one training, step by step in turn."""
+"""Overhead of the routing statistics per training step, with the callbacks switched from step to step."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ OPTIMIZER = {
     "schedule": "constant",
 }
 WARM_UP = 2
-"""Rounds over the tiers that are not counted."""
+"""Rounds over the tiers that are not measured."""
 
 
 class Stopwatch(Callback):
-    """Times whole steps, and turns the statistics of each on or off: one tier after the other.
+    """Times training steps, and enables the statistics of one tier after another.
 
-    It stands first among the callbacks, so that a step begins with it; it ends when the next begins.
+    It must be the first callback, because a step is timed from its first callback to that of the next step.
     """
 
     def __init__(self, brief: list[WindowedStatistics], detailed: list[WindowedStatistics]) -> None:
         self.seconds: dict[str, list[float]] = {tier: [] for tier in TIERS}
         self._tier, self._start = "", 0.0
-        for one in (*brief, *detailed):
-            wanted = TIERS[1:] if one in brief else TIERS[2:]
-            one.is_due = lambda trainer, wanted=wanted: self._tier in wanted  # type: ignore[method-assign]
+        for callback in (*brief, *detailed):
+            tiers = TIERS[1:] if callback in brief else TIERS[2:]
+            callback.is_due = lambda trainer, tiers=tiers: self._tier in tiers  # type: ignore[method-assign]
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -63,19 +63,19 @@ class Stopwatch(Callback):
 
 
 def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeats: int) -> dict[str, float]:
-    """Train on one batch again and again, every third step without statistics, with the brief, with both tiers.
+    """Train on a repeated batch, in turn without statistics, with the brief tier, and with both tiers.
 
     Args:
-        model: what to train, on its device.
-        ids: the batch, [B, T].
+        model: the model, on its device.
+        ids: the batch, (B, T).
         precision: ``trainer.precision``.
-        repeats: steps of each tier that count.
+        repeats: measured steps per tier.
 
     Returns:
-        Median seconds of each tier; ``overhead/brief``, the median over neighboring steps of what the brief tier
-        adds, over the median step without; ``overhead/detailed``, the same for both tiers together; and
-        ``overhead/amortized``: both as often as the defaults have them, brief in one of 10 steps, detailed in one
-        of 100.
+        The median seconds of each tier; ``overhead/brief``, the median difference between neighboring steps with and
+        without the brief tier, relative to the median step without; ``overhead/detailed``, the same for both tiers
+        together; and ``overhead/amortized``, for the default intervals of 10 steps for the brief tier and 100 for the
+        detailed one.
     """
     module = LanguageModelingModule(model.config.to_dict(), OPTIMIZER, model)
     brief: list[WindowedStatistics] = [EffectiveDepth(), RoutingStatistics()]
@@ -96,7 +96,7 @@ def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeat
             enable_progress_bar=False,
             enable_model_summary=False,
             limit_val_batches=0,
-            log_every_n_steps=steps + 1,  # the losses, which every step logs, are no statistics of routing
+            log_every_n_steps=steps + 1,  # exclude the losses, which are logged every step
             callbacks=[watch, *brief, *detailed],
             default_root_dir=folder,
         )
@@ -106,10 +106,12 @@ def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeat
 
 
 def overheads(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """As :func:`measure_callbacks` returns them, from the seconds of each tier's steps."""
+    """Compute the results of :func:`measure_callbacks` from the seconds of each tier's steps."""
     step = statistics.median(seconds["none"])
     added = {
-        tier: statistics.median(one - none for one, none in zip(seconds[tier], seconds["none"], strict=True))
+        tier: statistics.median(
+            with_tier - none for with_tier, none in zip(seconds[tier], seconds["none"], strict=True)
+        )
         for tier in TIERS[1:]
     }
     return {

@@ -1,4 +1,4 @@
-"""GPT-2 of transformers as something to compare with: here, and in a process with an allocator of its own."""
+"""GPT-2 of transformers for comparison, in this process or in one with PyTorch's default memory allocator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.setting import Setting
 
 
 def gpt2_training(setting: Setting) -> Callable[[], None]:
-    """Forward and backward of GPT-2 at the setting's size, on its tokens."""
+    """Return a function that runs GPT-2's forward and backward pass at the setting's size."""
     size = setting.size
     model = GPT2LMHeadModel(
         GPT2Config(
@@ -37,23 +37,23 @@ def gpt2_training(setting: Setting) -> Callable[[], None]:
     return step
 
 
-class GPT2Elsewhere:
-    """The same in a process of its own, whose memory allocator is as PyTorch leaves it.
+class GPT2Process:
+    """GPT-2 training in another process, with PyTorch's default memory allocator.
 
-    The bench keeps freed memory on the CPU, as this project's training does and transformers' does not.
+    The benchmark keeps freed memory on the CPU, as this project's training does, but transformers' does not.
     """
 
     def __init__(self, setting: Setting) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, there = context.Pipe()
-        self._process = context.Process(target=_serve, args=(there, setting), daemon=True)
+        self._pipe, other_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(other_end, setting), daemon=True)
 
-    def __enter__(self) -> GPT2Elsewhere:
+    def __enter__(self) -> GPT2Process:
         self._process.start()
         return self
 
     def step(self) -> None:
-        """One training step there; returns when it is done."""
+        """Run a training step in the other process and wait for it."""
         self._pipe.send(True)
         self._pipe.recv()
 

@@ -1,6 +1,6 @@
-"""The same model as plain PyTorch would have it: every gathered row and all logits kept for the backward pass.
+"""The model in naive PyTorch, which keeps every gathered row and all logits for the backward pass.
 
-Only something to compare with. It shares a model's parameters and gives the same loss.
+It shares a model's parameters and gives the same loss, and is only used for comparison.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mom.model.attention import AttentionContext
 
 
 def naive_loss(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Language-model loss of ``ids`` [B, T]; ``skipped_kv: zero`` and unweighted q, k, v only."""
+    """Return the language-model loss of ``ids``, (B, T); supports only ``skipped_kv: zero`` and unweighted q, k, v."""
     config, body = model.config, model.model
     positions = torch.arange(ids.shape[1])[None]
     x = body.embedding(body.embedding.token(ids), positions)
@@ -66,8 +66,8 @@ def _assembled(pool, name: str, x: Tensor, selected: Tensor) -> Tensor:
 def _routed(pool, name: str, x: Tensor, selected: Tensor, weights: Tensor) -> Tensor:
     out = torch.zeros(x.shape[0], getattr(pool, f"{name}_bias").shape[-1])
     for module in range(pool.num_modules):
-        token, place = torch.where(selected == module)
-        y = _linear(pool, name, module, x[token]) * weights[token, place, None]
+        token, assignment = torch.where(selected == module)
+        y = _linear(pool, name, module, x[token]) * weights[token, assignment, None]
         out = out.index_add(0, token, y.to(out.dtype))
     return out
 
@@ -75,8 +75,8 @@ def _routed(pool, name: str, x: Tensor, selected: Tensor, weights: Tensor) -> Te
 def _ffn(pool, x: Tensor, selected: Tensor, weights: Tensor) -> Tensor:
     out = torch.zeros_like(x)
     for module in range(pool.num_modules):
-        token, place = torch.where(selected == module)
+        token, assignment = torch.where(selected == module)
         hidden = F.gelu(_linear(pool, "fc", module, _normed(pool, module, x[token])), approximate="tanh")
-        y = _linear(pool, "proj", module, hidden) * weights[token, place, None]
+        y = _linear(pool, "proj", module, hidden) * weights[token, assignment, None]
         out = out.index_add(0, token, y.to(out.dtype))
     return out

@@ -1,4 +1,4 @@
-"""What a benchmark runs in: a size, a precision, a device, and the tokens of a batch."""
+"""Settings of the benchmarks: model sizes, precision, device, and the tokens of a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mom.model import MoMConfig
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A width with its shapes; ``layers`` is of the GPT-2 beside it."""
+    """A model size and the shapes of its measurements; ``layers`` is the depth of the GPT-2 it is compared with."""
 
     d_model: int
     num_heads: int
@@ -22,10 +22,10 @@ class Size:
     layers: int
     matmul: int
     new_tokens: int
-    sequences: int = 16  # decoded together
+    sequences: int = 16  # decoded in one batch
 
     def config(self, **changes: Any) -> MoMConfig:
-        """Bottom 2, one stage of 4+4 modules and 8 rounds, anchor, top 1, unless changed."""
+        """Return a configuration: 2 bottom blocks, one stage of 4+4 modules, 8 rounds, and anchor, 1 top block."""
         fields = {
             "vocab_size": self.vocab_size,
             "max_positions": self.length,
@@ -45,11 +45,11 @@ SIZES = {
 
 
 class Setting:
-    """One size in one precision on one device.
+    """A size, precision, and device to measure.
 
     Args:
-        size: widths and shapes.
-        dtype: of the products; other than float32 by autocast.
+        size: the model size.
+        dtype: the type of matmuls, by autocast unless float32.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -59,5 +59,5 @@ class Setting:
         self.ids = torch.randint(size.vocab_size, (size.batch, size.length), device=device)  # (B, T)
 
     def autocast(self) -> torch.autocast:
-        """Mixed precision as the trainer has it."""
+        """Return the context of the trainer's mixed precision."""
         return torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)

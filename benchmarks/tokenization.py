@@ -1,14 +1,13 @@
-"""How fast preparation is beside the tokenizer library alone, and whether its memory grows with the corpus.
+"""Benchmark of corpus preparation: speed compared with the tokenizers library alone, and growth of memory.
 
     python -m benchmarks.tokenization
     python -m benchmarks.tokenization --text openwebtext.jsonl --tokenizer gpt2
 
-Each corpus is prepared at one size and at ten times that size. Beside it, on the same documents and threads, the
-library's ``encode_batch_fast`` (its fastest way, which preparation uses too) runs in batches of the same size on texts
-that are in memory already, and its output is thrown away. Preparation reads, hashes, splits, tokenizes, writes, and
-waits for the disk. Every measurement is a process of its own; preparation starts no others, so its peak memory is that
-of the process. Contenders take turns, and medians are shown: of the time on the clock, and of the processor time of
-all threads, which other work on the machine disturbs less.
+Each corpus is prepared at one size and at ten times that size. For comparison, the library's fastest method,
+``encode_batch_fast``, which preparation also uses, runs on the same documents in memory, with the same threads and
+batch size, and its output is thrown away. Preparation reads, hashes, splits, tokenizes, writes, and waits for the disk.
+Every measurement runs in a new process, whose peak memory is that of preparation. The two take turns. The table shows
+medians of wall time, and of the CPU time of all threads, which other jobs on the machine disturb less.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ GROWTH = 10
 
 
 class Measured(NamedTuple):
-    """One run: seconds on the clock, seconds of all threads, peak memory in bytes, bytes of text."""
+    """A measurement: wall seconds, CPU seconds of all threads, peak memory in bytes, bytes of text."""
 
     seconds: float
     processor: float
@@ -51,7 +50,7 @@ class Measured(NamedTuple):
 
 
 def library(config: DataConfig) -> Measured:
-    """The tokenizers library alone, on documents that are read before the clock starts."""
+    """Time the tokenizers library alone, on documents that are already in memory."""
     assert config.tokenizer is not None
     encoder = text_encoder(load_tokenizer(config.tokenizer))
     texts = [[document.text for document in batch] for batch in batches(open_corpus(config).documents())]
@@ -64,7 +63,7 @@ def library(config: DataConfig) -> Measured:
 
 
 def preparation(config: DataConfig) -> Measured:
-    """All of :func:`mom.data.prepare.prepare`, into an empty cache; the libraries are loaded before."""
+    """Time :func:`mom.data.prepare.prepare` with an empty cache, after loading the libraries."""
     assert config.tokenizer is not None
     load_tokenizer(config.tokenizer)
     start, processor = time.perf_counter(), time.process_time()
@@ -74,12 +73,12 @@ def preparation(config: DataConfig) -> Measured:
 
 def _measured(start: float, processor: float, size: int) -> Measured:
     seconds, used = time.perf_counter() - start, time.process_time() - processor
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in units of 1,024 bytes
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux reports KiB
     return Measured(seconds, used, peak, size)
 
 
 def compare(config: DataConfig, repeats: int) -> list[str]:
-    """One row of the table: both contenders in turns."""
+    """Time both in turns and return a row of the table."""
     runs: dict[str, list[Measured]] = {"library": [], "preparation": []}
     for _ in range(repeats):
         for name, work in (("library", library), ("preparation", preparation)):
@@ -89,8 +88,8 @@ def compare(config: DataConfig, repeats: int) -> list[str]:
                     runs[name].append(process.submit(work, placed).result())
     size = runs["preparation"][0].text
     clock, processor = (
-        [statistics.median(getattr(run, what) for run in some) for some in runs.values()]
-        for what in ("seconds", "processor")
+        [statistics.median(getattr(run, field) for run in measured) for measured in runs.values()]
+        for field in ("seconds", "processor")
     )
     return [
         f"{size / 1e6:.1f}",
@@ -103,7 +102,7 @@ def compare(config: DataConfig, repeats: int) -> list[str]:
 
 
 def python_sources(megabytes: int, vocabulary: int, folder: Path) -> Iterator[tuple[str, DataConfig]]:
-    """``python_packages`` at both sizes, with a tokenizer trained on the smaller one."""
+    """Yield ``python_packages`` at both sizes, with a tokenizer trained on the smaller one."""
     sizes = (megabytes, megabytes * GROWTH)
     first = open_corpus(DataConfig(corpus="python_packages", max_bytes=megabytes * 1_000_000))
     train_tokenizer((document.text for document in first.documents()), vocabulary).save_pretrained(
@@ -117,7 +116,7 @@ def python_sources(megabytes: int, vocabulary: int, folder: Path) -> Iterator[tu
 
 
 def repeated(path: Path, tokenizer: str, megabytes: int, folder: Path) -> Iterator[tuple[str, DataConfig]]:
-    """The documents of a file over and over, until there is as much text as wanted."""
+    """Yield both sizes of a corpus that repeats the documents of a file."""
     texts = [text for _, text in read_texts(path.name, path, "text")]
     for size in (megabytes, megabytes * GROWTH):
         target, written = folder / f"{size}.jsonl", 0
@@ -131,29 +130,35 @@ def repeated(path: Path, tokenizer: str, megabytes: int, folder: Path) -> Iterat
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--megabytes", type=int, default=5, help="of text at the smaller size")
-    parser.add_argument("--repeats", type=int, default=3, help="medians are over these")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of the library")
-    parser.add_argument("--vocabulary", type=int, default=4096, help="of the tokenizer trained on sources")
     parser.add_argument(
-        "--text", type=Path, help="a .jsonl or .parquet file to repeat, instead of Python sources"
+        "--megabytes", type=int, default=5, help="text of the smaller size, in MB (default: 5)"
     )
-    parser.add_argument("--tokenizer", default="gpt2", help="for --text")
+    parser.add_argument("--repeats", type=int, default=3, help="measurements per median (default: 3)")
+    parser.add_argument(
+        "--threads", type=int, default=os.cpu_count(), help="threads of the library (default: all CPUs)"
+    )
+    parser.add_argument(
+        "--vocabulary", type=int, default=4096, help="vocabulary of the trained tokenizer (default: 4096)"
+    )
+    parser.add_argument(
+        "--text", type=Path, help=".jsonl or .parquet file to repeat instead of Python sources"
+    )
+    parser.add_argument("--tokenizer", default="gpt2", help="tokenizer of --text (default: gpt2)")
     options = parser.parse_args()
-    table = Table(title=f"Preparation beside the tokenizer library alone, {options.threads} threads")
+    table = Table(title=f"Preparation compared with the tokenizers library, {options.threads} threads")
     table.add_column("corpus", no_wrap=True)
     for name in (
         "MB",
-        "alone\ns",
-        "all\ns",
-        "share",
-        "alone\nCPU s",
-        "all\nCPU s",
-        "share",
+        "library\ns",
+        "prepare\ns",
+        "ratio",
+        "library\nCPU s",
+        "prepare\nCPU s",
+        "ratio",
         "peak\nMB",
     ):
         table.add_column(name, justify="right")
