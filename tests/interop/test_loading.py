@@ -10,6 +10,7 @@ import torch
 from mom.errors import UsageError
 from mom.interop import load_model
 from tests.helpers.models import small_model, tokens
+from tests.helpers.plugins import THREE_POOLS, causal_conv
 from tests.interop.test_hugging_face import random_gpt2
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -79,3 +80,16 @@ def test_an_error_names_what_cannot_be_loaded(tmp_path, monkeypatch):
         ), name
         assert "\n" not in str(error.value)
     assert not (tmp_path / "ran-code").exists()
+
+
+def test_one_line_names_a_kind_that_is_not_registered(tmp_path):
+    with causal_conv():
+        model = small_model(pools=THREE_POOLS)
+        checkpoint = checkpoint_of(model, tmp_path / "last.ckpt")
+        model.save_pretrained(tmp_path / "exported")
+    for source in (checkpoint, tmp_path / "exported"):
+        with pytest.raises(UsageError, match=r"^(cannot load init=|init must be ).*causal_conv") as error:
+            load_model(source)
+        assert "\n" not in str(error.value)
+    with causal_conv():
+        assert load_model(checkpoint).config.pools()[1].label == "convolution"

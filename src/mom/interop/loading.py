@@ -14,6 +14,7 @@ from mom.errors import UsageError, first_line
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.hugging_face import LLAMA_FAMILIES, from_gpt2, from_llama
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
+from mom.model.registry import InvalidOption
 
 Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
@@ -131,7 +132,10 @@ def _from_lightning(path: Path, option: str) -> MoMForCausalLM:
 
 def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, option: str) -> Model:
     """Build a model from a checkpoint's configuration and load its weights."""
-    model = kind(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
+    try:
+        model = kind(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
+    except InvalidOption as error:  # such as a kind of router that only a plugin registers
+        raise UsageError(f"cannot load {option}={path}: {error}") from None
     state = {
         name.removeprefix(_PREFIX): value.to(model.device)
         for name, value in checkpoint["state_dict"].items()
