@@ -270,15 +270,12 @@ class DatasetsCorpus(Corpus):
         wanted = [self.text_column]
         if columns is not None:
             check_columns(self.path, columns, [wanted], text_files.TEXT_COLUMN)
-        number = 0
-        for batch in rows.iter(batch_size=_ROWS):
-            for value in batch[self.text_column]:
-                row = Row(
-                    f"{self.path} {self.split}, row {number + 1}", number + 1, {self.text_column: value}
-                )
-                text = "" if value is None else row.text(wanted, text_files.TEXT_COLUMN)
-                yield Document(f"{self.split}:{number}", text)
-                number += 1
+        values = (value for batch in rows.iter(batch_size=_ROWS) for value in batch[self.text_column])
+        for number, value in enumerate(values):
+            place = f"{self.path} {self.split}, row {number + 1}"
+            row = Row(place, number + 1, {self.text_column: value})
+            text = "" if value is None else row.text(wanted, text_files.TEXT_COLUMN)
+            yield Document(f"{self.split}:{number}", text)
 
     def estimate_bytes(self) -> int:
         """Return the size that the dataset declares, or that of its local files; 0 if neither is known."""

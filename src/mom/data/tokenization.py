@@ -160,10 +160,10 @@ def write_token_files(
             for batch in batches(itertools.islice(corpus.documents(), documents, None)):
                 running.append((batch, threads.submit(encode, batch)))
                 if len(running) > concurrent_batches:
-                    batch, encoded = running.popleft()
-                    write(batch, encoded.result())
-            for batch, encoded in running:
-                write(batch, encoded.result())
+                    first, encoded = running.popleft()
+                    write(first, encoded.result())
+            for remaining, encoded in running:
+                write(remaining, encoded.result())
             progress.update(task, total=sum(writer.num_bytes for writer in writers.values()))
         return {name: writer.finish(fingerprint) for name, writer in writers.items()}
     finally:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mom.errors import UsageError, first_line
+from mom.runs.directory import RunDirectory, run_dir_errors
 from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
     from mom.model import MoMConfig
-    from mom.runs.directory import RunDirectory
 
 FOLDER = "tokenizer"
 """The folder of a run directory, next to ``checkpoints``, that holds the tokenizer."""
@@ -252,13 +252,9 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, directory: RunDirectory) 
     Raises:
         UsageError: the run directory cannot be written.
     """
-    if not directory.writes:
-        return
-    try:
-        with atomic_folder(directory.path / FOLDER) as building:
+    if directory.writes:
+        with run_dir_errors(directory.path), atomic_folder(directory.path / FOLDER) as building:
             tokenizer.save_pretrained(str(building))
-    except OSError as error:
-        raise UsageError(f"cannot write to run_dir {directory.path}: {error}") from error
 
 
 def find_tokenizer(init: str, given: str | None) -> str:

@@ -17,6 +17,7 @@ import mom.model
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
 from mom.errors import UsageError
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
+from mom.runs.directory import run_dir_errors
 from mom.runs.files import atomic_folder
 
 if TYPE_CHECKING:
@@ -54,18 +55,15 @@ def export_model(
     Raises:
         UsageError: the run directory cannot be written.
     """
-    try:
-        with atomic_folder(folder) as building:
-            model.save_pretrained(str(building))
-            tokenizer.save_pretrained(str(building))
-            config = building / "config.json"
-            fields = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
-            config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-            for name, source in model_code().items():
-                (building / name).write_text(source, encoding="utf-8")
-            (building / "README.md").write_text(card, encoding="utf-8")
-    except OSError as reason:
-        raise UsageError(f"cannot write to run_dir {folder.parent}: {reason}") from reason
+    with run_dir_errors(folder.parent), atomic_folder(folder) as building:
+        model.save_pretrained(str(building))
+        tokenizer.save_pretrained(str(building))
+        config = building / "config.json"
+        fields = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+        config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        for name, source in model_code().items():
+            (building / name).write_text(source, encoding="utf-8")
+        (building / "README.md").write_text(card, encoding="utf-8")
 
 
 def model_code() -> dict[str, str]:
@@ -190,12 +188,9 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
     Raises:
         UsageError: the run directory cannot be written.
     """
-    try:
-        with atomic_folder(folder) as building:
-            model.save_pretrained(building)
-            try:
-                load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
-            except UsageError:
-                log.info("No tokenizer found with %s; set data.tokenizer when you use this model", init)
-    except OSError as reason:
-        raise UsageError(f"cannot write to run_dir {folder.parent}: {reason}") from reason
+    with run_dir_errors(folder.parent), atomic_folder(folder) as building:
+        model.save_pretrained(building)
+        try:
+            load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
+        except UsageError:
+            log.info("No tokenizer found with %s; set data.tokenizer when you use this model", init)

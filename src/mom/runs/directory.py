@@ -9,7 +9,7 @@ import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,15 @@ def holds_checkpoints(path: str | Path) -> bool:
         return False
 
 
+@contextlib.contextmanager
+def run_dir_errors(path: Path) -> Iterator[None]:
+    """Turn errors of writing a run directory into a :class:`~mom.errors.UsageError` that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write to run_dir {path}: {error.strerror or error}") from error
+
+
 class RunDirectory:
     """A run's directory and the files that describe the run.
 
@@ -86,16 +95,17 @@ class RunDirectory:
         self.writes = process_rank() == 0
         self._created: list[Path] = []
         self._was_empty = False
-        try:
-            self._created = _missing_parents(self.path)
-            self._was_empty = bool(self._created) or not any(self.path.iterdir())
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self.writes:
-                with tempfile.TemporaryFile(dir=self.path) as probe:
-                    probe.write(b"\0")
-        except OSError as reason:
-            self.remove_if_unused()
-            raise self._error(reason) from reason
+        with run_dir_errors(self.path):
+            try:
+                self._created = _missing_parents(self.path)
+                self._was_empty = bool(self._created) or not any(self.path.iterdir())
+                self.path.mkdir(parents=True, exist_ok=True)
+                if self.writes:
+                    with tempfile.TemporaryFile(dir=self.path) as probe:
+                        probe.write(b"\0")
+            except OSError:
+                self.remove_if_unused()
+                raise
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write ``config.yaml``: plain data in the given order."""
@@ -146,15 +156,10 @@ class RunDirectory:
         if not self.writes:
             return
         path = self.path / name
-        try:
+        with run_dir_errors(self.path):
             if path.parent != self.path:
                 path.parent.mkdir(parents=True, exist_ok=True)
             write(path, content)
-        except OSError as reason:
-            raise self._error(reason) from reason
-
-    def _error(self, reason: OSError) -> UsageError:
-        return UsageError(f"cannot write to run_dir {self.path}: {reason.strerror or reason}")
 
 
 def read_request(folder: Path) -> dict[str, Any] | None:
