@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -15,8 +15,21 @@ MISSING = "–"
 
 _MAX_WIDTH = 1000
 
-MetricRow = tuple[str, str, str]
-"""A row of :func:`metrics_table`: label, name of the metric, and format."""
+
+class MetricRow(NamedTuple):
+    """A row of :func:`metrics_table`.
+
+    Attributes:
+        label: a noun with its unit.
+        name: the metric's name.
+        form: a format string for the value over ``unit``.
+        unit: what the value is divided by.
+    """
+
+    label: str
+    name: str
+    form: str
+    unit: float = 1
 
 
 def standard_output(width: int | None = None) -> Console:
@@ -70,10 +83,10 @@ def metrics_table(
         caption: below the table.
     """
     body = []
-    for label, name, form in rows:
+    for label, name, form, unit in rows:
         values = [metrics.get(name) for metrics in columns.values()]
         if any(value is not None for value in values):
-            body.append([label, *(None if value is None else form.format(value) for value in values)])
+            body.append([label, *(None if value is None else form.format(value / unit) for value in values)])
     return build_table(["", *columns], body, title=title, caption=caption)
 
 

@@ -150,9 +150,9 @@ def test_some_stages_of_all_documents(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "task", "data", "message"),
     [
-        ({"num_stages": 0}, {}, {}, "ckpt: .*last.ckpt, a plain transformer; a model with stages"),
+        ({"num_stages": 0}, {}, {}, "ckpt=.*last.ckpt must be a model with stages, not a plain transformer"),
         ({}, {}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
-        ({}, {"stages": [0, 1]}, {}, r"task.stages: \[0, 1\]; numbers below 1, the model's stages"),
+        ({}, {"stages": [0, 1]}, {}, r"task.stages must be below 1, .*, got \[0, 1\]"),
         ({}, {"stages": []}, {}, r"task.stages must be null or a list of distinct items, got \[\]"),
         ({}, {"num_tokens": 1}, {}, "task.num_tokens must be at least 2, got 1"),
         (
@@ -176,9 +176,9 @@ def test_what_cannot_be_analysed_is_refused(
     ("source", "message"),
     [
         ({}, "task=analyze requires init"),
-        ({"init": "a.ckpt", "ckpt": "b.ckpt"}, "init: a.ckpt; null when ckpt is given"),
+        ({"init": "a.ckpt", "ckpt": "b.ckpt"}, "init cannot be combined with ckpt"),
         ({"ckpt": "missing.ckpt"}, "ckpt must be .*, got missing.ckpt: no such file or folder"),
-        ({"init": "a.ckpt", "resume": "auto"}, "resume: auto; null for task=analyze"),
+        ({"init": "a.ckpt", "resume": "auto"}, "task=analyze does not support resume=auto"),
     ],
 )
 def test_the_weights_must_be_named(tmp_path: Path, source: dict[str, Any], message: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from mom.console import metrics_table
+from mom.console import MetricRow, metrics_table
 
 ROWS = (
     ("validation loss (nats/token)", "val/loss", "{:.4f}"),
@@ -28,4 +28,4 @@ def results_table(
     columns: Mapping[str, Mapping[str, float]], title: str, caption: str | None = None
 ) -> Table:
     """Build a table with one column of results per model; see :func:`mom.console.metrics_table`."""
-    return metrics_table(columns, ROWS, title, caption)
+    return metrics_table(columns, (MetricRow(*row) for row in ROWS), title, caption)

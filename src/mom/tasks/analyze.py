@@ -1,4 +1,4 @@
-"""See what a model's tokens do: record their routing on any text; tables, figures and a page to look through."""
+"""Task ``analyze``: record a model's routing on any text, and report it in tables, figures and a web page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import torch
 from lightning.fabric import Fabric
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
-from rich.table import Table
 
 from mom.analysis.interventions import measure_removal, measure_similarity, num_passes
 from mom.analysis.messages import (
@@ -39,11 +38,12 @@ from mom.analysis.tables import (
 )
 from mom.analysis.traces import Header, Traces
 from mom.config import AnalyzeConfig, DataConfig, RunConfig
-from mom.console import print_table, standard_output
+from mom.config.checks import check_length
+from mom.console import build_table, print_line, print_table
 from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.interop import load_model
 from mom.metrics.modules import Pair, Removal
 from mom.model import MoMForCausalLM
@@ -55,35 +55,35 @@ Context = Callable[[], AbstractContextManager]
 
 REPORT, FIGURES = "report.html", "figures"
 WRITTEN = (
-    (REPORT, "the page to open in a browser"),
-    ("routing.parquet", "every choice: stage, round, kind, place, choice, weight"),
+    (REPORT, "report to open in a browser"),
+    ("routing.parquet", "every choice: stage, round, pool, rank, module, weight"),
     ("tokens.parquet", "every token: loss, effective and weighted depth"),
-    ("modules.csv", "each module: use, loss without it, its like"),
+    ("modules.csv", "each module: use, loss without it, most similar module"),
     ("use.csv", "use of each module by round"),
-    ("tokens_of_modules.csv", "token types that set each module apart"),
-    ("similarity.csv", "how alike modules are"),
-    ("removal.csv", "loss without modules, alone and greedily"),
+    ("tokens_of_modules.csv", "token types that are characteristic of each module"),
+    ("similarity.csv", "similarity of modules"),
+    ("removal.csv", "loss after module ablation, one at a time and greedy"),
     ("tables.json", "all tables"),
     (FIGURES, "figures as PNG files"),
 )
-"""What is found in the run's folder afterwards."""
+"""Files that may be in the run directory afterwards, and what they contain."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Record and report the routing of the model of ``ckpt`` or ``init`` on the data of the request.
 
-    The text is tokenized by the model's own tokenizer. Written are ``routing.parquet`` and ``tokens.parquet``
+    The text is tokenized by the model's own tokenizer. Writes ``routing.parquet`` and ``tokens.parquet``
     (:mod:`mom.analysis.traces`), the tables of :mod:`mom.analysis.tables`, ``figures/`` and ``report.html``.
 
     Args:
         config: the request.
-        run: the run's directory.
+        run: the run directory.
 
     Returns:
-        What the run's table says, under the names that metrics have elsewhere.
+        The numbers in the run's table by their usual metric names, and ``data/fingerprint``.
 
     Raises:
-        RequestError: weights, tokenizer or data that cannot be used, before anything is recorded.
+        UsageError: weights, tokenizer or data cannot be used; raised before anything is recorded.
     """
     task, data = config.task, config.data
     option = "init" if config.ckpt is None else "ckpt"
@@ -119,8 +119,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "removal": [] if removal is None else removal_table(removal),
     }
     if run.writes:
-        for key, one in drawn.items():
-            write_figure(one.figure, run.path / FIGURES / f"{key}.png")
+        for key, figure in drawn.items():
+            write_figure(figure.figure, run.path / FIGURES / f"{key}.png")
         write_tables(run.path, tables)
         page = render(
             traces,
@@ -141,24 +141,23 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 def _check(
     model: MoMForCausalLM, task: AnalyzeConfig, data: DataConfig, option: str, source: str
 ) -> list[int]:
-    """The stages to be written; refuses what does not fit the model."""
+    """Return the stages to record; reject options that do not fit the model."""
     config = model.config
     if not config.num_stages:
-        raise RequestError(option, f"{source}, a plain transformer", "a model with stages, which has routing")
-    if data.sequence_length > config.max_positions:
-        raise RequestError(
-            "data.sequence_length",
-            data.sequence_length,
-            f"at most {config.max_positions}, the positions of the model",
+        raise UsageError(
+            f"{option}={source} must be a model with stages, not a plain transformer, which has no routing"
         )
+    check_length(data.sequence_length, config.max_positions)
     stages = list(range(config.num_stages)) if task.stages is None else sorted(task.stages)
     if stages[-1] >= config.num_stages:
-        raise RequestError("task.stages", stages, f"numbers below {config.num_stages}, the model's stages")
+        raise UsageError(
+            f"task.stages must be below {config.num_stages}, the model's number of stages, got {stages}"
+        )
     return stages
 
 
 def _text(task: AnalyzeConfig, data: DataConfig, source: str) -> tuple[list[TokenFile], str]:
-    """The tokens of the split, by the tokenizer of the weights, and the corpus's fingerprint."""
+    """Return the tokens of the split, tokenized by the model's tokenizer, and the corpus's fingerprint."""
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
     return prepared.split_files(task.split), prepared.fingerprint
 
@@ -190,11 +189,12 @@ def _record(
 def _batches(
     files: Sequence[TokenFile], task: AnalyzeConfig, data: DataConfig, end_of_text: int | None, device: Any
 ) -> list[torch.Tensor]:
-    """The first recorded tokens again, ids [B, T], for what is measured of modules."""
-    most = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
-    found = batch_windows(split_windows(files, data.sequence_length, end_of_text), data.batch_size, most)
-    # Nothing is predicted in a window of one token.
-    stacked = (torch.from_numpy(np.stack([one.ids for one in batch])) for batch in found)
+    """Return the first recorded tokens, ids [B, T], to measure modules on."""
+    num_tokens = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
+    windows = split_windows(files, data.sequence_length, end_of_text)
+    batches = batch_windows(windows, data.batch_size, num_tokens)
+    # A window of one token has nothing to predict.
+    stacked = (torch.from_numpy(np.stack([window.ids for window in batch])) for batch in batches)
     return [ids.to(device) for ids in stacked if ids.shape[1] > 1]
 
 
@@ -227,21 +227,17 @@ def _removal(
 
 
 def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
-    """The run's table, the modules, and what was written where."""
-    console = standard_output()
-    table = Table(title=f"{header.source} on {header.text}", title_justify="left", show_header=False)
-    for name, value, _ in fact_rows(facts, header)[2:]:
-        table.add_row(name, value)
-    print_table(table, console)
+    """Print the run's table, the table of modules, and the files."""
+    rows = [[name, value] for name, value, _ in fact_rows(facts, header)[2:]]
+    title = f"{header.source} on {header.text}"
+    print_table(build_table(["", ""], rows, title=title, texts=2, show_header=False))
     headings, cells = module_cells(modules)
-    table = Table("module", box=SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
+    rows = []
     for row, values in zip(modules, cells, strict=True):
-        place = f", stage {row['stage']}" if len(header.stages) > 1 else ""
-        table.add_row(f"{header.pools[row['kind']].label} {slot_name(row)}{place}", *values)
-    print_table(table, console)
+        stage = f", stage {row['stage']}" if len(header.stages) > 1 else ""
+        rows.append([f"{header.pools[row['kind']].label} {slot_name(row)}{stage}", *values])
+    print_table(build_table(["module", *headings], rows, box=SIMPLE_HEAD, pad_edge=False))
     for name, meaning in WRITTEN:
         if (folder / name).exists():
-            console.print(f"  {name:<22} {meaning}", highlight=False)
-    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
+            print_line(f"  {name:<22} {meaning}")
+    print_line(f"Written to {folder}")

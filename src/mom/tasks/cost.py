@@ -1,4 +1,4 @@
-"""What models cost: parameters, depth, operations, cache, and measured memory; no training, no data needed."""
+"""Task ``cost``: parameters, depth, FLOPs, cache and memory of models, without training."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
-from rich.table import Table
 from torch.utils.data import DataLoader
 
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
 from mom.config.request import invalid_model
-from mom.console import print_table, standard_output
+from mom.console import MetricRow, build_table, metrics_table, print_line, print_table
 from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
 from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs
 from mom.cost.machine import matmul_dtype
@@ -26,7 +25,7 @@ from mom.cost.memory import measure_in_processes
 from mom.data.prepare import prepare
 from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
-from mom.errors import RequestError, UsageError, one_of
+from mom.errors import UsageError, unknown_choice
 from mom.interop import load_model
 from mom.metrics.modules import pool_label
 from mom.model import MoMConfig, MoMForCausalLM
@@ -37,7 +36,6 @@ from mom.training.optimizer import build_adamw
 FILE = "cost.json"
 
 _COUNT, _GIGA, _MIB, _DEPTH = "{:,.0f}", "{:,.3f}", "{:,.1f}", "{:.2f}"
-# Label, name, how it is written, what one unit is in the table.
 ROWS = (
     ("parameters", "parameters", _COUNT, 1),
     ("parameters a token passes (at most)", "parameters/active", _COUNT, 1),
@@ -65,43 +63,43 @@ ROWS = (
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Print what each model costs and write the same as ``cost.json``.
+    """Print the costs of each model, and write them to ``cost.json``.
 
-    The models are those of ``models``, and that of ``init``; without either, that of the model group.
+    The models are those of ``models`` and of ``init``; without either, the one of the model group. A sequence has
+    ``data.sequence_length`` tokens; memory is measured for ``data.batch_size`` sequences, with the
+    ``trainer.precision`` and ``trainer.accelerator`` of a training.
 
     Args:
-        config: the request; ``data.sequence_length`` tokens a sequence, ``data.batch_size`` of them in the
-            memory measurements, ``trainer.precision`` and ``trainer.accelerator`` as in training.
-        run: the run's directory.
+        config: the request.
+        run: the run directory.
 
     Returns:
-        Every number as ``<model>/<name>``; without ``<model>/`` where there is one model.
+        All numbers as ``<model>/<name>``, or as ``<name>`` if there is one model.
 
     Raises:
-        RequestError: a model that does not exist or does not fit the sequence length, or unusable weights.
+        UsageError: a model does not exist or is shorter than the sequence, or weights cannot be used.
     """
     task = config.task
     assert isinstance(task, CostConfig)
     length = config.data.sequence_length
-    configs = _configs(config, task)
+    configs = _model_configs(config, task)
     weights = None if config.init is None else load_model(config.init)
     if weights is not None:
         configs[str(config.init)] = weights.config
     for name, model_config in configs.items():
         if length > model_config.max_positions:
-            raise RequestError(
-                "data.sequence_length",
-                length,
-                f"at most the {model_config.max_positions} positions of {name}",
+            raise UsageError(
+                f"data.sequence_length must be at most {model_config.max_positions}, the positions of {name}, "
+                f"got {length}"
             )
     if task.budget is not None:
         return _within_budget(config, task, run)
     columns = {
-        name: static_costs(one, length, config.trainer.precision, config.data.batch_size)
-        for name, one in configs.items()
+        name: static_costs(model_config, length, config.trainer.precision, config.data.batch_size)
+        for name, model_config in configs.items()
     }
     if weights is not None:
-        usage = _routed(weights, config, task)
+        usage = _measured_usage(weights, config, task)
         columns[str(config.init)] |= {
             **{f"usage/{name}": value for name, value in usage.items()},
             "flops/forward_actual": flops_per_token(weights.config, length, usage).total * length,
@@ -117,7 +115,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "device": device,
         "routed_on": task.routed_on if weights is not None else None,
     }
-    _print(columns, settings, run.path)
+    _print(columns, settings, run.path / FILE)
     if run.writes:
         write_json_atomic(run.path / FILE, {"settings": settings, "models": columns})
     if len(columns) == 1:
@@ -126,108 +124,107 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> dict[str, Any]:
-    """``budget=… of=…``: the largest pool, K or H of the chosen model that costs no more than the other one."""
+    """Find the largest pool, K or H of the chosen model that costs no more than ``reference_model``.
+
+    Prints its neighbors, too, and the overrides to use.
+    """
     assert task.budget is not None and task.reference_model is not None
-    vocabulary = _vocabulary(config)
-    base, other = (
-        config.model_config(vocabulary),
-        _of_group("reference_model", task.reference_model, config, vocabulary),
-    )
+    vocabulary, name = _vocabulary(config), task.reference_model
+    base, reference = config.model_config(vocabulary), _preset("reference_model", name, config, vocabulary)
     if not base.num_stages:
-        raise RequestError("model.num_stages", 0, "at least 1 with budget: a plain model has no pool, K or H")
+        raise UsageError(
+            "model.num_stages must be at least 1 with budget, got 0: a plain model has no pool, K, or H"
+        )
     field = task.solve_for or DEFAULT_FIELD[task.budget]
+    if field == "modules" and any(layout.schedule != "all" for layout in base.pools()):
+        raise UsageError(
+            "task.solve_for must be top_k or rounds if rounds have modules of their own (model.schedule), got modules"
+        )
     size = matmul_dtype(config.trainer.precision).itemsize
     measures = costs(config.data.sequence_length, config.data.batch_size, size)
-    limit = measures[task.budget](other)
-    if field == "modules" and any(layout.schedule != "all" for layout in base.pools()):
-        raise RequestError(
-            "task.solve_for", field, "top_k or rounds where rounds have modules of their own (model.schedule)"
-        )
+    limit = measures[task.budget](reference)
     chosen = solve(base, field, limit, measures[task.budget])
     if chosen == LIMIT:
-        raise RequestError(
-            "task.solve_for",
-            field,
-            f"what {task.budget} depends on: {LIMIT} {field} still cost less than {task.reference_model}",
+        raise UsageError(
+            f"task.solve_for={field} cannot be combined with budget={task.budget}: {LIMIT} {field} still cost less "
+            f"than {name}"
         )
     if chosen is None:
-        raise RequestError(
-            "budget",
-            task.budget,
-            f"a cost that the model can meet: with any {field} it is above that of {task.reference_model}",
+        raise UsageError(
+            f"cannot meet budget={task.budget}: with any {field} the model costs more than {name}"
         )
-    override = " ".join(f"model.{name}={chosen}" for name in options_of(base, field))
+
     near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
-    found: dict[int, dict[str, float]] = {}
-    table = Table(title=f"{field} within the {task.budget} of {task.reference_model}", title_justify="left")
-    for header in (
-        "",
-        "parameters",
-        "GFLOP per sequence",
-        "memory of a forward (MiB)",
-        "graph depth",
-        "within",
-    ):
-        table.add_column(header, justify="right")
-
-    def row(label: str, made: MoMConfig, inside: str) -> dict[str, float]:
-        told = {name: measure(made) for name, measure in measures.items()}
-        flops, memory = _GIGA.format(told["flops"] / 1e9), _MIB.format(told["memory"] / 2**20)
-        table.add_row(label, _COUNT.format(told["params"]), flops, memory, str(made.graph_depth), inside)
-        return told
-
-    row(task.reference_model, other, "")
-    for value, made in near.items():
-        if made is not None:
-            inside = "chosen" if value == chosen else "yes" if value < chosen else "no"
-            found[value] = row(str(value), made, inside)
-    console = standard_output()
-    print_table(table, console)
-    console.print(f"Use: {override}", soft_wrap=True, highlight=False)
+    models = {str(value): model_config for value, model_config in near.items() if model_config is not None}
+    measured = {
+        label: {cost: measure(model_config) for cost, measure in measures.items()}
+        for label, model_config in {name: reference, **models}.items()
+    }
+    rows = [
+        [
+            label,
+            _COUNT.format(found["params"]),
+            _GIGA.format(found["flops"] / 1e9),
+            _MIB.format(found["memory"] / 2**20),
+            str({name: reference, **models}[label].graph_depth),
+            ""
+            if label == name
+            else "chosen"
+            if int(label) == chosen
+            else "yes"
+            if int(label) < chosen
+            else "no",
+        ]
+        for label, found in measured.items()
+    ]
+    headings = ["", "parameters", "GFLOP/sequence", "memory of a forward pass (MiB)", "graph depth", "within"]
+    override = " ".join(f"model.{option}={chosen}" for option in options_of(base, field))
+    print_table(build_table(headings, rows, title=f"{field} within the {task.budget} of {name}"))
+    print_line(f"Use: {override}")
     result = {
         "budget": task.budget,
-        "reference_model": task.reference_model,
+        "reference_model": name,
         "limit": limit,
         "field": field,
         "chosen": chosen,
     }
     result |= {"override": override}
     if run.writes:
-        neighbors = {str(value): one for value, one in found.items()}
+        neighbors = {label: measured[label] for label in models}
         write_json_atomic(run.path / FILE, {"settings": result, "models": neighbors})
-    return {**result, **found[chosen]}
+    return {**result, **measured[str(chosen)]}
 
 
-def _configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
-    """The models to be told about, by name."""
+def _model_configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
+    """Return the models to measure, by name; that of ``init`` is added by the caller."""
     vocabulary = _vocabulary(config)
     if task.models is None:
         return {} if config.init is not None else {"model": config.model_config(vocabulary)}
-    given = [one for one in _overrides() if one.partition("=")[0] not in ("model", "models")]
-    return {name: _of_group("models", name, config, vocabulary, given) for name in task.models}
+    overrides = [line for line in _overrides() if line.partition("=")[0] not in ("model", "models")]
+    return {name: _preset("models", name, config, vocabulary, overrides) for name in task.models}
 
 
 def _overrides() -> Sequence[str]:
-    """The command line; nothing outside of it."""
+    """Return the overrides of the command line; none if the task was not started by it."""
     return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
 def _vocabulary(config: RunConfig) -> int:
-    """No tokenizer is made here; null means the size that one trained by this request would have."""
-    wanted = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
-    given = config.model.get("vocab_size")
-    return wanted if given is None else given
+    """Return the size of the vocabulary; if it is null, the size of a tokenizer trained by this request."""
+    trained = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
+    size = config.model.get("vocab_size")
+    return trained if size is None else size
 
 
-def _of_group(
+def _preset(
     option: str, name: str, config: RunConfig, vocabulary: int, overrides: Sequence[str] = ()
 ) -> MoMConfig:
-    """A choice of the model group with the request's router, and what else of the request is to hold for it."""
+    """Return the configuration of a preset of the model group with the request's router and ``overrides``."""
     if not GlobalHydra.instance().is_initialized():
-        raise RequestError(option, name, "null outside of the command line")
+        raise UsageError(f"{option} requires the command line, which finds the presets of the model group")
     choices = GlobalHydra.instance().config_loader().get_group_options("model")
     if name not in choices:
-        raise RequestError(option, name, one_of(name, choices))
+        raise unknown_choice(option, name, choices)
     composed = compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"])
     fields = OmegaConf.to_container(composed.model, resolve=True)
     assert isinstance(fields, dict)
@@ -238,8 +235,8 @@ def _of_group(
 
 
 @torch.no_grad()
-def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> Usage:
-    """Average the modules per round of each pool over a few batches."""
+def _measured_usage(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> Usage:
+    """Return the modules per round of each pool, averaged over a few batches."""
     shape = (config.data.batch_size, config.data.sequence_length)
     if task.routed_on == "random":
         generator = torch.Generator().manual_seed(config.seed)
@@ -255,14 +252,13 @@ def _routed(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> Usage
 
 
 def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
-    """Up to four batches of the data's validation windows, tokenized by the model's own tokenizer."""
+    """Return up to four batches of the data's validation windows, tokenized by the model's own tokenizer."""
     if not isinstance(config.data, DataConfig):
-        raise RequestError("task.routed_on", "validation", "random, for data that is no text to model")
+        raise UsageError(f"task.routed_on must be random for data={config.data.kind}, got validation")
     assert config.init is not None
-    own = find_tokenizer(config.init, config.data.tokenizer)
-    windows = TokenWindows(
-        prepare(dataclasses.replace(config.data, tokenizer=own)).validation, config.data.sequence_length
-    )
+    tokenizer = find_tokenizer(config.init, config.data.tokenizer)
+    prepared = prepare(dataclasses.replace(config.data, tokenizer=tokenizer))
+    windows = TokenWindows(prepared.validation, config.data.sequence_length)
     loader: DataLoader[Any] = DataLoader(windows, batch_size=config.data.batch_size)
     return [batch["input_ids"] for batch, _ in zip(loader, range(4), strict=False)]
 
@@ -271,34 +267,24 @@ def _device(accelerator: str) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _rows(columns: dict[str, dict[str, float]]) -> list[tuple[str, str, str, float]]:
-    """Return the table's rows, with one for each pool's usage."""
+def _rows(columns: dict[str, dict[str, float]]) -> list[MetricRow]:
+    """Return the table's rows, including the usage of each pool."""
     names = dict.fromkeys(key for column in columns.values() for key in column if key.startswith("usage/"))
     usage = [
         (f"{pool_label(name.removeprefix('usage/'))} modules per round, as routed", name, _DEPTH, 1)
         for name in names
     ]
-    place = 1 + [row[1] for row in ROWS].index("flops/forward_actual")
-    return [*ROWS[:place], *usage, *ROWS[place:]]
+    position = 1 + [row[1] for row in ROWS].index("flops/forward_actual")
+    return [MetricRow(*row) for row in (*ROWS[:position], *usage, *ROWS[position:])]
 
 
-def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], folder: Path) -> None:
+def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], path: Path) -> None:
     title = (
         f"Cost; sequences of {settings['sequence_length']} tokens, memory at {settings['batch_size']} of them, "
         f"{settings['precision']} on {settings['device']}"
     )
-    note = {
-        "random": "As routed: the modules of init that random tokens took.",
-        "validation": "As routed: the modules of init that validation text took.",
+    caption = {
+        "random": "As routed: the modules that init uses for random tokens.",
+        "validation": "As routed: the modules that init uses for validation text.",
     }.get(settings["routed_on"])
-    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
-    table.add_column("")
-    for name in columns:
-        table.add_column(name, justify="right", overflow="fold")
-    for label, key, form, unit in _rows(columns):
-        values = [column.get(key) for column in columns.values()]
-        if any(value is not None for value in values):
-            table.add_row(label, *("–" if value is None else form.format(value / unit) for value in values))
-    console = standard_output()
-    print_table(table, console)
-    console.print(f"Written to {folder / FILE}", soft_wrap=True, highlight=False)
+    print_table(metrics_table(columns, _rows(columns), title, caption), directory=path)
