@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import OmegaConf
 
-from mom.callbacks import RandomState, Schedule
+from mom.callbacks import ExactResume, Schedule
 from mom.callbacks.scalars import SCALARS
 from mom.config.composition import composed, explain
 from mom.errors import UsageError
@@ -74,7 +74,7 @@ def test_a_resumed_training_continues_bit_for_bit(tmp_path):
         keep = State(folder, filename="at-{step}", every_n_train_steps=3, save_top_k=-1)
         return plain_trainer(
             folder,
-            [*schedules(), RandomState(), keep],
+            [*schedules(), ExactResume(), keep],
             max_steps=6,
             limit_val_batches=0,
             enable_checkpointing=True,

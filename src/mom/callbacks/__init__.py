@@ -7,7 +7,7 @@ from mom.callbacks.figures import RoutingFigures
 from mom.callbacks.non_finite import NonFinite
 from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.ranks import RankAgreement
-from mom.callbacks.resume import RandomState, StoppedEarly
+from mom.callbacks.resume import ExactResume
 from mom.callbacks.routing_paths import RoutingPaths
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
@@ -17,17 +17,16 @@ from mom.callbacks.throughput import ThroughputMonitor
 __all__ = [
     "BalanceBias",
     "EffectiveDepth",
+    "ExactResume",
     "FinalValidation",
     "GeneratedSamples",
     "LastCheckpoint",
     "NonFinite",
-    "RandomState",
     "RankAgreement",
     "RoutingFigures",
     "RoutingPaths",
     "RoutingStatistics",
     "Schedule",
     "StepProgressBar",
-    "StoppedEarly",
     "ThroughputMonitor",
 ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from mom.callbacks import LastCheckpoint, RankAgreement, StoppedEarly, ThroughputMonitor
+from mom.callbacks import ExactResume, LastCheckpoint, RankAgreement, ThroughputMonitor
 from mom.config import RunConfig
 from mom.cost.estimate import forward_memory
 from mom.data.language_modeling import LanguageModelingDataModule
@@ -112,7 +112,7 @@ def fit_module(
         callbacks = [
             *build_callbacks(config, phase, bool(loggers)),
             RankAgreement(_shared_request(config, module, phase, max_steps, steps_before)),
-            StoppedEarly(),
+            ExactResume(),
             # Last, because it saves the state of all the others.
             LastCheckpoint(checkpoints, lambda: interruption.requested),
         ]

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from mom.callbacks import BalanceBias, FinalValidation, NonFinite, RandomState, StepProgressBar
+from mom.callbacks import BalanceBias, FinalValidation, NonFinite, StepProgressBar
 from mom.config import NodeConfig, RunConfig
 from mom.cost.machine import keep_freed_memory
 from mom.training.checkpoint import AtomicCheckpointIO
@@ -49,7 +49,6 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
     return [
         *(callback for callback in callbacks if not isinstance(callback, omitted)),
         NonFinite(config.trainer.on_nonfinite),
-        RandomState(),
         BalanceBias(),
         FinalValidation(),
     ]

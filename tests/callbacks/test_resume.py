@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from lightning.pytorch import Trainer
 
-from mom.callbacks import RandomState
+from mom.callbacks import ExactResume
 
 
 def test_the_state_is_put_back_once_before_the_first_batch():
     torch.manual_seed(3)
-    state = RandomState().state_dict()
+    state = ExactResume().state_dict()
     wanted = torch.rand(4)
-    resumed = RandomState()
+    resumed = ExactResume()
     resumed.load_state_dict(state)
     torch.manual_seed(9)  # start-up draws something else
     resumed.on_train_batch_start(Trainer(accelerator="cpu"), None)
