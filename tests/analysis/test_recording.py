@@ -20,9 +20,9 @@ def test_depths_of_tokens_average_to_the_metrics() -> None:
     ids = tokens(3, 20)
     with torch.no_grad():
         routing = model(input_ids=ids, output_routing=True).routing
-    sizes = {"num_attention_modules": 3, "num_ffn_modules": 3}
-    totals = collect(depth_sums(routing, torch.ones_like(ids, dtype=torch.bool), **sizes))
-    metrics = depth_metrics(totals, fixed_depth=3, graph_depth=7)
+    pools = ("attention", "ffn")
+    totals = collect(depth_sums(routing, torch.ones_like(ids, dtype=torch.bool), pools))
+    metrics = depth_metrics(totals, pools, fixed_depth=3, graph_depth=7)
     found = {name: float(value.mean()) for name, value in depths(routing, model.config).items()}
 
     assert found == {

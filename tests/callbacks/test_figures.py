@@ -17,7 +17,6 @@ from mom.plots import routing as figures
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 from tests.metrics.test_routing import (
     FIXED,
-    N_ATTENTION,
     N_FFN,
     ROUNDS,
     STAGES,
@@ -36,8 +35,7 @@ ALL = [
 
 
 def depths_of(routing):
-    sizes = {"num_attention_modules": N_ATTENTION, "num_ffn_modules": N_FFN}
-    return token_depths(routing, **sizes, fixed_depth=FIXED)
+    return token_depths(routing, fixed_depth=FIXED)
 
 
 def keep(monkeypatch, drawn: dict, name: str) -> None:
@@ -54,7 +52,7 @@ def keep(monkeypatch, drawn: dict, name: str) -> None:
 
 def test_use_and_flow_equal_a_count_token_by_token():
     routing, mask = random_pass(0)
-    sums = pool_sums([one.ffn for one in routing], mask, num_modules=N_FFN)
+    sums = pool_sums([one.ffn for one in routing], mask)
     use = np.zeros((len(routing), N_FFN + 1))
     flow = np.zeros((len(routing) - 1, N_FFN + 1, N_FFN + 1))
     for row, column in mask.nonzero().tolist():
@@ -107,7 +105,7 @@ def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monk
         for r in range(4)
     ]
     wanted = [torch.bincount(one.flatten(), minlength=4).tolist() for one in chosen]
-    assert drawn["module_use"][0].tolist() == wanted
+    assert drawn["module_use"][0]["attention"].tolist() == wanted
     lines = drawn["depth_by_loss"][0]
     predicted = losses = 0
     with torch.no_grad():
@@ -158,7 +156,7 @@ def test_a_plain_model_has_no_figures(tmp_path):
 
 
 def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monkeypatch):
-    monkeypatch.setattr(callback, "MOST_LOGITS", 2 * 8 * 61)
+    monkeypatch.setattr(callback, "MAX_LOGITS", 2 * 8 * 61)
     drawn: dict = {}
     keep(monkeypatch, drawn, "depth_by_loss")
     trainer = plain_trainer(tmp_path, [RoutingFigures(dpi=30)], max_steps=1)

@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback
 
 from mom.callbacks import NonFinite
-from mom.callbacks.non_finite import MOST_IN_A_ROW, NonFiniteError
+from mom.callbacks.non_finite import MAX_SKIPPED_IN_A_ROW, NonFiniteError
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
@@ -81,10 +81,12 @@ def test_skip_leaves_the_step_out_and_goes_on(tmp_path, caplog):
 
 
 def test_skipping_for_ever_ends(tmp_path):
-    with pytest.raises(NonFiniteError, match=f"step {MOST_IN_A_ROW}: .*{MOST_IN_A_ROW} steps in a row"):
-        fit(tmp_path, [Break(set(range(99))), NonFinite("skip")], batches=MOST_IN_A_ROW + 5)
+    with pytest.raises(
+        NonFiniteError, match=f"step {MAX_SKIPPED_IN_A_ROW}: .*{MAX_SKIPPED_IN_A_ROW} steps in a row"
+    ):
+        fit(tmp_path, [Break(set(range(99))), NonFinite("skip")], batches=MAX_SKIPPED_IN_A_ROW + 5)
 
 
 def test_another_action_is_refused():
-    with pytest.raises(ValueError, match="action: ignore; stop or skip"):
+    with pytest.raises(ValueError, match="action must be stop or skip, got ignore"):
         NonFinite("ignore")

@@ -10,7 +10,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from mom.callbacks import RoutingPaths
 from mom.callbacks import routing_paths as paths
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.metrics.routing import agreement_sums, path_keys
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 from tests.metrics.test_routing import ROUNDS, STAGES, random_pass
@@ -114,5 +114,5 @@ def test_a_logged_step_in_each_interval_is_measured(tmp_path):
 
 
 def test_an_interval_of_nothing_is_refused():
-    with pytest.raises(RequestError, match="every_n_steps: 0"):
+    with pytest.raises(UsageError, match=r"every_n_steps must be .*, got 0"):
         RoutingPaths(every_n_steps=0)

@@ -1,4 +1,4 @@
-"""Samples are the likeliest continuation, and change nothing of the training."""
+"""Samples are the most likely continuation, and change nothing of the training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from mom.callbacks import GeneratedSamples
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.model import MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
 from tests.helpers.runs import OPTIMIZER, plain_trainer, tiny_request
@@ -49,6 +49,6 @@ def test_samples_are_greedy_and_leave_the_training_as_it_is(tmp_path):
 
 
 def test_a_prompt_without_room_is_refused_before_training(tmp_path):
-    with pytest.raises(RequestError, match=r"callbacks\.samples\.prompts: .*at most the 16 positions"):
+    with pytest.raises(UsageError, match=r"callbacks\.samples\.prompts must fit the model's 16 positions"):
         trained(tmp_path, [GeneratedSamples(prompts=["round " * 16], max_new_tokens=4)])
     assert not (tmp_path / "samples.jsonl").exists()

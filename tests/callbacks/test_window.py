@@ -20,16 +20,17 @@ def expected(outputs: list[dict], config) -> dict[str, float]:
         measured = depth_sums(
             output["routing"],
             output["attention_mask"],
-            num_attention_modules=config.num_attention_modules,
-            num_ffn_modules=config.num_ffn_modules,
+            ("attention", "ffn"),
         )
         depth = add(depth, measured)
         for pool in pools:
             choices = [getattr(record, pool) for record in output["routing"]]
-            sums = routing_sums(choices, output["attention_mask"], num_modules=3, num_stages=1)
+            sums = routing_sums(choices, output["attention_mask"], num_stages=1)
             pools[pool] = add(pools[pool], sums)
     fixed = config.graph_depth - config.num_rounds
-    metrics = depth_metrics(collect(depth), fixed_depth=fixed, graph_depth=config.graph_depth)
+    metrics = depth_metrics(
+        collect(depth), ("attention", "ffn"), fixed_depth=fixed, graph_depth=config.graph_depth
+    )
     found = {f"depth/{name}": value for name, value in metrics.items()}
     for pool, sums in pools.items():
         found |= {f"routing/{pool}/{name}": value for name, value in routing_metrics(collect(sums)).items()}

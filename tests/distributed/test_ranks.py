@@ -70,7 +70,7 @@ def test_two_ranks_draw_their_tokens_together(folder):
 def test_ranks_that_were_asked_for_different_things_refuse_to_start(folder):
     for rank in range(2):
         refusal = (folder / f"refusal-{rank}.txt").read_text()
-        assert refusal == "optimizer.lr: 0.01 on rank 0, 0.001 on rank 1; the same on every rank"
+        assert refusal == "optimizer.lr must be the same on every rank, got 0.01 on rank 0, 0.001 on rank 1"
     assert not (folder / "differing" / "checkpoints").exists()
 
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from mom.metrics.depth import depth_metrics, depth_sums
-from mom.metrics.routing import routing_metrics, routing_sums, use_by_slot
+from mom.metrics.routing import assignments_by_choice, routing_metrics, routing_sums
 from mom.metrics.sums import add, collect
 from mom.model import RoundRouting, Routing
 from mom.model.losses import balance_loss
 
+POOLS = ("attention", "ffn")
 N_ATTENTION, N_FFN, STAGES, ROUNDS, K, FIXED = 3, 4, 2, 3, 2, 4
 
 
@@ -74,8 +75,8 @@ def slow_depths(passes: list) -> dict[str, list[float]]:
 def depth_of(passes: list) -> dict[str, float]:
     sums = None
     for routing, mask in passes:
-        sums = add(sums, depth_sums(routing, mask, num_attention_modules=N_ATTENTION, num_ffn_modules=N_FFN))
-    return depth_metrics(collect(sums), fixed_depth=FIXED, graph_depth=FIXED + STAGES * ROUNDS)
+        sums = add(sums, depth_sums(routing, mask, POOLS))
+    return depth_metrics(collect(sums), POOLS, fixed_depth=FIXED, graph_depth=FIXED + STAGES * ROUNDS)
 
 
 def test_depth_equals_a_recomputation_token_by_token():
@@ -98,8 +99,8 @@ def test_depth_equals_a_recomputation_token_by_token():
 
 
 def test_a_plain_model_is_as_deep_as_its_graph():
-    sums = depth_sums((), torch.ones(2, 3, dtype=torch.bool), num_attention_modules=3, num_ffn_modules=3)
-    metrics = depth_metrics(collect(sums), fixed_depth=7, graph_depth=7)
+    sums = depth_sums((), torch.ones(2, 3, dtype=torch.bool), POOLS)
+    metrics = depth_metrics(collect(sums), POOLS, fixed_depth=7, graph_depth=7)
     assert metrics.pop("effective_std") == 0
     assert metrics.pop("modules_per_token") == 14
     assert set(metrics.values()) == {7}
@@ -111,7 +112,7 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
     sums = None
     for routing, mask in passes:
         choices = [getattr(record, pool) for record in routing]
-        sums = add(sums, routing_sums(choices, mask, num_modules=size, num_stages=STAGES))
+        sums = add(sums, routing_sums(choices, mask, num_stages=STAGES))
     metrics = routing_metrics(collect(sums))
 
     load = np.zeros((STAGES, size))
@@ -143,7 +144,7 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
     assert metrics["entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
     assert metrics["dead_fraction"] == np.mean(load == 0)
     assert metrics["first_weight"] == pytest.approx(np.mean(first_weights), rel=1e-6)
-    np.testing.assert_array_equal(use_by_slot(collect(sums)), chosen)
+    np.testing.assert_array_equal(assignments_by_choice(collect(sums)), chosen)
     for include_skip, slots in ((True, size + 1), (False, size)):
         f, p = (one[:, :slots] / one[:, :slots].sum(1, keepdims=True) for one in (chosen, probability))
         wanted = np.mean(slots * (f * p).sum(1))
@@ -154,9 +155,9 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
 def test_the_balance_loss_is_the_one_that_is_trained_with():
     routing, mask = random_pass(0)
     metrics = {}
-    for pool, size in (("attention", N_ATTENTION), ("ffn", N_FFN)):
+    for pool in POOLS:
         choices = [getattr(record, pool) for record in routing]
-        sums = routing_sums(choices, mask, num_modules=size, num_stages=STAGES)
+        sums = routing_sums(choices, mask, num_stages=STAGES)
         metrics[pool] = routing_metrics(collect(sums))["balance_loss"]
     trained = float(balance_loss(routing, ROUNDS, mask))
     assert STAGES * sum(metrics.values()) == pytest.approx(trained, rel=1e-5)
@@ -167,7 +168,7 @@ def test_an_unused_module_and_an_unused_pool_are_dead():
     first = Routing(scores, torch.zeros(1, 4, 1, dtype=torch.int64), torch.ones(1, 4, 1), scores)
     skip = first._replace(selected=torch.full((1, 4, 1), 2))
     mask = torch.ones(1, 4, dtype=torch.bool)
-    metrics = routing_metrics(collect(routing_sums([first, skip], mask, num_modules=2, num_stages=2)))
+    metrics = routing_metrics(collect(routing_sums([first, skip], mask, num_stages=2)))
     assert metrics["dead_fraction"] == 0.75
     assert metrics["skip_rate"] == metrics["skip_share"] == 0.5
     # Stage 0: all on one of two modules, 2. Stage 1 ran nothing and counts 0.
@@ -178,9 +179,9 @@ def test_an_unused_module_and_an_unused_pool_are_dead():
 def test_padding_alone_says_nothing():
     routing, mask = random_pass(0)
     nothing = torch.zeros_like(mask)
-    sums = depth_sums(routing, nothing, num_attention_modules=N_ATTENTION, num_ffn_modules=N_FFN)
-    assert depth_metrics(collect(sums), fixed_depth=1, graph_depth=1) == {}
-    sums = routing_sums([r.ffn for r in routing], nothing, num_modules=N_FFN, num_stages=STAGES)
+    sums = depth_sums(routing, nothing, POOLS)
+    assert depth_metrics(collect(sums), POOLS, fixed_depth=1, graph_depth=1) == {}
+    sums = routing_sums([r.ffn for r in routing], nothing, num_stages=STAGES)
     assert routing_metrics(collect(sums)) == {}
 
 

@@ -25,13 +25,15 @@ def padded(rows: int = 3, length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
 def measured_depth(model, routing, mask) -> float:
     """As the callback measures it."""
     config = model.config
+    pools = [layout.name for layout in config.pools()]
     sums = depth_sums(
         routing,
         mask,
-        num_attention_modules=config.num_attention_modules,
-        num_ffn_modules=config.num_ffn_modules,
+        pools,
     )
-    return depth_metrics(sums, fixed_depth=config.fixed_depth, graph_depth=config.graph_depth)["effective"]
+    return depth_metrics(sums, pools, fixed_depth=config.fixed_depth, graph_depth=config.graph_depth)[
+        "effective"
+    ]
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)

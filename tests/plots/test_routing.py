@@ -22,6 +22,10 @@ def random_flow(rounds: int, slots: int, seed: int = 0) -> np.ndarray:
     return flow
 
 
+def twice(array: np.ndarray) -> dict[str, np.ndarray]:
+    return {"attention": array, "FFN": array}
+
+
 def texts(figure) -> list[str]:
     return [one.get_text() for one in figure.findobj(Text) if one.get_text()]
 
@@ -29,7 +33,7 @@ def texts(figure) -> list[str]:
 def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
     attention = np.array([[3, 1, 0], [0, 0, 4], [0, 0, 0]])
     ffn = np.array([[1, 1, 1, 1], [8, 0, 0, 2], [0, 1, 0, 1]])
-    figure = figures.module_use(attention, ffn, run=RUN)
+    figure = figures.module_use({"attention": attention, "FFN": ffn}, run=RUN)
     left, right = figure.axes[:2]
     assert [one.get_text() for one in left.texts] == ["75", "25", "0", "0", "0", "100", "0", "0", "0"]
     assert [one.get_text() for one in right.texts][:8] == ["25"] * 4 + ["80", "0", "0", "20"]
@@ -40,14 +44,14 @@ def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
 
 def test_stages_are_told_apart():
     use = np.ones((6, 3))
-    axis = figures.module_use(use, use, num_stages=2).axes[0]
+    axis = figures.module_use(twice(use), num_stages=2).axes[0]
     assert [one.get_text() for one in axis.get_yticklabels()] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
     assert len(axis.lines) == 1 and set(axis.lines[0].get_ydata()) == {2.5}
 
 
 def test_bands_are_as_wide_as_the_flow_and_nodes_as_high_as_the_use():
     flow = random_flow(3, 4)
-    axis = figures.module_flow(flow, flow, run=RUN).axes[0]
+    axis = figures.module_flow(twice(flow), run=RUN).axes[0]
     heights = np.array([bar.get_height() for bar in axis.patches]).reshape(3, 4)
     uses = np.array([flow[0].sum(1), flow[0].sum(0), flow[1].sum(0)]) / 500
     np.testing.assert_allclose(heights, uses, atol=1e-12)
@@ -59,7 +63,7 @@ def test_bands_are_as_wide_as_the_flow_and_nodes_as_high_as_the_use():
 
 def test_many_modules_show_their_transitions_within_stages():
     flow = random_flow(4, len(MODULE_COLORS) + 2)
-    axis = figures.module_flow(flow, flow, num_stages=2).axes[0]
+    axis = figures.module_flow(twice(flow), num_stages=2).axes[0]
     within = flow[0] + flow[2]
     np.testing.assert_allclose(axis.images[0].get_array(), within / within.sum(1, keepdims=True))
 
@@ -67,7 +71,7 @@ def test_many_modules_show_their_transitions_within_stages():
 @pytest.mark.parametrize("slots", [3, len(MODULE_COLORS) + 3])
 def test_use_over_time_draws_every_slot(slots):
     use = np.random.default_rng(0).random((5, 2, slots))
-    figure = figures.use_over_time(np.arange(5) * 10, use, use, run=RUN)
+    figure = figures.use_over_time(np.arange(5) * 10, twice(use), run=RUN)
     shares = use[:, 1] / use[:, 1].sum(-1, keepdims=True)
     axis = figure.axes[2]
     if slots == 3:
@@ -77,13 +81,15 @@ def test_use_over_time_draws_every_slot(slots):
 
 
 def test_arrays_of_another_shape_are_refused():
-    with pytest.raises(ValueError, match="attention: an array of 1 axes; 2 axes"):
-        figures.module_use(np.ones(3), np.ones((2, 3)))
-    with pytest.raises(ValueError, match="ffn: 3 rows; as many as attention has, 2"):
-        figures.module_use(np.ones((2, 3)), np.ones((3, 3)))
+    with pytest.raises(ValueError, match="array of attention must have 2 dimensions, got 1"):
+        figures.module_use({"attention": np.ones(3), "FFN": np.ones((2, 3))})
+    with pytest.raises(
+        ValueError, match="arrays of attention and FFN must have the same length, got 2 and 3"
+    ):
+        figures.module_use({"attention": np.ones((2, 3)), "FFN": np.ones((3, 3))})
 
 
 def test_a_figure_becomes_a_whole_file(tmp_path):
-    path = write_figure(figures.module_use(np.ones((2, 3)), np.ones((2, 3))), tmp_path / "new" / "use.png")
+    path = write_figure(figures.module_use(twice(np.ones((2, 3)))), tmp_path / "new" / "use.png")
     assert imread(path).ndim == 3
     assert [one.name for one in path.parent.iterdir()] == ["use.png"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mom.analysis.traces import Header, Records, Traces, TraceWriter
 from mom.data.token_files import TokenFile
+from mom.metrics.depth import token_depths
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.losses import CHUNK_TOKENS
 
@@ -101,18 +102,9 @@ def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
         routing: the records of all rounds, at least one.
         config: the model's configuration.
     """
-    layouts = config.pools()
-    selected = getattr(routing[0], layouts[0].name).selected
-    effective = torch.full(selected.shape[:2], float(config.fixed_depth), device=selected.device)
-    weighted, modules = effective.clone(), 2 * effective  # a plain block has two modules
-    for record in routing:
-        for layout in layouts:
-            choice = getattr(record, layout.name)
-            is_module = choice.selected < layout.num_modules  # (B, T, K)
-            effective += is_module.any(dim=-1) / len(layouts)
-            weighted += (choice.weights * is_module).sum(dim=-1) / len(layouts)
-            modules += is_module.sum(dim=-1)
-    return {"effective_depth": effective, "weighted_depth": weighted, "modules_per_token": modules}
+    found = token_depths(routing, fixed_depth=config.fixed_depth)
+    names = {"effective_depth": "effective", "weighted_depth": "weighted", "modules_per_token": "modules"}
+    return {column: found[name] for column, name in names.items()}
 
 
 def next_token_losses(model: MoMForCausalLM, hidden: Tensor, ids: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from mom.analysis.statistics import Depths, Routing
 from mom.analysis.traces import Header
 from mom.cost.estimate import flops_per_token, num_parameters
 from mom.metrics.modules import Pair, Removal
+from mom.metrics.names import pool_label
 from mom.model import MoMForCausalLM
 from mom.plots import depth as depth_figures
 from mom.plots import modules as module_figures
@@ -92,11 +93,11 @@ def draw_figures(
     """
     num_stages = len(header.stages)
     config = header.config
-    places = [usage.places for usage in routing.values()]
+    use = {pool_label(name): usage.places for name, usage in routing.items()}
     names = {"effective_depth": "effective", "weighted_depth": "weighted"}
     drawn = {
         "module_use": ReportFigure(
-            figures.module_use(*places, run=run, num_stages=num_stages),
+            figures.module_use(use, run=run, num_stages=num_stages),
             "Fraction of a round's assignments (K per token) that go to each module.",
             describe_use(header, routing),
         ),
@@ -121,10 +122,10 @@ def draw_figures(
             ),
         ),
     }
-    if len(places[0]) > 1:
-        flows = [usage.flow for usage in routing.values()]
+    if len(next(iter(use.values()))) > 1:
+        flow = {pool_label(name): usage.flow for name, usage in routing.items()}
         drawn["module_flow"] = ReportFigure(
-            figures.module_flow(*flows, run=run, num_stages=num_stages),
+            figures.module_flow(flow, run=run, num_stages=num_stages),
             "Flow of tokens from round to round, by their first choice.",
             "Flow of tokens between modules from each round to the next; use.csv has the numbers.",
         )
@@ -138,13 +139,13 @@ def draw_figures(
         )
     for stage in sorted({pair.first.stage for pair in pairs}):
         drawn[f"similarity_{stage}"] = ReportFigure(
-            module_figures.similarity(pairs, run=run, stage=stage),
+            module_figures.similarity(pairs, run=run, stage=stage, pools=tuple(routing)),
             f"Similarity of the modules of stage {stage}: weights, outputs on the same inputs, and CKA of the outputs.",
             describe_similarity(pairs, stage),
         )
     if removal is not None and removal.alone:
         drawn["removal"] = ReportFigure(
-            module_figures.removal(removal, run=run, tolerance=tolerance),
+            module_figures.removal(removal, run=run, tolerance=tolerance, pools=tuple(routing)),
             f"Loss after module ablation, on {removal.tokens:,} predicted tokens; the dotted line is the tolerance.",
             describe_removal(removal, tolerance),
         )

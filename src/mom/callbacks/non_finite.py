@@ -1,4 +1,4 @@
-"""Divergence: an optimizer step whose gradient is not finite is not taken."""
+"""Detect divergence: an optimizer step with a non-finite gradient is not taken."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mom.callbacks.ranks import gather
+from mom.callbacks.window import StepCallback
 
 log = logging.getLogger(__name__)
 
-MOST_IN_A_ROW = 20
+MAX_SKIPPED_IN_A_ROW = 20
 
 
 class NonFiniteError(RuntimeError):
-    """Training diverged; the message names step, ranks and modules."""
+    """Raised when training diverges; the message names the step, ranks and modules."""
 
 
-class NonFinite(Callback):
-    """Looks at the gradient before every optimizer step; where that is not finite the step is not taken.
+class NonFinite(StepCallback):
+    """Checks the gradient before every optimizer step and does not take the step if it is not finite.
 
-    A loss that is not finite on one rank makes the averaged gradient so on all of them, so every rank comes
-    to the same decision without asking the others. Which ranks and which modules were at fault is found by
-    running the step's micro-batches through the model again. Costs one norm and one transfer to the host for
-    each step. With ``precision: 16-mixed`` overflow is part of the method, and its loss scaler sees to it.
+    A non-finite loss on one rank makes the averaged gradient non-finite on all of them, so all ranks reach the same
+    decision without communication. To find the ranks and modules at fault, the step's micro-batches are run through the
+    model again. Each step costs one norm and one transfer to the host. With ``precision: 16-mixed``, overflow is
+    expected and handled by the loss scaler, so nothing is checked.
 
     Args:
-        action: ``stop`` raises, with the weights and checkpoints as they were before the step; ``skip``
-            leaves the step out and goes on (the schedule moves on, the optimizer's state does not), but
-            raises after 20 steps in a row.
+        action: ``stop`` raises, with weights and checkpoints as they were before the step; ``skip`` skips the step and
+            continues (the learning-rate schedule advances, the optimizer's state does not), but raises after 20 steps
+            in a row.
 
     Raises:
         NonFiniteError: on every rank.
@@ -41,27 +42,27 @@ class NonFinite(Callback):
 
     def __init__(self, action: Literal["stop", "skip"] = "stop") -> None:
         if action not in ("stop", "skip"):
-            raise ValueError(f"action: {action}; stop or skip")
+            raise ValueError(f"action must be stop or skip, got {action}")
         self._action = action
         self._micro_batches: list[Any] = []
-        self._in_a_row = 0
+        self._skipped_in_a_row = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Keep the micro-batch until its optimizer step."""
-        self._step_before = trainer.global_step
+        super().on_train_batch_start(trainer, pl_module)
         self._micro_batches.append(batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Drop the micro-batches of a step that is done."""
-        if trainer.global_step > self._step_before:
+        """Forget the micro-batches of a completed step."""
+        if self.step_has_ended(trainer):
             self._micro_batches.clear()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        """Stop or skip where the gradient is not finite."""
+        """Stop or skip if the gradient is not finite."""
         if trainer.precision == "16-mixed":
             return
         gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
@@ -69,25 +70,25 @@ class NonFinite(Callback):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if bool(norm.isfinite()):
-            self._in_a_row = 0
+            self._skipped_in_a_row = 0
             return
-        self._in_a_row += 1
+        self._skipped_in_a_row += 1
         found = f"step {trainer.global_step + 1}: {self._diagnosis(trainer, pl_module)}"
         if self._action == "stop":
             raise NonFiniteError(
-                f"{found}; the step was not taken (trainer.on_nonfinite=skip goes on without it)"
+                f"{found}; stopped before the optimizer step (trainer.on_nonfinite=skip skips such steps)"
             )
-        if self._in_a_row == MOST_IN_A_ROW:
-            raise NonFiniteError(f"{found}; {MOST_IN_A_ROW} steps in a row were left out")
+        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+            raise NonFiniteError(f"{found}; {MAX_SKIPPED_IN_A_ROW} steps in a row were skipped")
         if trainer.is_global_zero:
-            log.warning("%s; the step is left out", found)
+            log.warning("%s; skipping the step", found)
         for parameter in pl_module.parameters():
-            parameter.grad = None  # the optimizer passes over parameters without a gradient
+            parameter.grad = None  # the optimizer ignores parameters without a gradient
 
     def _diagnosis(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Which rank's loss was not finite and where in the model that began, or else whose gradient."""
+        """Return which rank's loss was not finite and where in the model that began, or else whose gradient."""
         found = None
-        # A sharded model can only be run by all ranks together, which is not worth it here.
+        # A sharded model runs on all ranks together only, which is not worth it here.
         if not any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 found = next(
@@ -106,9 +107,9 @@ class NonFinite(Callback):
             for name, parameter in pl_module.named_parameters()
             if parameter.grad is not None and not bool(_local(parameter.grad).isfinite().all())
         ]
-        # Backward goes from the end of the model to its start, so the last one was the first.
+        # The backward pass runs from the end of the model to its start, so the last one was the first.
         nearest = names[-1] if names else "another rank"
-        return f"the gradient is not finite, nearest to the loss that of {nearest}"
+        return f"the gradient is not finite, first that of {nearest}"
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -116,17 +117,17 @@ def _local(tensor: Tensor) -> Tensor:
 
 
 def _first_non_finite(pl_module: Any, batch: Any) -> str | None:
-    """The innermost module that first puts out NaN or infinity on this batch; ``None`` if none does."""
+    """Return the innermost module that first outputs NaN or infinity on this batch; ``None`` if none does."""
     found: list[str] = []
 
-    def look(name: str) -> Any:
+    def watch(name: str) -> Any:
         def hook(part: nn.Module, inputs: Any, output: Any) -> None:
-            if not found and any(_is_bad(tensor) for tensor in _tensors(output)):
+            if not found and any(_is_non_finite(tensor) for tensor in _tensors(output)):
                 found.append(f"first in the output of {name}")
 
         return hook
 
-    handles = [part.register_forward_hook(look(name)) for name, part in pl_module.named_modules() if name]
+    handles = [part.register_forward_hook(watch(name)) for name, part in pl_module.named_modules() if name]
     try:
         pl_module.run_model(batch)
     finally:
@@ -135,8 +136,8 @@ def _first_non_finite(pl_module: Any, batch: Any) -> str | None:
     return found[0] if found else None
 
 
-def _is_bad(tensor: Tensor) -> bool:
-    # Minus infinity is how a router's record says that a choice was not open.
+def _is_non_finite(tensor: Tensor) -> bool:
+    # A router's record has minus infinity for choices that were not reachable.
     return tensor.is_floating_point() and bool((tensor.isnan() | (tensor == float("inf"))).any())
 
 

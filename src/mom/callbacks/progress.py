@@ -1,4 +1,4 @@
-"""One line that says how training goes."""
+"""Show the progress of training in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.progress import (
 
 from mom.callbacks.window import log_interval
 
-SHOWN = (
+SHOWN = (  # shorter than the labels of tables, to fit a line
     ("train/loss", "loss {:.3f}"),
     ("val/loss", "val {:.3f}"),
     ("depth/effective", "depth {:.2f}"),
@@ -28,14 +28,13 @@ SHOWN = (
 
 
 class StepProgressBar(ProgressBar):
-    """A bar over optimizer steps, not epochs: loss, validation loss, effective depth, tokens per second.
+    """A bar over optimizer steps, not epochs, with loss, validation loss, effective depth and tokens per second.
 
-    One line that is drawn over in a terminal. Where the output goes to a file, a line after each validation.
-    The numbers are those last logged (``trainer.log_every_n_steps``), so the bar costs no device transfer of
-    its own.
+    In a terminal it is one line that is redrawn; if the output goes to a file, it prints a line after each validation.
+    The numbers are the last ones logged (``trainer.log_every_n_steps``), so the bar needs no device transfers.
 
     Args:
-        name: what is being trained, in front of the line.
+        name: name of the training phase, at the start of the line.
     """
 
     def __init__(self, name: str = "train") -> None:
@@ -45,7 +44,7 @@ class StepProgressBar(ProgressBar):
         self._progress: Progress | None = None
 
     def disable(self) -> None:
-        """Show nothing (Lightning asks for it on all ranks but the first)."""
+        """Show nothing; Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -76,12 +75,12 @@ class StepProgressBar(ProgressBar):
         self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Move on to the optimizer step just taken."""
+        """Advance to the optimizer step just taken."""
         if self._progress is None:
             return
         self._progress.update(self._task, completed=trainer.global_step)
         interval = log_interval(trainer)
-        if trainer.global_step % interval == 1 % interval:  # the step before was logged
+        if trainer.global_step % interval == 1 % interval:  # the previous step was logged
             self._progress.update(self._task, numbers=self._numbers(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -97,11 +96,11 @@ class StepProgressBar(ProgressBar):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave the finished line standing."""
+        """Stop redrawing and keep the finished line."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the terminal back."""
+        """Release the terminal."""
         self._stop()
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
@@ -118,5 +117,5 @@ class StepProgressBar(ProgressBar):
 
     @staticmethod
     def _numbers(trainer: Trainer) -> str:
-        known = trainer.callback_metrics
-        return "  ".join(text.format(float(known[name])) for name, text in SHOWN if name in known)
+        metrics = trainer.callback_metrics
+        return "  ".join(form.format(float(metrics[name])) for name, form in SHOWN if name in metrics)

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell one another."""
+"""Exchange objects between the ranks of a run, and check that they agree."""
 
 from __future__ import annotations
 
@@ -10,48 +10,48 @@ from typing import Any
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mom.errors import RequestError
+from mom.errors import UsageError
 
 
-def gather(thing: Any) -> list[Any]:
-    """What every rank gave, in their order; every rank has to call it. One rank gets its own back."""
+def gather(obj: Any) -> list[Any]:
+    """Return the objects of all ranks, in their order; every rank has to call it."""
     if not (dist.is_available() and dist.is_initialized()):
-        return [thing]
-    found: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, thing)
-    return found
+        return [obj]
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, obj)
+    return gathered
 
 
 class RankAgreement(Callback):
-    """Refuses to start where ranks were asked for different things.
+    """Refuses to start if the ranks have different configurations.
 
-    Each rank reads its own command line and files. Ranks of different configurations would train, and average
-    gradients of different models or data, without a word.
+    Each rank reads its own command line and files. With different configurations they would silently average gradients
+    of different models or data.
 
     Args:
-        request: what has to be the same, plain data of any depth.
+        request: what has to be the same on all ranks, as nested plain data.
 
     Raises:
-        RequestError: on every rank, naming the first option that differs and what each rank has.
+        UsageError: on every rank, naming the first option that differs and its value on each rank.
     """
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._request = _flat(request)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Compare, before anything is trained; hashes first, what they are of only where they differ."""
+        """Compare hashes before training; exchange the requests only if they differ."""
         written = json.dumps(self._request, sort_keys=True)
         if len(set(gather(hashlib.sha256(written.encode()).hexdigest()))) == 1:
             return
         requests = gather(self._request)
         names = sorted(set().union(*requests))
-        option = next(name for name in names if len({one.get(name) for one in requests}) > 1)
-        given = ", ".join(f"{one.get(option)} on rank {rank}" for rank, one in enumerate(requests))
-        raise RequestError(option, given, "the same on every rank")
+        option = next(name for name in names if len({other.get(name) for other in requests}) > 1)
+        values = ", ".join(f"{other.get(option)} on rank {rank}" for rank, other in enumerate(requests))
+        raise UsageError(f"{option} must be the same on every rank, got {values}")
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:
-    """Dotted names to values as JSON writes them."""
+    """Return the values as JSON by dotted name."""
     if isinstance(node, Mapping):
         parts = (_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in node.items())
         return {name: value for part in parts for name, value in part.items()}

@@ -21,9 +21,9 @@ class ExactResume(Callback):
     States are restored right before the first training batch, after everything that startup draws. If there are more
     ranks than states now, the new ranks continue with their own seed.
 
-    Early stopping: Lightning saves what ``EarlyStopping`` has counted, but not that it stopped. A run that stopped early
-    is not trained further when it is resumed. Put this callback after the ones that stop, and before the one that
-    writes the last checkpoint.
+    Early stopping: Lightning saves what ``EarlyStopping`` has counted, but not that it stopped. A run that stopped
+    early is not trained further when it is resumed. Put this callback after the ones that stop, and before the one
+    that writes the last checkpoint.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the detailed tier says: how a token's choices of one round go with those of others."""
+"""Log how a token's choices in one round relate to those in others: the detailed metrics."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from mom.callbacks.window import WindowedStatistics, config_of, is_logged_at_interval
+from mom.callbacks.window import WindowedStatistics, get_model_config, is_logged_at_interval, pool_names
 from mom.config.checks import in_range
-from mom.metrics.routing import POOLS, agreement_sums, distinct_sums, path_keys
-from mom.metrics.sums import Sums, Totals
+from mom.metrics.routing import agreement_sums, distinct_sums, path_keys
+from mom.metrics.sums import Sums, Totals, prefixed
 
 THOUSAND = 1000
 
 
 class RoutingPaths(WindowedStatistics):
-    """Logs ``routing/{attention,ffn}/agreement`` and ``routing/paths_per_thousand_tokens``.
+    """Logs ``routing/<pool>/agreement`` and ``routing/paths_per_thousand_tokens``.
 
-    ``agreement`` is the share of token-steps in which the router's first choice is that of the round before, in
-    the same stage; SKIP is a choice like the others. 1: every round does the same; a router that chose anew at
-    random would agree in 1 of N+1.
+    ``agreement`` is the fraction of steps in which the router's first choice is that of the round before, in the same
+    stage; SKIP is a choice like the others. It is 1 if every round does the same; a router that chose at random would
+    agree in 1 of N+1.
 
-    ``paths_per_thousand_tokens``: a token's path is, for every round and pool, which modules it took, in
-    whatever order. Of each thousand real tokens after one another, the number of different paths; the mean over
-    the thousands of the window, each rank's own. From 1 (all tokens alike) to 1000 (all different). Tokens after
-    the last whole thousand are left out, and a window that has no thousand on any rank logs none.
+    ``paths_per_thousand_tokens``: a token's path is the modules it took in every round and pool, in any order. This is
+    the number of different paths among a thousand consecutive real tokens, averaged over the thousands of the window,
+    each rank's own. It ranges from 1 (all tokens alike) to 1000 (all different). Tokens after the last complete
+    thousand are skipped, and a window without a thousand on any rank logs none.
 
-    This is the detailed tier, which reads the number of real tokens back: of training it measures the first
-    logged step in every ``every_n_steps`` steps; of validations every one. A plain transformer logs nothing.
+    These detailed metrics read the number of real tokens back to the host, so in training only the first logged step
+    in every ``every_n_steps`` steps is measured; every validation is. A plain transformer logs nothing.
 
     Args:
         every_n_steps: optimizer steps between two measured ones, at least.
@@ -40,39 +40,37 @@ class RoutingPaths(WindowedStatistics):
         super().__init__()
         in_range("callbacks.routing_paths.every_n_steps", every_n_steps, ge=1)
         self.every_n_steps = every_n_steps
-        # Of the window of training and of that of a validation, which may come in the middle of the other.
-        self._left_over: dict[bool, Tensor] = {}
+        # For the training window (True) and the validation window (False), which may fall inside the other.
+        self._remainder: dict[bool, Tensor] = {}
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Of the steps that are logged, the first in each interval."""
+        """Return whether the current step is the first logged one in its interval."""
         return is_logged_at_interval(trainer, self.every_n_steps)
 
     def start_window(self, *, training: bool) -> None:
-        """Start counting thousands anew."""
-        self._left_over.pop(training, None)
+        """Restart counting thousands."""
+        self._remainder.pop(training, None)
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
-        config, routing = config_of(pl_module), outputs["routing"]
+        routing = outputs["routing"]
         if not routing:
             return {}
-        mask = outputs["attention_mask"]
+        mask, num_stages = outputs["attention_mask"], get_model_config(pl_module).num_stages
         sums: Sums = {}
-        for pool in POOLS:
-            measured = agreement_sums(
-                [getattr(one, pool) for one in routing], mask, num_stages=config.num_stages
-            )
-            sums |= {f"{pool}/{name}": value for name, value in measured.items()}
+        for pool in pool_names(pl_module):
+            choices = [getattr(record, pool) for record in routing]
+            sums |= prefixed(pool, agreement_sums(choices, mask, num_stages=num_stages))
         keys = path_keys(routing)[mask.bool()]  # (B, T) → (real tokens,)
-        if pl_module.training in self._left_over:
-            keys = torch.cat([self._left_over[pl_module.training], keys])
-        whole = len(keys) // THOUSAND * THOUSAND
-        self._left_over[pl_module.training] = keys[whole:]
-        return sums | distinct_sums(keys[:whole].view(-1, THOUSAND))
+        if pl_module.training in self._remainder:
+            keys = torch.cat([self._remainder[pl_module.training], keys])
+        complete = len(keys) // THOUSAND * THOUSAND
+        self._remainder[pl_module.training] = keys[complete:]
+        return sums | distinct_sums(keys[:complete].view(-1, THOUSAND))
 
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
         found = {
             f"routing/{pool}/agreement": float(totals[f"{pool}/agreeing"] / totals[f"{pool}/pairs"])
-            for pool in POOLS
+            for pool in pool_names(pl_module)
             if totals[f"{pool}/pairs"] > 0
         }
         if totals["thousands"] > 0:
@@ -80,6 +78,6 @@ class RoutingPaths(WindowedStatistics):
         return found
 
     def log_step(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
-        """Tell the loggers here: what is logged through Lightning it repeats at every logged step that follows."""
+        """Log directly: Lightning would repeat the values at every logged step that follows."""
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts the step under way
+            logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts the current step

@@ -1,4 +1,4 @@
-"""Texts that the model continues while it is trained."""
+"""Log continuations of prompts during training."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
-from mom.callbacks.window import config_of
+from mom.callbacks.window import get_model_config
 from mom.config.checks import in_range
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.runs.files import write_text_atomic
 
 FILE = "samples.jsonl"
@@ -20,15 +20,15 @@ COLUMNS = ("step", "prompt", "continuation")
 
 
 class GeneratedSamples(Callback):
-    """Continues ``prompts`` after each validation of a training; without prompts it does nothing.
+    """Continues ``prompts`` after each validation during training; without prompts it does nothing.
 
-    Always the likeliest token, so that the curve of the training, which draws random numbers too, stays as it is.
-    All samples so far stand in ``samples.jsonl`` in the run's folder and in wandb's table ``samples``; the latest
-    in TensorBoard's text ``samples``. Only for language models, whose data has a tokenizer.
+    Each token is the most likely one, because sampling would change the random numbers of the training. All samples so
+    far are in ``samples.jsonl`` in the run directory and in wandb's table ``samples``, the latest ones in TensorBoard's
+    text ``samples``. It applies to language models only.
 
     Args:
         prompts: texts to continue.
-        max_new_tokens: tokens that are added to each, at most.
+        max_new_tokens: maximum number of tokens to add to each.
     """
 
     def __init__(self, prompts: list[str] | None = None, max_new_tokens: int = 40) -> None:
@@ -37,62 +37,61 @@ class GeneratedSamples(Callback):
         self._rows: list[tuple[int, str, str]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse prompts that leave no room to continue.
+        """Check that the prompts leave room for a continuation.
 
         Raises:
-            RequestError: ``callbacks.samples.prompts``, before anything is trained.
+            UsageError: before training, if one does not.
         """
         if not self._applies(pl_module):
             return
-        positions = config_of(pl_module).max_positions
+        positions = get_model_config(pl_module).max_positions
         for prompt in self.prompts:
             length = self._ids(trainer, prompt).shape[1]
             if length + self.max_new_tokens > positions:
-                raise RequestError(
-                    "callbacks.samples.prompts",
-                    f"{length} tokens in {prompt[:20]!r}",
-                    f"with the {self.max_new_tokens} to add at most the {positions} positions of the model",
+                raise UsageError(
+                    f"callbacks.samples.prompts must fit the model's {positions} positions with {self.max_new_tokens} "
+                    f"new tokens, got {length} tokens in {prompt[:20]!r}"
                 )
 
     @torch.no_grad()
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Continue every prompt; on every rank, as a sharded model needs all of them to run."""
+        """Continue every prompt, on every rank, because a sharded model runs on all of them together."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or not self._applies(pl_module):
             return
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         for prompt in self.prompts:
             ids = self._ids(trainer, prompt).to(pl_module.device)
             with trainer.precision_plugin.forward_context():
-                whole = pl_module.model.generate(  # type: ignore[operator, union-attr]
+                output = pl_module.model.generate(  # type: ignore[operator, union-attr]
                     input_ids=ids,
                     attention_mask=torch.ones_like(ids),
                     max_new_tokens=self.max_new_tokens,
                     do_sample=False,
                     pad_token_id=tokenizer.eos_token_id,
                 )
-            text = tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
+            text = tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
             self._rows.append((trainer.global_step, prompt, text))
         if trainer.is_global_zero:
-            self._show(trainer)
+            self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The samples so far."""
+        """Return the samples so far."""
         return {"rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after them."""
+        """Continue after them."""
         self._rows = [(int(step), str(prompt), str(text)) for step, prompt, text in state_dict["rows"]]
 
     def _applies(self, pl_module: LightningModule) -> bool:
         return bool(self.prompts) and hasattr(pl_module.model, "lm_head")
 
     def _ids(self, trainer: Trainer, prompt: str) -> torch.Tensor:
-        """The prompt's ids, [1, T]; the empty prompt is the end-of-text token, after which a text begins."""
+        """Return the prompt's ids, [1, T]; an empty prompt is the end-of-text token, after which a text begins."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
         return torch.tensor([ids])
 
-    def _show(self, trainer: Trainer) -> None:
+    def _write(self, trainer: Trainer) -> None:
         lines = [json.dumps(dict(zip(COLUMNS, row, strict=True)), ensure_ascii=False) for row in self._rows]
         write_text_atomic(Path(trainer.default_root_dir) / FILE, "\n".join(lines) + "\n")
         latest = self._rows[-len(self.prompts) :]

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from mom.callbacks.window import config_of
+from mom.callbacks.window import get_model_config
 from mom.model import MoMConfig
 from mom.model.router import Router
 
@@ -80,7 +80,7 @@ class Option(Scalar):
         return float(getattr(config, self.name))
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
-        setattr(config_of(pl_module), self.name, value)
+        setattr(get_model_config(pl_module), self.name, value)
 
 
 class Noise(Scalar):
@@ -131,7 +131,7 @@ class PriorStrength(Scalar):
 
     @torch.no_grad()
     def shift(self, pl_module: LightningModule, difference: float) -> None:
-        config = config_of(pl_module)
+        config = get_model_config(pl_module)
         share = difference / config.router_prior_strength
         for router in _routers(pl_module):
             if router.prior is not None:
@@ -172,7 +172,7 @@ class TopK(Integer):
         return min(layout.num_selected() for layout in config.pools())
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
-        lower = int(self.configured(config_of(pl_module)) - value)
+        lower = int(self.configured(get_model_config(pl_module)) - value)
         for router in _routers(pl_module):
             router.set_top_k(router.layout.num_selected() - lower)
 
@@ -184,7 +184,7 @@ class NumRounds(Integer):
         return config.num_rounds
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
-        config_of(pl_module).num_rounds = int(value)
+        get_model_config(pl_module).num_rounds = int(value)
         for stage in cast(Any, pl_module.model).model.stages:
             stage.num_rounds = int(value)
 

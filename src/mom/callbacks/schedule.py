@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.scalars import SCALARS
-from mom.callbacks.window import config_of
+from mom.callbacks.window import StepCallback, get_model_config
 from mom.errors import UsageError, nearest
 from mom.model import MoMConfig
 
@@ -22,7 +22,7 @@ CURVES: Mapping[str, Callable[[float], float]] = {
 """Curves: progress from 0 to 1 -> how far the scalar has moved from ``start`` (0) to ``end`` (1)."""
 
 
-class Schedule(Callback):
+class Schedule(StepCallback):
     """Moves a scalar along a curve over training and logs it as ``schedule/<name>``.
 
     From ``first_step`` on the scalar follows the curve from ``start`` to ``end``, which it reaches at ``last_step`` and
@@ -128,7 +128,7 @@ class Schedule(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule, and note the configured value before any schedule changes it."""
-        config = config_of(pl_module)
+        config = get_model_config(pl_module)
         try:
             self.check_fits(config, trainer.max_steps, trainer.callbacks)  # type: ignore[attr-defined]
         except ValueError as reason:
@@ -142,7 +142,7 @@ class Schedule(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Set and log the value of this micro-batch's optimizer step."""
-        self._step_before = trainer.global_step
+        super().on_train_batch_start(trainer, pl_module)
         if self._applies(trainer, pl_module):
             self._set(trainer, pl_module)
             value = self.value(trainer.global_step, trainer.max_steps)
@@ -151,7 +151,7 @@ class Schedule(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """After an optimizer step move parameters; after the last one set the final value for the last validation."""
         step = trainer.global_step
-        if step == self._step_before or not self._applies(trainer, pl_module):
+        if not self.step_has_ended(trainer) or not self._applies(trainer, pl_module):
             return
         before, now = (self.value(taken, trainer.max_steps) for taken in (step - 1, step))
         if now != before:
@@ -183,7 +183,7 @@ class Schedule(Callback):
     def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
         """Whether the schedule has begun."""
         has_begun = trainer.global_step >= self.first_step
-        return self.is_active and has_begun and bool(config_of(pl_module).num_stages)
+        return self.is_active and has_begun and bool(get_model_config(pl_module).num_stages)
 
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._applies(trainer, pl_module) and self.scalar.of_model:

@@ -1,4 +1,4 @@
-"""How fast training goes."""
+"""Measure how fast training runs."""
 
 from __future__ import annotations
 
@@ -8,33 +8,32 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from mom.callbacks.window import config_of, forward_flops, logs_next_step
+from mom.callbacks.window import StepCallback, forward_flops, get_model_config, logs_next_step
 from mom.cost.estimate import measured_usage
 from mom.cost.machine import matmul_dtype, peak_flops
 
 log = logging.getLogger(__name__)
 
 
-class ThroughputMonitor(Callback):
+class ThroughputMonitor(StepCallback):
     """Logs ``throughput/tokens_per_second`` and ``throughput/tokens``, over all ranks, at every logged step.
 
-    ``throughput/tokens_per_second`` is the rate since the step logged before: forward, backward, optimizer,
-    data loading and logging, without the time spent in validation and in writing checkpoints.
-    ``throughput/tokens`` counts the tokens trained on since step 0, those before a resumed checkpoint
-    included. ``throughput/training_flops`` is what they cost: each logged step adds the operations of the tokens
-    since the one before, at the modules per token of its last micro-batch.
+    - ``throughput/tokens_per_second``: rate since the previous logged step, with forward and backward passes,
+      optimizer, data loading and logging, without validation and writing checkpoints.
+    - ``throughput/tokens``: tokens trained on since step 0, including those before a resumed checkpoint.
+    - ``throughput/training_flops``: FLOPs spent on them; each logged step adds those of the tokens since the previous
+      one, at the modules per token of its last micro-batch.
+    - ``throughput/flops``: useful FLOP/s over all ranks, counting three forward passes per training step
+      (:mod:`mom.cost.estimate`) at the modules per token that the logged step's last micro-batch used on this rank.
+      Recomputation (``activation_checkpointing``) does not count as useful.
+    - ``throughput/mfu``: its fraction of the devices' peak: the manufacturer's figure for a GPU that Lightning knows,
+      else the rate of a large matmul in the same precision, measured once at the start.
 
-    ``throughput/flops`` is the rate of useful floating-point operations over all ranks, three forwards for a
-    training step (:mod:`mom.cost.estimate`), at the modules per token that the logged step's last micro-batch of this
-    rank really used; recomputation (``activation_checkpointing``) is no useful work. ``throughput/mfu`` is its
-    share of what the devices can do: the maker's figure for a GPU that Lightning knows, else the rate of a
-    large matrix product in the same precision, measured once at the start.
-
-    Lightning's callback of this name says nothing until a window of 100 steps is full, has names of its own,
-    and waits for the GPU in every micro-batch; this one waits only where it logs.
+    Unlike Lightning's callback of this name, it logs from the first step on, under the names above, and waits for the
+    GPU only at logged steps.
     """
 
     def __init__(self) -> None:
@@ -47,7 +46,7 @@ class ThroughputMonitor(Callback):
         self._tokens = 0
         self._active = 0.0  # seconds of training, up to the last mark
         self._running_since: float | None = None
-        self._first_mark = (0.0, 0)  # after the first step, which also pays for warming up
+        self._first_mark = (0.0, 0)  # after the first step, which includes warm-up
         self._last_mark = (0.0, 0)
         self._flops = 0.0  # of training, up to the last logged step
         # Tokens since the last logged step, and the sum over them of the length of their sequence.
@@ -57,7 +56,7 @@ class ThroughputMonitor(Callback):
 
     @property
     def mfu(self) -> float | None:
-        """``throughput/mfu`` over the whole training, at the modules per token of the last logged step."""
+        """``throughput/mfu`` of the whole training, at the modules per token of the last logged step."""
         if self.tokens_per_second is None or self._flops_per_token is None or self._peak is None:
             return None
         return self.tokens_per_second * self._flops_per_token / self._peak
@@ -69,22 +68,25 @@ class ThroughputMonitor(Callback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second of the whole training, without its first step if there were more."""
+        """Tokens per second of the whole training, without its first step if there are more."""
         start = self._first_mark if self._tokens > self._first_mark[1] else (0.0, 0)
         return _rate(start, (self._active, self._tokens))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start from nothing: a callback may see several trainings."""
+        """Reset the counts: a callback may see several trainings."""
         self._reset()
         dtype = matmul_dtype(trainer.precision)
         rate, source = peak_flops(trainer.strategy.root_device, dtype)
         self._peak = rate * trainer.world_size
-        _tell(f"throughput/mfu: of {rate / 1e9:,.0f} GFLOP/s ({str(dtype).removeprefix('torch.')}), {source}")
+        _log_info(
+            f"MFU peak: {rate / 1e9:,.0f} GFLOP/s per device ({str(dtype).removeprefix('torch.')}), {source}"
+        )
         self._running_since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Remember which step this micro-batch belongs to; go on after a validation."""
-        self._step_before, self._logs = trainer.global_step, logs_next_step(trainer)
+        """Note whether this step is logged; restart the clock after a validation."""
+        super().on_train_batch_start(trainer, pl_module)
+        self._logs = logs_next_step(trainer)
         if self._running_since is None:
             self._running_since = time.perf_counter()
 
@@ -96,7 +98,7 @@ class ThroughputMonitor(Callback):
         self._tokens += tokens
         self._pending += tokens
         self._lengths += tokens * batch["input_ids"].shape[1]
-        if trainer.global_step == self._step_before:
+        if not self.step_has_ended(trainer):
             return
         if self._first_mark[1] == 0:
             self._stop_clock(trainer)
@@ -133,7 +135,7 @@ class ThroughputMonitor(Callback):
         self._stop_clock(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tokens trained on so far, their operations, and the tokens that no logged step has counted yet."""
+        """Return tokens trained on so far, their FLOPs, and the tokens that no logged step has counted yet."""
         return {
             "tokens": self._tokens_before + self._tokens,
             "flops": self.training_flops,
@@ -141,7 +143,7 @@ class ThroughputMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting where the checkpoint stopped."""
+        """Continue counting from the checkpoint."""
         self._tokens_before = state_dict["tokens"]
         self._flops_before = state_dict["flops"]
         self._pending_before = state_dict["pending"]
@@ -150,23 +152,23 @@ class ThroughputMonitor(Callback):
         if self._running_since is None:
             return
         if trainer.strategy.root_device.type == "cuda":
-            torch.cuda.synchronize()  # the steps so far have run, not only been queued
+            torch.cuda.synchronize()  # the steps so far have run, not just been queued
         self._active += time.perf_counter() - self._running_since
         self._running_since = None
 
 
 def _rate(start: tuple[float, int], end: tuple[float, int]) -> float | None:
-    """Tokens per second between two (seconds, tokens) marks."""
+    """Return the tokens per second between two (seconds, tokens) marks."""
     seconds, tokens = end[0] - start[0], end[1] - start[1]
     return tokens / seconds if seconds > 0 and tokens > 0 else None
 
 
 def _training_flops(pl_module: LightningModule, outputs: Mapping[str, Any], length: float) -> float:
-    """Useful operations of a training step, per token, at the modules that this batch used."""
-    config = config_of(pl_module)
+    """Return the useful FLOPs of a training step, per token, at the modules that this batch used."""
+    config = get_model_config(pl_module)
     return 3 * forward_flops(pl_module, length, measured_usage(config, outputs["routing"]))
 
 
 @rank_zero_only
-def _tell(message: str) -> None:
+def _log_info(message: str) -> None:
     log.info(message)

@@ -1,29 +1,47 @@
-"""The frame that statistics callbacks share: when to measure, how to add up, where to log."""
+"""What statistics callbacks share: when to measure, how to add up over a window and over ranks, where to log."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from mom.cost.estimate import Usage, flops_per_token
 from mom.metrics.sums import Sums, Totals, add, collect
 from mom.model import MoMConfig, MoMForCausalLM
 
 
-class WindowedStatistics(Callback):
+class StepCallback(Callback):
+    """A callback that knows whether an optimizer step has ended, which takes several micro-batches to accumulate.
+
+    Subclasses that override :meth:`on_train_batch_start` call it.
+    """
+
+    _global_step_before: int | None = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Note the optimizer step that this micro-batch belongs to."""
+        self._global_step_before = trainer.global_step
+
+    def step_has_ended(self, trainer: Trainer) -> bool:
+        """Return whether the last micro-batch completed its optimizer step; asked after a micro-batch."""
+        return trainer.global_step != self._global_step_before
+
+
+class WindowedStatistics(StepCallback):
     """Statistics of routing records over one logged optimizer step and over each validation.
 
-    A training window is one optimizer step, all its micro-batches together; only steps that Lightning logs
-    (``trainer.log_every_n_steps``) are measured. A validation window is the whole validation; its metrics
-    stand under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per
-    window.
+    A training window is one optimizer step with all its micro-batches; only steps that Lightning logs
+    (``trainer.log_every_n_steps``) are measured. A validation window is a whole validation; its metrics are logged
+    under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per window.
 
-    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold
-    ``routing`` (detached records) and ``attention_mask`` ([B, T]).
+    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold ``routing``
+    (detached records) and ``attention_mask`` ([B, T]).
     """
 
     def __init__(self) -> None:
@@ -33,23 +51,22 @@ class WindowedStatistics(Callback):
 
     @abstractmethod
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
-        """Sums of one forward pass; no reading back to the host. Empty: nothing to say about this model."""
+        """Return the sums of one forward pass, without reading back to the host; empty if the model has none."""
 
     @abstractmethod
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
-        """Metrics with their full names, from sums over the window and all ranks."""
+        """Return metrics under their full names, from sums over the window and all ranks."""
 
     def is_due(self, trainer: Trainer) -> bool:
-        """Whether the optimizer step under way is measured: those that are logged."""
+        """Return whether the current optimizer step is measured: by default, if it is logged."""
         return logs_next_step(trainer)
 
-    def start_window(self, *, training: bool) -> None:  # most have nothing to do
-        """A window begins, of training or of a validation: forget what was kept beside its sums."""
+    def start_window(self, *, training: bool) -> None:
+        """Start a window of training or of a validation: forget what was kept in addition to its sums."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Decide whether the optimizer step that this micro-batch belongs to is one that logs."""
-        # global_step still counts the steps before this one; it grows with the window's last micro-batch.
-        self._step_before = trainer.global_step
+        """Decide whether to measure the optimizer step that this micro-batch belongs to."""
+        super().on_train_batch_start(trainer, pl_module)
         self._measuring = self.is_due(trainer)
         if self._training is None:
             self.start_window(training=True)
@@ -57,11 +74,11 @@ class WindowedStatistics(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Add this micro-batch; after the window's last one, log."""
+        """Add this micro-batch; after the last one of the window, log."""
         if not self._measuring:
             return
-        self._training = self._added(self._training, pl_module, outputs)
-        if trainer.global_step > self._step_before:
+        self._training = self._add(self._training, pl_module, outputs)
+        if self.step_has_ended(trainer):
             self._log(trainer, pl_module, self._training, prefix="", on_step=True)
             self._training = None
 
@@ -74,16 +91,14 @@ class WindowedStatistics(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
         """Add this batch."""
-        self._validation = self._added(self._validation, pl_module, outputs)
+        self._validation = self._add(self._validation, pl_module, outputs)
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the average over the validation."""
+        """Log the averages over the validation."""
         self._log(trainer, pl_module, self._validation, prefix="val/", on_step=False)
         self._validation = None
 
-    def _added(
-        self, sums: Sums | None, pl_module: LightningModule, outputs: Mapping[str, Any]
-    ) -> Sums | None:
+    def _add(self, sums: Sums | None, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums | None:
         with torch.no_grad():
             measured = self.measure(pl_module, outputs)
         return add(sums, measured) if measured else sums
@@ -93,9 +108,7 @@ class WindowedStatistics(Callback):
     ) -> None:
         if sums is None:
             return
-        strategy = trainer.strategy
-        reduce = (lambda tensor: strategy.reduce(tensor, reduce_op="sum")) if trainer.world_size > 1 else None
-        metrics = self.metrics(pl_module, collect(sums, reduce))
+        metrics = self.metrics(pl_module, collect(sums, partial(sum_over_ranks, trainer)))
         if on_step:
             self.log_step(trainer, pl_module, metrics)
         else:
@@ -107,36 +120,50 @@ class WindowedStatistics(Callback):
         pl_module.log_dict(metrics, on_step=True, on_epoch=False, batch_size=1)
 
 
-def config_of(pl_module: LightningModule) -> MoMConfig:
-    """The configuration of the model that a module trains."""
+def sum_over_ranks(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """Return the sum of a tensor over all ranks; every rank has to call it."""
+    if trainer.world_size == 1:
+        return tensor
+    total = trainer.strategy.reduce(tensor, reduce_op="sum")
+    assert isinstance(total, Tensor)
+    return total
+
+
+def get_model_config(pl_module: LightningModule) -> MoMConfig:
+    """Return the configuration of the model that a module trains."""
     return cast(MoMForCausalLM, pl_module.model).config
 
 
+def pool_names(pl_module: LightningModule) -> tuple[str, ...]:
+    """Return the names of the pools of the model that a module trains, in the order of a round."""
+    return tuple(layout.name for layout in get_model_config(pl_module).pools())
+
+
 def forward_flops(pl_module: LightningModule, length: float, usage: Usage) -> float:
-    """Operations of a forward per token of the module's model; a classifier's head is as good as free.
+    """Return the FLOPs of a forward pass per token; a classifier's head is negligible.
 
     Args:
-        pl_module: what is trained.
+        pl_module: the module that trains the model.
         length: T, mean over tokens of the length of their sequence.
         usage: modules that a token takes in a step.
     """
-    flops = flops_per_token(config_of(pl_module), length, usage)
+    flops = flops_per_token(get_model_config(pl_module), length, usage)
     return flops.total if hasattr(pl_module.model, "lm_head") else flops.total - flops.head
 
 
 def log_interval(trainer: Trainer) -> int:
-    """``trainer.log_every_n_steps``, at least 1."""
+    """Return ``trainer.log_every_n_steps``, at least 1."""
     return max(1, trainer.log_every_n_steps)  # type: ignore[attr-defined]  # Lightning sets it elsewhere
 
 
 def logs_next_step(trainer: Trainer) -> bool:
-    """Whether the optimizer step under way is logged: every ``log_every_n_steps``, and the last."""
+    """Return whether the current optimizer step is logged: every ``log_every_n_steps``, and the last."""
     step = trainer.global_step + 1
     return step % log_interval(trainer) == 0 or step == trainer.max_steps
 
 
 def is_logged_at_interval(trainer: Trainer, every_n_steps: int) -> bool:
-    """Whether the step under way is the first that is logged in an interval of ``every_n_steps``, or the last."""
+    """Return whether the current step is the first one logged in an interval of ``every_n_steps``, or the last."""
     step = trainer.global_step + 1
     if step == trainer.max_steps:
         return True

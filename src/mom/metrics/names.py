@@ -1,79 +1,22 @@
-"""Every metric's name, in the sections of the dashboard; docs/metrics.md says what each is."""
+"""Names, labels and formats of the metrics, in the sections of the dashboard; docs/metrics.md explains each."""
 
 from __future__ import annotations
 
-DEPTH = (
-    "depth/effective",
-    "depth/effective_std",
-    "depth/effective_q10",
-    "depth/effective_q50",
-    "depth/effective_q90",
-    "depth/effective_attention",
-    "depth/effective_ffn",
-    "depth/weighted",
-    "depth/modules_per_token",
-    "depth/graph",
-)
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import mom.model.pools
+import mom.model.routers  # noqa: F401 (with the line above: registers the built-in kinds)
+from mom.model.options import ModelOptions
+from mom.model.registry import pools as pool_kinds
+
+DEFAULT_POOLS = tuple(layout.name for layout in ModelOptions().pools())
+"""Names of the pools of a model that does not list its own."""
+
 COMPUTE = ("compute/flops_per_token", "compute/share_of_nominal")
-_OF_A_POOL = (
-    "skip_rate",
-    "skip_share",
-    "load_max_over_mean",
-    "dead_fraction",
-    "entropy",
-    "first_weight",
-    "balance_loss",
-    "agreement",
-)
-ROUTING = {
-    f"routing/{pool}": tuple(f"routing/{pool}/{name}" for name in _OF_A_POOL) for pool in ("attention", "ffn")
-}
 PATHS = ("routing/paths_per_thousand_tokens",)
-
-
-TRAINING = {
-    "train": (
-        "train/loss",
-        "train/lm_loss",
-        "train/balance_loss",
-        "train/z_loss",
-        "train/depth_loss",
-        "train/routing_loss",
-    ),
-    "depth": DEPTH,
-    "compute": COMPUTE,
-    "routing": PATHS,
-    **{section: (*names, f"{section}/gradient_norm") for section, names in ROUTING.items()},
-    "throughput": (
-        "throughput/tokens_per_second",
-        "throughput/tokens",
-        "throughput/training_flops",
-        "throughput/flops",
-        "throughput/mfu",
-    ),
-    "learning_rate": (
-        "learning_rate/matrices",
-        "learning_rate/vectors",
-        "learning_rate/router_matrices",
-        "learning_rate/router_vectors",
-    ),
-}
-"""Section → names that a pre-training logs at its steps."""
-
-VALIDATION = {
-    "val": ("val/loss", "val/perplexity", "val/bits_per_byte"),
-    **{
-        f"val/{section}": tuple(f"val/{name}" for name in names)
-        for section, names in (("depth", DEPTH), ("compute", COMPUTE), ("routing", PATHS), *ROUTING.items())
-    },
-}
-"""Section → names that a pre-training logs at its validations."""
-
-SECTIONS = {"val": VALIDATION["val"], **TRAINING, **VALIDATION}
-"""All of them, in the dashboard's order."""
-
 SUMMARY = ("compute/forward_memory",)
-"""Names that stand in a pre-training's ``summary.json`` alone, as they never change."""
+"""Names that only a pre-training's ``summary.json`` has, because they never change."""
 
 FIGURES = (
     "figures/module_use",
@@ -84,3 +27,150 @@ FIGURES = (
     "figures/use_over_time",
 )
 SAMPLES = "samples"
+
+_POOL_METRICS = (
+    "skip_rate",
+    "skip_share",
+    "load_max_over_mean",
+    "dead_fraction",
+    "entropy",
+    "first_weight",
+    "balance_loss",
+    "agreement",
+)
+
+
+def depth_names(pools: Sequence[str] = DEFAULT_POOLS) -> tuple[str, ...]:
+    """Return the names of the depth metrics of a model with these pools."""
+    quantiles = ("effective_std", "effective_q10", "effective_q50", "effective_q90")
+    per_pool = (f"effective_{pool}" for pool in pools)
+    names = ("effective", *quantiles, *per_pool, "weighted", "modules_per_token", "graph")
+    return tuple(f"depth/{name}" for name in names)
+
+
+def routing_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
+    """Return the names of the routing metrics of each pool, by section."""
+    return {f"routing/{pool}": tuple(f"routing/{pool}/{name}" for name in _POOL_METRICS) for pool in pools}
+
+
+def training_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
+    """Return the names that a pre-training logs at its steps, by section."""
+    return {
+        "train": tuple(
+            f"train/{name}"
+            for name in ("loss", "lm_loss", "balance_loss", "z_loss", "depth_loss", "routing_loss")
+        ),
+        "depth": depth_names(pools),
+        "compute": COMPUTE,
+        "routing": PATHS,
+        **{section: (*names, f"{section}/gradient_norm") for section, names in routing_names(pools).items()},
+        "throughput": tuple(
+            f"throughput/{name}" for name in ("tokens_per_second", "tokens", "training_flops", "flops", "mfu")
+        ),
+        "learning_rate": tuple(
+            f"learning_rate/{name}" for name in ("matrices", "vectors", "router_matrices", "router_vectors")
+        ),
+    }
+
+
+def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
+    """Return the names that a pre-training logs at its validations, by section."""
+    shared = {"depth": depth_names(pools), "compute": COMPUTE, "routing": PATHS, **routing_names(pools)}
+    return {
+        "val": ("val/loss", "val/perplexity", "val/bits_per_byte"),
+        **{f"val/{section}": tuple(f"val/{name}" for name in names) for section, names in shared.items()},
+    }
+
+
+TRAINING = training_names()
+VALIDATION = validation_names()
+SECTIONS = {"val": VALIDATION["val"], **TRAINING, **VALIDATION}
+"""All of them for the default pools, in the dashboard's order."""
+
+
+class Label(NamedTuple):
+    """How tables show a metric.
+
+    Attributes:
+        text: the label, a noun with its unit.
+        form: a format string for the value over ``unit``.
+        unit: what the value is divided by.
+        meaning: a note for readers who do not know the metric.
+    """
+
+    text: str
+    form: str
+    unit: float = 1
+    meaning: str = ""
+
+    def write(self, value: float | None) -> str:
+        """Return the value as tables show it; a dash if there is none."""
+        return "–" if value is None else self.form.format(value / self.unit)
+
+
+_GIGA, _MIB = 1e9, 2**20
+_LABELS: Mapping[str, Label] = {
+    "val/loss": Label("validation loss (nats/token)", "{:.4f}", meaning="cross-entropy of the next token"),
+    "val/perplexity": Label("perplexity", "{:,.2f}"),
+    "val/bits_per_byte": Label("bits per byte", "{:.4f}"),
+    "parameters": Label("parameters", "{:,.0f}"),
+    "parameters/active": Label("parameters used per token (at most)", "{:,.0f}"),
+    "vocab_size": Label("vocabulary", "{:,.0f}"),
+    "data/tokens": Label("tokens recorded", "{:,.0f}"),
+    "depth/graph": Label(
+        "graph depth (blocks)", "{:.0f}", meaning="bottom + top + anchors + stages × rounds"
+    ),
+    "depth/effective": Label(
+        "effective depth (blocks)",
+        "{:.2f}",
+        meaning="a step counts if the token took a module; a round has one step per pool",
+    ),
+    "depth/weighted": Label(
+        "weighted depth (blocks)", "{:.2f}", meaning="steps count by the weight of the modules taken"
+    ),
+    "depth/modules_per_token": Label("modules per token", "{:.2f}", meaning="a plain block counts 2"),
+    "throughput/tokens_per_second": Label("training tokens per second", "{:,.0f}"),
+    "flops/forward": Label("forward pass without SKIP (GFLOP/sequence)", "{:,.3f}", _GIGA),
+    "flops/forward_actual": Label(
+        "forward pass as routed (GFLOP/sequence)", "{:,.3f}", _GIGA, "only the modules that were used"
+    ),
+    "flops/blocks": Label("plain blocks", "{:,.3f}", _GIGA),
+    "flops/modules": Label("modules", "{:,.3f}", _GIGA),
+    "flops/attention": Label("attention scores and sums", "{:,.3f}", _GIGA),
+    "flops/routers": Label("routers", "{:,.3f}", _GIGA),
+    "flops/head": Label("output head", "{:,.3f}", _GIGA),
+    "kv_cache/bytes_per_token": Label("KV cache (bytes/token)", "{:,.0f}"),
+    "forward/total": Label("forward pass with a cache, computed (MiB)", "{:,.1f}", _MIB),
+    "forward/parameters": Label("parameters", "{:,.1f}", _MIB),
+    "forward/cache": Label("cache", "{:,.1f}", _MIB),
+    "forward/activations": Label("largest activations, computed", "{:,.1f}", _MIB),
+    "memory/forward_activations": Label("activations, measured", "{:,.1f}", _MIB),
+    "memory/forward": Label("peak of a forward pass (MiB)", "{:,.1f}", _MIB),
+    "memory/training": Label("peak of a training step (MiB)", "{:,.1f}", _MIB),
+    "memory/parameters": Label("parameters", "{:,.1f}", _MIB),
+    "memory/optimizer": Label("optimizer state", "{:,.1f}", _MIB),
+    "memory/working": Label("gradients, activations, buffers", "{:,.1f}", _MIB),
+    "removal/droppable": Label(
+        "removable modules", "{:.0f}", meaning="removed greedily, without training; see the table of modules"
+    ),
+}
+_POOL_LABELS: Mapping[str, Label] = {
+    "skip_rate": Label("{pool}: steps skipped", "{:.1%}"),
+    "skip_share": Label("{pool}: SKIP share of assignments", "{:.1%}"),
+    "usage": Label("{pool} modules per round, as routed", "{:.2f}"),
+}
+
+
+def label(name: str) -> Label:
+    """Return how tables show a metric, ``routing/<pool>/…`` and ``usage/<pool>`` included."""
+    if name in _LABELS:
+        return _LABELS[name]
+    group, pool, *metric = name.split("/")
+    found = _POOL_LABELS[metric[0] if metric else group]
+    return found._replace(text=found.text.format(pool=pool_label(pool)))
+
+
+def pool_label(name: str) -> str:
+    """Return a pool's name in tables and figures: its kind's label, or the name in words if it is its own."""
+    kind = pool_kinds.get(name)
+    return name.replace("_", " ") if kind is None else kind.label

@@ -1,4 +1,4 @@
-"""Sums of routing statistics that add up over micro-batches, batches and ranks."""
+"""Sums of statistics that add up over micro-batches, batches and ranks."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 Sums = dict[str, Tensor]
-
+"""Sums by name, on the model's device."""
 
 Totals = dict[str, Tensor]
+"""Sums of a window over all ranks, on the host."""
+
+Floats = NDArray[np.float64]
 
 
 def add(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> Sums:
-    """The sums of two passes together; ``left`` is ``None`` before the first."""
+    """Return the sums of two passes together; ``left`` is ``None`` before the first."""
     if left is None:
         return dict(right)
     return {name: left[name] + value for name, value in right.items()}
 
 
 def collect(sums: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] | None = None) -> Totals:
-    """Bring sums to the host: one reduction over ranks and one transfer for all of them.
+    """Bring sums to the host, with one reduction over ranks and one transfer for all of them.
 
     Args:
         sums: tensors on one device, of any shapes and number types.
@@ -34,7 +37,7 @@ def collect(sums: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] | None =
         The same names and shapes, float64 on the CPU (counts are exact up to 2^53).
     """
     device = next(iter(sums.values())).device
-    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs know no float64
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # Apple GPUs lack float64
     flat = torch.cat([value.detach().to(dtype).flatten() for value in sums.values()])
     if reduce is not None:
         flat = reduce(flat)
@@ -42,14 +45,22 @@ def collect(sums: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] | None =
     return {name: part.view(value.shape) for (name, value), part in zip(sums.items(), parts, strict=True)}
 
 
-Floats = NDArray[np.float64]
+def prefixed(group: str, sums: Mapping[str, Tensor]) -> Sums:
+    """Return sums under the names ``<group>/<name>``."""
+    return {f"{group}/{name}": value for name, value in sums.items()}
+
+
+def with_prefix(group: str, sums: Mapping[str, Tensor]) -> Sums:
+    """Return the sums of a group under their own names: the inverse of :func:`prefixed`."""
+    prefix = f"{group}/"
+    return {name.removeprefix(prefix): value for name, value in sums.items() if name.startswith(prefix)}
 
 
 def as_floats(array: ArrayLike) -> Floats:
-    """An array of any number type in double precision."""
+    """Return an array of any number type in double precision."""
     return np.asarray(array, dtype=np.float64)
 
 
 def row_shares(counts: Floats) -> Floats:
-    """Each row over its sum; a row of nothing stays 0."""
+    """Divide each row by its sum; a row of zeros stays 0."""
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), np.finfo(float).tiny)

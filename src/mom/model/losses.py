@@ -123,10 +123,25 @@ def _probabilities(routing: Routing, num_slots: int) -> Tensor:
     return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
 
 
+def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Tensor:
+    """Count the assignments that each choice of a pool holds in each round, [R, N+1], int64, SKIP last.
+
+    Args:
+        choices: the pool's records of R rounds.
+        mask: real tokens, [B, T]; ``None`` means all.
+    """
+    selected = torch.stack([choice.selected for choice in choices])  # (R, B, T, K)
+    real = torch.ones_like(selected)
+    if mask is not None:
+        real = real * mask.to(real.dtype)[None, :, :, None]
+    counts = real.new_zeros(len(choices), choices[0].num_modules + 1)
+    return counts.scatter_add_(1, selected.flatten(1), real.flatten(1))
+
+
 def choice_counts(
     routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None
 ) -> list[Tensor]:
-    """How many of the K places each choice of each pool held, over all rounds of its stage.
+    """Count the assignments that each choice of each pool holds, over all rounds of its stage.
 
     Args:
         routing: every round of every stage, stages in order.
@@ -136,15 +151,7 @@ def choice_counts(
     Returns:
         One int64 [N+1] for each pool, SKIP last: stage by stage, in the order of a round.
     """
-    counts = []
-    for rounds in by_pool(routing, num_rounds):
-        selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
-        real = torch.ones_like(selected)
-        if mask is not None:
-            real = real * mask.to(real.dtype)[None, :, :, None]
-        count = real.new_zeros(rounds[0].num_modules + 1)
-        counts.append(count.scatter_add_(0, selected.flatten(), real.flatten()))
-    return counts
+    return [count_choices(rounds, mask).sum(dim=0) for rounds in by_pool(routing, num_rounds)]
 
 
 def moved_bias(

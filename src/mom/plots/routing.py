@@ -15,6 +15,7 @@ numbered from 0, as in the routing records.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,30 +27,30 @@ from numpy.typing import ArrayLike
 from mom.metrics.sums import Floats, as_floats, row_shares
 from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
 
-Pools = tuple[tuple[str, Floats], tuple[str, Floats]]
+Pools = Mapping[str, ArrayLike]
+"""An array for each pool, by the name that the figure shows."""
 
 ANNOTATED_SLOTS = 12
 """Up to so many columns a heat map has its numbers written in."""
 
 
 @styled
-def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stages: int = 1) -> Figure:
-    """Which modules each round runs: a heat map for attention beside one for FFN.
+def module_use(use: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
+    """Draw which modules each round runs: a heat map for each pool, side by side.
 
     Args:
-        attention: use of the attention pools, [R, N_A+1].
-        ffn: use of the FFN pools, [R, N_F+1].
+        use: use of each pool, [R, N+1].
         run: the run's name.
-        num_stages: S; a line is drawn between stages, whose modules are different ones.
+        num_stages: S; a line is drawn between stages, which have different modules.
     """
-    pools = _pools(attention, ffn, dimensions=2)
+    pools = _checked(use, dimensions=2)
     rounds = len(pools[0][1])
-    widths = [min(6.5, max(2.6, 0.62 * use.shape[1])) for _, use in pools]
+    widths = [min(6.5, max(2.6, 0.62 * array.shape[1])) for _, array in pools]
     figure = new_figure("Module use by round", run, sum(widths) + 2.0, max(3.0, 0.38 * rounds + 1.7))
-    axes = figure.subplots(1, 2, sharey=True, width_ratios=widths)
-    highest = _highest(*(row_shares(use) for _, use in pools))
-    for axis, (name, use) in zip(axes, pools, strict=True):
-        image = _heat(axis, row_shares(use), highest)
+    axes = figure.subplots(1, len(pools), sharey=True, width_ratios=widths, squeeze=False)[0]
+    highest = _highest(*(row_shares(array) for _, array in pools))
+    for axis, (name, array) in zip(axes, pools, strict=True):
+        image = _heat(axis, row_shares(array), highest)
         axis.set_title(name)
         axis.set_xlabel("module")
         for stage in range(1, num_stages):
@@ -61,58 +62,58 @@ def module_use(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stage
 
 
 @styled
-def module_flow(attention: ArrayLike, ffn: ArrayLike, *, run: str = "", num_stages: int = 1) -> Figure:
-    """How tokens move between modules from round to round, by their first choice.
+def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
+    """Draw how tokens move between modules from round to round, by their first choice.
 
     Bands as wide as their share of the tokens, colored by where they come from, where pools have up to eight
     modules; above that the bands hide each other, and a heat map shows the transitions of all rounds together
     (those from one stage to the next left out).
 
     Args:
-        attention: flow of the attention pools, [R-1, N_A+1, N_A+1].
-        ffn: flow of the FFN pools, [R-1, N_F+1, N_F+1].
+        flow: flow of each pool, [R-1, N+1, N+1].
         run: the run's name.
         num_stages: S.
     """
-    pools = _pools(attention, ffn, dimensions=3)
+    pools = _checked(flow, dimensions=3)
     pairs = len(pools[0][1])
-    if max(flow.shape[1] for _, flow in pools) - 1 > len(MODULE_COLORS):
+    if max(array.shape[1] for _, array in pools) - 1 > len(MODULE_COLORS):
         return _transitions(pools, run, num_stages)
-    figure = new_figure("Flow between modules, by first choice", run, max(5.0, 0.8 * pairs + 3.0), 6.6)
-    axes = figure.subplots(2, 1, sharex=True)
-    for axis, (name, flow) in zip(axes, pools, strict=True):
-        _bands(axis, flow)
-        labels = _slots(flow.shape[1])
-        colors = _slot_colors(flow.shape[1])
+    figure = new_figure(
+        "Flow between modules, by first choice", run, max(5.0, 0.8 * pairs + 3.0), 3.3 * len(pools)
+    )
+    axes = figure.subplots(len(pools), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (name, array) in zip(axes, pools, strict=True):
+        _bands(axis, array)
+        labels = _slots(array.shape[1])
+        colors = _slot_colors(array.shape[1])
         handles = [Patch(color=color, label=label) for color, label in zip(colors, labels, strict=True)]
         axis.legend(handles=handles[::-1], title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
         axis.set_title(name)
         axis.set_ylabel("share of tokens")
-    axes[1].set_xlabel("round" if num_stages == 1 else "stage.round")
-    axes[1].set_xticks(range(pairs + 1), _rounds(pairs + 1, num_stages))
+    axes[-1].set_xlabel("round" if num_stages == 1 else "stage.round")
+    axes[-1].set_xticks(range(pairs + 1), _rounds(pairs + 1, num_stages))
     return figure
 
 
 @styled
-def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run: str = "") -> Figure:
-    """How the use of the modules changes in training; a row of panels for each stage.
+def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
+    """Draw how the use of the modules changes in training; a row of panels for each stage.
 
     Args:
         steps: [P], optimizer steps, ascending.
-        attention: use over time of the attention pools, [P, S, N_A+1].
-        ffn: use over time of the FFN pools, [P, S, N_F+1].
+        use: use over time of each pool, [P, S, N+1].
         run: the run's name.
     """
     steps = as_floats(steps)
-    pools = _pools(attention, ffn, dimensions=3)
+    pools = _checked(use, dimensions=3)
     num_stages = pools[0][1].shape[1]
-    same_slots = pools[0][1].shape[-1] == pools[1][1].shape[-1]
-    figure = new_figure("Module use over training", run, 7.6, 1.0 + 2.8 * num_stages)
-    axes = figure.subplots(num_stages, 2, sharex=True, squeeze=False)
-    for column, (name, use) in enumerate(pools):
+    same_slots = len({array.shape[-1] for _, array in pools}) == 1
+    figure = new_figure("Module use over training", run, 3.8 * len(pools), 1.0 + 2.8 * num_stages)
+    axes = figure.subplots(num_stages, len(pools), sharex=True, squeeze=False)
+    for column, (name, array) in enumerate(pools):
         for stage in range(num_stages):
             axis = axes[stage, column]
-            shares = row_shares(use[:, stage])
+            shares = row_shares(array[:, stage])
             if shares.shape[1] - 1 > len(MODULE_COLORS):
                 highest = _highest(shares)
                 slots = range(shares.shape[1])
@@ -125,7 +126,7 @@ def use_over_time(steps: ArrayLike, attention: ArrayLike, ffn: ArrayLike, *, run
             else:
                 _lines(axis, steps, shares)
                 axis.set_ylabel("share of places")
-                if column == 1 or not same_slots:
+                if column == len(pools) - 1 or not same_slots:
                     axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.set_title(name if num_stages == 1 else f"{name}, stage {stage}")
     for axis in axes[-1]:
@@ -176,10 +177,12 @@ def _bottoms(sizes: Floats, gap: float) -> Floats:
     return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap * (sizes[:-1] > 0))])
 
 
-def _transitions(pools: Pools, run: str, num_stages: int) -> Figure:
+def _transitions(pools: Sequence[tuple[str, Floats]], run: str, num_stages: int) -> Figure:
     """A heat map of all rounds' transitions together: where the tokens of each slot go next."""
-    figure = new_figure("Flow between modules, by first choice, all rounds together", run, 10.5, 5.2)
-    axes = figure.subplots(1, 2)
+    figure = new_figure(
+        "Flow between modules, by first choice, all rounds together", run, 5.25 * len(pools), 5.2
+    )
+    axes = figure.subplots(1, len(pools), squeeze=False)[0]
     per_stage = (len(pools[0][1]) + 1) // num_stages
     within = np.arange(len(pools[0][1])) % per_stage != per_stage - 1
     shares = [row_shares(flow[within].sum(axis=0)) for _, flow in pools]
@@ -231,19 +234,22 @@ def _highest(*shares: Floats) -> float:
     return min(1.0, max(0.1, float(np.ceil(10 * greatest - 1e-9)) / 10))
 
 
-def _pools(attention: ArrayLike, ffn: ArrayLike, *, dimensions: int) -> Pools:
-    """Both pools by the names that they have in figures.
+def _checked(pools: Pools, *, dimensions: int) -> list[tuple[str, Floats]]:
+    """Return the arrays of the pools.
 
     Raises:
-        ValueError: if an array has another number of axes, or the two are of different lengths.
+        ValueError: an array has another number of dimensions, or their lengths differ.
     """
-    pools = (("attention", as_floats(attention)), ("FFN", as_floats(ffn)))
-    for name, array in pools:
+    arrays = [(name, as_floats(array)) for name, array in pools.items()]
+    for name, array in arrays:
         if array.ndim != dimensions:
-            raise ValueError(f"{name}: an array of {array.ndim} axes; {dimensions} axes")
-    if len(pools[0][1]) != len(pools[1][1]):
-        raise ValueError(f"ffn: {len(pools[1][1])} rows; as many as attention has, {len(pools[0][1])}")
-    return pools
+            raise ValueError(f"array of {name} must have {dimensions} dimensions, got {array.ndim}")
+        if len(array) != len(arrays[0][1]):
+            raise ValueError(
+                f"arrays of {arrays[0][0]} and {name} must have the same length, "
+                f"got {len(arrays[0][1])} and {len(array)}"
+            )
+    return arrays
 
 
 def _slots(number: int) -> list[str]:
