@@ -29,7 +29,7 @@ def test_stdlib_is_real_text_in_a_fixed_order() -> None:
     assert any("comprehension" in texts[name] for name in reference)
 
 
-def test_stdlib_leaves_out_tests_packages_and_paths_of_this_machine() -> None:
+def test_stdlib_excludes_tests_packages_and_paths_of_this_machine() -> None:
     names = [name for name, _ in python_stdlib().files]
     assert "json/decoder.py" in names
     parts = {part for name in names for part in name.split("/")}
@@ -159,14 +159,14 @@ def test_every_row_is_a_document(folder, path, streaming):
     assert corpus.estimate_bytes() >= sum(map(len, TEXTS))
 
 
-def test_streaming_or_not_is_the_same_corpus_and_the_column_and_size_are_not(folder):
+def test_fingerprint_depends_on_the_column_and_size_but_not_on_streaming(folder):
     first = open_corpus(config(folder)).fingerprint()
     assert open_corpus(config(folder, streaming=True)).fingerprint() == first
     assert open_corpus(config(folder, max_bytes=1_000)).fingerprint() != first
     assert open_corpus(config(folder, "lines.jsonl")).fingerprint() != first
 
 
-def test_prepared_it_gives_the_tokens_that_the_same_text_gives(folder):
+def test_a_dataset_gives_the_tokens_of_the_same_text(folder):
     ours = prepare(config(folder, streaming=True))
     texts = prepare(config(folder, "lines.jsonl", corpus="text"))
     assert ours.train.tokens.tolist() == texts.train.tokens.tolist()
@@ -183,7 +183,7 @@ def test_prepared_it_gives_the_tokens_that_the_same_text_gives(folder):
         ({"split": "test"}, r"data\.path must be .*test"),
     ],
 )
-def test_what_is_not_there_is_refused(folder, streaming, changes, said):
+def test_missing_data_is_rejected(folder, streaming, changes, said):
     with pytest.raises(UsageError, match=said):
         prepare(config(folder, **{"streaming": streaming, **changes}))
     assert not list((folder / "cache").glob("*.bin"))

@@ -40,7 +40,7 @@ def test_padding_on_either_side():
     assert left["attention_mask"].tolist() == [[0, 1], [1, 1]]
 
 
-def test_the_order_is_the_seeds_and_drops_the_incomplete_batch(tmp_path):
+def test_the_order_follows_the_seed_and_drops_the_incomplete_batch(tmp_path):
     write_glue(tmp_path, "rte", {"train": 7, "dev": 2})
     seen = [row.tolist() for batch in module(tmp_path).train_dataloader() for row in batch["input_ids"]]
     again = [row.tolist() for batch in module(tmp_path).train_dataloader() for row in batch["input_ids"]]
@@ -49,7 +49,7 @@ def test_the_order_is_the_seeds_and_drops_the_incomplete_batch(tmp_path):
     assert seen == again
 
 
-def test_a_batch_larger_than_the_data_is_refused(tmp_path):
+def test_a_batch_larger_than_the_data_is_rejected(tmp_path):
     write_glue(tmp_path, "rte")
     with pytest.raises(
         UsageError, match=r"^data.batch_size=7 on 1 process needs 7 training rows, but the data has 6"

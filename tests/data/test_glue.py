@@ -25,7 +25,7 @@ def load(path: Path | None, name: str, **changes):
 
 @pytest.mark.parametrize("name", list(TASKS))
 @pytest.mark.parametrize("inside", [False, True], ids=["glue_folder", "task_folder"])
-def test_every_task_in_glues_own_form(tmp_path, name, inside):
+def test_every_task_in_glues_own_format(tmp_path, name, inside):
     folder = write_glue(tmp_path, name)
     splits = load(folder if inside else tmp_path, name)
     task = TASKS[name]
@@ -113,7 +113,7 @@ def test_the_hub(monkeypatch):
     assert [example.label for example in splits["test"]] == [None, None]
 
 
-def test_the_hub_out_of_reach_is_one_line(monkeypatch):
+def test_an_unreachable_hub_is_a_one_line_error(monkeypatch):
     def load_dataset(*name):
         raise ConnectionError("no route\nto host")
 
@@ -144,14 +144,14 @@ def change(file: Path, before: str, after: str) -> None:
         ("test.tsv", "sentence2", "sentence3", r".*test.tsv has no column sentence2"),
     ],
 )
-def test_what_is_wrong_with_a_file_is_told_with_its_place(tmp_path, file, before, after, message):
+def test_errors_name_the_file_and_the_row(tmp_path, file, before, after, message):
     folder = write_glue(tmp_path, "rte")
     change(folder / file, before, after)
     with pytest.raises(UsageError, match=f"^cannot read data.path: {message}"):
         load(tmp_path, "rte")
 
 
-def test_broken_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
+def test_broken_rows_can_be_skipped_and_are_counted(tmp_path, caplog):
     folder = write_glue(tmp_path, "rte")
     change(folder / "dev.tsv", "\n1\t", "\n1\tone more\t")
     splits = load(tmp_path, "rte", skip_broken_rows=True)
@@ -161,7 +161,7 @@ def test_broken_rows_can_be_left_out_and_are_counted(tmp_path, caplog):
 
 
 @pytest.mark.parametrize("score", ["5.1", "high", "nan", ""])
-def test_a_score_outside_the_scale_is_refused(tmp_path, score):
+def test_a_score_outside_the_scale_is_rejected(tmp_path, score):
     folder = write_glue(tmp_path, "stsb")
     change(folder / "train.tsv", "2.500", score)
     with pytest.raises(
@@ -170,7 +170,7 @@ def test_a_score_outside_the_scale_is_refused(tmp_path, score):
         load(tmp_path, "stsb")
 
 
-def test_missing_and_empty_splits_are_refused(tmp_path):
+def test_missing_and_empty_splits_are_rejected(tmp_path):
     folder = write_glue(tmp_path, "cola")
     (folder / "dev.tsv").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match=r"^cannot read data.path: .* has no rows for validation"):
@@ -185,7 +185,7 @@ def test_missing_and_empty_splits_are_refused(tmp_path):
         load(tmp_path / "elsewhere", "cola")
 
 
-def test_bytes_that_are_not_utf8_are_refused(tmp_path):
+def test_bytes_that_are_not_utf8_are_rejected(tmp_path):
     folder = write_glue(tmp_path, "cola")
     (folder / "train.tsv").write_bytes(b"gj04\t1\t\tcaf\xe9\n")
     with pytest.raises(UsageError, match=r"^cannot read data.path: .*train.tsv is not UTF-8 at byte 11"):

@@ -108,7 +108,7 @@ def test_before_training(config: DataConfig) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_resumed_from_every_step_it_sees_what_it_would_have_seen(
+def test_resuming_from_every_step_gives_the_same_batches(
     config: DataConfig, tmp_path: Path, workers: int
 ) -> None:
     config = dataclasses.replace(config, num_workers=workers)
@@ -184,7 +184,7 @@ def test_two_fits_with_one_data_module_see_the_same(config: DataConfig, tmp_path
         ({}, 4, "seed must be 3 as in the checkpoint, got 4"),
     ],
 )
-def test_other_data_is_refused(
+def test_other_data_is_rejected(
     config: DataConfig, tmp_path: Path, change: dict[str, object], seed: int, option: str
 ) -> None:
     fit(config, 2, every_step(tmp_path))
@@ -204,7 +204,7 @@ class Ranks(LanguageModelingDataModule):
     _ranks = property(lambda self: getattr(self, "ranks", (0, 1)))
 
 
-def test_ranks_share_out_both_splits(config: DataConfig) -> None:
+def test_both_splits_are_divided_among_the_ranks(config: DataConfig) -> None:
     def windows(loader: object) -> list[list[tuple[int, ...]]]:
         return [[tuple(row) for row in batch["input_ids"].tolist()] for batch in loader]
 
@@ -239,7 +239,7 @@ def test_corpus_too_small(config: DataConfig, change: dict[str, object], said: s
         LanguageModelingDataModule(dataclasses.replace(config, **change), seed=0).setup()
 
 
-def test_windows_travel_to_workers_without_their_tokens(config: DataConfig) -> None:
+def test_windows_are_pickled_without_their_tokens(config: DataConfig) -> None:
     data = LanguageModelingDataModule(config, seed=0)
     data.setup()
     windows = data.train_windows

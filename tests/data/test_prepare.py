@@ -75,7 +75,7 @@ def test_given_tokenizer_is_known_by_its_content(tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize(
     "changes", [{"tokenizer_vocab_size": 299}, {"validation_fraction": 0.3}, {"max_bytes": 5_000}]
 )
-def test_what_makes_another_key(tmp_path: Path, changes: dict[str, object]) -> None:
+def test_options_that_change_the_key(tmp_path: Path, changes: dict[str, object]) -> None:
     config = text_config(tmp_path, some_texts(20))
     first, second = prepare(config), prepare(dataclasses.replace(config, **changes))
     assert first.key != second.key
@@ -134,7 +134,7 @@ def test_finished_cache_is_read_without_writing(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("damage", ["train.bin", "validation.bin", "meta.json", "no meta.json"])
-def test_damaged_cache_is_built_anew(tmp_path: Path, damage: str) -> None:
+def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
     config = text_config(tmp_path, some_texts(20))
     first = prepare(config)
     tokens = first.train.tokens.tolist()
@@ -196,7 +196,7 @@ def test_python_stdlib(tmp_path: Path) -> None:
     assert str(tmp_path) not in meta
 
 
-def test_how_much_there_is_to_do_is_said_before_it_starts(
+def test_the_size_is_logged_before_tokenizing(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 10))

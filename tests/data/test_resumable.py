@@ -51,7 +51,7 @@ def test_ranks_see_what_one_would(num_samples: int, batch_size: int, world_size:
 
 
 @given(st.data())
-def test_taking_up_anywhere_with_any_number_of_ranks(data: st.DataObject) -> None:
+def test_resuming_anywhere_with_any_number_of_ranks(data: st.DataObject) -> None:
     num_samples = data.draw(st.integers(1, 80))
     batch_size, world_size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     order = [next(iter(step)) for step in global_steps(num_samples, 1, 1)]
@@ -76,7 +76,7 @@ def test_taking_up_anywhere_with_any_number_of_ranks(data: st.DataObject) -> Non
         assert left == [set(expected[i : i + size]) for i in range(0, len(expected) - size + 1, size)]
 
 
-def test_finished_epoch_is_the_start_of_the_next() -> None:
+def test_the_end_of_an_epoch_is_the_start_of_the_next() -> None:
     sampler = ResumableSampler(num_samples=11, batch_size=2, seed=3)
     for state in (sampler.state_after(5), sampler.state_after(2, last_step=2)):
         again = ResumableSampler(11, 2, 3)
@@ -102,7 +102,7 @@ def test_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(1, 0) != order(0, 1)
 
 
-def test_epoch_that_is_under_way_is_not_begun_again() -> None:
+def test_current_epoch_is_not_restarted() -> None:
     sampler = ResumableSampler(100, 10, 0)
     sampler.load_state_dict(sampler.state_after(4))
     left = list(sampler)
@@ -112,7 +112,7 @@ def test_epoch_that_is_under_way_is_not_begun_again() -> None:
     assert len(list(sampler)) == len(sampler) == 100
 
 
-def test_state_of_another_order_is_refused() -> None:
+def test_state_of_another_order_is_rejected() -> None:
     state = ResumableSampler(100, 10, seed=5).state_after(3)
     with pytest.raises(UsageError, match="seed must be 5 as in the checkpoint, got 6"):
         ResumableSampler(100, 10, seed=6).load_state_dict(state)

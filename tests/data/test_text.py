@@ -29,7 +29,7 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
-def refused(path: Path, text_column: str = "text") -> UsageError:
+def rejected(path: Path, text_column: str = "text") -> UsageError:
     with pytest.raises(UsageError) as caught:
         read(path, text_column)
     assert "\n" not in str(caught.value)
@@ -95,15 +95,15 @@ def test_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["one", None, "λ"], "id": [1, 2, 3]}), path)
     assert read(path, "body") == [("a.parquet:1", "one"), ("a.parquet:2", ""), ("a.parquet:3", "λ")]
     assert text_files.text_size(path) > 0
-    assert "its columns are body, id" in str(refused(path))
-    assert "data.text_column: column id must hold strings, got int" in str(refused(path, "id"))
+    assert "its columns are body, id" in str(rejected(path))
+    assert "data.text_column: column id must hold strings, got int" in str(rejected(path, "id"))
 
 
 def test_torn_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": ["one"] * 100}), path)
     path.write_bytes(path.read_bytes()[:-20])
-    assert "not a complete Parquet file" in str(refused(path))
+    assert "not a complete Parquet file" in str(rejected(path))
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_torn_parquet(tmp_path: Path) -> None:
 )
 def test_broken_jsonl_line_is_named(tmp_path: Path, line: bytes, said: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "x"}\n' + line + b'\n{"text": "y"}\n')
-    error = str(refused(path))
+    error = str(rejected(path))
     assert error.startswith(("cannot read data.path: ", "cannot read data.text_column: "))
     assert str(path) in error
     assert said in error
@@ -130,20 +130,20 @@ def test_null_text_is_an_empty_document(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("block", [1, 4, 1000])
-def test_not_utf8_is_told_by_its_byte(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_not_utf8_error_names_the_byte(tmp_path: Path, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_files, "_BLOCK_BYTES", block)
-    assert "byte 6" in str(refused(write(tmp_path / "a.txt", "λ ok".encode() + b" \xe9t\xe9")))
-    assert "byte 2" in str(refused(write(tmp_path / "b.txt", b"ok\xce")))
+    assert "byte 6" in str(rejected(write(tmp_path / "a.txt", "λ ok".encode() + b" \xe9t\xe9")))
+    assert "byte 2" in str(rejected(write(tmp_path / "b.txt", b"ok\xce")))
 
 
 def test_binary_file(tmp_path: Path) -> None:
-    assert "binary" in str(refused(write(tmp_path / "a.txt", b"abc\0def")))
+    assert "binary" in str(rejected(write(tmp_path / "a.txt", b"abc\0def")))
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    assert "not found" in str(refused(tmp_path / "missing"))
-    assert ".txt .md .jsonl .parquet" in str(refused(write(tmp_path / "a.csv", b"x")))
-    assert "no text file" in str(refused(tmp_path))
+    assert "not found" in str(rejected(tmp_path / "missing"))
+    assert ".txt .md .jsonl .parquet" in str(rejected(write(tmp_path / "a.csv", b"x")))
+    assert "no text file" in str(rejected(tmp_path))
 
 
 def test_vanished_file(tmp_path: Path) -> None:

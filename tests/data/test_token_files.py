@@ -121,12 +121,12 @@ def test_windows_are_the_files_ids_and_nothing_is_written(folder):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_bytes_of_validation_text_are_those_of_its_tokens(folder):
+def test_bytes_of_the_validation_text_are_counted(folder):
     validation = prepare(config(folder)).validation
     assert validation.num_bytes == sum(len(text.encode()) for text in some_texts(5, seed=1))
 
 
-def test_the_key_is_of_the_content(folder, tmp_path):
+def test_the_key_depends_on_the_content(folder, tmp_path):
     first = prepare(config(folder))
     for name in ("train.bin", "val.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
@@ -172,7 +172,7 @@ def foreign(folder: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_read_is_refused(folder, tmp_path, spoil, said):
+def test_unreadable_files_are_rejected(folder, tmp_path, spoil, said):
     for name in ("train.bin", "val.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     spoil(tmp_path)
@@ -180,6 +180,6 @@ def test_what_cannot_be_read_is_refused(folder, tmp_path, spoil, said):
         prepare(config(folder, path=str(tmp_path)))
 
 
-def test_the_tokenizer_has_to_be_named(folder):
+def test_the_tokenizer_is_required(folder):
     with pytest.raises(UsageError, match=r"requires data\.tokenizer"):
         config(folder, tokenizer=None)

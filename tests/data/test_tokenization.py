@@ -20,7 +20,7 @@ from mom.errors import UsageError
 from tests.helpers.texts import cache_contents, never, some_texts, text_config
 
 
-def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_size_does_not_change_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(30)
     whole = prepare(text_config(tmp_path / "a", texts))
     monkeypatch.setattr(tokenization, "BATCH_BYTES", 500)
@@ -30,7 +30,7 @@ def test_batches_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert ours.path.read_bytes() == theirs.path.read_bytes()
 
 
-def test_share_held_out_is_about_the_fraction() -> None:
+def test_held_out_fraction() -> None:
     positions = [split_position(text) / 2**64 for text in some_texts(4_000, words=3)]
     assert np.mean(np.array(positions) < 0.1) == pytest.approx(0.1, abs=0.02)
 
@@ -94,7 +94,7 @@ def test_tokenizer_is_trained_on_a_share_of_the_training_documents(monkeypatch: 
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_a_long_preparation_goes_on_from_its_last_mark(
+def test_a_long_preparation_resumes_from_its_last_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     texts = some_texts(60)

@@ -84,7 +84,7 @@ def test_gpt2_files(tmp_path: Path, names: tuple[str, str]) -> None:
     assert loaded("he" + END_OF_TEXT)["input_ids"] == [256, 258]
 
 
-def test_broken_merges_are_told_by_line(tmp_path: Path) -> None:
+def test_broken_merges_error_names_the_line(tmp_path: Path) -> None:
     (write_gpt2(tmp_path) / "vocab.bpe").write_text("#version: 0.2\nh e\nbroken\n")
     with pytest.raises(UsageError, match=r"data\.tokenizer: .*vocab\.bpe:3 must have two tokens"):
         load_tokenizer(str(tmp_path))
@@ -130,7 +130,7 @@ def test_folder_without_a_tokenizer_and_foreign_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "count", "inside"), [(None, None, "true"), (None, 1, "false"), ("false", 2, "false")]
 )
-def test_threads_are_left_off_for_processes_forked_later(
+def test_threads_are_disabled_for_processes_forked_later(
     monkeypatch: pytest.MonkeyPatch, before: str | None, count: int | None, inside: str
 ) -> None:
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")

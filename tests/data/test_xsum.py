@@ -70,7 +70,7 @@ def test_an_example_is_document_separator_summary_end(tmp_path):
     assert (batch["labels"][0, length:] == -100).all()
 
 
-def test_truncation_never_eats_the_summary_and_is_counted(tmp_path, caplog):
+def test_truncation_spares_the_summary_and_is_counted(tmp_path, caplog):
     folder = write_xsum(tmp_path / "x")
     with caplog.at_level(logging.INFO):
         data = module(folder, sequence_length=40)
@@ -105,7 +105,7 @@ def test_truncation_never_eats_the_summary_and_is_counted(tmp_path, caplog):
         ),
     ],
 )
-def test_a_row_that_cannot_be_used_is_told_with_its_place(tmp_path, line, message):
+def test_errors_name_the_file_and_the_row(tmp_path, line, message):
     folder = write_xsum(tmp_path / "x")
     file = folder / "train.jsonl"
     rows = file.read_text(encoding="utf-8").splitlines()
@@ -115,7 +115,7 @@ def test_a_row_that_cannot_be_used_is_told_with_its_place(tmp_path, line, messag
         module(folder)
 
 
-def test_missing_and_empty_files_are_refused(tmp_path):
+def test_missing_and_empty_files_are_rejected(tmp_path):
     folder = write_xsum(tmp_path / "x")
     (folder / "validation.jsonl").write_text("", encoding="utf-8")
     with pytest.raises(UsageError, match=r"^cannot read data.path: .*x has no rows for validation"):
@@ -143,6 +143,6 @@ def test_missing_and_empty_files_are_refused(tmp_path):
         ({"num_beams": 0}, "data.num_beams must be at least 1, got 0"),
     ],
 )
-def test_options_that_cannot_be(options, message):
+def test_invalid_options(options, message):
     with pytest.raises(UsageError, match=f"^{message}"):
         XsumConfig(**options)

@@ -32,7 +32,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_other(
     assert names(tmp_path) == {"x.json"}
 
 
-def test_what_json_cannot_hold_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_unserializable_data_is_rejected_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         write_json_atomic(tmp_path / "x.json", {"a": object()})
 
