@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions, option
 from mom.model.registry import register_router
 from mom.model.routers import RouterKind
-from mom.model.schedules import PoolLayout
 
 
 @register_router("bilinear")

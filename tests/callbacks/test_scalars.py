@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from mom.callbacks import Schedule
 from mom.callbacks.scalars import SCALARS
-from mom.model.router import Router
+from mom.model.routers.router import Router
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 

@@ -8,7 +8,8 @@ import torch
 from mom.errors import UsageError
 from mom.interop import UpcyclingPlan, plain_config, upcycle
 from mom.interop.upcycling import StagePlan
-from mom.model import MoMConfig, pool
+from mom.model import MoMConfig
+from mom.model.pools import pool
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.plugins import THREE_POOLS, causal_conv
 

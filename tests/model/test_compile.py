@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from mom.model.router import Router
+from mom.model.routers.router import Router
 from tests.helpers.models import small_model, tokens
 
 VARIANTS = [

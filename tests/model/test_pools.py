@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mom.model import pool
-from mom.model.pool import choice_table, sum_modules
+from mom.model.pools import pool, rows
+from mom.model.pools.rows import choice_table, sum_modules
 from tests.helpers.models import small_model, tokens
 
 VARIANTS = [
@@ -28,7 +28,7 @@ def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds,
     model, ids = small_model(**changes).eval(), tokens(2, 8)
     outputs = {}
     for bound in (0, 10**6):
-        monkeypatch.setattr(pool, "ALL_MODULES_MAX_TOKENS", bound)
+        monkeypatch.setattr(rows, "ALL_MODULES_MAX_TOKENS", bound)
         with torch.no_grad():
             outputs[bound] = model(input_ids=ids, output_routing=True)
     assert torch.equal(outputs[0].routing[-1].ffn.selected, outputs[10**6].routing[-1].ffn.selected)
@@ -37,12 +37,12 @@ def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds,
 
 
 def test_every_module_runs_only_without_gradients_for_few_tokens_and_few_weights():
-    few, small = pool.ALL_MODULES_MAX_TOKENS, pool.ALL_MODULES_MAX_WEIGHTS
-    assert not pool.all_modules_are_cheaper(few, small)
+    few, small = rows.ALL_MODULES_MAX_TOKENS, rows.ALL_MODULES_MAX_WEIGHTS
+    assert not rows.should_run_all_modules(few, small)
     with torch.no_grad():
-        assert pool.all_modules_are_cheaper(few, small)
-        assert not pool.all_modules_are_cheaper(few + 1, small)
-        assert not pool.all_modules_are_cheaper(few, small + 1)
+        assert rows.should_run_all_modules(few, small)
+        assert not rows.should_run_all_modules(few + 1, small)
+        assert not rows.should_run_all_modules(few, small + 1)
 
 
 def test_sum_of_modules_against_a_loop():

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import mom.model.pool
+import mom.model.pools.pool
 from mom.model.reference import ReferenceMoM
 from tests.helpers.models import small_model, tokens
 
@@ -63,7 +63,7 @@ GRID = [
 )
 def test_equals_reference_in_value_and_every_gradient(changes, fold, monkeypatch):
     # Norms are folded into the weights or applied to rows, whichever is cheaper; both must match.
-    monkeypatch.setattr(mom.model.pool, "worth_folding", lambda *_: fold)
+    monkeypatch.setattr(mom.model.pools.pool, "worth_folding", lambda *_: fold)
     model = small_model(**changes)
     ids = tokens(2, 7)
     output = model(input_ids=ids, labels=ids, output_routing=True)

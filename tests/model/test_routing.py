@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mom.model.layout import PoolLayout
 from mom.model.pools import Attention
-from mom.model.router import Router
 from mom.model.routers import GRU
+from mom.model.routers.router import Router
 from mom.model.routing import choose
-from mom.model.schedules import PoolLayout
 from tests.helpers.models import small_config, small_model, tokens
 
 
@@ -20,7 +20,7 @@ def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_
         name="attention",
         kind=Attention(),
         router=GRU(),
-        place=0,
+        position=0,
         num_modules=num_modules,
         num_skip_slots=slots,
         num_rounds=num_rounds,

@@ -15,7 +15,7 @@ module then attends over its own keys and values. The *inputs* are the residual 
 on the recorded text, the same for all modules.
 
 *Ablation* removes modules: no round can choose them, and the routers choose among the others as if these modules had
-never existed (:meth:`mom.model.router.Router.without`). Nothing is trained. One at a time, each module is removed from
+never existed (:meth:`Router.without`). Nothing is trained. One at a time, each module is removed from
 the complete model; the greedy order removes the module whose loss increase is smallest, again and again, until none can
 go.
 """
@@ -33,8 +33,8 @@ from torch import Tensor
 from mom.metrics.modules import Module, Pair, Removal
 from mom.model import MoMForCausalLM
 from mom.model.assembly import RoutedPool
-from mom.model.pool import Pool
-from mom.model.router import Router
+from mom.model.pools.pool import Pool
+from mom.model.routers.router import Router
 from mom.model.routing import Routing
 
 Context = Callable[[], AbstractContextManager]

@@ -42,7 +42,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mom.model import MoMConfig
-from mom.model.schedules import PoolLayout
+from mom.model.layout import PoolLayout
 from mom.runs.files import atomic_file
 
 ROUTING, TOKENS = "routing.parquet", "tokens.parquet"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mom.callbacks.window import StepCallback, get_model_config, sum_over_ranks
 from mom.model.losses import choice_counts, moved_bias
-from mom.model.router import Router
+from mom.model.routers.router import Router
 
 
 class BalanceBias(StepCallback):

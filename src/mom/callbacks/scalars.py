@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mom.callbacks.window import get_model_config
 from mom.model import MoMConfig
-from mom.model.router import Router
+from mom.model.routers.router import Router
 
 
 class Scalar:

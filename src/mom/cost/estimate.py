@@ -14,10 +14,10 @@ import torch
 
 from mom.cost.machine import matmul_dtype
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.pool import worth_folding
+from mom.model.layout import PoolLayout
 from mom.model.pools import PoolKind
+from mom.model.pools.pool import worth_folding
 from mom.model.registry import pools as pool_kinds
-from mom.model.schedules import PoolLayout
 
 Usage = Mapping[str, float]
 """For each pool, the modules that a token runs in one step (0 to K), on average over tokens and rounds."""

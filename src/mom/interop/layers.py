@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mom.model.blocks import Block
-from mom.model.pool import Pool
+from mom.model.pools.pool import Pool
 
 Weights = Mapping[str, Tensor]
 Layer = Mapping[str, Weights]

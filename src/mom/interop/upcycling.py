@@ -13,7 +13,7 @@ from mom.errors import UsageError, as_written
 from mom.interop.layers import read_block, write_block, write_module
 from mom.metrics.modules import pool_label
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.schedules import PoolLayout
+from mom.model.layout import PoolLayout
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class UpcyclingPlan:
         """Use layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
 
         A stage takes as many layers as its largest pool has modules; smaller pools take the first of them. A
-        ``grouped`` pool takes one per round (:meth:`mom.model.schedules.PoolLayout.layers`).
+        ``grouped`` pool takes one per round (:meth:`mom.model.layout.PoolLayout.layers`).
         """
         layers = iter(range(num_plain_layers(config)))
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from mom.model.attention import AttentionContext, StepContext
 from mom.model.blocks import Block
 from mom.model.configuration import MoMConfig
-from mom.model.pool import Folded, Pool
-from mom.model.router import Router
+from mom.model.layout import PoolLayout
+from mom.model.pools.pool import Pool
+from mom.model.pools.rows import Folded
+from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting, Routing, leave, round_type
-from mom.model.schedules import PoolLayout
 
 
 class RoundState(NamedTuple):
@@ -48,7 +49,7 @@ class RoutedPool(nn.Module):
     def __init__(self, config: MoMConfig, layout: PoolLayout, stage_index: int) -> None:
         super().__init__()
         self.layout = layout
-        self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.place)
+        self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.position)
         self.pool = Pool(config, layout)
         self.cache_layers = [config.cache_layer(stage_index, h, layout) for h in range(config.num_rounds)]
         # Bound here, as PEFT puts a wrapper in the pool's place that can only be called.

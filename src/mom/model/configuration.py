@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from mom.model.layout import entries_as_list
 from mom.model.options import ModelOptions
 from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in kinds)
 from mom.model.registry import InvalidOption
@@ -57,4 +58,4 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for ``config.json``."""
         fields = super().to_dict()
-        return fields | {"pools": self.pools_as_list(fields.pop("pool_specs"))}
+        return fields | {"pools": entries_as_list(fields.pop("pool_specs"))}

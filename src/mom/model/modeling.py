@@ -24,8 +24,8 @@ from mom.model.cache import prepare
 from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
 from mom.model.losses import chunked_cross_entropy, routing_losses
-from mom.model.pool import Pool, product_dtype
-from mom.model.router import Router
+from mom.model.pools.pool import Pool, product_dtype
+from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting
 
 

@@ -1,24 +1,30 @@
-"""Every option of a model: type, default, range and help, declared once, without loading PyTorch.
+"""Every option of a model: type, default, range, and help, declared once, without loading PyTorch.
 
-Routers and module kinds declare options of their own in the same way (:func:`option` in their class); import
-:mod:`mom.model.routers` and :mod:`mom.model.pools` first to have the built-in kinds.
+Kinds of routers and modules declare options of their own in the same way; import :mod:`mom.model.routers` and
+:mod:`mom.model.pools` first to have the built-in ones.
 """
 
 from __future__ import annotations
 
 # ruff: noqa: RUF009 (`option` makes a dataclass field)
-import keyword
 import math
-import types
-from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
-from functools import cache
-from typing import Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
+from mom.model.declaration import Declared, declared, option
+from mom.model.layout import (
+    ENTRY_OPTIONS,
+    PoolLayout,
+    Schedule,
+    TopK,
+    check_entries,
+    entries_as_list,
+    named_entries,
+)
 from mom.model.registry import InvalidOption, as_yaml, one_of
 from mom.model.registry import pools as pool_kinds
 from mom.model.registry import routers as router_kinds
-from mom.model.schedules import PoolLayout
 
 
 @dataclass(frozen=True)
@@ -44,118 +50,6 @@ BLOCKS = {
     "llama": Components(rms_norm=True, rotary=True, gated=True, bias=False),
 }
 """Values of the option ``block``."""
-
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    group: str | None = "model",
-    ge: float | None = None,
-    gt: float | None = None,
-    le: float | None = None,
-    lt: float | None = None,
-    fill: Callable[[Any], Any] | None = None,
-) -> Any:
-    """Declare an option as a dataclass field; its type is the annotation, with ``Literal`` for named choices.
-
-    Args:
-        default: its default.
-        help: one line for users.
-        group: the Hydra group it belongs to, ``model`` or ``router``; ``None`` for ``config.json`` only.
-        ge: smallest value.
-        gt: bound that the value must exceed.
-        le: largest value.
-        lt: bound that the value must stay below.
-        fill: computes the value from the other options where it is null.
-    """
-    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt}
-    bounds = {name: bound for name, bound in bounds.items() if bound is not None}
-    return field(default=default, metadata={"help": help, "group": group, "bounds": bounds, "fill": fill})
-
-
-@dataclass(frozen=True)
-class Declared:
-    """A declared option, as :func:`declared` reads it."""
-
-    name: str
-    type: Any
-    default: Any
-    help: str
-    group: str | None
-    bounds: Mapping[str, float]
-    fill: Callable[[Any], Any] | None
-
-    def check(self, value: Any, option: str = "") -> None:
-        """Check type and range.
-
-        Raises:
-            InvalidOption: under the name ``option``, or the option's own.
-        """
-        if not _fits(value, self.type) or not self._in_range(value):
-            if get_origin(self.type) is Literal:
-                raise InvalidOption(option or self.name, value, one_of(value, get_args(self.type)))
-            raise InvalidOption(option or self.name, value, f"must be {self.allowed()}")
-
-    def _in_range(self, value: Any) -> bool:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return True
-        holds = {"ge": value.__ge__, "gt": value.__gt__, "le": value.__le__, "lt": value.__lt__}
-        return math.isfinite(value) and all(holds[name](bound) for name, bound in self.bounds.items())
-
-    def allowed(self) -> str:
-        """Write the allowed values in words."""
-        words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-        bounds = " and ".join(f"{words[name]} {bound:g}" for name, bound in self.bounds.items())
-        parts: list[str] = []
-        for part in _parts(self.type):
-            if part in (int, float):
-                noun = "an integer" if part is int else "a number"
-                parts.append(f"{noun} {'of ' if bounds.startswith('at') else ''}{bounds}".strip())
-            elif part is bool:
-                parts += ["true", "false"]
-            elif get_origin(part) is Literal:
-                parts += [as_yaml(choice) for choice in get_args(part)]
-            elif part is types.NoneType:
-                parts.append("null")
-            else:
-                name = get_origin(part) or part
-                parts.append({str: "a string", list: "a list", dict: "a mapping"}[name])
-        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
-
-
-def _parts(hint: Any) -> tuple[Any, ...]:
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value has a type; an integer is a number, but true is no integer."""
-    for part in _parts(hint):
-        origin = get_origin(part) or part
-        if origin is Literal:
-            fits = any(value == choice and type(value) is type(choice) for choice in get_args(part))
-        elif isinstance(value, bool):
-            fits = origin is bool
-        else:
-            fits = isinstance(value, {float: (int, float), list: (list, tuple)}.get(origin, origin))
-        if fits:
-            return True
-    return False
-
-
-@cache
-def declared(owner: type) -> Mapping[str, Declared]:
-    """Return the options that a dataclass declares, by name: :class:`ModelOptions`, a router or a module kind."""
-    hints = get_type_hints(owner)
-    return {
-        one.name: Declared(one.name, hints[one.name], one.default, **one.metadata)
-        for one in fields(owner)
-        if "help" in one.metadata and one.default is not MISSING
-    }
-
-
-_Schedule = Literal["all", "layerwise", "grouped"]
-_TopK = int | Literal["all"]
 
 
 @dataclass(kw_only=True, repr=False)
@@ -185,13 +79,13 @@ class ModelOptions:
     num_attention_modules: int = option(4, "attention modules in a stage's pool", ge=1)
     num_ffn_modules: int = option(4, "feed-forward modules in a stage's pool", ge=1)
     num_rounds: int = option(8, "rounds of assembly H in a stage", ge=1)
-    top_k: _TopK = option(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
-    ffn_top_k: _TopK | None = option(None, "top_k of the feed-forward pool; null: top_k", ge=1)
-    schedule: _Schedule = option(
+    top_k: TopK = option(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
+    ffn_top_k: TopK | None = option(None, "top_k of the feed-forward pool; null: top_k", ge=1)
+    schedule: Schedule = option(
         "all", "modules a round may choose: all; layerwise: module h mod N; grouped: an even share"
     )
     skip: bool = option(True, "let tokens choose SKIP, which does nothing")
-    ffn_schedule: _Schedule | None = option(None, "schedule of the feed-forward pool; null: schedule")
+    ffn_schedule: Schedule | None = option(None, "schedule of the feed-forward pool; null: schedule")
     ffn_skip: bool | None = option(None, "skip of the feed-forward pool; null: skip")
     num_skip_slots: int = option(1, "router outputs that mean SKIP", group=None, ge=1)
     ffn_skip_slots: int | None = option(
@@ -283,31 +177,30 @@ class ModelOptions:
         """Blocks that every token passes whatever the routers choose: bottom + top + anchors."""
         return self.graph_depth - self.num_stages * self.num_rounds
 
+    def _attentions_per_stage(self) -> int:
+        """Attentions that a token passes in a stage, its anchor's included."""
+        return self.num_rounds * sum(layout.kind.attends for layout in self.pools()) + int(self.anchors)
+
     @property
     def num_attentions(self) -> int:
-        """Attentions that a token passes, plain or assembled: the layers of its keys and values in a cache."""
-        return (
-            self.anchor_layer(self.num_stages - 1) + 1 + self.num_top_blocks
-            if self.num_stages
-            else self.graph_depth
-        )
+        """Attentions that a token passes, plain or assembled; each has a layer of a cache."""
+        in_stages = self.num_stages * self._attentions_per_stage() if self.num_stages else 0
+        return self.num_bottom_blocks + in_stages + self.num_top_blocks
 
     def anchor_layer(self, stage: int) -> int:
         """Return the cache layer of a stage's anchor; without anchors, that of the last attention in the stage."""
-        in_stage = self.num_rounds * sum(layout.kind.attends for layout in self.pools()) + int(self.anchors)
-        return self.num_bottom_blocks + (stage + 1) * in_stage - 1
+        return self.num_bottom_blocks + (stage + 1) * self._attentions_per_stage() - 1
 
     def cache_layer(self, stage: int, round_index: int, layout: PoolLayout) -> int:
         """Return the cache layer of one step: those of attentions in order, then those of pools that stream."""
-        kinds = [one.kind for one in self.pools()]
-        before = kinds[: layout.place]
+        kinds = [pool.kind for pool in self.pools()]
+        before = kinds[: layout.position]
         if layout.kind.attends:
-            attending = sum(kind.attends for kind in kinds)
-            first = self.num_bottom_blocks + stage * (self.num_rounds * attending + int(self.anchors))
-            return first + round_index * attending + sum(kind.attends for kind in before)
-        streaming = sum(kind.streams for kind in kinds)
-        rounds = stage * self.num_rounds + round_index
-        return self.num_attentions + rounds * streaming + sum(kind.streams for kind in before)
+            first = self.num_bottom_blocks + stage * self._attentions_per_stage()
+            attending = round_index * sum(kind.attends for kind in kinds)
+            return first + attending + sum(kind.attends for kind in before)
+        steps = (stage * self.num_rounds + round_index) * sum(kind.streams for kind in kinds)
+        return self.num_attentions + steps + sum(kind.streams for kind in before)
 
     @property
     def num_cache_layers(self) -> int:
@@ -324,43 +217,30 @@ class ModelOptions:
 
     def pools(self) -> tuple[PoolLayout, ...]:
         """Return the layouts of a stage's pools, in the order of a round."""
-        router = self.router_kind
-        return tuple(
-            self._layout(name, spec, place, router) for place, (name, spec) in enumerate(self._named_specs())
-        )
+        named = enumerate(named_entries(self.pool_specs))
+        return tuple(self._layout(name, entry, position) for position, (name, entry) in named)
 
-    def _named_specs(self) -> list[tuple[Any, Any]]:
-        """Name and entry of each pool; ``pool_specs`` is a mapping, or a list of kinds or of entries with a name."""
-        if isinstance(self.pool_specs, Mapping):
-            return [(name, {} if spec is None else spec) for name, spec in self.pool_specs.items()]
-        return [
-            (one, {})
-            if isinstance(one, str)
-            else (one.get("name"), {k: v for k, v in one.items() if k != "name"})
-            for one in self.pool_specs
-        ]
+    def _layout(self, name: str, entry: Mapping[str, Any], position: int) -> PoolLayout:
+        kind = pool_kinds.find(entry.get("kind", name), f"pools.{name}.kind")
 
-    def _layout(self, name: str, spec: Mapping[str, Any], place: int, router: Any) -> PoolLayout:
-        kind = pool_kinds.find(spec.get("kind", name), f"pools.{name}.kind")
-
-        def value(key: str, default: Any) -> Any:
-            """The pool's own value, or that of the flat option for its kind, such as ``ffn_top_k``."""
+        def value(key: str) -> Any:
+            """Return the pool's own value, else that of its kind, such as ``ffn_top_k``, else the model's."""
             flat = getattr(self, f"{kind.name}_{key}", None)
-            own = spec.get(key, flat)
-            return default if own is None else own
+            own = entry.get(key, flat)
+            return getattr(self, key) if own is None else own
 
+        num_modules = getattr(self, f"num_{kind.name}_modules", kind.num_modules)
         return PoolLayout(
             name=name,
-            kind=kind(**{one: spec[one] for one in declared(kind) if spec.get(one) is not None}),
-            router=router,
-            place=place,
-            num_modules=spec.get("num_modules")
-            or getattr(self, f"num_{kind.name}_modules", kind.num_modules),
-            num_skip_slots=value("skip_slots", self.num_skip_slots),
+            kind=kind(**{key: entry[key] for key in declared(kind) if entry.get(key) is not None}),
+            router=self.router_kind,
+            position=position,
+            num_modules=entry.get("num_modules") or num_modules,
+            num_skip_slots=getattr(self, f"{kind.name}_skip_slots", None) or self.num_skip_slots,
             num_rounds=self.num_rounds,
-            top_k=value("top_k", self.top_k),
-            schedule=value("schedule", self.schedule),
-            skip=value("skip", self.skip),
+            top_k=value("top_k"),
+            schedule=value("schedule"),
+            skip=value("skip"),
             skip_rule=self.skip_rule,
         )
 
@@ -368,14 +248,7 @@ class ModelOptions:
         """Return every option that this model has, by the name that users write."""
         names = [*declared(ModelOptions), *declared(router_kinds.find(self.router))]
         values = {name: getattr(self, name) for name in names}
-        return values | {"pools": self.pools_as_list(values.pop("pool_specs"))}
-
-    @staticmethod
-    def pools_as_list(specs: Any) -> list[Any]:
-        """Return ``pool_specs`` as a list, whose order survives in files that sort the keys of mappings."""
-        if not isinstance(specs, Mapping):
-            return list(specs)
-        return [{"name": name, **({} if spec is None else spec)} for name, spec in specs.items()]
+        return values | {"pools": entries_as_list(values.pop("pool_specs"))}
 
     # Checks, in the order of the options.
 
@@ -396,132 +269,64 @@ class ModelOptions:
             if hasattr(self, name):
                 one.check(getattr(self, name))
         if self.d_model % self.num_heads:
-            raise InvalidOption(
-                "d_model", self.d_model, f"must be a multiple of num_heads ({self.num_heads})"
-            )
+            rule = f"must be a multiple of num_heads ({self.num_heads})"
+            raise InvalidOption("d_model", self.d_model, rule)
         if self.components.rotary and self.d_model // self.num_heads % 2:
-            raise InvalidOption(
-                "d_model",
-                self.d_model,
-                f"must be an even multiple of num_heads ({self.num_heads}) for rotary positions",
-            )
-        self._check_pool_specs()
+            rule = f"must be an even multiple of num_heads ({self.num_heads}) for rotary positions"
+            raise InvalidOption("d_model", self.d_model, rule)
+        check_entries(self.pool_specs)
         if self.num_stages:
             self._check_routing()
 
-    def _check_pool_specs(self) -> None:
-        specs = self.pool_specs
-        if not specs:
-            raise InvalidOption("pools", specs, "must name at least one pool")
-        if not isinstance(specs, Mapping) and not all(isinstance(one, str | Mapping) for one in specs):
-            raise InvalidOption("pools", specs, "must be a list of kinds, or a mapping from names")
-        named = self._named_specs()
-        if len({name for name, _ in named}) < len(named):
-            raise InvalidOption("pools", specs, "must name each kind once; write a mapping for two of a kind")
-        for name, given in named:
-            if not _is_pool_name(name):
-                raise InvalidOption(
-                    "pools", name, f"must have names of lowercase letters, digits and _ other than {RESERVED}"
-                )
-            if not isinstance(given, Mapping):
-                raise InvalidOption(f"pools.{name}", given, "must be a mapping")
-            kind = pool_kinds.find(given.get("kind", name), f"pools.{name}.kind")
-            known = _POOL_KEYS | dict(declared(kind))
-            for key, value in given.items():
-                if key != "kind" and key not in known:
-                    raise InvalidOption(
-                        f"pools.{name}.{key}", value, f"is no option: it {one_of(key, known)}"
-                    )
-                if key != "kind" and value is not None:
-                    known[key].check(value, f"pools.{name}.{key}")
-
     def _check_routing(self) -> None:
-        layouts, kind = self.pools(), self.router_kind
+        layouts = self.pools()
         for layout in layouts:
             most = layout.most_choices()
             if isinstance(layout.top_k, int) and layout.top_k > most:
-                raise InvalidOption(
-                    self._top_k_option(layout),
-                    layout.top_k,
+                rule = (
                     f"must be between 1 and {most}, the choices that every round of the {layout.name} pool has "
                     f"({layout.num_modules} modules, schedule {layout.schedule}, "
-                    f"{'with' if layout.skip else 'without'} SKIP), or all",
+                    f"{'with' if layout.skip else 'without'} SKIP), or all"
                 )
+                raise InvalidOption(self._top_k_option(layout), layout.top_k, rule)
         if self.absorbing_skip and not any(layout.may_skip() for layout in layouts):
-            raise InvalidOption(
-                "absorbing_skip",
-                True,
+            rule = (
                 "must be false if every token runs a module in every step: it requires skip, and a top_k of 1 or "
-                "skip_rule first",
+                "skip_rule first"
             )
-        if not kind.learns:
+            raise InvalidOption("absorbing_skip", True, rule)
+        if not self.router_kind.learns:
             unlearned = {"router_prior": "none", "balance_bias_rate": 0, "depth_target": None}
             for name, allowed in unlearned.items():
                 if getattr(self, name) != allowed:
-                    raise InvalidOption(
-                        name,
-                        getattr(self, name),
-                        f"must be {as_yaml(allowed)} with router {self.router}, which does not learn",
-                    )
+                    rule = f"must be {as_yaml(allowed)} with router {self.router}, which does not learn"
+                    raise InvalidOption(name, getattr(self, name), rule)
         if self.depth_target is not None:
             self._check_depth_target(self.depth_target, layouts)
 
     def _top_k_option(self, layout: PoolLayout) -> str:
-        """The option that a pool's K comes from."""
-        if dict(self._named_specs())[layout.name].get("top_k") is not None:
+        """Return the option that sets a pool's K."""
+        if dict(named_entries(self.pool_specs))[layout.name].get("top_k") is not None:
             return f"pools.{layout.name}.top_k"
         flat = f"{layout.kind.name}_top_k"
         return "top_k" if getattr(self, flat, None) is None else flat
 
     def _check_depth_target(self, target: float, layouts: tuple[PoolLayout, ...]) -> None:
-        skipping = [layout.place for layout in layouts if layout.may_skip()]
-        if not skipping and not any(
-            layout.num_selected() == 1 or self.skip_rule == "first" for layout in layouts
-        ):
-            raise InvalidOption(
-                "depth_target",
-                target,
-                f"must be null with top_k {self.top_k} and skip_rule {self.skip_rule}, where every token runs a "
-                "module in every step",
+        skipping = [layout.position for layout in layouts if layout.may_skip()]
+        always = self.skip_rule == "share" and all(layout.num_selected() > 1 for layout in layouts)
+        if not skipping and always:
+            rule = (
+                f"must be null with top_k {self.top_k} and skip_rule share, with which every token runs a module in "
+                "every step"
             )
+            raise InvalidOption("depth_target", target, rule)
         steps = self.num_rounds * len(skipping)
         if self.absorbing_skip:  # a token that exits in the first step that allows it runs none after it
             steps = self.num_rounds * len(layouts) - skipping[0]
         least = self.graph_depth - self.num_stages * steps / len(layouts)
         if not least <= target <= self.graph_depth:
-            raise InvalidOption(
-                "depth_target", target, f"must be between {least:g} and {self.graph_depth}, or null"
-            )
-
-
-RESERVED = "anchor, dropout"
-"""Names that a pool cannot have: a stage has them for other things."""
-
-_NOT_POOLS = {*RESERVED.split(", "), "layouts", "training", "forward", "assemble", "count", "index"}
-
-
-def _is_pool_name(name: Any) -> bool:
-    return (
-        isinstance(name, str)
-        and name.isidentifier()
-        and name == name.lower()
-        and not keyword.iskeyword(name)
-        and not name.startswith("_")
-        and name not in _NOT_POOLS
-    )
-
-
-@dataclass(kw_only=True)
-class _PoolKeys:
-    """What a pool of ``pools`` may say of itself, next to its kind and that kind's own options."""
-
-    num_modules: int = option(4, "modules in a stage's pool", ge=1)
-    top_k: _TopK = option(2, "choices K per step; as the model's by default", ge=1)
-    schedule: _Schedule = option("all", "modules a round may choose; as the model's by default")
-    skip: bool = option(True, "let tokens choose SKIP; as the model's by default")
-
-
-_POOL_KEYS = dict(declared(_PoolKeys))
+            rule = f"must be between {least:g} and {self.graph_depth}, or null"
+            raise InvalidOption("depth_target", target, rule)
 
 
 def kind_options() -> dict[str, Declared]:
@@ -542,7 +347,7 @@ def options_table() -> str:
     rows = [
         (f"`{group}.{name}`", one) for group in ("model", "router") for name, one in options_of(group).items()
     ]
-    rows += [(f"`model.pools.<name>.{name}`", one) for name, one in _POOL_KEYS.items()]
+    rows += [(f"`model.pools.<name>.{name}`", one) for name, one in ENTRY_OPTIONS.items()]
     for kind in pool_kinds.values():
         rows += [(f"`model.pools.<name>.{name}` ({kind.name})", one) for name, one in declared(kind).items()]
     lines = ["| option | default | allowed | meaning |", "|---|---|---|---|"]

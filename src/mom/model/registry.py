@@ -57,14 +57,11 @@ class Registry(dict[str, Any]):
         """
 
         def add(cls: type) -> type:
-            known = self.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
-                raise ValueError(f"{self.option} {name} is already registered by {known.__module__}")
-            made = dataclass(frozen=True, kw_only=True)(cls)
-            made.name = name  # type: ignore[attr-defined]
+            other = self.get(name, cls)
+            if (other.__module__, other.__qualname__) != (cls.__module__, cls.__qualname__):
+                raise ValueError(f"{self.option} {name} is already registered by {other.__module__}")
+            made: Any = dataclass(frozen=True, kw_only=True)(cls)
+            made.name = name
             self[name] = made
             return made
 

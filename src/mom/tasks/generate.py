@@ -136,7 +136,7 @@ def continue_prompt(
     """Print a prompt and its continuation, and return the generated tokens."""
     # Beam search may still replace any token, so its result is printed at the end.
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if options.num_beams == 1 else None
-    sequence = model.generate(  # type: ignore[misc]  # transformers types self by a protocol of its own
+    sequence = model.generate(
         input_ids=ids.to(model.device),
         attention_mask=torch.ones_like(ids).to(model.device),
         generation_config=options,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from mom.model.router import Router
+from mom.model.routers.router import Router
 
 
 def vector_parameters(model: nn.Module) -> set[int]:

@@ -1,7 +1,7 @@
 """Module kinds, one file each; importing this package registers them, without loading PyTorch."""
 
 from mom.model.pools.attention import Attention
-from mom.model.pools.base import PoolKind
 from mom.model.pools.ffn import FFN
+from mom.model.pools.kind import PoolKind
 
 __all__ = ["FFN", "Attention", "PoolKind"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mom.model.options import ModelOptions
-from mom.model.pools.base import PoolKind
+from mom.model.pools.kind import PoolKind
 from mom.model.registry import register_pool
 
 
@@ -47,5 +47,5 @@ class Attention(PoolKind):
         from mom.model.components import normalized_qk
 
         module = module.clamp(max=pool.num_modules - 1)  # (M,)
-        scales = (scale[module].to(qkv.dtype) for scale in (pool.q_norm_weight, pool.k_norm_weight))
-        return normalized_qk(qkv, *scales, pool.config.layer_norm_epsilon).to(qkv.dtype)
+        q_scale, k_scale = pool.q_norm_weight[module].to(qkv.dtype), pool.k_norm_weight[module].to(qkv.dtype)
+        return normalized_qk(qkv, q_scale, k_scale, pool.config.layer_norm_epsilon).to(qkv.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mom.model.options import ModelOptions
-from mom.model.pools.base import PoolKind
+from mom.model.pools.kind import PoolKind
 from mom.model.registry import register_pool
 
 

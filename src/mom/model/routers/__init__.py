@@ -1,7 +1,7 @@
 """Router kinds, one file each; importing this package registers them, without loading PyTorch."""
 
-from mom.model.routers.base import RouterKind
 from mom.model.routers.gru import GRU
+from mom.model.routers.kind import RouterKind
 from mom.model.routers.linear import Linear
 from mom.model.routers.mlp import MLP
 from mom.model.routers.random import Random

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
 from mom.model.registry import register_router
-from mom.model.routers.base import RouterKind
-from mom.model.schedules import PoolLayout
+from mom.model.routers.kind import RouterKind
 
 
 @register_router("random")

@@ -13,9 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from mom.model.configuration import MoMConfig
+from mom.model.layout import PoolLayout
+from mom.model.options import ModelOptions
 from mom.model.routing import Routing, choose
-from mom.model.schedules import PoolLayout
 
 NOISE_KINDS = ("gaussian", "gumbel")
 
@@ -40,7 +40,7 @@ class Router(nn.Module):
     noise_scale: Tensor
     temperature: Tensor | None
 
-    def __init__(self, config: MoMConfig, layout: PoolLayout, salt: int) -> None:
+    def __init__(self, config: ModelOptions, layout: PoolLayout, salt: int) -> None:
         super().__init__()
         self.config, self.layout, self.salt = config, layout, salt
         self.kind: Any = layout.router

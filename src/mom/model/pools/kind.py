@@ -13,10 +13,10 @@ class PoolKind:
     """A kind of module, registered with :func:`mom.model.registry.register_pool`.
 
     A module is a norm, a projection that reads the normalized residual stream, and a projection back into it. The
-    host, :class:`mom.model.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
+    host, :class:`mom.model.pools.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
     ``<projection>_weight`` [N, rows, columns], ``<projection>_bias`` [N, columns], and the ``scales``. A kind's
-    options are fields declared with :func:`mom.model.options.option`; a pool's entry in ``pools`` gives them. Import
-    PyTorch inside methods to keep the options readable without it.
+    options are fields declared with :func:`mom.model.declaration.option`; a pool's entry in ``pools`` gives them.
+    Import PyTorch inside methods to keep the options readable without it.
     """
 
     name: ClassVar[str]
@@ -48,7 +48,7 @@ class PoolKind:
             pool: the host.
             x: residual stream, [B, T, D].
             routing: the modules and weights of each token, a :class:`mom.model.routing.Routing`.
-            folded: the pool's weights for this forward pass, a :class:`mom.model.pool.Folded`.
+            folded: the pool's weights for this forward pass, a :class:`mom.model.pools.rows.Folded`.
             context: the rest of the sequence, a :class:`mom.model.attention.StepContext`.
 
         Returns:

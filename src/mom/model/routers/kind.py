@@ -6,18 +6,19 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from mom.model.options import ModelOptions, option
-from mom.model.schedules import PoolLayout
+from mom.model.declaration import option
+from mom.model.layout import PoolLayout
+from mom.model.options import ModelOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class RouterKind:
     """A way to choose modules, registered with :func:`mom.model.registry.register_router`.
 
-    A kind holds no weights: :meth:`layers` makes them for the host, :class:`mom.model.router.Router`, which adds
-    reachability, temperature, prior, noise and balance bias to what :meth:`score` returns and ranks the outcome.
-    A kind's options are fields declared with :func:`mom.model.options.option`. Import PyTorch inside methods to keep
-    the options readable without it.
+    A kind holds no weights: :meth:`layers` makes them for the host, :class:`mom.model.routers.router.Router`, which
+    adds reachability, temperature, prior, noise, and balance bias to what :meth:`score` returns and ranks the outcome.
+    A kind's options are fields declared with :func:`mom.model.declaration.option`. Import PyTorch inside methods to
+    keep the options readable without it.
     """
 
     name: ClassVar[str]

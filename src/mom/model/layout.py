@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+# ruff: noqa: RUF009 (`option` makes a dataclass field)
+import keyword
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal
 
+from mom.model.declaration import declared, option
+from mom.model.registry import InvalidOption, one_of
+from mom.model.registry import pools as pool_kinds
 
-class _Router(Protocol):
-    """The part of :class:`mom.model.routers.RouterKind` that a layout asks."""
-
-    def may_skip(self, layout: PoolLayout) -> bool: ...
-
-    def most_choices(self, layout: PoolLayout) -> int: ...
-
-    def most_modules(self, layout: PoolLayout) -> float: ...
+Schedule = Literal["all", "layerwise", "grouped"]
+TopK = int | Literal["all"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLayout:
     """One pool of every stage as its router sees it; :meth:`mom.model.options.ModelOptions.pools` makes them.
 
-    A *slot* is one router output. Slots 0 … N-1 are modules, the ``num_skip_slots`` after them all mean SKIP
+    A router has one output, or *slot*, for each of the N modules, and behind them ``num_skip_slots`` that mean SKIP
     (one, except in checkpoints of the authors' code).
 
     Attributes:
         name: the pool's name, ``attention`` or ``ffn`` by default.
         kind: its module kind, a :class:`mom.model.pools.PoolKind`.
         router: its router's kind, a :class:`mom.model.routers.RouterKind`.
-        place: its place in a round, counted from 0.
+        position: its position in a round, counted from 0.
         num_modules: modules N.
         num_skip_slots: router outputs that mean SKIP.
         num_rounds: rounds H of a stage.
@@ -39,8 +39,8 @@ class PoolLayout:
 
     name: str
     kind: Any
-    router: _Router
-    place: int
+    router: Any
+    position: int
     num_modules: int
     num_skip_slots: int
     num_rounds: int
@@ -84,8 +84,7 @@ class PoolLayout:
         """
         if self.schedule != "grouped" or self.num_modules < self.num_rounds:
             return list(range(self.num_modules))
-        groups = [self.modules_of(one) for one in range(self.num_rounds)]
-        return [layer for layer, group in enumerate(groups) for _ in group]
+        return [h for h in range(self.num_rounds) for _ in self.modules_of(h)]
 
     def reachable(self) -> list[list[bool]]:
         """Return which slots each round may choose, [H][slots].
@@ -133,3 +132,81 @@ class PoolLayout:
             for slot in second:
                 row[slot] = strength
         return table
+
+
+# Pools as users write them: a list of kinds, or a mapping from names to entries such as `{kind: ffn, top_k: 1}`.
+
+
+@dataclass(kw_only=True)
+class _Entry:
+    """The keys of a pool's entry, next to its kind and that kind's own options."""
+
+    num_modules: int = option(4, "modules in a stage's pool", ge=1)
+    top_k: TopK = option(2, "choices K per step; as the model's by default", ge=1)
+    schedule: Schedule = option("all", "modules a round may choose; as the model's by default")
+    skip: bool = option(True, "let tokens choose SKIP; as the model's by default")
+
+
+ENTRY_OPTIONS = declared(_Entry)
+"""Options of every pool's entry, by name."""
+
+RESERVED = "anchor, dropout"
+"""Names that a pool cannot have, because a stage has them for other parts."""
+
+_NOT_POOLS = {*RESERVED.split(", "), "layouts", "training", "forward", "assemble", "count", "index"}
+
+
+def named_entries(pools: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, Any]]:
+    """Return the name and entry of each pool, from a mapping, or a list of kinds or of entries with a name."""
+    if isinstance(pools, Mapping):
+        return [(name, {} if entry is None else entry) for name, entry in pools.items()]
+    entries = [{"name": item} if isinstance(item, str) else dict(item) for item in pools]
+    return [(entry.pop("name", None), entry) for entry in entries]
+
+
+def entries_as_list(pools: Mapping[str, Any] | Sequence[Any]) -> list[Any]:
+    """Return the pools as a list, whose order survives in files that sort the keys of mappings."""
+    if not isinstance(pools, Mapping):
+        return list(pools)
+    return [{"name": name, **entry} for name, entry in named_entries(pools)]
+
+
+def check_entries(pools: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Check the names, kinds, and entries of pools.
+
+    Raises:
+        InvalidOption: the first that is invalid.
+    """
+    if not pools:
+        raise InvalidOption("pools", pools, "must name at least one pool")
+    if not isinstance(pools, Mapping) and not all(isinstance(item, str | Mapping) for item in pools):
+        raise InvalidOption("pools", pools, "must be a list of kinds, or a mapping from names")
+    named = named_entries(pools)
+    if len({name for name, _ in named}) < len(named):
+        raise InvalidOption("pools", pools, "must name each kind once; write a mapping for two of a kind")
+    for name, entry in named:
+        if not _is_pool_name(name):
+            rule = f"must have names of lowercase letters, digits, and _ other than {RESERVED}"
+            raise InvalidOption("pools", name, rule)
+        if not isinstance(entry, Mapping):
+            raise InvalidOption(f"pools.{name}", entry, "must be a mapping")
+        kind = pool_kinds.find(entry.get("kind", name), f"pools.{name}.kind")
+        known = {**ENTRY_OPTIONS, **declared(kind)}
+        for key, value in entry.items():
+            if key == "kind":
+                continue
+            if key not in known:
+                raise InvalidOption(f"pools.{name}.{key}", value, f"is no option: it {one_of(key, known)}")
+            if value is not None:
+                known[key].check(value, f"pools.{name}.{key}")
+
+
+def _is_pool_name(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name.isidentifier()
+        and name == name.lower()
+        and not keyword.iskeyword(name)
+        and not name.startswith("_")
+        and name not in _NOT_POOLS
+    )

@@ -1,0 +1,124 @@
+"""Declarations of options: type, default, range, and help, once, as fields of a dataclass."""
+
+from __future__ import annotations
+
+import math
+import operator
+import types
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from mom.model.registry import InvalidOption, as_yaml, one_of
+
+_BOUNDS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    group: str | None = "model",
+    fill: Callable[[Any], Any] | None = None,
+    **bounds: float,
+) -> Any:
+    """Declare an option as a dataclass field; its type is the annotation, with ``Literal`` for named choices.
+
+    Args:
+        default: its default.
+        help: one line for users.
+        group: the Hydra group it belongs to, ``model`` or ``router``; ``None`` for ``config.json`` only.
+        fill: computes a value that is null from the other options.
+        bounds: the range of a number by ``ge``, ``gt``, ``le``, and ``lt``, as in pydantic.
+    """
+    assert bounds.keys() <= _BOUNDS.keys()
+    return field(default=default, metadata={"help": help, "group": group, "bounds": bounds, "fill": fill})
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declared option, as :func:`declared` reads it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+    group: str | None
+    bounds: Mapping[str, float]
+    fill: Callable[[Any], Any] | None
+
+    def check(self, value: Any, option: str = "") -> None:
+        """Check type and range.
+
+        Raises:
+            InvalidOption: under the name ``option``, or the option's own.
+        """
+        if not _fits(value, self.type) or not self._in_range(value):
+            if get_origin(self.type) is Literal:
+                raise InvalidOption(option or self.name, value, one_of(value, get_args(self.type)))
+            raise InvalidOption(option or self.name, value, f"must be {self.allowed()}")
+
+    def _in_range(self, value: Any) -> bool:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return True
+        return math.isfinite(value) and all(
+            _BOUNDS[name][0](value, bound) for name, bound in self.bounds.items()
+        )
+
+    def allowed(self) -> str:
+        """Write the allowed values in words."""
+        bounds = " and ".join(f"{_BOUNDS[name][1]} {bound:g}" for name, bound in self.bounds.items())
+        parts: list[str] = []
+        for part in _parts(self.type):
+            if part in (int, float):
+                noun = "an integer" if part is int else "a number"
+                parts.append(f"{noun} {'of ' if bounds.startswith('at') else ''}{bounds}".strip())
+            elif part is bool:
+                parts += ["true", "false"]
+            elif get_origin(part) is Literal:
+                parts += map(as_yaml, get_args(part))
+            elif part is types.NoneType:
+                parts.append("null")
+            else:
+                parts.append({str: "a string", list: "a list", dict: "a mapping"}[get_origin(part) or part])
+        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value has a type; an integer is a number, but true is not an integer."""
+    for part in _parts(hint):
+        origin = get_origin(part) or part
+        if origin is Literal:
+            fits = any(value == choice and type(value) is type(choice) for choice in get_args(part))
+        elif isinstance(value, bool):
+            fits = origin is bool
+        else:
+            fits = isinstance(value, {float: (int, float), list: (list, tuple)}.get(origin, origin))
+        if fits:
+            return True
+    return False
+
+
+@cache
+def declared(owner: type) -> Mapping[str, Declared]:
+    """Return the options that a dataclass declares, by name.
+
+    Args:
+        owner: :class:`mom.model.options.ModelOptions`, or a kind of router or module.
+    """
+    hints = get_type_hints(owner)
+    return {
+        item.name: Declared(item.name, hints[item.name], item.default, **item.metadata)
+        for item in fields(owner)
+        if "help" in item.metadata and item.default is not MISSING
+    }

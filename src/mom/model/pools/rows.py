@@ -1,0 +1,179 @@
+"""The rows of computation of one step: a row for each module that a token runs.
+
+:class:`SortedRows` sorts them by module. With very few tokens, as in decoding with a cache, even sorting costs more
+than the matmuls; then :class:`AllRows` runs every module for every token, and a table of weights, 0 for modules that
+were not chosen, sums them in one matmul.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mom.model.components import activated
+from mom.model.dispatch import grouped_linear, sort_by_group, sum_choices
+from mom.model.options import ModelOptions
+from mom.model.routing import Routing
+
+
+class Folded(NamedTuple):
+    """A pool's weights, cast for the matmuls; used by all rounds of one forward pass.
+
+    Attributes:
+        in_weight: [N, D, D_in].
+        in_bias: [N, D_in].
+        out_weight: [N, D_out, D].
+        out_bias: [N, D].
+        norm_weight: the norms' scales, [N, D]; ``None`` if they are folded into ``in_weight``.
+        norm_bias: the norms' shifts, [N, D]; ``None`` if they are folded into ``in_bias``.
+    """
+
+    in_weight: Tensor
+    in_bias: Tensor
+    out_weight: Tensor
+    out_bias: Tensor
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+
+
+class SortedRows:
+    """A row for every token and choice, sorted by module; see :mod:`mom.model.dispatch`.
+
+    Attributes:
+        token: the token of each row, int64 [M].
+        module: the module of each row, int64 [M]; N is SKIP.
+        weight: the weight of each row, [M].
+    """
+
+    def __init__(self, config: ModelOptions, normal: Tensor, routing: Routing, folded: Folded) -> None:
+        self._config, self._normal, self._folded = config, normal, folded
+        self._dispatch = sort_by_group(routing.selected.flatten(0, 1), routing.num_modules)
+        self.token, self.module = self._dispatch.token, self._dispatch.group
+        self.weight = routing.weights.flatten().index_select(0, self._dispatch.place)  # (M,)
+
+    def project_in(self) -> Tensor:
+        """Return every row's norm and first projection, [M, columns]; rows of SKIP are 0."""
+        return self._project_in(scatter=False)
+
+    def sum_projected_in(self, *, weighted: bool) -> Tensor:
+        """Return the same summed over each token's rows, with or without their weights, [tokens, columns]."""
+        return self._project_in(scatter=True, row_weight=self.weight if weighted else None)
+
+    def _project_in(self, **how: Any) -> Tensor:
+        folded, normal = self._folded, self._normal  # (tokens, D)
+        if folded.norm_weight is not None and folded.norm_bias is not None:
+            rows = normal.index_select(0, self.token)  # (M, D)
+            module = self.module.clamp(max=len(folded.norm_weight) - 1)
+            # One step, as in LayerNorm itself: rounded once, to the same bits.
+            normal = torch.addcmul(folded.norm_bias[module], rows, folded.norm_weight[module])
+        normal, gather = normal.to(folded.in_weight.dtype), folded.norm_weight is None
+        return grouped_linear(normal, folded.in_weight, folded.in_bias, self._dispatch, gather=gather, **how)
+
+    def sum(self, rows: Tensor, weighted: bool) -> Tensor:
+        """Sum each token's rows, with or without their weights, [M, columns] → [tokens, columns]."""
+        rows = rows * self.weight.to(rows.dtype)[:, None] if weighted else rows
+        return sum_choices(rows, self._dispatch.row)
+
+    def sum_projected_out(self, rows: Tensor, *, activate: bool = False) -> Tensor:
+        """Return the last projection of every row, summed by weight over each token's, [M, rows] → [tokens, D].
+
+        Args:
+            rows: the input of the last projection.
+            activate: apply the feed-forward's activation to it first.
+        """
+        gated = self._config.components.gated
+        if activate and gated:
+            rows = activated(self._config, rows)  # (M, 2F) → (M, F); rows of SKIP stay 0
+        return self._project_out(rows, gather=False, gelu=activate and not gated)
+
+    def sum_projected_out_of_tokens(self, x: Tensor) -> Tensor:
+        """Return the same for rows that share their token's input, [tokens, rows] → [tokens, D]."""
+        return self._project_out(x, gather=True)
+
+    def _project_out(self, x: Tensor, **how: Any) -> Tensor:
+        weight, bias = self._folded.out_weight, self._folded.out_bias
+        return grouped_linear(x, weight, bias, self._dispatch, scatter=True, row_weight=self.weight, **how)
+
+
+class AllRows:
+    """Every module for every token; the methods are those of :class:`SortedRows`, with rows [N, tokens, columns]."""
+
+    def __init__(self, config: ModelOptions, normal: Tensor, routing: Routing, folded: Folded) -> None:
+        self._config, self._folded, self._routing = config, folded, routing
+        normal = normal.to(folded.in_weight.dtype)[:, None]  # (tokens, 1, D)
+        if folded.norm_weight is not None and folded.norm_bias is not None:
+            normal = torch.addcmul(folded.norm_bias, normal, folded.norm_weight)  # (tokens, N, D)
+        self._normal = normal
+        self._weights = self._table(routing.weights)
+
+    def _table(self, values: Tensor) -> Tensor:
+        values = values.to(self._normal.dtype)
+        return choice_table(self._routing.selected, values, self._routing.num_modules)
+
+    def project_in(self) -> Tensor:
+        folded, by_module = self._folded, self._normal.transpose(0, 1)  # (N or 1, tokens, D)
+        by_module = by_module.expand(self._routing.num_modules, -1, -1)
+        return torch.baddbmm(folded.in_bias[:, None], by_module, folded.in_weight)
+
+    def sum_projected_in(self, *, weighted: bool) -> Tensor:
+        table = self._weights if weighted else self._table(torch.ones_like(self._routing.weights))
+        return sum_modules(self._normal, table, self._folded.in_weight, self._folded.in_bias)
+
+    def sum_projected_out(self, rows: Tensor, *, activate: bool = False) -> Tensor:
+        rows = activated(self._config, rows) if activate else rows
+        return self._project_out(rows.transpose(0, 1))  # (tokens, N, columns)
+
+    def sum_projected_out_of_tokens(self, x: Tensor) -> Tensor:
+        return self._project_out(x[:, None])  # (tokens, 1, D)
+
+    def _project_out(self, rows: Tensor) -> Tensor:
+        return sum_modules(rows, self._weights, self._folded.out_weight, self._folded.out_bias)
+
+
+ALL_MODULES_MAX_TOKENS = 32
+ALL_MODULES_MAX_WEIGHTS = 2**19
+
+
+def should_run_all_modules(num_tokens: int, num_weights: int) -> bool:
+    """Return whether to run every module for every token instead of sorting tokens by module.
+
+    This is for decoding, so without gradients only. The wasted computation must cost less than the sorting, so both
+    the tokens and the weights must be few; the bounds are measured (docs/performance.md, "Decoding").
+
+    Args:
+        num_tokens: tokens of this forward pass, B x T.
+        num_weights: entries of the pool's first projection, all modules together.
+    """
+    few = num_tokens <= ALL_MODULES_MAX_TOKENS and num_weights <= ALL_MODULES_MAX_WEIGHTS
+    return few and not torch.is_grad_enabled()
+
+
+def choice_table(selected: Tensor, values: Tensor, num_modules: int) -> Tensor:
+    """Spread the values of the K choices over the modules, [B, T, K] → [tokens, N], 0 for modules not chosen.
+
+    Args:
+        selected: [B, T, K]; ``num_modules`` or more is SKIP.
+        values: [B, T, K].
+        num_modules: modules N.
+    """
+    table = values.new_zeros(selected.shape[0] * selected.shape[1], num_modules + 1)
+    table.scatter_(1, selected.flatten(0, 1), values.flatten(0, 1))
+    return table[:, :num_modules]
+
+
+def sum_modules(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Sum every module's linear map of every token by a table of weights, in one matmul.
+
+    Args:
+        rows: each token's rows, [tokens, N, D_in]; [tokens, 1, D_in] if the modules share one.
+        table: :func:`choice_table`, [tokens, N].
+        weight: [N, D_in, D_out].
+        bias: [N, D_out].
+
+    Returns:
+        [tokens, D_out].
+    """
+    weighted = (rows * table[:, :, None]).flatten(1)  # (tokens, N · D_in)
+    return torch.addmm(table @ bias, weighted, weight.flatten(0, 1))
