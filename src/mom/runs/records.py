@@ -70,8 +70,8 @@ class Run:
         options: its configuration, from dotted names to values as users write them; a plain transformer has none of
             the options in :data:`OF_STAGES`.
         seed: the random seed.
-        status: the content of ``status.json``.
-        summary: the content of ``summary.json``.
+        status: content of ``status.json``.
+        summary: content of ``summary.json``.
         origin: the ``commit`` of the code and the ``command`` that started the run, as far as they are known.
     """
 
@@ -109,14 +109,15 @@ def find_runs(places: Sequence[str]) -> list[Run]:
     """
     found: dict[Path, Run] = {}
     for place in places:
-        table, inside = _split_at_table(Path(place))
-        paths = [Path(match) for match in sorted(glob.glob(str(table or place), recursive=True))]
-        if table is not None:
-            paths = [path for path in paths if path.is_file()]
-            runs = [run for path in paths for run in read_table(path) if _is_below(run.folder, path / inside)]
-        else:
+        table = next((path for path in (Path(place), *Path(place).parents) if path.suffix == ".csv"), None)
+        paths = [Path(path) for path in sorted(glob.glob(str(table or place), recursive=True))]
+        if table is None:
             paths = [path for path in paths if path.is_dir()]
             runs = [run for path in paths for run in _runs_below(path)]
+        else:
+            paths = [path for path in paths if path.is_file()]
+            inside = Path(place).relative_to(table)
+            runs = [run for path in paths for run in read_table(path) if _is_below(run.folder, path / inside)]
         if not runs:
             reason = "there are no runs there" if paths else "no such directory or table"
             raise UsageError(f"cannot read runs from {as_written(place)}: {reason}")
@@ -139,14 +140,13 @@ def read_table(path: Path) -> list[Run]:
     runs = []
     for row in csv.DictReader(lines[1 + len(head) :]):
         own = {name: value or row.get(name, "") for name, value in options.items()}
-        numbers = {name: _read(cell) for name, cell in row.items() if name not in (*options, *_OWN) and cell}
         runs.append(
             Run(
                 path / row["run"],
                 {name: value for name, value in own.items() if value},
                 int(own.get("seed") or 0),
                 {"state": row["state"], "error": None, "time": row["time"]},
-                numbers,
+                {name: _read(cell) for name, cell in row.items() if name not in (*options, *_OWN) and cell},
                 {"commit": row["commit"], "command": row["command"]},
             )
         )
@@ -165,47 +165,37 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     """
     root = os.path.commonpath([run.folder.absolute().parent for run in runs])
     options = [name for name in _merged(run.options for run in runs) if name != "run_dir"]
-    numbers = _merged(run.summary for run in runs)
-    values = {name: {run.options.get(name) for run in runs} for name in options}
-    varying = [name for name in options if len(values[name]) > 1]
+    varying = [name for name in options if len({run.options.get(name) for run in runs}) > 1]
     text = io.StringIO()
     text.write(f"{_TITLE}\n")
     for name in options:
         text.write(f"# {name}\n" if name in varying else f"# {name}: {runs[0].options[name]}\n")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["run", *varying, *_OWN[1:], *numbers])
+    columns = ["run", *varying, *_OWN[1:], *_merged(run.summary for run in runs)]
+    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
+    table.writeheader()
     for run in runs:
         state = run.status.get("state", "no status")
-        table.writerow(
-            [
-                run.folder.absolute().relative_to(root).as_posix(),
-                *(run.options.get(name, "") for name in varying),
-                state if state == "succeeded" else run.why_not(""),
-                run.status.get("time", ""),
-                run.origin.get("commit", ""),
-                run.origin.get("command", ""),
-                *(_written(run.summary[name]) if name in run.summary else "" for name in numbers),
-            ]
-        )
+        own = {
+            "run": run.folder.absolute().relative_to(root).as_posix(),
+            "state": state if state == "succeeded" else run.why_not(""),
+            "time": run.status.get("time", ""),
+        }
+        numbers = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in run.summary.items()
+        }
+        table.writerow({**run.options, **numbers, **own, **run.origin})
     write_text_atomic(path, text.getvalue())
 
 
-def is_within(name: str, place: str) -> bool:
-    """Return whether an option is the one named, or inside the group named."""
-    return name == place or name.startswith(f"{place}.")
+def is_within(name: str, *places: str) -> bool:
+    """Return whether an option is one of those named, or inside one of the groups named."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 _TITLE = "# Options of the runs below; an option without a value has a column."
 _OWN = ("run", "state", "time", "commit", "command")
 """Columns of a table of runs that are neither options nor numbers of the summary."""
-
-
-def _split_at_table(place: Path) -> tuple[Path | None, Path]:
-    """Split ``a/study.csv/plain/0`` into the table and what is inside it; a place without a table has none."""
-    for path in (place, *place.parents):
-        if path.suffix == ".csv":
-            return path, place.relative_to(path)
-    return None, place
 
 
 def _is_below(folder: Path, pattern: Path) -> bool:
@@ -226,10 +216,6 @@ def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
     return merged
 
 
-def _written(number: Any) -> str:
-    return number if isinstance(number, str) else json.dumps(number)
-
-
 def _read(cell: str) -> Any:
     try:
         return json.loads(cell)
@@ -240,34 +226,21 @@ def _read(cell: str) -> Any:
 def _runs_below(folder: Path) -> Iterator[Run]:
     """Yield the run in a directory, or those in the directories below; the phases of a run are part of it."""
     request = read_request(folder)
-    if request is not None:
-        options = dict(_dotted(request))
-        if options.get("model.num_stages") == "0":
-            options = {
-                name: value
-                for name, value in options.items()
-                if not any(is_within(name, group) for group in (*OF_STAGES, *_FORMERLY_OF_STAGES))
-            }
-        yield Run(
-            folder,
-            options,
-            int(request.get("seed", 0)),
-            read_status(folder),
-            read_summary(folder),
-            _origin(folder),
-        )
-        return
-    for inner in sorted(folder.iterdir()):
-        if inner.is_dir():
+    if request is None:
+        for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
             yield from _runs_below(inner)
-
-
-def _origin(folder: Path) -> dict[str, str]:
-    """Return the commit of the code and the command that started the run, empty if they were not recorded."""
-    found = read_provenance(folder)
-    modified = " with changes" if found.get("modified") else ""
-    commit = f"{found['commit']}{modified}" if found.get("commit") else ""
-    return {"commit": commit, "command": found.get("command", "")}
+        return
+    options = dict(_dotted(request))
+    if options.get("model.num_stages") == "0":
+        unused = (*OF_STAGES, *_FORMERLY_OF_STAGES)
+        options = {name: value for name, value in options.items() if not is_within(name, *unused)}
+    provenance = read_provenance(folder)
+    commit = provenance.get("commit") or ""
+    if commit and provenance.get("modified"):
+        commit += " with changes"
+    origin = {"commit": commit, "command": provenance.get("command", "")}
+    seed = int(request.get("seed", 0))
+    yield Run(folder, options, seed, read_status(folder), read_summary(folder), origin)
 
 
 def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
