@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy import stats
 
-from mom.errors import UsageError, as_written, nearest
+from mom.errors import UsageError, as_written, did_you_mean
 from mom.runs.records import Run, is_within
 
 NOT_OPTIONS = (
@@ -36,7 +36,7 @@ ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Differences between partners with the same seed.
+    """Mean difference between partners with the same seed.
 
     Args:
         pairs: how many.
@@ -48,9 +48,9 @@ class Paired:
 
     pairs: int
     mean: float
-    error: float | None
-    low: float | None
-    high: float | None
+    error: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,29 +59,34 @@ class Group:
 
     Args:
         options: values of the options in which the groups differ.
+        runs: the run of each seed.
         values: the metric of each seed.
         costs: the cost metric of each seed; empty without one.
-        folders: the run directories, or rows of tables.
         others: the value that each seed is compared with, for the seeds that have a partner.
         difference: paired difference from those; None without partners.
     """
 
     options: tuple[str, ...]
+    runs: Mapping[int, Run]
     values: Mapping[int, float]
     costs: Mapping[int, float]
-    folders: tuple[Path, ...]
     others: Mapping[int, float] = dataclasses.field(default_factory=dict)
     difference: Paired | None = None
 
     @property
     def mean(self) -> float:
         """Mean over the seeds."""
-        return float(np.mean(list(self.values.values())))
+        return _mean(self.values.values())
 
     @property
     def cost(self) -> float | None:
         """Mean of the cost metric over the seeds; None without such a metric."""
-        return float(np.mean(list(self.costs.values()))) if self.costs else None
+        return _mean(self.costs.values()) if self.costs else None
+
+    @property
+    def partner(self) -> float | None:
+        """Mean of what the seeds are compared with; None without partners."""
+        return _mean(self.others.values()) if self.others else None
 
     @property
     def deviation(self) -> float | None:
@@ -122,35 +127,20 @@ def compare(
 ) -> Comparison:
     """Group runs by the options in which they differ and compare the groups over their seeds.
 
-    Args:
-        runs: the runs to compare.
-        metric: a name in ``summary.json``.
-        largest_is_best: whether the groups are ordered from the largest mean downwards.
-        baseline: a run; every group is compared with that run's group, seed by seed. With ``cost_metric``
-            the folders of several, whose groups are the points of a curve.
-        cost_metric: a metric that says what a run cost. A run is compared with the curve of its seed at its own cost,
-            linear between neighbors over the logarithm of the cost; outside of the curve it has no partner.
-        reference_metric: another metric; every run is compared with its own.
-        group_by: the options to group by; None takes all in which the runs differ.
-        ignore: options, or groups of them, in which the runs of a group may differ beside the seed.
-        confidence: of the interval around the mean difference.
+    The arguments are the options of :class:`mom.config.CompareConfig`. The baselines' curve is linear between
+    neighbors over the logarithm of the cost, for each seed; a run outside of it has no partner.
 
     Raises:
         UsageError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
     """
     counted, left_out = list(runs), []
-    for option, name in (
-        ("metric", metric),
-        ("cost_metric", cost_metric),
-        ("reference_metric", reference_metric),
-    ):
+    wanted = {"metric": metric, "cost_metric": cost_metric, "reference_metric": reference_metric}
+    for option, name in wanted.items():
         if name is None:
             continue
         lacking = [run for run in counted if run.value(name) is None]
         if len(lacking) == len(counted):
-            names = sorted({name for run in runs for name in run.summary})
-            close = nearest(name, names)
-            hint = f"; did you mean {close}?" if close else ""
+            hint = did_you_mean(name, sorted({name for run in runs for name in run.summary}))
             raise UsageError(f"task.{option}={name} is not in the summary.json of any finished run{hint}")
         if option != "reference_metric":  # a run without a partner still counts towards its group's mean
             left_out += [(run, run.why_not(name)) for run in lacking]
@@ -165,31 +155,27 @@ def compare(
                 "drop one of them, or name the options in which they differ in task.group_by"
             )
         members[run.seed] = run
-    groups = [
-        Group(
-            key,
-            _values(members, metric),
-            _values(members, cost_metric),
-            tuple(run.folder for run in members.values()),
-        )
-        for key, members in gathered.items()
-    ]
-    groups.sort(key=lambda group: -group.mean if largest_is_best else group.mean)
+    groups = []
+    for key, members in gathered.items():
+        by_seed = dict(sorted(members.items()))
+        groups.append(Group(key, by_seed, _values(by_seed, metric), _values(by_seed, cost_metric)))
+    groups.sort(key=lambda group: group.mean, reverse=largest_is_best)
     chosen = tuple(sorted({_index_of(folder, groups) for folder in baseline}))
     if cost_metric is not None and len(chosen) < 2:
         raise UsageError(
             "task.cost_metric requires task.baseline to name runs of at least two groups, "
             f"got {as_written([str(one) for one in baseline])}"
         )
+    curve = [groups[index] for index in chosen]
     for index, group in enumerate(groups):
         if reference_metric is not None:
-            others = _values(gathered[group.options], reference_metric)
-        elif index in chosen:
+            others = _values(group.runs, reference_metric)
+        elif index in chosen or not chosen:
             continue
         elif cost_metric is not None:
-            others = _interpolated([groups[one] for one in chosen], group.costs)
+            others = _interpolated(curve, group.costs)
         else:
-            others = dict(groups[chosen[0]].values) if chosen else {}
+            others = dict(curve[0].values)
         difference = paired(group.values, others, confidence)
         groups[index] = dataclasses.replace(group, others=others, difference=difference)
     return Comparison(options, together, tuple(groups), chosen, tuple(left_out))
@@ -200,14 +186,14 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
 
     Its interval is Student's t with one degree of freedom less than there are pairs.
     """
-    differences = np.array([ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())])
+    differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     number = len(differences)
     if number == 0:
         return None
-    mean = float(differences.mean())
+    mean = _mean(differences)
     if number == 1:
-        return Paired(1, mean, None, None, None)
-    error = float(differences.std(ddof=1) / math.sqrt(number))
+        return Paired(number, mean)
+    error = float(stats.sem(differences))
     width = float(stats.t.ppf((1 + confidence) / 2, number - 1)) * error
     return Paired(number, mean, error, mean - width, mean + width)
 
@@ -218,23 +204,22 @@ def _differing(
     """Return the options that tell runs apart, one of each set that changes together, and the rest of that set."""
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     for option, wanted in (("group_by", group_by or ()), ("ignore", ignore)):
-        for one in wanted:
-            if not any(is_within(name, one) for name in names):
-                close = nearest(one, names)
-                hint = f"; did you mean {close}?" if close else ""
-                raise UsageError(f"task.{option} must list options of the runs, got {one}{hint}")
+        for place in wanted:
+            if not any(is_within(name, place) for name in names):
+                hint = did_you_mean(place, names)
+                raise UsageError(f"task.{option} must list options of the runs, got {place}{hint}")
     if group_by is not None:
-        return tuple(name for one in group_by for name in names if is_within(name, one)), {}
-    columns: dict[str, list[str]] = {}
-    for name in names:
-        if not any(is_within(name, one) for one in (*NOT_OPTIONS, *ignore)):
-            values = [run.options.get(name, ABSENT) for run in runs]
-            if len(set(values)) > 1:
-                columns[name] = values
+        return tuple(name for place in group_by for name in names if is_within(name, place)), {}
+    columns = {
+        name: [run.options.get(name, ABSENT) for run in runs]
+        for name in names
+        if not is_within(name, *NOT_OPTIONS, *ignore)
+    }
+    columns = {name: values for name, values in columns.items() if len(set(values)) > 1}
     together: dict[str, tuple[str, ...]] = {}
     shown = list(columns)
     for name in columns:
-        leader = next((one for one in shown if one != name and _follows(name, one, columns)), None)
+        leader = next((other for other in shown if other != name and _follows(name, other, columns)), None)
         if leader is not None:
             shown.remove(name)
             together[leader] = (*together.get(leader, ()), name, *together.pop(name, ()))
@@ -242,24 +227,28 @@ def _differing(
 
 
 def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an option need not be shown because another tells it.
+    """Return whether an option need not be shown because another tells it.
 
     It changes exactly when the other does; or it is of the same group and has one value for each of the
     other's, as the options have that come with a choice of the group; or it has one value wherever it and the
     other are options at all.
     """
     pairs = len(set(zip(columns[name], columns[leader], strict=True)))
+    if pairs > len(set(columns[leader])):
+        return False
+    if pairs == len(set(columns[name])):  # each tells the other: the first is shown
+        return list(columns).index(leader) < list(columns).index(name)
     of_one_group = name.partition(".")[0] == leader.partition(".")[0]
-    is_constant = len(set(columns[name]) - {ABSENT}) == 1
-    leads = pairs == len(set(columns[leader]))
-    is_led_too = pairs == len(set(columns[name]))
-    earlier = list(columns).index(leader) < list(columns).index(name)
-    return leads and (earlier if is_led_too else of_one_group or is_constant)
+    return of_one_group or len(set(columns[name]) - {ABSENT}) == 1
+
+
+def _mean(values: Collection[float]) -> float:
+    return float(np.mean(list(values)))
 
 
 def _values(members: Mapping[int, Run], metric: str | None) -> dict[int, float]:
     """Return a metric for each seed that has it; an empty mapping without a metric."""
-    found = {} if metric is None else {seed: run.value(metric) for seed, run in sorted(members.items())}
+    found = {} if metric is None else {seed: run.value(metric) for seed, run in members.items()}
     return {seed: value for seed, value in found.items() if value is not None}
 
 
@@ -276,6 +265,6 @@ def _interpolated(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[in
 
 def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
     for index, group in enumerate(groups):
-        if baseline.resolve() in [folder.resolve() for folder in group.folders]:
+        if baseline.resolve() in [run.folder.resolve() for run in group.runs.values()]:
             return index
     raise UsageError(f"task.baseline must be one of the finished runs that are compared, got {baseline}")

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
 from tabulate import tabulate
 
 from mom.config import CompareConfig, RunConfig
-from mom.console import print_table, standard_output
+from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import UsageError
-from mom.plots.comparison import draw, draw_by_cost
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
 from mom.runs.directory import RunDirectory
 from mom.runs.records import Run, find_runs, write_table
 
 NAME = "comparison"
+
+Cell = str | None
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -26,10 +26,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``; with ``task.cost_metric`` also
     the figure ``comparison_by_cost``; with ``task.save_runs`` the runs themselves, as a table that ``runs`` can name.
-
-    Args:
-        config: the request.
-        run: the run's directory.
 
     Returns:
         The number of runs ``counted`` and ``left_out``, the number of ``groups``, and the ``mean`` of the best one.
@@ -52,17 +48,16 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         confidence=task.confidence,
     )
     if run.writes:
-        _write(comparison, task, run.path)
         if task.save_runs is not None:
             _save(runs, Path(task.save_runs))
-        _print(comparison, task, run.path)
+        _report(comparison, task, run.path)
     return {
         "groups": len(comparison.groups),
         "counted": len(runs) - len(comparison.left_out),
         "left_out": len(comparison.left_out),
         "metric": task.metric,
         "mean": comparison.groups[0].mean,
-        "best": label(comparison, comparison.groups[0]),
+        "best": _label(comparison, comparison.groups[0]),
     }
 
 
@@ -74,43 +69,47 @@ def _save(runs: Sequence[Run], path: Path) -> None:
         raise UsageError(f"cannot write task.save_runs={path}: {reason.strerror or reason}") from reason
 
 
-def label(comparison: Comparison, group: Group) -> str:
+def _label(comparison: Comparison, group: Group) -> str:
     """Return a group's options on one line, by their last names, without those that do not apply to it."""
     named = zip(comparison.options, group.options, strict=True)
     told = [f"{name.rpartition('.')[2]}={_shown(value)}" for name, value in named if value != ABSENT]
     return " ".join(told) or ("the others" if comparison.options else "all runs")
 
 
-def rows(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[str]]]:
-    """Return the table as strings: headings, and a row for each group."""
-    has_differences = task.baseline is not None or task.reference_metric is not None
-    partner = task.reference_metric or ("baseline at equal cost" if task.cost_metric is not None else None)
-    heads = [name.rpartition(".")[2] for name in comparison.options] or ["runs"]
-    heads += ["n", task.metric, "±"]
+def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[Cell]]]:
+    """Return the headings, and a row of cells for each group; None is shown as a dash."""
+    groups = comparison.groups
+    differences = [group.difference for group in groups]
+    columns: list[tuple[str, list[Cell]]] = [
+        (name.rpartition(".")[2], [_shown(group.options[place]) for group in groups])
+        for place, name in enumerate(comparison.options)
+    ]
+    columns = columns or [("runs", ["all"])]
+    columns += [
+        ("n", [str(len(group.values)) for group in groups]),
+        (task.metric, [_rounded(group.mean) for group in groups]),
+        ("±", [_rounded(group.deviation) for group in groups]),
+    ]
     if task.cost_metric is not None:
-        heads.append(task.cost_metric)
-    if partner is not None:
-        heads.append(partner)
-    # How many pairs there are says nothing where each run has a partner.
-    has_pairs = any(one.difference and one.difference.pairs < len(one.values) for one in comparison.groups)
-    if has_differences:
-        heads += ["difference", f"{task.confidence:.0%} interval", *(["pairs"] if has_pairs else [])]
-    body = []
-    for index, group in enumerate(comparison.groups):
-        row = [
-            *map(_shown, group.options or ("all",)),
-            str(len(group.values)),
-            *_number(group.mean, group.deviation),
+        columns.append((task.cost_metric, [f"{group.cost:.4g}" for group in groups]))
+    if task.reference_metric is not None or task.cost_metric is not None:
+        partner = task.reference_metric or "baseline at equal cost"
+        columns.append((partner, [_rounded(group.partner) for group in groups]))
+    if task.reference_metric is not None or task.baseline is not None:
+        means = [_rounded(one and one.mean, "+") for one in differences]
+        for place in comparison.baseline:
+            means[place] = "baseline"
+        intervals = [
+            None if one is None or one.low is None else f"{one.low:+.4f} … {one.high:+.4f}"
+            for one in differences
         ]
-        if group.cost is not None:
-            row.append(f"{group.cost:.4g}")
-        if partner is not None:
-            others = list(group.others.values())
-            row.append(f"{sum(others) / len(others):.4f}" if others else "–")
-        if has_differences:
-            row += _difference(group, is_baseline=index in comparison.baseline)[: 3 if has_pairs else 2]
-        body.append(row)
-    return heads, body
+        columns += [("difference", means), (f"{task.confidence:.0%} interval", intervals)]
+        # How many pairs there are says nothing if every run has a partner.
+        if any(group.difference and group.difference.pairs < len(group.values) for group in groups):
+            columns.append(("pairs", [str(one.pairs) if one else None for one in differences]))
+    return [name for name, _ in columns], [
+        list(row) for row in zip(*(cells for _, cells in columns), strict=True)
+    ]
 
 
 def _shown(option: str) -> str:
@@ -123,16 +122,8 @@ def _shown(option: str) -> str:
         return option
 
 
-def _number(mean: float, deviation: float | None) -> tuple[str, str]:
-    return f"{mean:.4f}", "–" if deviation is None else f"{deviation:.4f}"
-
-
-def _difference(group: Group, *, is_baseline: bool) -> list[str]:
-    found = group.difference
-    if found is None:
-        return ["baseline" if is_baseline else "–", "–", "–"]
-    interval = "–" if found.low is None else f"{found.low:+.4f} … {found.high:+.4f}"
-    return [f"{found.mean:+.4f}", interval, str(found.pairs)]
+def _rounded(number: float | None, sign: str = "") -> Cell:
+    return None if number is None else f"{number:{sign}.4f}"
 
 
 def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
@@ -141,7 +132,7 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     if task.reference_metric is not None:
         notes.append(f"difference: {task.metric} − {task.reference_metric} of the same run")
     elif comparison.baseline:
-        of = [label(comparison, comparison.groups[one]) for one in comparison.baseline]
+        of = [_label(comparison, comparison.groups[one]) for one in comparison.baseline]
         if task.cost_metric is None:
             notes.append(f"difference: from the run of {of[0]} with the same seed")
         else:
@@ -152,72 +143,55 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     for name, others in comparison.together.items():
         shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         notes.append(f"{name} changes together with {shown}")
-    notes += [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
-    return notes
+    return notes + [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
 
 
-def _print(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
-    heads, body = rows(comparison, task)
-    title = f"{task.metric}, mean and std over seeds, best first"
-    table = Table(title=title, title_justify="left")
-    options = len(comparison.options) or 1
-    for place, head in enumerate(heads):
-        if place < options:
-            table.add_column(head, overflow="fold", min_width=4)
-        else:
-            table.add_column(head.replace("/", "/\n", 1), justify="right")
-    for row in body:
-        table.add_row(*row)
-    console = standard_output()
-    print_table(table, console)
-    console.print(f"Written to {folder}", soft_wrap=True, highlight=False)
-    for note in _notes(comparison, task):
-        console.print(note, soft_wrap=True, highlight=False)
+def _report(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
+    """Write the comparison in every form, and print its table and notes."""
+    from mom.plots.comparison import write_figures  # here, as Matplotlib takes a second to import
 
+    headings, rows = _table(comparison, task)
+    notes = _notes(comparison, task)
+    texts = len(comparison.options) or 1
+    align = ["left"] * texts + ["right"] * (len(headings) - texts)
+    below = "".join(f"\n- {note}" for note in notes) + "\n" if notes else ""
+    for ending, form, after in (("md", "github", below), ("tex", "latex_booktabs", "")):
+        text = tabulate(rows, headings, form, disable_numparse=True, colalign=align, missingval=MISSING)
+        (folder / f"{NAME}.{ending}").write_text(f"{text}\n{after}", encoding="utf-8")
+    _write_csv(comparison, folder / f"{NAME}.csv")
+    write_figures(comparison, task, [_label(comparison, group) for group in comparison.groups], folder / NAME)
 
-def _write(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
-    heads, body = rows(comparison, task)
-    numeric = len(heads) - (len(comparison.options) or 1)
-    align = ["left"] * (len(heads) - numeric) + ["right"] * numeric
-    notes = "".join(f"\n- {note}" for note in _notes(comparison, task))
-    markdown = tabulate(body, heads, tablefmt="github", disable_numparse=True, colalign=align)
-    (folder / f"{NAME}.md").write_text(
-        f"{markdown}\n{notes}\n" if notes else f"{markdown}\n", encoding="utf-8"
+    table = build_table(
+        [*headings[:texts], *(heading.replace("/", "/\n", 1) for heading in headings[texts:])],
+        rows,
+        title=f"{task.metric}, mean and std over seeds, best first",
+        texts=texts,
     )
-    latex = tabulate(body, heads, tablefmt="latex_booktabs", disable_numparse=True, colalign=align)
-    (folder / f"{NAME}.tex").write_text(latex + "\n", encoding="utf-8")
-    _write_csv(comparison, task, folder / f"{NAME}.csv")
-    labels = [label(comparison, group) for group in comparison.groups]
-    draw(comparison, task, labels, folder / NAME)
-    if task.cost_metric is not None:
-        draw_by_cost(comparison, task, labels, folder / f"{NAME}_by_cost")
+    for column in table.columns[:texts]:
+        column.min_width = 4
+    print_table(table, directory=folder)
+    for note in notes:
+        print_line(note)
 
 
-def _write_csv(comparison: Comparison, task: CompareConfig, path: Path) -> None:
-    heads = [
-        *comparison.options,
-        "n",
-        "mean",
-        "deviation",
-        "cost",
-        "difference",
-        "error",
-        "low",
-        "high",
-        "pairs",
-        "seeds",
-    ]
-    body: list[Sequence[Any]] = []
-    for group in comparison.groups:
-        found = group.difference
-        differences = (
-            ("", "", "", "", "")
-            if found is None
-            else (found.mean, found.error, found.low, found.high, found.pairs)
-        )
-        seeds = " ".join(map(str, group.values))
-        body.append(
-            [*group.options, len(group.values), group.mean, group.deviation, group.cost, *differences, seeds]
-        )
+def _write_csv(comparison: Comparison, path: Path) -> None:
+    of_difference = ("error", "low", "high", "pairs")
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([heads, *body])
+        table = csv.writer(file)
+        table.writerow(
+            [*comparison.options, "n", "mean", "deviation", "cost", "difference", *of_difference, "seeds"]
+        )
+        for group in comparison.groups:
+            difference = [getattr(group.difference, name, None) for name in ("mean", *of_difference)]
+            seeds = " ".join(map(str, group.values))
+            table.writerow(
+                [
+                    *group.options,
+                    len(group.values),
+                    group.mean,
+                    group.deviation,
+                    group.cost,
+                    *difference,
+                    seeds,
+                ]
+            )
