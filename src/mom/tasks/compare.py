@@ -96,7 +96,7 @@ def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list
         partner = task.reference_metric or "baseline at equal cost"
         columns.append((partner, [_rounded(group.partner) for group in groups]))
     if task.reference_metric is not None or task.baseline is not None:
-        means = [_rounded(one and one.mean, "+") for one in differences]
+        means = [_rounded(one.mean if one else None, "+") for one in differences]
         for place in comparison.baseline:
             means[place] = "baseline"
         intervals = [
