@@ -112,7 +112,15 @@ def test_the_files_say_what_the_sections_default_to() -> None:
 def test_top_level_keys() -> None:
     groups = {"task", "model", "router", "data", "optimizer", "trainer", "callbacks", "logger", "launcher"}
 
-    assert set(composed(CONF, [])) == groups | {"seed", "init", "ckpt", "resume", "debug", "run_dir"}
+    assert set(composed(CONF, [])) == groups | {
+        "plugins",
+        "seed",
+        "init",
+        "ckpt",
+        "resume",
+        "debug",
+        "run_dir",
+    }
 
 
 def test_many_loggers_are_the_single_ones() -> None:
@@ -153,5 +161,5 @@ def test_the_help_names_every_top_level_option() -> None:
 
     assert all(
         re.search(rf"^    {name} ", text, re.MULTILINE)
-        for name in ("seed", "init", "ckpt", "resume", "debug", "run_dir")
+        for name in ("plugins", "seed", "init", "ckpt", "resume", "debug", "run_dir")
     )

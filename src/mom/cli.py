@@ -21,7 +21,13 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
-from mom.config.composition import CONFIG_NAME, added_config_dir, explain, is_composition_error
+from mom.config.composition import (
+    CONFIG_NAME,
+    added_config_dir,
+    explain,
+    is_composition_error,
+    prepare_composition,
+)
 from mom.errors import JobsFailed, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
 from mom.runs.provenance import start_of_run
@@ -46,6 +52,7 @@ def main(config_dir: Path) -> int:
     try:
         overrides = _parse_overrides()
         debug = "debug=true" in (override.lower() for override in overrides)
+        prepare_composition(config_dir, overrides)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt:
         return INTERRUPTED

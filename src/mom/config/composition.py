@@ -13,9 +13,12 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mom.config.model import store_groups
 from mom.config.old_schedules import replacement
+from mom.config.plugins import load_plugins, plugins_in
 from mom.config.renamed import renamed
 from mom.errors import UsageError, as_written, either, first_line, nearest, unknown_choice
+from mom.model.registry import routers
 
 CONFIG_NAME = "config"
 
@@ -29,9 +32,21 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
     Raises:
         HydraException: if they are invalid; :func:`explain` makes it one line.
+        UsageError: if a plugin cannot be imported.
     """
+    prepare_composition(config_dir, overrides)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+def prepare_composition(config_dir: Path, overrides: Sequence[str]) -> None:
+    """Import the plugins named on the command line and store the parts of the configuration that are not in files.
+
+    Raises:
+        UsageError: if a plugin cannot be imported.
+    """
+    load_plugins(plugins_in(overrides))
+    store_groups(config_dir)
 
 
 def added_config_dir(folder: str | Path | None) -> list[str]:
@@ -120,6 +135,7 @@ def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> Usa
         for file in (folder / group).rglob("*.yaml")
         if file.parent.name != "shared"
     ]
+    names += [name for name in routers if group == "router" and name not in names]
     return unknown_choice(group, choice, sorted(names))
 
 

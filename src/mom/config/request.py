@@ -9,19 +9,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from mom.config.checks import conform, in_range, known_names, unknown_option
+from mom.config.checks import conform, in_range, unknown_option
 from mom.config.data import DataConfig, DataSection, data_section
 from mom.config.launcher import LauncherConfig, launcher_section
+from mom.config.model import check_model, check_options, invalid_model
 from mom.config.nodes import NodeConfig
+from mom.config.plugins import OPTION, load_plugins
 from mom.config.search import SearchConfig
 from mom.config.section import TaskConfig
 from mom.config.tasks import task_section
 from mom.config.training import OptimizerConfig, TrainerConfig
 from mom.errors import UsageError, as_written, either, first_line, unknown_choice
-from mom.model.options import ModelOptions, options_of
-from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in module kinds)
-from mom.model.registry import InvalidOption
-from mom.model.routers import RouterKind  # noqa: F401 (registers the built-in routers)
 from mom.runs.directory import choose_run_dir
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ _GROUPS = (
     "search",
 )
 _TOP_LEVEL: Mapping[str, Any] = {
+    OPTION: list[str],
     "seed": int,
     "init": str | None,
     "ckpt": str | None,
@@ -64,6 +63,7 @@ class RunConfig:
         logger: loggers by name.
         launcher: how the jobs of a sweep are started.
         search: how the trials of a search are sampled; None if this is not a search.
+        plugins: modules to import, which register routers and module kinds.
         seed: random seed.
         init: weights to start from: a checkpoint, an exported directory, or a Hub id.
         ckpt: checkpoint to resume from, including the optimizer state.
@@ -82,6 +82,7 @@ class RunConfig:
     logger: dict[str, NodeConfig]
     launcher: LauncherConfig
     search: SearchConfig | None
+    plugins: list[str]
     seed: int
     init: str | None
     ckpt: str | None
@@ -146,13 +147,14 @@ class RunConfig:
 def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     """Convert a composed Hydra configuration to a checked :class:`RunConfig`.
 
-    Imports no heavy library: :meth:`RunConfig.check_buildable` checks what requires them. ``run_dir: null`` becomes a
-    new name (:func:`mom.runs.directory.choose_run_dir`).
+    Imports the plugins first, and no heavy library of its own accord: :meth:`RunConfig.check_buildable` checks what
+    requires those. ``run_dir: null`` becomes a new name (:func:`mom.runs.directory.choose_run_dir`).
 
     Raises:
         UsageError: for the first option that is unknown or has an invalid type or value.
     """
     plain = _resolved(config)
+    load_plugins(conform(OPTION, plain.get(OPTION, []), list[str]))
     groups = {name: _group(plain, name) for name in _GROUPS}
     task = task_section(groups["task"])
     known = (*_GROUPS, *_TOP_LEVEL)
@@ -168,9 +170,9 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     data = data_section(groups["data"])
     if task.data_kinds and data.kind not in task.data_kinds:
         raise UsageError(f"data.kind must be {either(task.data_kinds)} for task={task.name}, got {data.kind}")
-    model, router = (_model_options(group, groups[group]) for group in ("model", "router"))
+    model, router = (check_options(group, groups[group]) for group in ("model", "router"))
     if task.takes_chosen_model():
-        _check_model(model, router, data.sequence_length)
+        check_model(model, router, data.sequence_length)
     return RunConfig(
         task=task,
         model=model,
@@ -186,7 +188,7 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     )
 
 
-_DEFAULTS: Mapping[str, Any] = {"seed": 0, "debug": False}
+_DEFAULTS: Mapping[str, Any] = {OPTION: [], "seed": 0, "debug": False}
 
 
 def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -220,47 +222,6 @@ def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:
         raise UsageError(f"task={task.name} does not support resume=auto")
     if task.needs_init and init is None and not (task.reads_ckpt and ckpt is not None):
         raise UsageError(f"task={task.name} requires init: a checkpoint, an exported directory, or a Hub id")
-
-
-def _model_options(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the names and types of the options of ``model`` or ``router``."""
-    hints = {name: option.type for name, option in options_of(group).items()}
-    if group == "model":
-        hints["vocab_size"] = int | None  # null is the tokenizer's
-    known_names(group, options, hints)
-    return {name: conform(f"{group}.{name}", value, hints[name]) for name, value in options.items()}
-
-
-def _check_model(model: Mapping[str, Any], router: Mapping[str, Any], sequence_length: int) -> None:
-    """Check the options of the model without PyTorch."""
-    try:
-        options = ModelOptions.from_mapping({**model, **router, "vocab_size": model.get("vocab_size") or 1})
-    except InvalidOption as reason:
-        raise invalid_model(reason) from reason
-    if sequence_length > options.max_positions:
-        raise UsageError(
-            f"data.sequence_length must be at most model.max_positions ({options.max_positions}), "
-            f"got {sequence_length}"
-        )
-    # The model itself allows this, as the authors' checkpoints have it, but training such a model is always a mistake.
-    if (
-        options.num_stages
-        and options.normalize_weights is True
-        and options.router_kind.learns
-        and any(layout.top_k == 1 for layout in options.pools())
-    ):
-        raise UsageError(
-            "router.normalize_weights must be auto or false with a top_k of 1, or the language-model loss cannot "
-            "train the router, got true"
-        )
-
-
-def invalid_model(reason: ValueError) -> UsageError:
-    """Convert an error about a model's configuration, adding the group to the name of the option."""
-    if not isinstance(reason, InvalidOption):
-        return UsageError(f"cannot build the model: {as_written(str(reason))}")
-    group = "router" if reason.option in options_of("router") else "model"
-    return UsageError(reason.sentence(f"{group}."))
 
 
 def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:

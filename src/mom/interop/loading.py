@@ -175,6 +175,8 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
             return from_llama(_pretrained(kind, source, config))
     except UsageError:
         raise
+    except InvalidOption as error:
+        raise UsageError(f"cannot load {option}={source}: {error}") from None
     except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"{option} must be {_ALLOWED}, got {source}: {first_line(error)[:160]}") from None
     raise UsageError(f"{option} must be {_ALLOWED}, got {source}: a model of type {config.model_type}")

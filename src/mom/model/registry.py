@@ -15,15 +15,17 @@ class InvalidOption(ValueError):
         option: name of the option.
         value: what was given.
         rule: what is allowed, such as "must be at least 1".
+        hint: what to do about it, if there is something to say.
     """
 
-    def __init__(self, option: str, value: Any, rule: str) -> None:
-        super().__init__(option, value, rule)
-        self.option, self.value, self.rule = option, value, rule
+    def __init__(self, option: str, value: Any, rule: str, hint: str = "") -> None:
+        super().__init__(option, value, rule, hint)
+        self.option, self.value, self.rule, self.hint = option, value, rule, hint
 
     def sentence(self, prefix: str = "") -> str:
         """Return the message, with ``prefix`` (such as ``model.``) in front of the option's name."""
-        return f"{prefix}{self.option} {self.rule}, got {as_yaml(self.value)}"
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{prefix}{self.option} {self.rule}, got {as_yaml(self.value)}{hint}"
 
     def __str__(self) -> str:
         return self.sentence()
@@ -75,7 +77,8 @@ class Registry(dict[str, Any]):
         """
         if isinstance(name, str) and name in self:
             return self[name]
-        raise InvalidOption(option or self.option, name, one_of(name, self))
+        hint = "if a plugin registers it, import that with plugins=[my_package.my_module]"
+        raise InvalidOption(option or self.option, name, one_of(name, self), hint)
 
 
 def one_of(value: Any, names: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
-from mom.config.request import invalid_model
+from mom.config.model import invalid_model
 from mom.console import MetricRow, build_table, metrics_table, print_line, print_table
 from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
 from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs

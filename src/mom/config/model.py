@@ -1,0 +1,107 @@
+"""The ``model`` and ``router`` groups, derived from the options that models, routers and module kinds declare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from mom.config.checks import conform, known_names
+from mom.errors import UsageError, as_written
+from mom.model import pools, registry, routers
+from mom.model.options import ModelOptions, options_of
+
+GROUPS = ("model", "router")
+BUILT_IN = (routers, pools)
+"""The packages whose import registers the built-in kinds."""
+
+
+def store_groups(config_dir: Path) -> None:
+    """Store what the configuration files leave out: the groups' defaults, and routers without a file of their own.
+
+    ``shared/defaults`` of each group holds every option at its default. A router that a plugin registers becomes a
+    choice of the group, so that ``router=mine`` works.
+
+    Args:
+        config_dir: directory of the Hydra configuration.
+    """
+    store = ConfigStore.instance()
+    for group in GROUPS:
+        store.store(group=f"{group}/shared", name="defaults", node=default_options(group), package=group)
+    for name, kind in registry.routers.items():
+        if not (config_dir / "router" / f"{name}.yaml").exists():
+            prior = {} if kind.learns else {"router_prior": "none"}
+            node = {"defaults": ["shared/defaults", "_self_"], "router": name, **prior}
+            store.store(group="router", name=name, node=node)
+    OmegaConf.register_new_resolver("options_help", options_help, replace=True)
+
+
+def default_options(group: str) -> dict[str, Any]:
+    """Return the options of a group with the defaults of a request."""
+    values = {name: option.default for name, option in options_of(group).items()}
+    # Null is the tokenizer's vocabulary, and the pools that may be overridden by a list as by a mapping.
+    return values | {name: None for name in ("vocab_size", "pools") if name in values}
+
+
+def options_help(group: str) -> str:
+    """Return the help of a group's options: one line each, with the default."""
+    defaults = default_options(group)
+    lines = []
+    for name, option in options_of(group).items():
+        label = f"{name}={as_written(defaults[name])}"
+        lines.append(f"  {label:<31}  {option.help}")
+    return "\n".join(lines)
+
+
+def check_options(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the names and types of a group's options and return them converted, without null ``pools``.
+
+    Raises:
+        UsageError: for the first invalid option.
+    """
+    hints = {name: option.type for name, option in options_of(group).items()}
+    hints |= {name: hints[name] | None for name in ("vocab_size", "pools") if name in hints}
+    known_names(group, options, hints)
+    converted = {name: conform(f"{group}.{name}", value, hints[name]) for name, value in options.items()}
+    if converted.get("pools", ()) is None:
+        del converted["pools"]
+    return converted
+
+
+def check_model(model: Mapping[str, Any], router: Mapping[str, Any], sequence_length: int) -> None:
+    """Check the options of a model to be trained, without PyTorch.
+
+    Raises:
+        UsageError: for the first invalid option.
+    """
+    try:
+        options = ModelOptions.from_mapping({**model, **router, "vocab_size": model.get("vocab_size") or 1})
+    except ValueError as reason:
+        raise invalid_model(reason) from reason
+    if sequence_length > options.max_positions:
+        raise UsageError(
+            f"data.sequence_length must be at most model.max_positions ({options.max_positions}), "
+            f"got {sequence_length}"
+        )
+    # The model itself allows this, as the authors' checkpoints have it, but training such a model is always a mistake.
+    if (
+        options.num_stages
+        and options.normalize_weights is True
+        and options.router_kind.learns
+        and any(layout.top_k == 1 for layout in options.pools())
+    ):
+        raise UsageError(
+            "router.normalize_weights must be auto or false with a top_k of 1, or the language-model loss cannot "
+            "train the router, got true"
+        )
+
+
+def invalid_model(reason: ValueError) -> UsageError:
+    """Convert an error about a model's configuration, adding the group to the name of the option."""
+    if not isinstance(reason, registry.InvalidOption):
+        return UsageError(f"cannot build the model: {as_written(str(reason))}")
+    group = "router" if reason.option in options_of("router") else "model"
+    return UsageError(reason.sentence(f"{group}."))

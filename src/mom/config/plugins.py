@@ -1,0 +1,56 @@
+"""Plugins: modules that register routers and module kinds, imported before a request is checked.
+
+They are named by the request (``plugins: [my_package.my_module]``) or by installed packages, as entry points of the
+group ``mom.plugins``. Never by a checkpoint or an exported directory, whose files cannot name code to import.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import entry_points
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from mom.errors import UsageError, as_written, first_line
+
+OPTION = "plugins"
+ENTRY_POINTS = "mom.plugins"
+"""Group of the entry points that installed packages declare."""
+
+
+def load_plugins(names: Iterable[str]) -> None:
+    """Import plugins by the names of their modules, after those of installed packages.
+
+    Raises:
+        UsageError: if one cannot be imported.
+    """
+    for point in entry_points(group=ENTRY_POINTS):
+        _load(f"{point.value} (entry point {point.name})", point.load)
+    for name in names:
+        _load(name, lambda name=name: importlib.import_module(name))
+
+
+def _load(name: str, load: Callable[[], Any]) -> None:
+    try:
+        load()
+    except Exception as reason:  # a plugin may fail in any way when it is imported
+        raise UsageError(
+            f"cannot import plugin {name or repr('')}: {as_written(first_line(reason))}"
+        ) from reason
+
+
+def plugins_in(overrides: Sequence[str]) -> list[str]:
+    """Return the plugins that the command line names, all choices if they are swept; none if it cannot be parsed."""
+    try:
+        parsed = OverridesParser.create().parse_overrides(list(overrides))
+    except HydraException:
+        return []  # reported when the configuration is composed
+    values: list[Any] = []
+    for override in parsed:
+        if override.get_key_element().lstrip("+~") == OPTION:
+            swept = override.is_sweep_override() and override.is_discrete_sweep()
+            values += list(override.sweep_iterator()) if swept else [override.value()]
+    return [str(name) for value in values if isinstance(value, list) for name in value]

@@ -1,0 +1,81 @@
+"""Groups that follow from the declared options: defaults, files, help, documentation, refusals without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mom.config import bind
+from mom.config.composition import composed
+from mom.config.model import GROUPS, default_options, options_help
+from mom.model.options import ModelOptions, options_of, options_table
+
+ROOT = Path(__file__).resolve().parents[2]
+FILES = [path for group in GROUPS for path in sorted((ROOT / "conf" / group).glob("*.yaml"))]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_file_holds_only_what_differs_from_the_defaults(path: Path) -> None:
+    defaults = default_options(path.parent.name)
+    options = yaml.safe_load(path.read_text(encoding="utf-8"))
+    options.pop("defaults")
+
+    assert set(options) <= set(defaults)
+    assert [name for name in options if options[name] == defaults[name]] in ([], ["router"])
+
+
+def test_a_request_and_the_model_have_the_same_defaults() -> None:
+    from mom.model import MoMConfig
+
+    made = MoMConfig()
+    fields = {field.name for field in dataclasses.fields(ModelOptions)} - {"pool_specs"}
+    for group in GROUPS:
+        defaults = {name: value for name, value in default_options(group).items() if name in fields}
+        assert {name: getattr(made, name) for name in defaults} == defaults | (
+            {"vocab_size": made.vocab_size} if group == "model" else {}
+        )
+
+
+def test_the_pools_may_be_a_mapping_a_list_or_the_default() -> None:
+    pools = "model.pools={first: {kind: ffn, num_modules: 2}, attention: {}}"
+    names = [
+        [layout.name for layout in bind(composed(ROOT / "conf", line)).model_config(300).pools()]
+        for line in ([], ["model.pools=[ffn,attention]"], [pools])
+    ]
+
+    assert names == [["attention", "ffn"], ["ffn", "attention"], ["first", "attention"]]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_help_has_a_line_for_each_option(group: str) -> None:
+    lines = options_help(group).splitlines()
+
+    assert [line.split("=")[0].strip() for line in lines] == list(options_of(group))
+
+
+def test_the_page_of_options_is_the_table_of_the_declarations() -> None:
+    page = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+
+    assert page.endswith(f"\n{options_table()}\n"), "write it again: the last lines are options_table()"
+
+
+@pytest.mark.parametrize("line", ["model.top_k=99", "router.temperature=0", "model.topk=2"])
+def test_an_option_out_of_range_is_refused_without_pytorch(line: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), line],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    imported = {text.rpartition("|")[2].strip() for text in done.stderr.splitlines() if "|" in text}
+
+    assert done.returncode == 2
+    assert line.partition("=")[0] in done.stderr.splitlines()[-1]
+    assert "omegaconf" in imported
+    assert not imported & {"torch", "lightning", "transformers", "numpy"}
