@@ -143,7 +143,6 @@ def test_a_router_of_your_own_trains_and_needs_its_plugin_to_load(tmp_path: Path
     assert run(tmp_path, *load, line[0]).returncode == 0
 
 
-@pytest.mark.xfail(strict=False, reason="costs are about to walk config.pools()")
 def test_a_third_pool_through_hydra(tmp_path: Path) -> None:
     pools = "{attention: {}, conv: {kind: causal_conv, num_modules: 2, top_k: 1, kernel_size: 3}, ffn: {}}"
     line = ("plugins=[examples.causal_conv]", f"model.pools={pools}")

@@ -50,7 +50,8 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
         kwargs.pop("module_dropout_per", None)
         if dropped := kwargs.pop("module_dropout", 0.0):
             raise InvalidOption("module_dropout", dropped, "must be 0: version 0.2 removed it")
-        self.pool_specs = kwargs.pop("pools", self.pool_specs)
+        if (pools := kwargs.pop("pools", None)) is not None:  # null stands for the default, as in a request
+            self.pool_specs = pools
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.check_options()
         self.num_hidden_layers = self.graph_depth
