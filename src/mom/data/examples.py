@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Subset
 
 from mom.data.resumable import ResumableDataModule, check_batch_size
@@ -56,13 +57,9 @@ class ExamplesDataModule(ResumableDataModule):
     def content(self, example: Any) -> Iterable[float]:
         """Return the numbers that an example consists of, for :attr:`key`."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """SHA-256 of the encoded training examples in order."""
-        return self._key
-
-    @cached_property
-    def _key(self) -> str:
         digest = hashlib.sha256()
         for example in self.splits["train"]:
             digest.update(np.asarray([*self.content(example), float("inf")]).tobytes())
@@ -103,9 +100,10 @@ def pad(rows: Sequence[list[int]], filler: int, left: bool = False) -> Batch:
     Returns:
         ``input_ids`` and ``attention_mask``, int64 (B, T).
     """
-    length = max(map(len, rows))
-    before = [length - len(row) if left else 0 for row in rows]
-    after = [length - len(row) - start for row, start in zip(rows, before, strict=True)]
-    ids = [[filler] * b + row + [filler] * a for b, row, a in zip(before, rows, after, strict=True)]
-    mask = [[0] * b + [1] * len(row) + [0] * a for b, row, a in zip(before, rows, after, strict=True)]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    side = "left" if left else "right"
+    ids = [torch.tensor(row) for row in rows]
+    masks = [torch.ones_like(row) for row in ids]
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=filler, padding_side=side),
+        "attention_mask": pad_sequence(masks, batch_first=True, padding_side=side),
+    }
