@@ -62,7 +62,10 @@ def build_table(
     """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", **options)
     for index, heading in enumerate(headings):
-        table.add_column(heading, justify="left" if index < texts else "right", overflow="fold")
+        if index < texts:
+            table.add_column(heading, min_width=4, overflow="fold")
+        else:
+            table.add_column(heading, justify="right", overflow="fold")
     for row in rows:
         table.add_row(*(MISSING if cell is None else cell for cell in row))
     return table

@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's version, the machine's software, the data's fingerprint."""
+"""Provenance of a run: the version of the code, the installed libraries, and the fingerprint of the data."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hy
 
 
 def provenance(data: object = None) -> dict[str, Any]:
-    """What loggers keep on a run beside its configuration; plain values.
+    """Return what loggers store about a run in addition to its configuration, as plain values.
 
     Args:
-        data: a data module; its ``fingerprint`` is told if it has one.
+        data: a data module, which may have a ``fingerprint``.
 
     Returns:
         ``code``: the ``version`` of ``mom``, the git ``commit`` of its sources and whether they are ``modified``
-        (both null where they are not in a repository); ``environment``: Python, libraries, system and devices;
-        ``data``: ``fingerprint`` of the corpus, or null.
+        (both null outside a repository); ``environment``: Python, libraries, system and devices; ``data``: the
+        ``fingerprint`` of the corpus, or null.
     """
     import torch
 
