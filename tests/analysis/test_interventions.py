@@ -1,4 +1,4 @@
-"""Similarity and removal of modules, against the same computed one by one."""
+"""Similarity and ablation of modules, compared with direct computations."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.model.test_without import built_without
 
 
 def loss_of(model: MoMForCausalLM, batches: list[torch.Tensor]) -> float:
-    """Mean over all predictions, from whole logits."""
+    """Return the mean loss over all predictions, from complete logits."""
     sums = []
     for ids in batches:
         with torch.no_grad():
@@ -54,11 +54,11 @@ def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None
         losses = {}
         for other in list_modules(model):
             if other not in removed:
-                gone: dict[tuple[int, str], list[int]] = {}
+                dropped: dict[tuple[int, str], list[int]] = {}
                 for one in [*removed, other]:
-                    gone.setdefault((0, one.kind), []).append(one.number)
-                if max(map(len, gone.values())) <= 2:
-                    losses[other] = loss_of(built_without(model, gone), batches)
+                    dropped.setdefault((0, one.kind), []).append(one.number)
+                if max(map(len, dropped.values())) <= 2:
+                    losses[other] = loss_of(built_without(model, dropped), batches)
         assert loss == pytest.approx(min(losses.values()), rel=1e-5)
         assert losses[module] == pytest.approx(loss, rel=1e-5)
         removed.append(module)
@@ -75,7 +75,7 @@ def test_one_at_a_time_and_its_number_of_passes() -> None:
         assert sum(passes) == num_passes(model, greedy=greedy)
 
 
-def test_a_sequential_model_can_spare_nothing() -> None:
+def test_no_module_of_a_sequential_model_is_removable() -> None:
     model, batches = small_model(router="sequential"), [tokens(1, 8)]
     measured = measure_removal(model, batches)
 
@@ -88,7 +88,7 @@ def test_a_sequential_model_can_spare_nothing() -> None:
         pass
 
 
-def test_what_could_be_dropped() -> None:
+def test_which_modules_are_removable() -> None:
     first, second, third = (Module(0, "ffn", number) for number in range(3))
     measured = Removal(2.0, {}, [(second, 2.05), (first, 1.99), (third, 2.5)], 10)
 
@@ -101,7 +101,7 @@ def test_what_could_be_dropped() -> None:
     "changes", [{}, {"num_stages": 2, "weight_qkv": True, "skipped_kv": "mask"}], ids=str
 )
 def test_the_output_of_a_module_chosen_alone(changes: dict[str, object]) -> None:
-    """Equal to what a step adds in a model with that module only, K = 1, from the same residual stream."""
+    """It equals the update of a step in a model with only that module and K = 1, from the same residual stream."""
     model, ids = small_model(**changes), tokens(2, 8)
     rows = 2 * 8 * model.config.num_rounds  # every token of every round
     found = module_outputs(model, [ids], rows, seed=3)
@@ -133,7 +133,7 @@ def test_the_output_of_a_module_chosen_alone(changes: dict[str, object]) -> None
     assert found[0, "ffn"].shape == (3, rows, 16)
 
 
-def test_similarity_of_outputs_is_what_its_definition_says() -> None:
+def test_similarity_of_outputs_follows_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(4, 30, 5, generator=generator)
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator)).Q
@@ -150,7 +150,7 @@ def test_similarity_of_outputs_is_what_its_definition_says() -> None:
     assert float(cka[0, 1]) < 0.9
 
 
-def test_copies_of_a_module_are_alike() -> None:
+def test_copies_of_a_module_are_similar() -> None:
     model, batches = small_model(), [tokens(2, 12)]
     pool = model.model.stages[0].ffn.pool
     with torch.no_grad():

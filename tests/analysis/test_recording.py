@@ -1,4 +1,4 @@
-"""A text in windows, and the depths of its tokens."""
+"""Windows of a text, and the depths of its tokens."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from mom.analysis.recording import batch_windows, depths, split_windows
 from mom.metrics.depth import depth_metrics, depth_sums
 from mom.metrics.sums import collect
-from tests.analysis.recorded import END, some_ids, token_file
 from tests.helpers.models import small_model, tokens
+from tests.helpers.traces import END, some_ids, token_file
 
 
 def test_depths_of_tokens_average_to_the_metrics() -> None:

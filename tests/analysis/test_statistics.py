@@ -1,4 +1,4 @@
-"""Counts from traces, against a count row by row."""
+"""Statistics of traces, compared with counts row by row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mom.analysis import traces as module
 from mom.analysis.statistics import Routing, depth_statistics, routing_statistics, top_tokens
-from tests.analysis.recorded import recorded, some_ids
+from tests.helpers.traces import recorded, some_ids
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_depth_by_frequency_and_loss(tmp_path: Path, monkeypatch: pytest.MonkeyP
             np.testing.assert_allclose([binned.tokens, binned.total, binned.squares], sums, rtol=1e-5)
 
 
-def test_the_tokens_that_set_a_module_apart() -> None:
+def test_the_tokens_that_distinguish_a_module() -> None:
     #            type: 0   1   2  3
     places = np.array([[8, 40, 1, 1], [2, 40, 0, 8], [0, 0, 0, 0]])
     routing = Routing(np.zeros((1, 3), int), np.zeros((1, 3)), np.zeros((0, 3, 3), int), places[None])

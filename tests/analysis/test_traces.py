@@ -1,4 +1,4 @@
-"""Recorded traces against the model's own records, window by window and token by token."""
+"""Recorded traces, compared with the model's routing records token by token."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from mom.analysis import traces as module
 from mom.analysis.recording import Window, read_batch, record
 from mom.analysis.traces import ROUTING_SCHEMA, TOKENS_SCHEMA, Header, Traces, TraceWriter
-from tests.analysis.recorded import END, recorded, some_ids
 from tests.helpers.models import small_model
+from tests.helpers.traces import END, recorded, some_ids
 
 CHANGES = [
     {},
@@ -25,7 +25,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_every_choice_loss_and_depth_is_what_the_model_says(tmp_path: Path, changes: dict[str, Any]) -> None:
+def test_choices_losses_and_depths_are_those_of_the_model(tmp_path: Path, changes: dict[str, Any]) -> None:
     ids = some_ids(70)
     traces, model = recorded(tmp_path / "traces", ids, **changes)
     config = model.config
@@ -101,16 +101,14 @@ def test_every_choice_loss_and_depth_is_what_the_model_says(tmp_path: Path, chan
     np.testing.assert_allclose([row[6:] for row in whole], [row[6:] for row in expected_tokens], rtol=1e-5)
 
 
-def test_what_is_in_memory_does_not_grow_with_the_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_TOKENS", 64)
     model = small_model()
     header = Header(model.config.to_dict(), "", "", [0])
     written = []
 
     def endless(writer: TraceWriter) -> Any:
-        """Batches of 2 x 16 tokens; each is asked for only after those before were counted or written."""
+        """Yield batches of 2 x 16 tokens, each after the earlier ones were counted or written."""
         for number in range(20):
             assert writer.num_held < 64
             assert writer.num_tokens == 32 * number
@@ -128,7 +126,7 @@ def test_what_is_in_memory_does_not_grow_with_the_text(
     assert groups == [64 * 2] * (10 * 4 * 2)
 
 
-def test_a_group_is_of_one_stage_round_and_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_has_one_stage_round_and_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "GROUP_TOKENS", 32)
     traces, _ = recorded(tmp_path / "traces", some_ids(100), num_stages=2)
     seen: dict[tuple[int, int, str], list[int]] = {}
@@ -164,15 +162,15 @@ def test_a_recording_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
     def broken() -> Any:
         yield [Window(some_ids(16), np.zeros(16))]
-        raise OSError("the disk went away")
+        raise OSError("the disk failed")
 
-    with pytest.raises(OSError, match="the disk went away"):
+    with pytest.raises(OSError, match="the disk failed"):
         record(model, broken(), tmp_path, Header(model.config.to_dict(), "", "", [0]))
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_files_say_what_they_are_of(tmp_path: Path) -> None:
+def test_the_files_describe_their_model(tmp_path: Path) -> None:
     traces, model = recorded(tmp_path / "traces", some_ids(20))
 
     assert pq.read_schema(tmp_path / "traces" / "routing.parquet").equals(ROUTING_SCHEMA)

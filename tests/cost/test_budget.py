@@ -1,4 +1,4 @@
-"""The solver against trying every value."""
+"""The solver, compared with trying every value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEASURES = costs(length=16, batch_size=2, number_bytes=4)
 
 
 def tried(config, field, limit, cost) -> int | None:
-    """The largest of the first sixteen values, one by one."""
+    """Return the largest of the first sixteen values that fits, trying each."""
     made = {value: with_value(config, field, value) for value in range(1, 17)}
     fitting = [value for value, one in made.items() if one is not None and cost(one) <= limit]
     return max(fitting, default=None)
@@ -37,7 +37,7 @@ def test_nothing_fits_a_budget_below_the_smallest():
 
 
 @pytest.mark.parametrize("field", FIELDS)
-def test_a_field_can_be_set_or_is_refused(field):
+def test_a_field_can_be_set_to_valid_values_only(field):
     made = with_value(small_config(), field, 2)
     assert made is not None and {getattr(made, name) for name in options_of(made, field)} == {2}
     assert with_value(small_config(), field, 0) is None

@@ -1,4 +1,4 @@
-"""Costs from a configuration against the built model and PyTorch's own FLOP counter."""
+"""Costs from a configuration, compared with the built model and PyTorch's FLOP counter."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_parameters_are_exactly_the_built_models(changes):
 @pytest.mark.parametrize(
     ("block", "module"), [("gpt2", 2 * 16 + 16 * 64 + 64 + 64 * 16 + 16), ("llama", 16 + 3 * 16 * 48)]
 )
-def test_active_parameters_leave_out_modules_that_no_round_can_need(block, module):
+def test_active_parameters_exclude_modules_that_no_round_can_need(block, module):
     config = small_config(num_ffn_modules=7, num_rounds=2, top_k=2, block=block)
     assert num_active_parameters(config) == num_parameters(config) - 3 * module
     assert num_active_parameters(small_config()) == num_parameters(small_config())
@@ -63,7 +63,7 @@ def test_active_parameters_leave_out_modules_that_no_round_can_need(block, modul
 def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
     model = small_model(**changes)
     ids = tokens(2, 16)
-    # The mathematical attention is made of products that the counter knows.
+    # The math backend computes attention with matmuls that the counter knows.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         routing = model(input_ids=ids, output_routing=True).routing
     usage = None
@@ -77,7 +77,7 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
         ]
         usage = dict(zip(("attention", "ffn"), (sum(one) / len(one) for one in ran), strict=True))
     ours = flops_per_token(model.config, 16, usage)
-    # It takes attention as full, not causal: T keys for each query where ours has (T + 1) / 2.
+    # It counts full attention, not causal: T keys per query, where ours counts (T + 1) / 2.
     full = ours.attention * 2 * 16 / 17
     assert counter.get_total_flops() == pytest.approx(
         (ours.total - ours.attention + full) * ids.numel(), rel=0.01
@@ -131,7 +131,7 @@ def test_meta_device_is_enough_for_any_size():
     ],
     ids=str,
 )
-def test_activations_of_a_forward_are_what_is_measured(batch, changes):
+def test_activations_of_a_forward_pass_are_as_measured(batch, changes):
     fields = {"vocab_size": 500, "d_model": 128, "num_heads": 4, "max_positions": 256, "router_dim": 64}
     torch.manual_seed(0)
     model = MoMForCausalLM(small_config(**fields | changes)).eval()
@@ -141,7 +141,7 @@ def test_activations_of_a_forward_are_what_is_measured(batch, changes):
     assert forward_memory(model.config, batch, 256).activations == pytest.approx(measured, rel=0.12)
 
 
-def test_parts_of_a_forwards_memory():
+def test_parts_of_the_memory_of_a_forward_pass():
     config = small_config()
     memory = forward_memory(config, 2, 16, number_bytes=2)
     assert memory.parameters == 2 * num_parameters(config)

@@ -1,4 +1,4 @@
-"""Matrix-product rates, memory tallies, and memory that is kept."""
+"""Matmul rates, peak memory, and keeping freed memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mom.cost import machine as measurement
 from mom.cost.machine import matmul_dtype, matmul_rate, peak_flops, peak_memory
 
 
-def test_the_peak_is_what_stands_at_once():
+def test_the_peak_is_what_exists_at_the_same_time():
     def work() -> None:
         first = torch.empty(1000, 500)  # 2 MB
         second = first + 1  # 4 MB
@@ -50,7 +50,7 @@ def test_an_unknown_device_is_measured(monkeypatch):
         (64, torch.float64),
     ],
 )
-def test_the_precision_says_what_products_run_in(precision, dtype):
+def test_the_precision_sets_the_dtype_of_matmuls(precision, dtype):
     assert matmul_dtype(precision) is dtype
 
 
@@ -67,7 +67,7 @@ print(returned(), keep_freed_memory(), returned())
 """
 
 
-def test_freed_memory_stays_where_glibc_lets_it():
+def test_freed_memory_is_kept_with_glibc():
     if not os.path.exists("/proc/self/statm") or measurement.platform.libc_ver()[0] != "glibc":
         assert measurement.keep_freed_memory() is False
         return
@@ -75,6 +75,6 @@ def test_freed_memory_stays_where_glibc_lets_it():
     assert run.stdout.split() == ["True", "True", "False"]
 
 
-def test_elsewhere_nothing_is_done(monkeypatch):
+def test_without_glibc_nothing_is_done(monkeypatch):
     monkeypatch.setattr(measurement.sys, "platform", "darwin")
     assert measurement.keep_freed_memory() is False

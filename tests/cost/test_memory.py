@@ -1,4 +1,4 @@
-"""Measured memory against the bytes of the tensors that must be there."""
+"""Measured memory, compared with the bytes of the tensors that must exist."""
 
 from __future__ import annotations
 

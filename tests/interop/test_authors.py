@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the numbers their code computed, and every option their files carry."""
+"""The authors' checkpoints: the numbers that their code computed, and every option of their files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FOLDERS = ("gru_top2", "gru_top1_two_chunks", "all_paths", "mlp_router_top2", "f
 
 
 def fold(scores: torch.Tensor, num_modules: int) -> torch.Tensor:
-    """The authors' slots past the pool's modules all mean SKIP."""
+    """Sum the authors' slots past the pool's modules, which all mean SKIP."""
     return torch.cat([scores[..., :num_modules], scores[..., num_modules:].sum(-1, keepdim=True)], dim=-1)
 
 
@@ -68,7 +68,7 @@ def test_reproduces_every_gradient(folder, tmp_path):
 
 
 def altered(tmp_path: Path, folder: str = "gru_top2", drop: str | None = None, **changes) -> Path:
-    """A copy of a golden checkpoint with other options."""
+    """Copy a golden checkpoint with other options."""
     config = json.loads((GOLDEN / folder / "config.json").read_text()) | changes
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = load_file(GOLDEN / folder / "model.safetensors")
@@ -79,7 +79,7 @@ def altered(tmp_path: Path, folder: str = "gru_top2", drop: str | None = None, *
 
 
 def without_pause(tmp_path: Path) -> Path:
-    """gru_top2 as a model without SKIP would be saved: routers with one output less."""
+    """Write gru_top2 as a model without SKIP would be saved: routers have one output less."""
     path = altered(tmp_path, enable_pause=False)
     weights = load_file(path / "model.safetensors")
     for name in [name for name in weights if ".router.router." in name]:
@@ -144,13 +144,13 @@ def test_other_options_change_the_function_they_name(tmp_path):
         ({"drop": "ln_f"}, "requires the tensor transformer.ln_f.weight"),
     ],
 )
-def test_what_is_not_supported_is_named(tmp_path, changes, said):
+def test_an_error_names_what_is_not_supported(tmp_path, changes, said):
     with pytest.raises(UsageError) as error:
         load_authors_checkpoint(altered(tmp_path, **changes))
     assert said in str(error.value)
 
 
-def test_damaged_and_missing_files_are_named(tmp_path):
+def test_an_error_names_damaged_and_missing_files(tmp_path):
     with pytest.raises(UsageError, match=r"the folder has no config\.json"):
         load_authors_checkpoint(tmp_path)
     path = altered(tmp_path)

@@ -100,7 +100,7 @@ def test_from_gpt2_keeps_labels_loss_and_generation():
         {"scale_attn_weights": False},
     ],
 )
-def test_from_gpt2_refuses_what_our_blocks_do_not_compute(changes):
+def test_from_gpt2_rejects_what_our_blocks_do_not_compute(changes):
     with pytest.raises(UsageError, match=f"gpt2.{next(iter(changes))}"):
         from_gpt2(random_gpt2(**changes))
 
@@ -160,7 +160,7 @@ def test_padding_loss_and_generation_are_kept(kind):
     assert torch.equal(plain.generate(ids, **arguments), llama.generate(ids, **arguments))
 
 
-def test_a_folder_of_theirs_is_loaded(tmp_path):
+def test_load_model_loads_their_folders(tmp_path):
     llama = random_llama("qwen3")
     llama.save_pretrained(tmp_path)
     ids = tokens(1, 9)
@@ -183,7 +183,7 @@ def test_a_folder_of_theirs_is_loaded(tmp_path):
         ),
     ],
 )
-def test_what_our_blocks_do_not_compute_is_refused(changes, said):
+def test_from_llama_rejects_what_our_blocks_do_not_compute(changes, said):
     with pytest.raises(UsageError) as error:
         from_llama(random_llama(**changes))
     assert str(error.value) == said

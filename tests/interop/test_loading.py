@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def checkpoint_of(model, path: Path, **changes) -> Path:
-    """A checkpoint as Lightning writes it."""
+    """Write a checkpoint as Lightning does."""
     content = {
         "state_dict": {f"model.{name}": value for name, value in model.state_dict().items()},
         "hyper_parameters": {"model_config": model.config.to_dict()},

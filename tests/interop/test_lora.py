@@ -1,4 +1,4 @@
-"""LoRA on the pools by PEFT: the stacked weights of each module get an update of their own."""
+"""LoRA on the pools with PEFT: each module in the stacked weights gets its own update."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WEIGHTS = [
 
 @pytest.fixture
 def offline(monkeypatch):
-    """PEFT asks the Hub about the base model when it saves; there is none."""
+    """Keep PEFT from asking the Hub about the base model when it saves."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
@@ -88,7 +88,7 @@ def test_it_is_saved_and_loaded(tmp_path):
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_activation_checkpointing_changes_nothing():
+def test_activation_checkpointing_gives_the_same_losses():
     plain, losses = trained(adapted())
     checkpointed = adapted()
     checkpointed.gradient_checkpointing_enable()

@@ -1,4 +1,4 @@
-"""Plain to MoM: the same function where it must be, or an error that names what differs."""
+"""Plain to MoM: the same function if it must be, or an error that names what differs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from tests.helpers.plugins import THREE_POOLS, causal_conv
 
 @pytest.mark.parametrize("folds", [False, True])
 def test_two_stages_walked_in_order_equal_the_plain_model_exactly(monkeypatch, folds):
-    """Bit for bit on the CPU where the pools apply their LayerNorms to the tokens, as they do where tokens are few:
-    the operations are then those of the plain model, in the same order.
+    """Bit for bit on the CPU if the pools apply their LayerNorms to the tokens, as they do with few tokens: the
+    operations are then those of the plain model, in the same order.
 
-    With many tokens they fold the LayerNorms' scales into the weights: (W · scale) x in the place of
-    W (scale · x), which is the same but for rounding (here 3e-6 of logits up to 4). Where the scales are 1 and
-    the shifts 0 nothing is rounded, and folding is exact too.
+    With many tokens they fold the LayerNorms' scales into the weights, (W · scale) x instead of W (scale · x), which
+    is the same up to rounding (here 3e-6 of logits up to 4). With scales of 1 and shifts of 0 nothing is rounded, and
+    folding is exact too.
     """
     monkeypatch.setattr(pool, "worth_folding", lambda *_: folds)
     config = small_config(
@@ -101,14 +101,14 @@ def test_a_plan_says_which_layer_goes_where():
         ),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(changes, said):
+def test_shapes_that_do_not_fit_are_an_error(changes, said):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
     with pytest.raises(UsageError) as error:
         upcycle(plain, small_config(**changes))
     assert said in str(error.value)
 
 
-def test_an_mom_is_not_upcycled_again():
+def test_only_plain_models_are_upcycled():
     with pytest.raises(UsageError, match=r"init must be a plain transformer, got a model with 1 stage\(s\)"):
         upcycle(small_model(), small_config())
 
@@ -143,7 +143,7 @@ def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
         ),
     ],
 )
-def test_upcycling_refuses_other_components(changes, said):
+def test_upcycling_rejects_other_components(changes, said):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0, block="llama")
     with pytest.raises(UsageError) as error:
         upcycle(plain, small_config(**({"block": "llama"} | changes)))

@@ -1,4 +1,4 @@
-"""The token path viewer in a real browser, from a file, beside the traces it was made of.
+"""The token path viewer in a real browser, opened from a file and compared with its traces.
 
 Chromium is found as ``chromium`` on the path. Where there is none these tests are skipped, which pytest's summary
 shows; under CI (``CI=true``) they fail instead.
@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from mom.analysis.report.page import PoolTable, pieces, render
 from mom.analysis.traces import Traces
-from tests.analysis.recorded import recorded
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.texts import some_texts
+from tests.helpers.traces import recorded
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
@@ -30,7 +30,7 @@ NASTY = "def f(x):\n\treturn '</script><script>alert(1)</script>' <b>模块</b> 
 
 @dataclass
 class Opened:
-    """A page, the traces behind it, and what it said and asked for since it was opened."""
+    """A page, its traces, and its console messages and requests since it was opened."""
 
     page: Page
     traces: Traces
@@ -94,7 +94,7 @@ def opened(browser: Browser, report: tuple[Path, Traces, list[str]]) -> Iterator
 
 
 def path_of(traces: Traces, token: int) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
-    """A token's choices and weights by stage, round and kind, from the Parquet file."""
+    """Return a token's choices and weights by stage, round, and pool, from the Parquet file."""
     found: dict[tuple[int, int, str], list[tuple[int, float]]] = {}
     for row in traces.routing(token=token).to_pylist():
         place = (row["stage"], row["round"], row["kind"])
@@ -103,7 +103,7 @@ def path_of(traces: Traces, token: int) -> dict[tuple[int, int, str], list[tuple
 
 
 def shown_path(page: Page) -> list[tuple[str, list[list[str]]]]:
-    """What the table says: for each round its name, and the cells' lines."""
+    """Return the table's rows: the name of each round, and the lines of its cells."""
     return page.evaluate(
         """() => [...document.querySelectorAll("#path tr[data-round]")].map((row) => [
             row.querySelector("th").textContent,
@@ -127,7 +127,7 @@ def expected_path(traces: Traces, token: int) -> list[tuple[str, list[list[str]]
 
 
 def same_path(shown: list[Any], expected: list[Any]) -> None:
-    """Equal but for the last digit of a weight, which the page keeps in 65,534 steps."""
+    """Compare paths; weights may differ in the last digit, since the page stores them in 65,534 steps."""
     assert [name for name, _ in shown] == [name for name, _ in expected]
     for (_, cells), (_, wanted) in zip(shown, expected, strict=True):
         for lines, others in zip(cells, wanted, strict=True):
@@ -176,7 +176,7 @@ def test_a_click_shows_the_path_of_the_trace(opened: Opened) -> None:
         ("attention", "0", "s1", True, lambda row: row["stage"] == 1 and row["choice"] == row["place"] == 0),
     ],
 )
-def test_a_filter_finds_what_a_count_of_rows_finds(
+def test_a_filter_finds_the_tokens_that_the_rows_list(
     opened: Opened, kind: str, module: str, where: str, first: bool, took: Callable[[dict[str, Any]], bool]
 ) -> None:
     page = opened.page
@@ -210,7 +210,7 @@ def test_a_module_of_the_table_filters_too(opened: Opened) -> None:
     assert opened.page.locator(".match").count() == len(expected) > 0
 
 
-def test_the_keyboard_goes_everywhere(opened: Opened) -> None:
+def test_the_keyboard_reaches_everything(opened: Opened) -> None:
     page, last = opened.page, len(opened.texts) - 1
 
     def focused() -> str:
@@ -242,7 +242,7 @@ def test_the_keyboard_goes_everywhere(opened: Opened) -> None:
     assert focused() == "path"
 
 
-def test_what_a_screen_reader_is_told(opened: Opened) -> None:
+def test_a_screen_reader_gets_names_and_announcements(opened: Opened) -> None:
     page = opened.page
     assert page.locator("#text[role=listbox] [role=group] [role=option]").count() == len(opened.texts)
     assert page.get_attribute("#status", "aria-live") == "polite"

@@ -1,4 +1,4 @@
-"""The report's data and text: what comes back is what went in, and nothing breaks out of its place."""
+"""The report's data and text: they survive the round trip, and no text becomes markup."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mom.analysis.report.page import (
     script_json,
     viewer_data,
 )
-from tests.analysis.recorded import recorded
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
+from tests.helpers.traces import recorded
 
 NASTY = 'a</script><script>alert(1)</script><!-- & "quoted" \u2028 模块 naïve 😀 <b>module</b>'
 
@@ -39,13 +39,13 @@ def unpacked(one: dict) -> np.ndarray:
 
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 2**31), max_size=20))
-def test_whole_numbers_come_back(values: list[int]) -> None:
+def test_integers_survive_the_round_trip(values: list[int]) -> None:
     assert unpacked(packed(np.array(values, dtype=np.int64))).tolist() == values
 
 
 @settings(deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=20))
-def test_real_numbers_come_back_within_a_step(values: list[float]) -> None:
+def test_real_numbers_survive_within_a_step(values: list[float]) -> None:
     given_values = np.array(values)
     one = packed_real(given_values)
     step = (one["high"] - one["low"]) / one["steps"]
@@ -61,7 +61,7 @@ def test_one_value_only() -> None:
 
 @settings(deadline=None)
 @given(st.text())
-def test_json_between_script_tags_is_still_that_json(text: str) -> None:
+def test_json_in_a_script_element_stays_the_same(text: str) -> None:
     written = script_json({"text": text})
 
     assert "<" not in written
@@ -78,14 +78,14 @@ def test_the_pieces_are_the_text() -> None:
     assert found[found.index("😀") - 1] == ""
 
 
-def test_ids_that_are_no_text_still_make_pieces() -> None:
+def test_ids_that_are_not_text_still_have_pieces() -> None:
     ids = np.random.default_rng(0).integers(0, VOCABULARY, 5000).tolist()
 
     assert len(pieces(small_tokenizer(), ids)) == 5000
 
 
 @pytest.mark.parametrize("count", [20, 37, 1000])
-def test_the_viewer_reads_what_was_recorded(tmp_path: Path, count: int) -> None:
+def test_the_viewer_gets_the_recorded_data(tmp_path: Path, count: int) -> None:
     tokenizer = small_tokenizer()
     ids = np.array(tokenizer(NASTY * 2)["input_ids"])
     traces, _ = recorded(
@@ -130,7 +130,7 @@ def test_the_first_measure_that_differs_colors(tmp_path: Path) -> None:
 
 
 class Elements(HTMLParser):
-    """Which elements a page has, and the texts of scripts."""
+    """The elements of a page and the text of its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Traces of a small model on random tokens, for the tests that read them."""
+"""Traces of a small model on random tokens, for tests that read them."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ END = 0
 
 
 def token_file(folder: Path, ids: np.ndarray, name: str = "tokens.bin") -> TokenFile:
-    """A file of these ids."""
+    """Write a token file with these ids."""
     path = folder / name
     path.write_bytes(ids.astype(np.uint16).tobytes())
     return TokenFile(path, "uint16", len(ids), 4 * len(ids), int((ids == END).sum()), "fingerprint")
 
 
 def some_ids(count: int, vocab_size: int = 61, seed: int = 0) -> np.ndarray:
-    """Random ids, the document's end among them."""
+    """Return random ids, some of which end a document."""
     return np.random.default_rng(seed).integers(0, vocab_size, count)
 
 
@@ -40,7 +40,7 @@ def recorded(
     num_tokens: int | None = None,
     **changes: Any,
 ) -> tuple[Traces, MoMForCausalLM]:
-    """Traces of a small model (``changes`` of its configuration) on these ids."""
+    """Record traces of a small model, with ``changes`` to its configuration, on these ids."""
     folder.mkdir(exist_ok=True)
     model = model or small_model(**changes)
     stages = list(range(model.config.num_stages)) if stages is None else stages
