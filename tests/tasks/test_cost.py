@@ -130,7 +130,7 @@ def test_a_table_of_many_models_is_not_cut(tmp_path, monkeypatch, capsys):
 
     told = capsys.readouterr().out
     summary = json.loads((tmp_path / "told/summary.json").read_text())
-    (row,) = [line for line in told.splitlines() if "forward, no SKIP (GFLOP per sequence)" in line]
+    (row,) = [line for line in told.splitlines() if "forward pass without SKIP (GFLOP/sequence)" in line]
     for name in names:
         assert name in told and f"{summary[f'{name}/parameters']:,}" in told
         assert f"{summary[f'{name}/flops/forward'] / 1e9:.3f}" in row

@@ -16,7 +16,20 @@ from mom.analysis.statistics import Routing
 from mom.analysis.tables import Rows
 from mom.analysis.traces import Header
 from mom.metrics.depth import Binned
-from mom.metrics.modules import Pair, Removal, pool_label
+from mom.metrics.modules import Pair, Removal
+from mom.metrics.names import label, pool_label
+
+_FACTS = (
+    "parameters",
+    "data/tokens",
+    "val/loss",
+    "val/perplexity",
+    "depth/graph",
+    "depth/effective",
+    "depth/weighted",
+    "depth/modules_per_token",
+)
+_COSTS = ("flops/forward", "flops/forward_actual", "removal/droppable")
 
 
 def fact_rows(facts: Mapping[str, Any], header: Header) -> list[tuple[str, str, str]]:
@@ -36,49 +49,12 @@ def fact_rows(facts: Mapping[str, Any], header: Header) -> list[tuple[str, str, 
         ("text", header.text, ""),
         ("layout", layout, f"router {config.router}, {', '.join(top_k)}, skip_rule {config.skip_rule}"),
     ]
-    for name, label, form, meaning in _facts(header):
+    skips = [f"routing/{pool}/skip_share" for pool in header.pools]
+    for name in (*_FACTS, *skips, *_COSTS):
         if name in facts:
-            value = f"{facts[name] / 1e9:,.2f}" if form == "giga" else form.format(facts[name])
-            rows.append((label, value, meaning))
+            how = label(name)
+            rows.append((how.text, how.write(facts[name]), how.meaning))
     return rows
-
-
-def _facts(header: Header) -> list[tuple[str, str, str, str]]:
-    """Return metric, label, format, and meaning of each number in the run's table."""
-    part = {1: "1", 2: "½", 3: "⅓", 4: "¼"}.get(len(header.pools), f"1/{len(header.pools)}")
-    skips = [
-        (f"routing/{name}/skip_share", f"{layout.label}: SKIP share of assignments", "{:.1%}", "")
-        for name, layout in header.pools.items()
-    ]
-    return [
-        ("parameters", "parameters", "{:,.0f}", ""),
-        ("data/tokens", "tokens recorded", "{:,.0f}", ""),
-        ("val/loss", "loss (nats/token)", "{:.4f}", "cross-entropy of the next token"),
-        ("val/perplexity", "perplexity", "{:,.2f}", ""),
-        ("depth/graph", "graph depth (blocks)", "{:.0f}", "bottom + top + anchors + stages × rounds"),
-        (
-            "depth/effective",
-            "effective depth (blocks)",
-            "{:.2f}",
-            f"each pool counts {part} of a block per round in which the token ran a module",
-        ),
-        ("depth/weighted", "weighted depth (blocks)", "{:.2f}", "the same, times the weight of the modules"),
-        ("depth/modules_per_token", "modules per token", "{:.2f}", "a plain block counts 2"),
-        *skips,
-        ("flops/forward", "forward pass, no SKIP (GFLOP/sequence)", "giga", ""),
-        (
-            "flops/forward_actual",
-            "forward pass, as routed (GFLOP/sequence)",
-            "giga",
-            "counts the modules that ran",
-        ),
-        (
-            "removal/droppable",
-            "removable modules",
-            "{:.0f}",
-            "in greedy order, without training; see the table of modules",
-        ),
-    ]
 
 
 def module_notes(removal: Removal | None, tolerance: float) -> list[str]:

@@ -11,7 +11,7 @@ from torch import nn
 from mom.config import UpcycleConfig
 from mom.errors import UsageError, as_written
 from mom.interop.layers import read_block, write_block, write_module
-from mom.metrics.modules import pool_label
+from mom.metrics.names import pool_label
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.layout import PoolLayout
 

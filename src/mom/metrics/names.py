@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import mom.model.pools
 import mom.model.routers  # noqa: F401 (with the line above: registers the built-in kinds)
+from mom.console import MetricRow
 from mom.model.options import ModelOptions
 from mom.model.registry import pools as pool_kinds
 
@@ -168,6 +169,24 @@ def label(name: str) -> Label:
     group, pool, *metric = name.split("/")
     found = _POOL_LABELS[metric[0] if metric else group]
     return found._replace(text=found.text.format(pool=pool_label(pool)))
+
+
+def metric_rows(names: Iterable[str]) -> list[MetricRow]:
+    """Return table rows for metrics; names may be indented, and their labels are then too."""
+    rows = []
+    for indented in names:
+        name = indented.lstrip()
+        found = label(name)
+        indent = indented.removesuffix(name)
+        rows.append(MetricRow(f"{indent}{found.text}", name, found.form, found.unit))
+    return rows
+
+
+def pools_in(columns: Iterable[Mapping[str, object]], section: str) -> tuple[str, ...]:
+    """Return the names of the pools with metrics of a section, ``routing`` or ``usage``, in their order."""
+    parts = (name.split("/") for column in columns for name in column)
+    found = (part for part in parts if part[0] == section and len(part) == (3 if section == "routing" else 2))
+    return tuple(dict.fromkeys(part[1] for part in found))
 
 
 def pool_label(name: str) -> str:

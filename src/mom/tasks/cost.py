@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mom.config import CostConfig, DataConfig, RunConfig
 from mom.config.composition import CONFIG_NAME
 from mom.config.model import invalid_model
-from mom.console import MetricRow, build_table, metrics_table, print_line, print_table
+from mom.console import build_table, metrics_table, print_line, print_table
 from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
 from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs
 from mom.cost.machine import matmul_dtype
@@ -27,7 +27,7 @@ from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
 from mom.errors import UsageError, unknown_choice
 from mom.interop import load_model
-from mom.metrics.modules import pool_label
+from mom.metrics.names import label, metric_rows, pools_in
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_json_atomic
@@ -35,31 +35,32 @@ from mom.training.optimizer import build_adamw
 
 FILE = "cost.json"
 
-_COUNT, _GIGA, _MIB, _DEPTH = "{:,.0f}", "{:,.3f}", "{:,.1f}", "{:.2f}"
 ROWS = (
-    ("parameters", "parameters", _COUNT, 1),
-    ("parameters a token passes (at most)", "parameters/active", _COUNT, 1),
-    ("vocabulary", "vocab_size", _COUNT, 1),
-    ("graph depth (blocks)", "depth/graph", _COUNT, 1),
-    ("forward, no SKIP (GFLOP per sequence)", "flops/forward", _GIGA, 1e9),
-    ("  plain blocks", "flops/blocks", _GIGA, 1e9),
-    ("  modules", "flops/modules", _GIGA, 1e9),
-    ("  attention scores and sums", "flops/attention", _GIGA, 1e9),
-    ("  routers", "flops/routers", _GIGA, 1e9),
-    ("  output head", "flops/head", _GIGA, 1e9),
-    ("forward, as routed (GFLOP per sequence)", "flops/forward_actual", _GIGA, 1e9),
-    ("KV cache (bytes per token)", "kv_cache/bytes_per_token", _COUNT, 1),
-    ("forward with a cache, computed (MiB)", "forward/total", _MIB, 2**20),
-    ("  parameters", "forward/parameters", _MIB, 2**20),
-    ("  cache", "forward/cache", _MIB, 2**20),
-    ("  activations (largest, computed)", "forward/activations", _MIB, 2**20),
-    ("  activations (measured)", "memory/forward_activations", _MIB, 2**20),
-    ("peak of a forward (MiB)", "memory/forward", _MIB, 2**20),
-    ("peak of a training step (MiB)", "memory/training", _MIB, 2**20),
-    ("  parameters", "memory/parameters", _MIB, 2**20),
-    ("  optimizer state", "memory/optimizer", _MIB, 2**20),
-    ("  gradients, activations, buffers", "memory/working", _MIB, 2**20),
+    "parameters",
+    "parameters/active",
+    "vocab_size",
+    "depth/graph",
+    "flops/forward",
+    "  flops/blocks",
+    "  flops/modules",
+    "  flops/attention",
+    "  flops/routers",
+    "  flops/head",
+    "flops/forward_actual",
+    "usage",
+    "kv_cache/bytes_per_token",
+    "forward/total",
+    "  forward/parameters",
+    "  forward/cache",
+    "  forward/activations",
+    "  memory/forward_activations",
+    "memory/forward",
+    "memory/training",
+    "  memory/parameters",
+    "  memory/optimizer",
+    "  memory/working",
 )
+"""Metrics in the order of the table; ``usage`` stands for a row per pool."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -156,26 +157,25 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
 
     near = {value: with_value(base, field, value) for value in range(max(1, chosen - 2), chosen + 3)}
     models = {str(value): model_config for value, model_config in near.items() if model_config is not None}
+    configs = {name: reference, **models}
     measured = {
-        label: {cost: measure(model_config) for cost, measure in measures.items()}
-        for label, model_config in {name: reference, **models}.items()
+        model: {cost: measure(model_config) for cost, measure in measures.items()}
+        for model, model_config in configs.items()
+    }
+    within = {
+        model: "chosen" if int(model) == chosen else "yes" if int(model) < chosen else "no"
+        for model in models
     }
     rows = [
         [
-            label,
-            _COUNT.format(found["params"]),
-            _GIGA.format(found["flops"] / 1e9),
-            _MIB.format(found["memory"] / 2**20),
-            str({name: reference, **models}[label].graph_depth),
-            ""
-            if label == name
-            else "chosen"
-            if int(label) == chosen
-            else "yes"
-            if int(label) < chosen
-            else "no",
+            model,
+            label("parameters").write(found["params"]),
+            label("flops/forward").write(found["flops"]),
+            label("forward/total").write(found["memory"]),
+            str(configs[model].graph_depth),
+            within.get(model, ""),
         ]
-        for label, found in measured.items()
+        for model, found in measured.items()
     ]
     headings = ["", "parameters", "GFLOP/sequence", "memory of a forward pass (MiB)", "graph depth", "within"]
     override = " ".join(f"model.{option}={chosen}" for option in options_of(base, field))
@@ -190,7 +190,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
     }
     result |= {"override": override}
     if run.writes:
-        neighbors = {label: measured[label] for label in models}
+        neighbors = {model: measured[model] for model in models}
         write_json_atomic(run.path / FILE, {"settings": result, "models": neighbors})
     return {**result, **measured[str(chosen)]}
 
@@ -267,17 +267,6 @@ def _device(accelerator: str) -> str:
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _rows(columns: dict[str, dict[str, float]]) -> list[MetricRow]:
-    """Return the table's rows, including the usage of each pool."""
-    names = dict.fromkeys(key for column in columns.values() for key in column if key.startswith("usage/"))
-    usage = [
-        (f"{pool_label(name.removeprefix('usage/'))} modules per round, as routed", name, _DEPTH, 1)
-        for name in names
-    ]
-    position = 1 + [row[1] for row in ROWS].index("flops/forward_actual")
-    return [MetricRow(*row) for row in (*ROWS[:position], *usage, *ROWS[position:])]
-
-
 def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], path: Path) -> None:
     title = (
         f"Cost; sequences of {settings['sequence_length']} tokens, memory at {settings['batch_size']} of them, "
@@ -287,4 +276,6 @@ def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], path:
         "random": "As routed: the modules that init uses for random tokens.",
         "validation": "As routed: the modules that init uses for validation text.",
     }.get(settings["routed_on"])
-    print_table(metrics_table(columns, _rows(columns), title, caption), directory=path)
+    usage = [f"usage/{pool}" for pool in pools_in(columns.values(), "usage")]
+    names = [name for row in ROWS for name in (usage if row == "usage" else [row])]
+    print_table(metrics_table(columns, metric_rows(names), title, caption), directory=path)
