@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -54,27 +54,27 @@ def plan(composed: Sequence[tuple[list[str], DictConfig]]) -> tuple[list[Job], l
         UsageError: for the first invalid job.
     """
     root = Path(composed[0][1].hydra.sweep.dir)
-    wanted = [root / str(config.hydra.sweep.subdir) for _, config in composed]
     given = [[text for text in overrides if not configures_sweep(text)] for overrides, _ in composed]
+    wanted: list[Path] = []
     configs: list[dict[str, Any]] = []
     bound: list[RunConfig] = []
-    for (_, config), folder in zip(composed, wanted, strict=True):
+    for _, config in composed:
         if config.run_dir is not None:
             raise UsageError(
                 f"run_dir must be null with -m, got {config.run_dir}; set the sweep's directory with hydra.sweep.dir"
             )
-        own = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
-        own.run_dir = str(folder)
-        bound.append(bind(own))
-        resolved = OmegaConf.to_container(own, resolve=True)
-        assert isinstance(resolved, dict)
-        configs.append({str(name): value for name, value in resolved.items()})
+        wanted.append(root / str(config.hydra.sweep.subdir))
+        config = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
+        config.run_dir = str(wanted[-1])
+        bound.append(bind(config))
+        configs.append(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+    folders = assign_folders(configs, wanted, root)
     jobs = [
         Job(tuple(overrides), label, config, folder, typed.task.resumes)
         for overrides, label, config, folder, typed in zip(
-            given, labels(given), configs, assign_folders(configs, wanted, root), bound, strict=True
+            given, labels(given), configs, folders, bound, strict=True
         )
     ]
     return jobs, [
-        dataclasses.replace(typed, run_dir=str(job.folder)) for typed, job in zip(bound, jobs, strict=True)
+        dataclasses.replace(typed, run_dir=str(folder)) for typed, folder in zip(bound, folders, strict=True)
     ]

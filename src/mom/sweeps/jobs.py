@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from mom.errors import UsageError
 from mom.runs.directory import CONFIG, error_line, read_request, read_status, read_summary
 
-NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "search")
+_NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "search")
 """Top-level options that may differ between two attempts at the same job."""
 
 _SWEEP_OPTIONS = ("launcher", "sweep", "search")
@@ -80,34 +80,25 @@ def assign_folders(configs: Sequence[Mapping[str, Any]], wanted: Sequence[Path],
     Raises:
         UsageError: if two jobs have the same configuration.
     """
-    known = earlier_attempts(root)
+    earlier = [path.parent for path in sorted(root.glob(f"**/{CONFIG}"))]
+    known = {
+        _fingerprint(config): folder for folder in earlier if (config := read_request(folder)) is not None
+    }
     taken = set(known.values())
-    folders: list[Path] = []
     seen: dict[str, int] = {}
     for number, (config, default) in enumerate(zip(configs, wanted, strict=True)):
-        key = fingerprint(config)
+        key = _fingerprint(config)
         if key in seen:
             raise UsageError(f"jobs {seen[key]} and {number} of the sweep have the same configuration")
         seen[key] = number
         if key not in known:
-            free = (root / str(index) for index in range(len(configs) + len(taken) + 1))
-            known[key] = default if default not in taken else next(path for path in free if path not in taken)
+            candidates = (default, *(root / str(index) for index in range(len(configs) + len(taken))))
+            known[key] = next(path for path in candidates if path not in taken)
             taken.add(known[key])
-        folders.append(known[key])
-    return folders
+    return [known[key] for key in seen]
 
 
-def earlier_attempts(root: Path) -> dict[str, Path]:
-    """Return the run directories in a sweep's directory by the fingerprint of their configuration."""
-    found: dict[str, Path] = {}
-    for path in sorted(root.glob(f"**/{CONFIG}")):
-        config = read_request(path.parent)
-        if config is not None:
-            found[fingerprint(config)] = path.parent
-    return found
-
-
-def fingerprint(config: Mapping[str, Any]) -> str:
+def _fingerprint(config: Mapping[str, Any]) -> str:
     """Return a text that is the same for two configurations of the same job."""
-    compared = {name: value for name, value in config.items() if name not in NOT_COMPARED}
+    compared = {name: value for name, value in config.items() if name not in _NOT_COMPARED}
     return json.dumps(compared, sort_keys=True)

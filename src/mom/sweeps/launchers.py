@@ -45,9 +45,9 @@ def run_jobs(
     """Run all jobs, except those that succeeded earlier.
 
     Args:
-        jobs: the jobs.
+        jobs: in the order in which they start.
         launcher: where they run, and how many at a time.
-        folder: the sweep's directory.
+        folder: the sweep's directory, for the logs of Slurm.
         on_start: called when the process of a job starts (not by Slurm).
         on_end: called when a job has ended.
 
@@ -102,18 +102,15 @@ def _gpu_groups(launcher: JoblibConfig) -> list[str | None]:
         return [None] * launcher.num_workers
     size = launcher.gpus_per_job
     gpus = _visible_gpus()
-    groups: list[str | None] = [
-        ",".join(gpus[first : first + size]) for first in range(0, len(gpus) - size + 1, size)
-    ]
-    workers = launcher.num_workers or max(1, len(groups))
-    if workers > len(groups):
+    workers = launcher.num_workers or max(1, len(gpus) // size)
+    needed = workers * size
+    if needed > len(gpus):
         jobs = "1 job" if workers == 1 else f"{workers} parallel jobs"
-        needed = workers * size
         raise UsageError(
             f"launcher.gpus_per_job={size} for {jobs} needs {needed} GPU{'s' * (needed != 1)}; "
             f"{len(gpus)} {'is' if len(gpus) == 1 else 'are'} visible"
         )
-    return groups[:workers]
+    return [",".join(gpus[first : first + size]) for first in range(0, needed, size)]
 
 
 def _visible_gpus() -> list[str]:
@@ -129,12 +126,11 @@ def _run_on_slurm(
     jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: Stop, on_end: OnJob
 ) -> None:
     """Submit every job to Slurm with the resources that its trainer needs, and wait for all."""
-    submitted: list[tuple[Job, Any]] = []
+    running: list[tuple[Job, Any]] = []
     for job in jobs:
         executor = _slurm_executor(launcher, folder / ".submitit")
         executor.update_parameters(**slurm_parameters(job, launcher))
-        submitted.append((job, executor.submit(run_job, job, this_program(), Stop(), _ignore)))
-    running = list(submitted)
+        running.append((job, executor.submit(run_job, job, this_program(), Stop(), _ignore)))
     canceled = False
     while running:
         if stop.requests and not canceled:

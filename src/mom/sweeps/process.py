@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 from mom.runs.directory import RunDirectory, holds_checkpoints, process_rank
 from mom.runs.lock import hold
@@ -44,20 +43,19 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
     """
     if process_rank() > 0:  # one of several that Slurm started for this job; the first handles the directory
         job.folder.mkdir(parents=True, exist_ok=True)
-        _wait(_start(job, command, _overrides(job)), stop)
+        _wait(_start(job, [*command, *_overrides(job)]), stop)
         return
     with hold(job.folder, lambda: stop.requests > 0) as descriptors:
         if descriptors is None or stop.requests or job.state == "succeeded":
             return
-        overrides = _overrides(job)
+        line = [*command, *_overrides(job)]
         if not job.resumes and job.folder.exists():
-            shutil.rmtree(
-                job.folder
-            )  # results of an attempt that cannot be resumed would mix with the new ones
+            # The results of an attempt that cannot be resumed would mix with the new ones.
+            shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True, exist_ok=True)
         # A process that dies without a status must not leave the status of an earlier attempt.
         (job.folder / "status.json").unlink(missing_ok=True)
-        process = _start(job, command, overrides, descriptors)
+        process = _start(job, line, descriptors)
         try:
             started(job)
             code = _wait(process, stop)
@@ -89,37 +87,26 @@ def _overrides(job: Job) -> list[str]:
     overrides = [*job.overrides, "hydra.mode=RUN", "hydra.sweeper.params=null"]
     if "search" in job.config:
         overrides.append("search=null")
-    overrides.append(f"run_dir={_quoted(job.folder)}")
+    quoted = str(job.folder).replace("'", "\\'")
+    overrides.append(f"run_dir='{quoted}'")
     if job.resumes and holds_checkpoints(job.folder):
         overrides += ["ckpt=null", "resume=auto"]
     return overrides
 
 
-def _start(
-    job: Job, command: tuple[str, ...], overrides: list[str], kept_open: tuple[int, ...] = ()
-) -> subprocess.Popen[bytes]:
+def _start(job: Job, line: list[str], kept_open: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
     """Start the job's process with its output in a file."""
+    devices = {} if job.devices is None else {"CUDA_VISIBLE_DEVICES": job.devices}
     with (job.folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
-            [*command, *overrides],
+            line,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=_environment(job),
+            env=os.environ | devices,
             start_new_session=True,  # the terminal's Ctrl-C reaches only the sweep, which passes it on
             pass_fds=kept_open,
         )
-
-
-def _quoted(value: object) -> str:
-    """Quote a value for Hydra's grammar."""
-    return "'" + str(value).replace("'", "\\'") + "'"
-
-
-def _environment(job: Job) -> dict[str, str]:
-    if job.devices is None:
-        return dict(os.environ)
-    return os.environ | {"CUDA_VISIBLE_DEVICES": job.devices}
 
 
 def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
@@ -136,12 +123,11 @@ def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
 
 def _settle(job: Job, code: int, *, stopped: bool) -> None:
     """Record how a job ended if its process did not."""
-    if job.state not in ("waiting", "running"):
-        return
-    state: Literal["interrupted", "failed"] = (
-        "interrupted" if stopped or code == -signal.SIGTERM else "failed"
-    )
-    RunDirectory(job.folder).status(state, None if stopped else _failure(job.folder, code))
+    if job.state in ("waiting", "running"):
+        RunDirectory(job.folder).status(
+            "interrupted" if stopped or code == -signal.SIGTERM else "failed",
+            None if stopped else _failure(job.folder, code),
+        )
 
 
 def _failure(folder: Path, code: int) -> str:

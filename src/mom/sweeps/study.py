@@ -31,23 +31,18 @@ def open_study(journal: Path, search: SearchConfig) -> optuna.Study:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = _storage(journal)
-    counts = {
-        study.study_name: len(storage.get_all_trials(study._study_id)) for study in storage.get_all_studies()
-    }
-    seed = (search.seed + counts.get(_NAME, 0)) % 2**32
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler == "tpe":
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=search.startup_trials, constant_liar=search.trials_at_once > 1
-        )
     study = optuna.create_study(
-        storage=storage,
+        storage=_storage(journal),
         study_name=_NAME,
-        sampler=sampler,
         direction="minimize" if search.mode == "min" else "maximize",
         load_if_exists=True,
     )
+    seed = (search.seed + len(study.get_trials(deepcopy=False))) % 2**32
+    study.sampler = optuna.samplers.RandomSampler(seed=seed)
+    if search.sampler == "tpe":
+        study.sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=search.startup_trials, constant_liar=search.trials_at_once > 1
+        )
     study.set_user_attr(_OPTIONS, dataclasses.asdict(search))
     return study
 
