@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -10,19 +9,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from mom.callbacks import RoutingFigures, RoutingStatistics
 from mom.callbacks import figures as callback
-from mom.metrics.depth import depth_bins, moments_by, token_depths
-from mom.metrics.routing import pool_sums
 from mom.plots import depth as depth_figures
 from mom.plots import routing as figures
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
-from tests.metrics.test_routing import (
-    FIXED,
-    N_FFN,
-    ROUNDS,
-    STAGES,
-    random_pass,
-    slow_depths,
-)
 
 ALL = [
     "depth_by_frequency",
@@ -32,10 +21,6 @@ ALL = [
     "module_use",
     "use_over_time",
 ]
-
-
-def depths_of(routing):
-    return token_depths(routing, fixed_depth=FIXED)
 
 
 def keep(monkeypatch, drawn: dict, name: str) -> None:
@@ -48,40 +33,6 @@ def keep(monkeypatch, drawn: dict, name: str) -> None:
         return draw(*given, **options)
 
     monkeypatch.setattr(module, name, drawing)
-
-
-def test_use_and_flow_equal_a_count_token_by_token():
-    routing, mask = random_pass(0)
-    sums = pool_sums([one.ffn for one in routing], mask)
-    use = np.zeros((len(routing), N_FFN + 1))
-    flow = np.zeros((len(routing) - 1, N_FFN + 1, N_FFN + 1))
-    for row, column in mask.nonzero().tolist():
-        path = [one.ffn.selected[row, column].tolist() for one in routing]
-        for index, places in enumerate(path):
-            for slot in places:
-                use[index, slot] += 1
-            if index:
-                flow[index - 1, path[index - 1][0], places[0]] += 1
-    np.testing.assert_array_equal(sums["use"], use)
-    np.testing.assert_array_equal(sums["flow"], flow)
-
-
-def test_depths_of_tokens_and_their_sums():
-    routing, mask = random_pass(1)
-    depths, slow = depths_of(routing), slow_depths([(routing, mask)])
-    for name, one in depths.items():
-        np.testing.assert_allclose(one[mask], slow[name], rtol=1e-6)
-    graph = FIXED + STAGES * ROUNDS
-    bins = depth_bins(depths, mask, fixed_depth=FIXED, graph_depth=graph)
-    counts = np.bincount(np.round((np.array(slow["effective"]) - FIXED) * 2).astype(int), minlength=13)
-    np.testing.assert_array_equal(bins["effective"], counts)
-    assert int(bins["weighted"].sum()) == int(mask.sum())
-    place = torch.randint(4, mask.shape, generator=torch.Generator().manual_seed(0))
-    sums = moments_by(place, depths, mask, number=4)
-    own = depths["weighted"][mask & (place == 2)].double()
-    assert sums["tokens"][2] == len(own) > 0
-    torch.testing.assert_close(sums["weighted/total"][2], own.sum())
-    torch.testing.assert_close(sums["weighted/squares"][2], own.square().sum())
 
 
 def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monkeypatch):

@@ -12,8 +12,8 @@ from mom.callbacks import RoutingPaths
 from mom.callbacks import routing_paths as paths
 from mom.errors import UsageError
 from mom.metrics.routing import agreement_sums, path_keys
+from tests.helpers.routing import ROUNDS, STAGES, random_pass
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
-from tests.metrics.test_routing import ROUNDS, STAGES, random_pass
 
 
 def path_of(routing, row: int, column: int) -> tuple:

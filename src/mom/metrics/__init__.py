@@ -1,1 +1,1 @@
-"""Definitions of the metrics: their names, the sums behind them, depth and the use of modules."""
+"""Definitions of the metrics: names and labels, sums, depth, routing, and the scores of GLUE."""

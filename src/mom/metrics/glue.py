@@ -1,4 +1,4 @@
-"""The metrics of GLUE, by torchmetrics."""
+"""The metrics of GLUE, with torchmetrics."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 
 class Matthews(BinaryMatthewsCorrCoef):
-    """Matthews correlation, 0 where it is undefined: one class alone predicted, or alone there.
+    """Matthews correlation, 0 where it is undefined: if all predictions or all labels are of one class.
 
-    That is GLUE's official reading (scikit-learn's). torchmetrics puts a limit in its place that depends on how uneven
-    the classes are: 0.026 for answering 1 throughout CoLA's validation set.
+    GLUE defines it so (with scikit-learn). torchmetrics returns a limit instead that depends on the class balance:
+    0.026 for always answering 1 on CoLA's validation set.
     """
 
     def compute(self) -> Tensor:
-        confusion = self.confmat  # [2, 2], labels by predictions
+        confusion = self.confmat  # (2, 2), labels by predictions
         assert isinstance(confusion, Tensor)
         if (confusion.sum(0) == 0).any() or (confusion.sum(1) == 0).any():
             return torch.zeros((), device=confusion.device)
@@ -35,13 +35,13 @@ class Matthews(BinaryMatthewsCorrCoef):
 
 
 def build_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """Metrics by name: ``accuracy``, ``f1`` (of class 1), ``matthews``, ``pearson``, ``spearman``.
+    """Build metrics by name: ``accuracy``, ``f1`` (of class 1), ``matthews``, ``pearson``, ``spearman``.
 
     Args:
-        names: which.
-        num_labels: classes.
+        names: the metrics to build.
+        num_labels: number of classes.
     """
-    makers: dict[str, Any] = {
+    builders: dict[str, Any] = {
         "accuracy": lambda: Accuracy(task="multiclass", num_classes=num_labels),
         "f1": lambda: F1Score(task="binary"),
         "matthews": Matthews,
@@ -50,13 +50,13 @@ def build_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all targets and predictions.*")
-        made: dict[str, Metric | MetricCollection] = {name: makers[name]() for name in names}
-    return MetricCollection(made, compute_groups=False)
+        metrics: dict[str, Metric | MetricCollection] = {name: builders[name]() for name in names}
+    return MetricCollection(metrics, compute_groups=False)
 
 
 def percent(metrics: MetricCollection) -> dict[str, float]:
-    """The metrics times 100, as papers report them; one that is undefined (all predictions alike) is 0."""
+    """Return the metrics times 100, as papers report them; an undefined one (all predictions equal) is 0."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")
-        found = metrics.compute()
-    return {name: 100 * float(torch.nan_to_num(value)) for name, value in found.items()}
+        values = metrics.compute()
+    return {name: 100 * float(torch.nan_to_num(value)) for name, value in values.items()}

@@ -1,1 +1,1 @@
-"""Every figure, drawn with matplotlib in one style."""
+"""All figures, drawn with matplotlib in one style."""

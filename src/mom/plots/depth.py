@@ -1,12 +1,11 @@
-"""Figures of depth: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
+"""Figures of depth: functions from arrays to a matplotlib ``Figure``, without side effects.
 
-What the arrays hold. Sizes: V token types, B bins. Depths are those of
-:func:`mom.metrics.depth.depth_metrics`; padding is never in them.
+Depths are those of :func:`mom.metrics.depth.depth_metrics`, without padding:
 
 - *distribution*: a pair of arrays [M], depths in blocks (ascending) and tokens of that depth.
-- :class:`Binned`: sums of the depth of the tokens in each of B bins of something else.
+- :class:`~mom.metrics.depth.Binned`: sums of the depth of the tokens in each bin of another quantity.
 
-``run`` is the run's name, which stands under every title.
+``run`` is the run's name, shown below every title.
 """
 
 from __future__ import annotations
@@ -27,11 +26,10 @@ from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new
 def depth_distribution(
     distributions: Mapping[str, tuple[ArrayLike, ArrayLike]], *, run: str = "", graph_depth: float
 ) -> Figure:
-    """How the depth is spread over the tokens, with its mean, beside the depth of the graph.
+    """Draw the distribution of depth over tokens, with its mean and the depth of the graph.
 
     Args:
-        distributions: by what the depth is called (``effective``, ``weighted``, …), its distribution; a panel
-            for each.
+        distributions: a distribution by the name of the depth (``effective``, ``weighted``, …); a panel for each.
         run: the run's name.
         graph_depth: blocks of the computation graph.
     """
@@ -52,16 +50,16 @@ def depth_distribution(
         )
         axis.set_xlabel(f"{name} depth (blocks)")
         axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
-    axes[0].set_ylabel("share of tokens")
+    axes[0].set_ylabel("fraction of tokens")
     return figure
 
 
 @styled
 def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Depth of rare and of frequent tokens.
+    """Draw the depth of rare and frequent tokens.
 
     Args:
-        lines: by what the depth is called, its bins by :func:`binned_by_frequency`; all on the same edges.
+        lines: the bins of :func:`~mom.metrics.depth.binned_by_frequency` by the name of the depth, with equal edges.
         run: the run's name.
     """
     return _depth_by(
@@ -75,11 +73,10 @@ def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
 
 @styled
 def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Depth of positions that are easy and hard to continue.
+    """Draw the depth of positions whose next token is predicted well or badly.
 
     Args:
-        lines: by what the depth is called, its bins by the loss with which the next token is predicted at the
-            position, in nats; all on the same edges.
+        lines: bins by the loss of the next token, in nats, by the name of the depth, with equal edges.
         run: the run's name.
     """
     return _depth_by(
@@ -88,21 +85,23 @@ def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
 
 
 def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool) -> Figure:
-    """A line of mean depth with its deviation for each kind of depth, over the number of tokens in each bin."""
+    """Draw mean depth and its standard deviation for each kind of depth, above the number of tokens in each bin."""
     figure = new_figure(title, run, 6.4, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for index, (name, binned) in enumerate(lines.items()):
         edges, mean, std = as_floats(binned.edges), binned.mean(), binned.std()
         middle = np.sqrt(edges[:-1] * edges[1:]) if logarithmic else (edges[:-1] + edges[1:]) / 2
-        full = as_floats(binned.tokens) > 0
+        occupied = as_floats(binned.tokens) > 0
         color = MODULE_COLORS[index % len(MODULE_COLORS)]
         style = {
             "color": color,
             "marker": MARKERS[index % len(MARKERS)],
             "linestyle": LINE_STYLES[index % 4],
         }
-        upper.plot(middle[full], mean[full], label=name, **style)
-        upper.fill_between(middle[full], (mean - std)[full], (mean + std)[full], color=color, alpha=0.15)
+        upper.plot(middle[occupied], mean[occupied], label=name, **style)
+        upper.fill_between(
+            middle[occupied], (mean - std)[occupied], (mean + std)[occupied], color=color, alpha=0.15
+        )
         if index == 0:
             lower.bar(
                 edges[:-1],
@@ -113,22 +112,25 @@ def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str,
             )
     if logarithmic:
         lower.set_xscale("log")
-    occupied = [(as_floats(one.edges), as_floats(one.tokens) > 0) for one in lines.values()]
-    starts, ends = (
-        [edges[part][full] for edges, full in occupied if full.any()] for part in (slice(-1), slice(1, None))
-    )
-    if starts:
-        lower.set_xlim(min(one[0] for one in starts), max(one[-1] for one in ends))
-    _at_least_a_block(upper)
+    limits = [_limits(binned) for binned in lines.values() if as_floats(binned.tokens).any()]
+    if limits:
+        lower.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    _widen_to_a_block(upper)
     upper.set_ylabel("depth (blocks)")
-    upper.legend(title="mean ± deviation", loc="center left", bbox_to_anchor=(1.0, 0.5))
-    lower.set_ylabel("share of\ntokens")
+    upper.legend(title="mean ± std", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    lower.set_ylabel("fraction of\ntokens")
     lower.set_xlabel(xlabel)
     return figure
 
 
-def _at_least_a_block(axis: Axes) -> None:
-    """Widen the scale of a depth to a block, so that differences of nothing are not drawn large."""
+def _limits(binned: Binned) -> tuple[float, float]:
+    """Return the outer edges of the bins that have tokens."""
+    edges, occupied = as_floats(binned.edges), as_floats(binned.tokens) > 0
+    return float(edges[:-1][occupied][0]), float(edges[1:][occupied][-1])
+
+
+def _widen_to_a_block(axis: Axes) -> None:
+    """Widen the depth axis to at least a block, so that negligible differences look small."""
     low, high = axis.get_ylim()
     if high - low < 1:
         middle = (low + high) / 2

@@ -92,7 +92,7 @@ def removal(
     """
     has_curve = bool(measured.greedy)
     size = max(5.5, 1.6 + 0.34 * len(measured.alone)), max(3.8, 1.6 + 0.3 * len(measured.alone))
-    figure = new_figure("Loss without modules", run, size[0] + 5.0 * has_curve, size[1])
+    figure = new_figure("Loss after module ablation", run, size[0] + 5.0 * has_curve, size[1])
     axes = np.atleast_1d(figure.subplots(1, 1 + has_curve, width_ratios=(1, 1.15)[: 1 + has_curve]))
     styles = {
         pool: {"color": color, "marker": marker}
@@ -114,7 +114,7 @@ def _draw_single(axis: Axes, measured: Removal, tolerance: float | None, styles:
     if tolerance is not None:
         axis.axvline(tolerance, color="black", linewidth=1, linestyle=":")
     axis.xaxis.set_major_locator(MaxNLocator(5))
-    axis.set_xlabel("rise of the loss (nats per token)")
+    axis.set_xlabel("loss increase (nats/token)")
     axis.set_title("one at a time")
 
 
@@ -122,7 +122,7 @@ def _draw_greedy(axis: Axes, measured: Removal, tolerance: float | None, styles:
     """Draw the loss over the number of modules removed; each point is labeled with the last of them."""
     losses = [measured.loss, *(loss for _, loss in measured.greedy)]
     axis.plot(range(len(losses)), losses, color="#444444", linewidth=1.2, zorder=1)
-    axis.plot([0], losses[:1], marker="D", color="black", linestyle="", label="whole model")
+    axis.plot([0], losses[:1], marker="D", color="black", linestyle="", label="complete model")
     for pool, style in styles.items():
         counts = [count for count, (module, _) in enumerate(measured.greedy, start=1) if module.kind == pool]
         axis.plot(counts, [losses[count] for count in counts], linestyle="", label=pool_label(pool), **style)
@@ -141,12 +141,12 @@ def _draw_greedy(axis: Axes, measured: Removal, tolerance: float | None, styles:
             color="black",
             linewidth=1,
             linestyle=":",
-            label=f"whole + {tolerance:g}",
+            label=f"complete + {tolerance:g}",
         )
         axis.set_xlim(right=len(measured.greedy) + 0.2 * len(measured.greedy))
     axis.margins(y=0.12)
     axis.set_xticks(range(0, len(losses), 1 + len(losses) // 20))
     axis.set_xlabel("modules removed")
-    axis.set_ylabel("loss (nats per token)")
-    axis.set_title("greedily")
+    axis.set_ylabel("loss (nats/token)")
+    axis.set_title("greedy")
     axis.legend(loc="upper left")

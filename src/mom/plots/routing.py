@@ -1,16 +1,15 @@
-"""Figures of routing: arrays in, a matplotlib ``Figure`` out; nothing is read, written or kept.
+"""Figures of routing: functions from arrays to a matplotlib ``Figure``, without side effects.
 
-What the arrays hold, for all of them. Sizes: S stages, H rounds in a stage, R = S·H rounds over all stages in
-order, N modules in a pool (attention and FFN may differ), P points in training time.
-Slots are the N modules and SKIP, in this order, so N+1 columns and ``[..., N]`` is SKIP. Counts may be of any
-number type and any scale: only shares are drawn. Padding is never in them. Rounds, stages and modules are
-numbered from 0, as in the routing records.
+Shapes: S stages, H rounds in a stage, R = S·H rounds over all stages in order, N modules in a pool (pools may differ),
+P points in training time. Choices are the N modules, then SKIP: ``[..., N]`` is SKIP. Counts may be of any number type
+and scale, because only fractions are drawn; padding does not count. Rounds, stages and modules are numbered from 0, as
+in the routing records.
 
-- *use*: [R, N+1], places (one of a token's K choices in one round) held by each slot, by round.
-- *flow*: [R-1, N+1, N+1], tokens by the slot of their first choice in round r and in round r+1.
-- *use over time*: [P, S, N+1], places held by each slot of each stage's pool, around each of P optimizer steps.
+- *use*: [R, N+1], assignments to each choice (an assignment is one of a token's K choices in one round), by round.
+- *flow*: [R-1, N+1, N+1], tokens by their first choice in round r and in round r+1.
+- *use over time*: [P, S, N+1], assignments to each choice of each stage's pool, around each of P optimizer steps.
 
-``run`` is the run's name, which stands under every title.
+``run`` is the run's name, shown below every title.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ Pools = Mapping[str, ArrayLike]
 """An array for each pool, by the name that the figure shows."""
 
 ANNOTATED_SLOTS = 12
-"""Up to so many columns a heat map has its numbers written in."""
+"""Maximum number of columns of a heat map whose numbers are written in."""
 
 
 @styled
@@ -57,7 +56,7 @@ def module_use(use: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
             axis.axhline(stage * rounds / num_stages - 0.5, color="white", linewidth=3)
     axes[0].set_ylabel("round" if num_stages == 1 else "stage.round")
     axes[0].set_yticks(range(rounds), _rounds(rounds, num_stages))
-    _color_bar(figure, image, axes, highest, "share of the round's places")
+    _color_bar(figure, image, axes, highest, "fraction of the round's assignments")
     return figure
 
 
@@ -65,9 +64,9 @@ def module_use(use: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
 def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
     """Draw how tokens move between modules from round to round, by their first choice.
 
-    Bands as wide as their share of the tokens, colored by where they come from, where pools have up to eight
-    modules; above that the bands hide each other, and a heat map shows the transitions of all rounds together
-    (those from one stage to the next left out).
+    Pools of up to eight modules are drawn as bands, as wide as their fraction of the tokens and colored by their
+    origin. For larger pools, where bands would hide each other, a heat map shows the transitions of all rounds
+    together, except those from one stage to the next.
 
     Args:
         flow: flow of each pool, [R-1, N+1, N+1].
@@ -89,7 +88,7 @@ def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
         handles = [Patch(color=color, label=label) for color, label in zip(colors, labels, strict=True)]
         axis.legend(handles=handles[::-1], title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
         axis.set_title(name)
-        axis.set_ylabel("share of tokens")
+        axis.set_ylabel("fraction of tokens")
     axes[-1].set_xlabel("round" if num_stages == 1 else "stage.round")
     axes[-1].set_xticks(range(pairs + 1), _rounds(pairs + 1, num_stages))
     return figure
@@ -122,10 +121,10 @@ def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
                 )
                 axis.set_yticks(*_slot_ticks(len(slots)))
                 axis.set_ylabel("module")
-                _color_bar(figure, mesh, axis, highest, "share of places")
+                _color_bar(figure, mesh, axis, highest, "fraction of assignments")
             else:
                 _lines(axis, steps, shares)
-                axis.set_ylabel("share of places")
+                axis.set_ylabel("fraction of assignments")
                 if column == len(pools) - 1 or not same_slots:
                     axis.legend(title="module", loc="center left", bbox_to_anchor=(1.0, 0.5))
             axis.set_title(name if num_stages == 1 else f"{name}, stage {stage}")
@@ -135,7 +134,7 @@ def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
 
 
 def _bands(axis: Axes, flow: Floats) -> None:
-    """Nodes stacked in each round, SKIP uppermost, and a band from each to each of the next round."""
+    """Draw the nodes of each round stacked, SKIP at the top, and a band from each to each of the next round."""
     pairs, slots, _ = flow.shape
     shares = flow / np.maximum(flow.sum(axis=(1, 2), keepdims=True), np.finfo(float).tiny)
     colors = _slot_colors(slots)
@@ -173,12 +172,12 @@ def _bands(axis: Axes, flow: Floats) -> None:
 
 
 def _bottoms(sizes: Floats, gap: float) -> Floats:
-    """Where each node begins, one upon the other; empty ones take no room."""
+    """Return where each node begins in the stack; empty nodes take no space."""
     return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap * (sizes[:-1] > 0))])
 
 
 def _transitions(pools: Sequence[tuple[str, Floats]], run: str, num_stages: int) -> Figure:
-    """A heat map of all rounds' transitions together: where the tokens of each slot go next."""
+    """Draw a heat map of the transitions of all rounds together: where the tokens of each choice go next."""
     figure = new_figure(
         "Flow between modules, by first choice, all rounds together", run, 5.25 * len(pools), 5.2
     )
@@ -193,12 +192,12 @@ def _transitions(pools: Sequence[tuple[str, Floats]], run: str, num_stages: int)
         axis.set_title(name)
         axis.set_xlabel("module of the next round")
         axis.set_ylabel("module")
-    _color_bar(figure, image, axes, highest, "share of the tokens in the row")
+    _color_bar(figure, image, axes, highest, "fraction of the tokens in the row")
     return figure
 
 
 def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
-    """A line for each slot, told apart by color and dashes."""
+    """Draw a line for each choice, distinguished by color and dashes."""
     labels, colors = _slots(shares.shape[1]), _slot_colors(shares.shape[1])
     for slot, (label, color) in enumerate(zip(labels, colors, strict=True)):
         style: dict[str, Any] = {"linestyle": LINE_STYLES[slot % len(LINE_STYLES)]}
@@ -209,7 +208,7 @@ def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
 
 
 def _heat(axis: Axes, shares: Floats, highest: float) -> Any:
-    """Shares as colors, up to ``highest``, with the percentages written in where they fit."""
+    """Draw fractions as colors, up to ``highest``, with the percentages written in if they fit."""
     image = axis.imshow(shares, cmap=HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
     axis.set_xticks(*_slot_ticks(shares.shape[1]))
     axis.spines[:].set_visible(False)
@@ -229,8 +228,8 @@ def _color_bar(figure: Figure, image: Any, axes: Any, highest: float, label: str
 
 
 def _highest(*shares: Floats) -> float:
-    """The end of a color scale: the greatest share, up to the next tenth."""
-    greatest = max((float(one.max()) for one in shares if one.size), default=1.0)
+    """Return the end of a color scale: the largest fraction, rounded up to a tenth."""
+    greatest = max((float(array.max()) for array in shares if array.size), default=1.0)
     return min(1.0, max(0.1, float(np.ceil(10 * greatest - 1e-9)) / 10))
 
 
@@ -263,12 +262,12 @@ def _slot_colors(number: int) -> list[str]:
 def _rounds(number: int, num_stages: int) -> list[str]:
     per_stage = number // num_stages
     if num_stages == 1:
-        return [str(one) for one in range(number)]
-    return [f"{one // per_stage}.{one % per_stage}" for one in range(number)]
+        return [str(index) for index in range(number)]
+    return [f"{index // per_stage}.{index % per_stage}" for index in range(number)]
 
 
 def _slot_ticks(number: int) -> tuple[list[int], list[str]]:
-    """Which slots are labeled, so that labels do not touch, and how; SKIP always is."""
+    """Return which choices are labeled, so that labels do not touch, and their labels; SKIP is always labeled."""
     step = 1 if number <= 13 else int(np.ceil(number / 10))
     places = [*range(0, number - max(2, step) if step > 1 else number - 1, step), number - 1]
     names = _slots(number)

@@ -1,4 +1,4 @@
-"""How our figures look, and how they become files: no window, no global state, colors that everybody sees."""
+"""The style of all figures and how they are written to files, without windows or global state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from matplotlib.figure import Figure
 from mom.runs.files import atomic_file
 
 MODULE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""One for each module, up to eight (Okabe and Ito, 2008)."""
+"""Colors of up to eight modules, for color-blind readers too (Okabe and Ito, 2008)."""
 SKIP_COLOR = "#9A9A9A"
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
-"""Color map of every heat map: as good for color-blind eyes, and still in order when printed gray."""
+"""Color map of all heat maps: suited to color-blind readers and to print in gray."""
 
-STYLE: Any = {  # matplotlib names every key in a type of its own
+STYLE: Any = {  # matplotlib types every key by name
     "font.size": 10,
     "axes.titlesize": 10.5,
     "axes.labelsize": 10,
@@ -38,7 +38,7 @@ STYLE: Any = {  # matplotlib names every key in a type of its own
 
 
 def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Run a drawing function under :data:`STYLE`, whatever the process has set."""
+    """Run a drawing function with :data:`STYLE`, regardless of the process's settings."""
 
     @wraps(draw)
     def drawn(*arguments: Any, **options: Any) -> Figure:
@@ -49,7 +49,7 @@ def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
 
 
 def new_figure(title: str, run: str, width: float, height: float) -> Figure:
-    """An empty figure in inches, with what it shows over it and the run's name beneath that."""
+    """Return an empty figure of this size in inches, with a title and the run's name below it."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(f"{title}\n{run}" if run else title)
@@ -57,7 +57,7 @@ def new_figure(title: str, run: str, width: float, height: float) -> Figure:
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
-    """The figure as the bytes of a PNG file."""
+    """Return the bytes of a PNG file."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=dpi)
@@ -65,7 +65,7 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
 
 
 def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a PNG file, whole or not at all, making its folder; returns the path."""
+    """Write a PNG file atomically, create its directory, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
