@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +181,19 @@ def test_the_files_describe_their_model(tmp_path: Path) -> None:
     pq.write_table(traces.tokens().replace_schema_metadata({}), tmp_path / "tokens.parquet")
     with pytest.raises(ValueError, match=r"^folder .* must contain routing\.parquet and tokens\.parquet"):
         Traces(tmp_path)
+
+
+def test_traces_of_version_0_1_can_be_read(tmp_path: Path) -> None:
+    """Their header has no list of pools."""
+    traces, model = recorded(tmp_path / "traces", some_ids(20))
+    fields = {
+        name: value for name, value in model.config.to_dict().items() if name not in ("pools", "mom_version")
+    }
+    header = json.dumps({"model": fields, "source": "old.ckpt", "text": "old", "stages": [0]})
+    table = traces.tokens().replace_schema_metadata({"mom": header})
+    pq.write_table(table, tmp_path / "traces" / "tokens.parquet")
+    old = Traces(tmp_path / "traces")
+
+    assert list(old.header.pools) == ["attention", "ffn"]
+    assert (old.header.num_modules("ffn"), old.header.source) == (3, "old.ckpt")
+    assert old.routing(kind="ffn") == traces.routing(kind="ffn")

@@ -1,1 +1,1 @@
-"""What routing records say: traces, figures, reports. Imported piece by piece, since its parts are heavy."""
+"""Routing traces of a text, module similarity and ablation, tables, and the report; import its modules one by one."""

@@ -185,6 +185,6 @@ def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float |
     return index, cosine
 
 
-def _ratio(part: Any, whole: Any) -> float | None:
+def _ratio(part: Any, total: Any) -> float | None:
     """Divide two numbers; ``None`` if the second is 0."""
-    return float(part) / float(whole) if whole else None
+    return float(part) / float(total) if total else None

@@ -104,11 +104,9 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
     """Translate their options to ours."""
-    defaults = {name: values[0] for name, values in _SUPPORTED.items()}
-    given = {name: theirs.get(name, default) for name, default in defaults.items()}
-    check_supported("checkpoint", given, _SUPPORTED)
     kind: Any = theirs.get("router_type")
-    check_supported("checkpoint", {"router_type": kind}, {"router_type": tuple(_ROUTERS)})
+    options = {name: (theirs.get(name, allowed[0]), allowed) for name, allowed in _SUPPORTED.items()}
+    check_supported("checkpoint", options | {"router_type": (kind, tuple(_ROUTERS))})
     router, score_function = _ROUTERS[kind]
     num_attention, num_ffn = theirs["num_attn"], theirs["num_ffn"]
     if theirs.get("bind_ffn_attn") and num_attention != num_ffn:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -82,6 +82,16 @@ LLAMA_FAMILIES = {"llama": _LLAMA, "qwen3": _QWEN3}
 """Families that :func:`from_llama` accepts, by their ``model_type``."""
 
 
+_GPT2_OPTIONS: Mapping[str, Sequence[Any]] = {
+    "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
+    "scale_attn_weights": (True,),
+    "scale_attn_by_inverse_layer_idx": (False,),
+    "add_cross_attention": (False,),
+    "tie_word_embeddings": (True,),
+}
+"""Options of GPT-2 and the values that our blocks compute."""
+
+
 def from_gpt2(gpt2: GPT2LMHeadModel) -> MoMForCausalLM:
     """Copy a `transformers` GPT-2 language model into a plain :class:`MoMForCausalLM`.
 
@@ -96,14 +106,9 @@ def from_gpt2(gpt2: GPT2LMHeadModel) -> MoMForCausalLM:
         UsageError: GPT-2 has options that our blocks do not compute.
     """
     theirs = gpt2.config
-    supported: dict[str, tuple[Any, ...]] = {
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-        "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
-    }
-    check_supported("gpt2", {name: getattr(theirs, name) for name in supported}, supported)
+    check_supported(
+        "gpt2", {name: (getattr(theirs, name), allowed) for name, allowed in _GPT2_OPTIONS.items()}
+    )
     config = MoMConfig(
         vocab_size=theirs.vocab_size,
         max_positions=theirs.n_positions,
@@ -138,24 +143,14 @@ def from_llama(llama: LlamaForCausalLM | Qwen3ForCausalLM) -> MoMForCausalLM:
     check_supported(
         theirs.model_type,
         {
-            "model_type": theirs.model_type,
-            "num_key_value_heads": theirs.num_key_value_heads,
-            "head_dim": getattr(theirs, "head_dim", None) or head_width,
-            "hidden_act": theirs.hidden_act,
-            "attention_bias": theirs.attention_bias,
-            "mlp_bias": getattr(theirs, "mlp_bias", False),
-            "rope_type": rope.get("rope_type", "default"),
-            "use_sliding_window": getattr(theirs, "use_sliding_window", False),
-        },
-        {
-            "model_type": tuple(LLAMA_FAMILIES),
-            "num_key_value_heads": (heads,),
-            "head_dim": (head_width,),
-            "hidden_act": ("silu",),
-            "attention_bias": (False,),
-            "mlp_bias": (False,),
-            "rope_type": ("default",),
-            "use_sliding_window": (False,),
+            "model_type": (theirs.model_type, tuple(LLAMA_FAMILIES)),
+            "num_key_value_heads": (theirs.num_key_value_heads, (heads,)),
+            "head_dim": (getattr(theirs, "head_dim", None) or head_width, (head_width,)),
+            "hidden_act": (theirs.hidden_act, ("silu",)),
+            "attention_bias": (theirs.attention_bias, (False,)),
+            "mlp_bias": (getattr(theirs, "mlp_bias", False), (False,)),
+            "rope_type": (rope.get("rope_type", "default"), ("default",)),
+            "use_sliding_window": (getattr(theirs, "use_sliding_window", False), (False,)),
         },
     )
     config = MoMConfig(
@@ -175,22 +170,21 @@ def from_llama(llama: LlamaForCausalLM | Qwen3ForCausalLM) -> MoMForCausalLM:
     return _converted(llama, config, LLAMA_FAMILIES[theirs.model_type])
 
 
-def check_supported(owner: str, given: Mapping[str, Any], supported: Mapping[str, tuple[Any, ...]]) -> None:
+def check_supported(owner: str, options: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
     """Reject a model with options that ours does not compute.
 
     Args:
         owner: what the options belong to, such as ``gpt2``.
-        given: their values.
-        supported: the values that we compute.
+        options: the value of each option, and the values that we compute.
 
     Raises:
         UsageError: the first option with another value.
     """
-    for name, value in given.items():
-        if value not in supported[name]:
-            choices = [as_written(choice) for choice in supported[name]]
+    for name, (given, supported) in options.items():
+        if given not in supported:
+            choices = [as_written(choice) for choice in supported]
             allowed = " or ".join(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
-            raise UsageError(f"{owner}.{name} must be {allowed}, got {as_written(value)}")
+            raise UsageError(f"{owner}.{name} must be {allowed}, got {as_written(given)}")
 
 
 def _shared_fields(theirs: Any) -> dict[str, Any]:

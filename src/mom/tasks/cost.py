@@ -226,8 +226,7 @@ def _preset(
     if name not in choices:
         raise unknown_choice(option, name, choices)
     composed = compose(CONFIG_NAME, overrides=[*overrides, f"model={name}"])
-    fields = OmegaConf.to_container(composed.model, resolve=True)
-    assert isinstance(fields, dict)
+    fields: Any = OmegaConf.to_container(composed.model, resolve=True)
     try:
         return MoMConfig(**fields | config.router | {"vocab_size": vocabulary})
     except ValueError as reason:

@@ -187,10 +187,9 @@ def packed_real(values: np.ndarray) -> dict[str, Any]:
     values = values.astype(np.float64)
     known = values[~np.isnan(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
-    steps = _STEPS
-    scaled = np.rint((values - low) / ((high - low) or 1.0) * steps)
-    whole = np.where(np.isnan(values), steps + 1, np.nan_to_num(scaled)).astype("<u2")
-    return {"type": "u2", "low": low, "high": high, "steps": steps, "data": _base64(whole)}
+    scaled = np.rint((values - low) / ((high - low) or 1.0) * _STEPS)
+    stored = np.where(np.isnan(values), _STEPS + 1, np.nan_to_num(scaled)).astype("<u2")
+    return {"type": "u2", "low": low, "high": high, "steps": _STEPS, "data": _base64(stored)}
 
 
 def _choices(

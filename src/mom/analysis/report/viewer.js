@@ -5,8 +5,8 @@
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
   const text = element("text"), path = element("path"), status = element("status"), legend = element("legend");
-  const count = data.count, places = data.kinds, number = new Intl.NumberFormat("en");
-  const pools = Object.keys(places); // in the order of a round
+  const count = data.count, kinds = data.kinds, number = new Intl.NumberFormat("en");
+  const pools = Object.keys(kinds); // in the order of a round
   const BINS = 7;
 
   // Columns are little-endian arrays in base64; real numbers are stored as 16-bit steps between two bounds.
@@ -23,8 +23,8 @@
   const measures = data.measures.map((one) => ({ ...one, values: column(one.values) }));
   const choice = {}, weight = {};
   for (const pool of pools) {
-    choice[pool] = column(places[pool].choice);
-    weight[pool] = column(places[pool].weight);
+    choice[pool] = column(kinds[pool].choice);
+    weight[pool] = column(kinds[pool].weight);
   }
   const rounds = data.rounds; // [stage, round] of each recorded round
   const severalStages = rounds.length > 0 && rounds[rounds.length - 1][0] !== rounds[0][0];
@@ -133,13 +133,13 @@
     return made;
   }
   function choicesOf(index, round, kind) {
-    const size = places[kind].places;
+    const size = kinds[kind].places;
     const first = (index * rounds.length + round) * size;
     return Array.from({ length: size }, (_, place) => [choice[kind][first + place], weight[kind][first + place]]);
   }
   function step(index, round, kind) {
     return choicesOf(index, round, kind).map(([slot, share]) => {
-      const skip = slot === places[kind].modules;
+      const skip = slot === kinds[kind].modules;
       const line = make("div", [
         make("span", skip ? "SKIP" : `${slot}`, { class: "slot" }),
         make("span", share.toFixed(3), { class: "weight" }),
@@ -172,7 +172,7 @@
       if (last && data.anchors) rows.push(plain("anchor block"));
     });
     if (data.top) rows.push(plain(blocks(data.top, "top")));
-    const head = make("thead", make("tr", ["Round", ...pools.map((pool) => capitalized(places[pool].label))].map((name) => make("th", name, { scope: "col" }))));
+    const head = make("thead", make("tr", ["Round", ...pools.map((pool) => capitalized(kinds[pool].label))].map((name) => make("th", name, { scope: "col" }))));
     path.replaceChildren(facts, make("table", [
       make("caption", `Path of ${quoted(index)}: modules and weights`), head, make("tbody", rows),
     ]));
@@ -259,7 +259,7 @@
     menu.replaceChildren(...options.map(([value, label]) => new Option(label, value)));
   }
   function fillModules() {
-    const { modules } = places[kindMenu.value];
+    const { modules } = kinds[kindMenu.value];
     fill(moduleMenu, [["", "(all tokens)"], ...Array.from({ length: modules }, (_, slot) => [slot, `${slot}`]),
       [modules, "SKIP"]]);
   }
@@ -279,7 +279,7 @@
     const slot = moduleMenu.value, kind = kindMenu.value;
     matches = [];
     if (slot !== "") {
-      const wanted = wantedRounds(), size = places[kind].places, slots = choice[kind];
+      const wanted = wantedRounds(), size = kinds[kind].places, slots = choice[kind];
       const counted = firstOnly.checked ? 1 : size; // assignments to check, best first
       for (let index = 0; index < count; index++) {
         const took = wanted.some((round) => {
@@ -290,7 +290,7 @@
         cells[index].classList.toggle("match", took);
         if (took) matches.push(index);
       }
-      const module = Number(slot) === places[kind].modules ? `SKIP in ${places[kind].label}` : `${places[kind].label} ${slot}`;
+      const module = Number(slot) === kinds[kind].modules ? `SKIP in ${kinds[kind].label}` : `${kinds[kind].label} ${slot}`;
       const where = roundMenu.value[0] === "r" ? `round ${roundName(rounds[wanted[0]])}`
         : severalStages ? `any round of stage ${roundMenu.value.slice(1)}` : "any round";
       status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} ${firstOnly.checked ? "first " : ""}in ${where}.`;
@@ -330,7 +330,7 @@
 
   // ---- start
 
-  fill(kindMenu, pools.map((pool) => [pool, places[pool].label]));
+  fill(kindMenu, pools.map((pool) => [pool, kinds[pool].label]));
   fillModules();
   fillRounds();
   fill(element("color"), measures.map(({ name }, index) => [index, name]));
