@@ -16,28 +16,6 @@ class UsageError(ValueError):
     """
 
 
-class RequestError(UsageError):
-    """A wrong request, told in one line: which option, what was given, what is allowed.
-
-    The command line prints ``error: <option>: <given>; <allowed>`` and exits with code 2.
-
-    Args:
-        option: the option's dotted name as typed on the command line, such as ``data.path``.
-        given: what the user gave.
-        allowed: what would have been right.
-    """
-
-    def __init__(self, option: str, given: object, allowed: str) -> None:
-        self.option = option
-        self.given = given
-        self.allowed = allowed
-        super().__init__(f"{option}: {given}; {allowed}")
-
-    def __reduce__(self) -> tuple[type, tuple[str, object, str]]:
-        """Keep all three parts when the error crosses a process boundary."""
-        return type(self), (self.option, self.given, self.allowed)
-
-
 class JobsFailed(Exception):
     """Some jobs of a sweep failed. The errors have been printed; the command line exits with code 1.
 
@@ -90,13 +68,6 @@ def unknown_choice(option: str, given: object, choices: Sequence[str]) -> UsageE
     return UsageError(
         f"{option} must be {listed or 'null'}, got {as_written(given)}{did_you_mean(given, choices)}"
     )
-
-
-def one_of(name: object, names: Sequence[str]) -> str:
-    """``one of a, b, c``, led by the nearest spelling if ``name`` looks like a slip."""
-    close = nearest(str(name), names)
-    listed = f"one of {', '.join(names)}" if names else "nothing"
-    return f"did you mean {close}? {listed}" if close else listed
 
 
 def first_line(error: BaseException) -> str:

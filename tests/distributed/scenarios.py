@@ -17,7 +17,7 @@ from lightning.pytorch import Callback, seed_everything
 
 from mom.callbacks.non_finite import NonFiniteError
 from mom.data.language_modeling import LanguageModelingDataModule
-from mom.errors import RequestError
+from mom.errors import UsageError
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training import fit
@@ -131,7 +131,7 @@ def equal(folder: Path) -> None:
     differing = request(folder, 2, optimizer={"lr": 1e-2 if rank == 0 else 1e-3})
     try:
         train(differing, folder / "differing")
-    except RequestError as refusal:
+    except UsageError as refusal:
         (folder / f"refusal-{rank}.txt").write_text(str(refusal))
     try:
         extra = (Diverge(),) if rank == 1 else ()

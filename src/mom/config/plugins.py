@@ -6,6 +6,7 @@ group ``mom.plugins``. Never by a checkpoint or an exported directory, whose fil
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import entry_points
@@ -30,7 +31,7 @@ def load_plugins(names: Iterable[str]) -> None:
     for point in entry_points(group=ENTRY_POINTS):
         _load(f"{point.value} (entry point {point.name})", point.load)
     for name in names:
-        _load(name, lambda name=name: importlib.import_module(name))
+        _load(name, functools.partial(importlib.import_module, name))
 
 
 def _load(name: str, load: Callable[[], Any]) -> None:
