@@ -181,7 +181,7 @@ def test_missing_and_empty_splits_are_rejected(tmp_path):
         match=r"^data.path must be a folder with dev.tsv, validation.jsonl or validation.parquet, got ",
     ):
         load(tmp_path, "cola")
-    with pytest.raises(UsageError, match=r"^data.path must be a folder of GLUE, .*, which was not found"):
+    with pytest.raises(UsageError, match=r"^data.path must be a folder of GLUE, .*, which does not exist"):
         load(tmp_path / "elsewhere", "cola")
 
 

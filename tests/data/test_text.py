@@ -141,7 +141,7 @@ def test_binary_file(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    assert "not found" in str(rejected(tmp_path / "missing"))
+    assert "does not exist" in str(rejected(tmp_path / "missing"))
     assert ".txt .md .jsonl .parquet" in str(rejected(write(tmp_path / "a.csv", b"x")))
     assert "no text file" in str(rejected(tmp_path))
 

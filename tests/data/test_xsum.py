@@ -125,7 +125,7 @@ def test_missing_and_empty_files_are_rejected(tmp_path):
         UsageError, match=r"^data.path must be a folder with validation.jsonl or validation.parquet, got .*x"
     ):
         module(folder)
-    for given, message in ((tmp_path / "y", "not found"), (folder / "t.txt", "a file ending in .jsonl")):
+    for given, message in ((tmp_path / "y", "does not exist"), (folder / "t.txt", "a file ending in .jsonl")):
         (folder / "t.txt").touch()
         with pytest.raises(UsageError, match=f"^data.path must be .*{message}"):
             module(given)

@@ -189,7 +189,7 @@ def _task_folder(path: Path, task: GlueTask) -> Path:
     """Return the folder of a task in GLUE's folder, or the folder itself if it has none."""
     if not path.is_dir():
         raise UsageError(
-            f"data.path must be a folder of GLUE, or null for the Hub, got {path}, which was not found"
+            f"data.path must be a folder of GLUE, or null for the Hub, got {path}, which does not exist"
         )
     folders = {folder.name.lower(): folder for folder in path.iterdir() if folder.is_dir()}
     return folders.get(task.folder.lower()) or folders.get(task.name) or path

@@ -45,7 +45,7 @@ def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
             raise UsageError(f"{allowed}, got {path}")
         return [(given.name, given)]
     if not given.is_dir():
-        raise UsageError(f"{allowed}, got {path}, which was not found")
+        raise UsageError(f"{allowed}, got {path}, which does not exist")
     found = []
     for folder, subfolders, names in os.walk(given):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
@@ -101,7 +101,7 @@ def _decoded_blocks(file: Path) -> Iterator[str]:
             block = stream.read(_BLOCK_BYTES)
             if (zero := block.find(b"\0")) >= 0:
                 raise UsageError(
-                    f"cannot read data.path: {file} is a binary file, byte {start + zero} is zero"
+                    f"cannot read data.path: {file} is a binary file (byte {start + zero} is zero)"
                 )
             carried = len(decoder.getstate()[0])  # bytes of a character that began in the last block
             try:

@@ -64,7 +64,7 @@ def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
     else:
         raise UsageError(
             f"data.path must be a .jsonl or .parquet file, a folder of them, or null for the Hub, got {path}, which "
-            "was not found"
+            "does not exist"
         )
     for name, articles in splits.items():
         if not articles:
