@@ -159,3 +159,18 @@ def test_router_names_stand_in_their_own_file_only():
     authors = {("interop/authors.py", name) for name in BUILT_IN}
     assert own <= found
     assert found - own - authors - OTHER_MEANINGS == allowed
+
+
+def lines_with(*words: str) -> set[str]:
+    """Modules of the package, relative to ``src/mom``, whose source has one of the words."""
+    return {
+        path.relative_to(ROOT / "src" / "mom").as_posix()
+        for path in (ROOT / "src" / "mom").rglob("*.py")
+        if any(word in path.read_text(encoding="utf-8") for word in words)
+    }
+
+
+def test_files_are_replaced_and_first_lines_taken_in_one_place():
+    # A checkpoint is also kept under a second name, by a link.
+    assert lines_with("os.replace(", "os.rename(", ".rename(") == {"runs/files.py", "training/checkpoint.py"}
+    assert lines_with(".splitlines()[0]") == set()
