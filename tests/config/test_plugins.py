@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -161,3 +162,23 @@ def test_a_sweep_passes_its_plugins_to_its_jobs(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "val/loss" in json.loads((tmp_path / "s" / "0" / "summary.json").read_text())
+
+
+def test_an_export_of_your_own_kind_needs_its_plugin_and_cannot_name_it(
+    mine: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mom.interop import load_model
+    from tests.helpers.models import small_model
+
+    registry.routers["bilinear"] = importlib.import_module("examples.bilinear_router").Bilinear
+    small_model(router="bilinear", bilinear_rank=4).save_pretrained(tmp_path / "export")
+    del registry.routers["bilinear"]
+    path = tmp_path / "export" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"plugins": [mine]}))
+
+    with pytest.raises(
+        UsageError, match=r"^cannot load init=.*export: router must be one of .*got bilinear; "
+    ) as raised:
+        load_model(str(tmp_path / "export"))
+    assert "plugins=[my_package.my_module]" in str(raised.value)
+    assert mine not in sys.modules and "mine" not in registry.routers
