@@ -55,7 +55,7 @@ def test_two_phases_and_a_baseline(tmp_path, capsys):
     out = capsys.readouterr().out
     for shown in (
         "MoM",
-        "plain, trained on",
+        "plain baseline",
         f"{summary['val/loss']:.4f}",
         f"{summary['baseline/val/loss']:.4f}",
     ):

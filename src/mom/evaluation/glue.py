@@ -115,12 +115,7 @@ def measure_glue(
 ) -> dict[str, Any]:
     """Validate a classifier, and write its predictions for the available test sets as a GLUE submission.
 
-    Args:
-        config: the request.
-        module: the classifier.
-        data: its task.
-        directory: where to write.
-        logged: see :func:`mom.evaluation.measure.evaluate_module`.
+    Arguments are those of :func:`mom.evaluation.measure.evaluate_module`.
 
     Returns:
         ``val/loss``, ``val/score``, ``val/<metric>`` (times 100) and the results of :func:`majority`.

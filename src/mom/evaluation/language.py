@@ -35,14 +35,6 @@ def evaluate_text(
 ) -> dict[str, Any]:
     """Measure the language-model loss on the windows of a corpus, and print a table.
 
-    Args:
-        config: the request.
-        task: its task.
-        data: its data.
-        init: where the model comes from.
-        model: the model, in evaluation mode.
-        run: the run directory.
-
     Returns:
         The metrics of :func:`mom.evaluation.measure.evaluate_module`, ``data/tokens`` (predicted),
         ``data/bytes_per_token`` and ``data/fingerprint``.
@@ -51,9 +43,7 @@ def evaluate_text(
         UsageError: the windows do not fit the model, or the tokenizer or the corpus cannot be used.
     """
     _check_windows(task, data, model.config)
-    load_model_tokenizer(
-        init, data.tokenizer, model.config
-    )  # rejects a wrong one before a corpus is tokenized
+    load_model_tokenizer(init, data.tokenizer, model.config)  # checks it before a corpus is tokenized
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
     files = prepared.split_files(task.split)
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]

@@ -146,12 +146,7 @@ def measure_xsum(
 ) -> dict[str, Any]:
     """Validate a language model on the reference summaries, then generate summaries and compare them.
 
-    Args:
-        config: the request.
-        module: the language model.
-        data: the articles.
-        directory: where to write.
-        logged: see :func:`mom.evaluation.measure.evaluate_module`.
+    Arguments are those of :func:`mom.evaluation.measure.evaluate_module`.
 
     Returns:
         ``val/loss``, ``val/score`` and the results of :func:`measure_summaries`.

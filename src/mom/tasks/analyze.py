@@ -75,10 +75,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     The text is tokenized by the model's own tokenizer. Writes ``routing.parquet`` and ``tokens.parquet``
     (:mod:`mom.analysis.traces`), the tables of :mod:`mom.analysis.tables`, ``figures/`` and ``report.html``.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         The numbers in the run's table by their usual metric names, and ``data/fingerprint``.
 

@@ -70,10 +70,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     ``data.sequence_length`` tokens; memory is measured for ``data.batch_size`` sequences, with the
     ``trainer.precision`` and ``trainer.accelerator`` of a training.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         All numbers as ``<model>/<name>``, or as ``<name>`` if there is one model.
 

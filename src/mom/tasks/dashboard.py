@@ -20,10 +20,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     It is offline with ``WANDB_MODE=offline`` (or ``wandb offline``), or without an API key.
 
-    Args:
-        config: the request.
-        run: the run directory; the specification is written to ``workspace.json``.
-
     Returns:
         ``sections`` and ``panels``, their numbers, and ``url``, the address of the workspace or null.
 

@@ -32,10 +32,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     The model's own tokenizer is used. On GLUE and XSum a fine-tuned model is measured as at the end of its fine-tuning.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         The results of :func:`mom.evaluation.language.evaluate_text`, :func:`mom.evaluation.glue.measure_glue`,
         :func:`mom.evaluation.xsum.measure_xsum` or :func:`mom.evaluation.harness.run_harness`.

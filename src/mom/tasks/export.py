@@ -22,10 +22,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     If ``init`` is a checkpoint in a run directory, the model card contains the results of that run.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         ``export/folder`` and ``parameters``.
 

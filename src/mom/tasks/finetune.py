@@ -40,10 +40,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     With ``ckpt``, or ``resume=auto`` and a ``last.ckpt`` in the run directory, training resumes from there. Of several
     trainings ``resume=auto`` resumes the interrupted one and skips the finished ones.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         For one GLUE training: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
         ``majority/<metric>`` (always predicting the majority class) and the other final metrics. For several: the

@@ -30,10 +30,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     ``generations.jsonl``, a line ``{"prompt", "completion", "tokens"}`` per prompt. The same seed gives the same
     continuations.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         ``prompts`` and ``tokens``: the number of prompts, and of generated tokens in total.
 

@@ -13,10 +13,6 @@ from mom.runs.directory import RunDirectory
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Prepare the corpus of the request, or find it in the cache, and print its sizes.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         ``data/fingerprint``, ``data/folder``, ``data/vocab_size``, and for ``train`` and ``validation``
         ``data/<split>_tokens``, ``_documents`` and ``_bytes``.

@@ -16,7 +16,7 @@ from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import CHECKPOINTS, LAST, ResumePoint, check_architecture
+from mom.training.checkpoint import CHECKPOINTS, LAST, check_architecture
 from mom.training.fit import fit_phase
 from mom.training.phases import checkpoint_to_resume, finished_results, initialize_from, run_phase
 from mom.training.sharding import initialized_once, is_sharded
@@ -32,10 +32,6 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     plain transformer: that of ``init``, or one trained first for ``task.plain_steps`` steps (phase 1, in ``plain/``).
     With ``task.baseline``, the plain transformer also continues training for as many steps as the MoM (in
     ``baseline/``), with the same data order and schedule, for comparison.
-
-    Args:
-        config: the request.
-        run: the run directory.
 
     Returns:
         The flat summary: the main phase's results by metric name, those of the other phases with the prefix
@@ -75,14 +71,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             model = initialize_from(start, model_config)
     else:
         model, others = _from_plain(config, run, data, model_config, start)
-    results = _train(config, run, data, model, resume)
-
+    phase, steps = "mom" if model_config.num_stages else "plain", config.trainer.max_steps
+    results = fit_phase(config, model, data, run, phase=phase, max_steps=steps, resume=resume)
     _print_table(results, others, run)
     return {
         **results,
-        **{
-            f"{phase}/{name}": value for phase, measured in others.items() for name, value in measured.items()
-        },
+        **{f"{other}/{name}": value for other, found in others.items() for name, value in found.items()},
         "data/fingerprint": data.fingerprint,
         "data/train_tokens": data.num_train_tokens,
         "data/validation_tokens": data.num_validation_tokens,
@@ -135,18 +129,6 @@ def _phase_1_config(config: RunConfig) -> RunConfig:
         return config
     optimizer = dataclasses.replace(config.optimizer, warmup_steps=config.task.plain_warmup_steps)
     return dataclasses.replace(config, optimizer=optimizer)
-
-
-def _train(
-    config: RunConfig,
-    run: RunDirectory,
-    data: LanguageModelingDataModule,
-    model: MoMForCausalLM,
-    resume: ResumePoint | None,
-) -> Results:
-    """Train the main phase, in the run directory itself."""
-    phase = "mom" if model.config.num_stages else "plain"
-    return fit_phase(config, model, data, run, phase=phase, max_steps=config.trainer.max_steps, resume=resume)
 
 
 def _print_table(results: Results, others: dict[str, Results], run: RunDirectory) -> None:

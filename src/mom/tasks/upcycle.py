@@ -20,10 +20,6 @@ FOLDER = "model"
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Upcycle the plain model of ``init`` into the model of the request, in ``<run>/model``.
 
-    Args:
-        config: the request.
-        run: the run directory.
-
     Returns:
         ``parameters``, ``parameters/plain`` and ``depth/graph``.
 

@@ -40,16 +40,7 @@ def fit_phase(
     max_steps: int,
     resume: ResumePoint | None = None,
 ) -> dict[str, float]:
-    """Train a language model in place for ``max_steps`` optimizer steps and validate it, with :func:`fit_module`.
-
-    Args:
-        config: the request.
-        model: the model to train.
-        data: the data module, set up.
-        directory: where the phase writes.
-        phase: its name, for the progress bar and the loggers.
-        max_steps: optimizer steps of the whole phase, including those before ``resume``.
-        resume: a checkpoint to resume from: weights, optimizer, schedule and data order.
+    """Train a language model in place and validate it, with :func:`fit_module`, which explains the arguments.
 
     Returns:
         The results of :func:`fit_module`, and ``compute/forward_memory``, the bytes of a forward pass over one batch.
