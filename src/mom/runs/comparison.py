@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import stats
 
 from mom.errors import UsageError, as_written, did_you_mean
 from mom.runs.records import Run, is_within
@@ -36,14 +35,9 @@ ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Mean difference between partners with the same seed.
+    """Mean difference between partners with the same seed, with the confidence interval of the mean (Student's t).
 
-    Args:
-        pairs: how many.
-        mean: of the differences.
-        error: standard error of the mean; None for one pair.
-        low: lower end of the confidence interval of the mean (Student's t); None for one pair.
-        high: upper end.
+    Its standard error ``error`` and the ends of the interval, ``low`` and ``high``, are None for one pair.
     """
 
     pairs: int
@@ -96,7 +90,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Groups, best first.
+    """The groups of a set of runs.
 
     Args:
         options: the options in which the groups differ; of those that always change together, one.
@@ -186,13 +180,13 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
 
     Its interval is Student's t with one degree of freedom less than there are pairs.
     """
+    from scipy import stats  # here, as it takes a second to import
+
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     number = len(differences)
-    if number == 0:
-        return None
+    if number < 2:
+        return Paired(1, *differences) if differences else None
     mean = _mean(differences)
-    if number == 1:
-        return Paired(number, mean)
     error = float(stats.sem(differences))
     width = float(stats.t.ppf((1 + confidence) / 2, number - 1)) * error
     return Paired(number, mean, error, mean - width, mean + width)
@@ -265,6 +259,6 @@ def _interpolated(curve: Sequence[Group], costs: Mapping[int, float]) -> dict[in
 
 def _index_of(baseline: Path, groups: Sequence[Group]) -> int:
     for index, group in enumerate(groups):
-        if baseline.resolve() in [run.folder.resolve() for run in group.runs.values()]:
+        if any(run.folder.resolve() == baseline.resolve() for run in group.runs.values()):
             return index
     raise UsageError(f"task.baseline must be one of the finished runs that are compared, got {baseline}")

@@ -67,7 +67,7 @@ def plan(composed: Sequence[tuple[list[str], DictConfig]]) -> tuple[list[Job], l
         config = OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"])
         config.run_dir = str(wanted[-1])
         bound.append(bind(config))
-        configs.append(cast(dict[str, Any], OmegaConf.to_container(config, resolve=True)))
+        configs.append(to_plain(config))
     folders = assign_folders(configs, wanted, root)
     jobs = [
         Job(tuple(overrides), label, config, folder, typed.task.resumes)
@@ -78,3 +78,8 @@ def plan(composed: Sequence[tuple[list[str], DictConfig]]) -> tuple[list[Job], l
     return jobs, [
         dataclasses.replace(typed, run_dir=str(folder)) for typed, folder in zip(bound, folders, strict=True)
     ]
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """Return a composed configuration, or a section of it, as plain data with its interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=True))

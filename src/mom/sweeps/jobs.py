@@ -82,7 +82,7 @@ def assign_folders(configs: Sequence[Mapping[str, Any]], wanted: Sequence[Path],
     """
     earlier = [path.parent for path in sorted(root.glob(f"**/{CONFIG}"))]
     known = {
-        _fingerprint(config): folder for folder in earlier if (config := read_request(folder)) is not None
+        _fingerprint(request): folder for folder in earlier if (request := read_request(folder)) is not None
     }
     taken = set(known.values())
     seen: dict[str, int] = {}

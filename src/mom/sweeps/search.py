@@ -7,15 +7,15 @@ import importlib.util
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import JobsFailed, UsageError
-from mom.sweeps.grid import plan
+from mom.sweeps.grid import plan, to_plain
 from mom.sweeps.jobs import Job, configures_sweep
 from mom.sweeps.launchers import check_launcher, run_jobs
 from mom.sweeps.report import print_job_finished, print_job_started
@@ -50,10 +50,8 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
         raise UsageError(
             f"search={config.search.sampler} requires optuna: pip install 'mixture-of-modules[sweep]'"
         )
-    options, launcher = (
-        section(cast(dict[str, Any], OmegaConf.to_container(config[name], resolve=True)))
-        for name, section in (("search", SearchConfig.from_mapping), ("launcher", launcher_section))
-    )
+    options = SearchConfig.from_mapping(to_plain(config.search))
+    launcher = launcher_section(to_plain(config.launcher))
     check_launcher(launcher)
     sampled, fixed = search_space([text for text in overrides if not configures_sweep(text)])
     folder = Path(config.hydra.sweep.dir)
