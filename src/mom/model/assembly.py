@@ -1,14 +1,15 @@
 """The assembly: rounds in which every token chooses modules and runs them (paper, section 3).
 
-A stage holds pools of modules, by default one of attention and one of feed-forward modules, and a router for each. For
-H rounds, pool by pool, the routers choose for each token; the chosen modules are the layer that the token passes.
+A stage holds pools of modules, by default one of attention and one of feed-forward modules, and a router for each. In
+each of H rounds, pool by pool, the router chooses modules for every token, and what it chooses is assembled into the
+layer that the token passes through.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,12 +25,12 @@ from mom.model.routing import RoundRouting, Routing, leave, round_type
 
 
 class RoundState(NamedTuple):
-    """What passes from round to round of a stage.
+    """The values that pass from round to round of a stage.
 
     Attributes:
         x: residual stream, [B, T, D].
         routers: each router's state, [B, T, state], or ``None``.
-        exited: tokens that have exited the stage (``absorbing_skip``), boolean [B, T]; ``None`` if none can or yet.
+        exited: tokens that have exited the stage (``absorbing_skip``), boolean [B, T]; ``None`` if there are none.
     """
 
     x: Tensor
@@ -38,13 +39,7 @@ class RoundState(NamedTuple):
 
 
 class RoutedPool(nn.Module):
-    """A pool of a stage and its router.
-
-    Args:
-        config: the model's configuration.
-        layout: the pool.
-        stage_index: the stage's place.
-    """
+    """A pool of a stage and its router."""
 
     def __init__(self, config: MoMConfig, layout: PoolLayout, stage_index: int) -> None:
         super().__init__()
@@ -52,8 +47,12 @@ class RoutedPool(nn.Module):
         self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.position)
         self.pool = Pool(config, layout)
         self.cache_layers = [config.cache_layer(stage_index, h, layout) for h in range(config.num_rounds)]
-        # Bound here, as PEFT puts a wrapper in the pool's place that can only be called.
+        # Bound here, because PEFT replaces the pool by a wrapper that can only be called.
         self._run = self.pool.run
+
+    def fold(self, num_tokens: int) -> Folded:
+        """Prepare the pool's weights for all rounds of one forward pass."""
+        return self.pool(num_tokens * self.router.top_k * len(self.cache_layers))
 
     def forward(self, x: Tensor, routing: Routing, folded: Folded, context: StepContext) -> Tensor:
         """Run the chosen modules and return the update of the residual stream, [B, T, D]."""
@@ -61,12 +60,7 @@ class RoutedPool(nn.Module):
 
 
 class Stage(nn.Module):
-    """H rounds of assembly over this stage's own pools, then one plain anchor block if the model has anchors.
-
-    Args:
-        config: the model's configuration.
-        index: the stage's place.
-    """
+    """H rounds of assembly over this stage's own pools, then one plain anchor block if the model has anchors."""
 
     def __init__(self, config: MoMConfig, index: int) -> None:
         super().__init__()
@@ -84,37 +78,41 @@ class Stage(nn.Module):
     @property
     def pools(self) -> list[RoutedPool]:
         """The pools with their routers, in the order of a round."""
-        return [self.get_submodule(layout.name) for layout in self.layouts]  # type: ignore[misc]
+        return [cast(RoutedPool, self.get_submodule(layout.name)) for layout in self.layouts]
 
     def forward(
-        self, x: Tensor, context: AttentionContext, token_ids: Tensor | None, run: Callable, keep: bool
-    ) -> tuple[Tensor, list[RoundRouting], list[Tensor]]:
+        self,
+        x: Tensor,
+        context: AttentionContext,
+        token_ids: Tensor | None,
+        run: Callable,
+        keep: Callable[[Tensor], object],
+    ) -> tuple[Tensor, list[RoundRouting]]:
         """Run all rounds and the anchor.
 
         Args:
             x: residual stream, [B, T, D].
-            context: what all attentions of this forward pass share.
+            context: the rest of the sequence, shared by all attentions of this forward pass.
             token_ids: [B, T], for routers that need them.
             run: ``run(function, *arguments)`` calls the function; it may checkpoint activations.
-            keep: return the residual stream after each round and the anchor too.
+            keep: called with the residual stream after each round and after the anchor.
 
         Returns:
-            The residual stream, the routing of each round, and the residual streams that are kept.
+            The residual stream, [B, T, D], and the routing of each round.
         """
-        num_rows = x.shape[0] * x.shape[1] * self.num_rounds
-        folded = [one.pool(num_rows * one.router.top_k) for one in self.pools]
+        folded = [pool.fold(x.shape[0] * x.shape[1]) for pool in self.pools]
         state = RoundState(x, (None,) * len(self.pools))
-        routing, passed = [], []
+        rounds = []
         for h in range(self.num_rounds):
-            steps = [context.step(one.cache_layers[h]) for one in self.pools]
-            state, decided = run(partial(self._assemble, h, token_ids, steps), state, *folded)
-            routing.append(decided)
-            passed += [state.x] if keep else []
+            steps = [context.step(pool.cache_layers[h]) for pool in self.pools]
+            state, decisions = run(partial(self._assemble, h, token_ids, steps), state, *folded)
+            rounds.append(decisions)
+            keep(state.x)
         x = state.x
         if self.anchor is not None:
             x = run(self.anchor, x, context, self.anchor_layer)
-            passed += [x] if keep else []
-        return x, routing, passed
+            keep(x)
+        return x, rounds
 
     def assemble(
         self,
@@ -124,18 +122,18 @@ class Stage(nn.Module):
         state: RoundState,
         *folded: Folded,
     ) -> tuple[RoundState, RoundRouting]:
-        """Run round h: in each pool the router chooses from the un-normalized stream, and the modules update it."""
-        x, states, exited = state  # (B, T, D)
-        decided, after = [], []
-        for one, router_state, weights, step in zip(self.pools, states, folded, steps, strict=True):
-            routing, router_state = one.router(x, router_state, h, token_ids)
+        """Run round h: pool by pool, the router reads the un-normalized stream, and its choice updates the stream."""
+        x, router_states, exited = state  # (B, T, D)
+        decisions, next_states = [], []
+        for pool, router_state, weights, step in zip(self.pools, router_states, folded, steps, strict=True):
+            routing, router_state = pool.router(x, router_state, h, token_ids)
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)
-                exited = ~routing.took_module  # (B, T); those that had exited have again
-            x = x + self.dropout(one(x, routing, weights, step))
-            decided.append(routing)
-            after.append(router_state)
-        return RoundState(x, tuple(after), exited), self._record(*decided)
+                exited = ~routing.took_module  # (B, T)
+            x = x + self.dropout(pool(x, routing, weights, step))  # (B, T, D)
+            decisions.append(routing)
+            next_states.append(router_state)
+        return RoundState(x, tuple(next_states), exited), self._record(*decisions)
 
     def compile_rounds(self, **options: Any) -> None:
         """`torch.compile` one round for all rounds; see :meth:`mom.model.MoMModel.compile_layers`."""

@@ -5,9 +5,9 @@ For every row m of a dispatch, with g(m) the group it belongs to::
     out[target[m]] += weight[m] * (act(x[source[m]]) @ W[g(m)] + b[g(m)])
 
 Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
-nothing is sent to the host on a GPU. Rows after the last end (SKIP) take no part. The map is a custom operator,
+nothing is sent to the host on a GPU. Rows after the last end (SKIP) are not computed. The map is a custom operator,
 so `torch.compile` sees one node with static shapes. On the CPU it is a loop over groups (each group's rows are
-gathered, multiplied and scattered while they are in cache); elsewhere it is `torch.nn.functional.grouped_mm`.
+gathered, multiplied, and scattered while they are in cache); elsewhere it is `torch.nn.functional.grouped_mm`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Dispatch(NamedTuple):
 
     Attributes:
         token: the token of each row, int64 [M]; M = tokens x K.
-        ends: where each group's rows end, int32 [G]; rows from ``ends[-1]`` on are SKIP.
+        ends: the end of each group's rows, int32 [G]; rows from ``ends[-1]`` on are SKIP.
         place: each row's position in the flattened [tokens, K] choices, int64 [M].
         row: the inverse of ``place``: the row of each (token, choice), int64 [tokens, K].
         group: each row's group, int64 [M]; G or more is SKIP.
@@ -64,7 +64,7 @@ def grouped_linear(
     row_weight: Tensor | None = None,
     gelu: bool = False,
 ) -> Tensor:
-    """The grouped linear map of this module's head comment.
+    """Compute the grouped linear map that the module's docstring defines.
 
     Args:
         x: [tokens, D_in] if ``gather``, else rows in dispatch order [M, D_in].
@@ -74,25 +74,15 @@ def grouped_linear(
         gather: take row m from ``x[dispatch.token[m]]``.
         scatter: add row m to ``out[dispatch.token[m]]``; tokens without a row get 0.
         row_weight: [M] in dispatch order; ``None`` means 1.
-        gelu: ``act`` is tanh-GELU, else nothing. It is computed again in the backward pass and never kept.
+        gelu: ``act`` is tanh-GELU, else the identity. The backward pass computes it again instead of keeping it.
 
     Returns:
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
     """
-    arguments = (
-        x,
-        weight,
-        bias,
-        row_weight,
-        dispatch.token,
-        dispatch.ends,
-        dispatch.row,
-        gather,
-        scatter,
-        gelu,
-    )
+    rows = dispatch.token, dispatch.ends, dispatch.row
+    arguments = (x, weight, bias, row_weight, *rows, gather, scatter, gelu)
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return forward_by_loop(*arguments)  # what the operator would call; its bookkeeping slows decoding
+        return forward_by_loop(*arguments)  # what the operator calls; its overhead slows decoding
     return _grouped_linear(*arguments)
 
 
@@ -108,7 +98,7 @@ def forward_by_grouped_mm(
     scatter: bool,
     gelu: bool,
 ) -> Tensor:
-    """The map as grouped matrix products, for any device; see :func:`grouped_linear`."""
+    """Compute the map by grouped matmuls, on any device; see :func:`grouped_linear`."""
     rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
     y = F.grouped_mm(rows, weight, offs=ends)  # (M, D_out); SKIP rows are left uninitialized
     group = _group_of_row(ends, token.numel())
@@ -119,19 +109,9 @@ def forward_by_grouped_mm(
     return sum_choices(y, row) if scatter else y
 
 
-def forward_by_loop(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_weight: Tensor | None,
-    token: Tensor,
-    ends: Tensor,
-    row: Tensor,
-    gather: bool,
-    scatter: bool,
-    gelu: bool,
-) -> Tensor:
-    """The map as a loop over groups, for the CPU; see :func:`grouped_linear`."""
+def forward_by_loop(*arguments: Any) -> Tensor:
+    """Compute the same by a loop over groups, for the CPU."""
+    x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
     for group, rows in _groups(ends):
         x_group = _activated(x.index_select(0, token[rows]) if gather else x[rows], gelu)
@@ -147,18 +127,8 @@ _grouped_linear.register_kernel("cpu")(forward_by_loop)
 
 
 @_grouped_linear.register_fake
-def _grouped_linear_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_weight: Tensor | None,
-    token: Tensor,
-    ends: Tensor,
-    row: Tensor,
-    gather: bool,
-    scatter: bool,
-    gelu: bool,
-) -> Tensor:
+def _grouped_linear_fake(*arguments: Any) -> Tensor:
+    x, weight, _, _, token, _, row, _, scatter, _ = arguments
     return x.new_empty(row.shape[0] if scatter else token.shape[0], weight.shape[-1])
 
 
@@ -175,7 +145,7 @@ def backward_by_grouped_mm(
     scatter: bool,
     gelu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias and row_weight (empty when there is none), for any device."""
+    """Compute the gradients of x, weight, bias, and row_weight (empty without one), on any device."""
     num_groups = weight.shape[0]
     group = _group_of_row(ends, token.numel())
     taken = (group < num_groups)[:, None]  # (M, 1)
@@ -201,20 +171,9 @@ def backward_by_grouped_mm(
     return grad_x, grad_weight, grad_bias, grad_row_weight
 
 
-def backward_by_loop(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    row_weight: Tensor | None,
-    token: Tensor,
-    ends: Tensor,
-    row: Tensor,
-    gather: bool,
-    scatter: bool,
-    gelu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As :func:`backward_by_grouped_mm`, as a loop over groups, for the CPU."""
+def backward_by_loop(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute the same by a loop over groups, for the CPU."""
+    grad, x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
     grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
     busy = [group for group, _ in _groups(ends)]
@@ -237,12 +196,8 @@ def backward_by_loop(
         if gelu:
             grad_x_rows[rows] = _gelu_backward(grad_x_rows[rows], before)
     grad_x_rows[int(ends[-1]) :] = 0
-    return (
-        sum_choices(grad_x_rows, row) if gather else grad_x_rows,
-        grad_weight,
-        grad_bias,
-        grad_row_weight,
-    )
+    grad_x = sum_choices(grad_x_rows, row) if gather else grad_x_rows
+    return grad_x, grad_weight, grad_bias, grad_row_weight
 
 
 _grouped_linear_backward = torch.library.custom_op(
@@ -252,15 +207,10 @@ _grouped_linear_backward.register_kernel("cpu")(backward_by_loop)
 
 
 @_grouped_linear_backward.register_fake
-def _grouped_linear_backward_fake(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, row_weight: Tensor | None, *_: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x),
-        torch.empty_like(weight),
-        torch.empty_like(bias),
-        x.new_empty(0) if row_weight is None else torch.empty_like(row_weight),
-    )
+def _grouped_linear_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
+    _, x, weight, bias, row_weight, *_ = arguments
+    grad_row_weight = x.new_empty(0) if row_weight is None else torch.empty_like(row_weight)
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), grad_row_weight
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -270,43 +220,25 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read once: checkpointing computes them again at each read
-    row_weight = saved[3]
-    grads = _grouped_linear_backward(grad.contiguous(), *saved, ctx.gather, ctx.scatter, ctx.gelu)
-    grad_x, grad_weight, grad_bias, grad_row_weight = grads
-    return (
-        grad_x,
-        grad_weight,
-        grad_bias,
-        None if row_weight is None else grad_row_weight,
-        *(None,) * 6,
-    )
+    flags = ctx.gather, ctx.scatter, ctx.gelu
+    *grads, grad_row_weight = _grouped_linear_backward(grad.contiguous(), *saved, *flags)
+    return *grads, None if saved[3] is None else grad_row_weight, *(None,) * 6
 
 
 _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
-def _flops(
-    x: Any, weight: Tensor, bias: Any, row_weight: Any, token: Any, ends: Tensor, *_: Any, **__: Any
-) -> int:
-    """For PyTorch's FLOP counter: the rows that a module really ran for, SKIP left out."""
+def _flops(*arguments: Any, **_: Any) -> int:
+    """Count the rows that modules ran for, without SKIP, for PyTorch's FLOP counter."""
+    weight, ends = arguments[1], arguments[5]
     return 2 * int(ends[-1]) * weight.shape[1] * weight.shape[2]
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear_backward, get_raw=True)
-def _flops_backward(
-    grad: Any,
-    x: Any,
-    weight: Tensor,
-    bias: Any,
-    row_weight: Any,
-    token: Any,
-    ends: Tensor,
-    *_: Any,
-    **__: Any,
-) -> int:
-    """Two products for the forward's one."""
-    return 2 * _flops(x, weight, bias, row_weight, token, ends)
+def _flops_backward(*arguments: Any, **_: Any) -> int:
+    """Count two matmuls for the forward pass's one."""
+    return 2 * _flops(*arguments[1:])
 
 
 def _activated(x: Tensor, gelu: bool) -> Tensor:
@@ -318,7 +250,7 @@ def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _groups(ends: Tensor) -> list[tuple[int, slice]]:
-    """Each group that has rows, and which; host code, for the CPU only."""
+    """List each group that has rows, and its rows; host code, for the CPU only."""
     stops = ends.tolist()
     return [
         (group, slice(start, stop))
@@ -328,7 +260,7 @@ def _groups(ends: Tensor) -> list[tuple[int, slice]]:
 
 
 def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:
-    """Group of each row, G for SKIP, int64 [M]."""
+    """Return the group of each row, G for SKIP, int64 [M]."""
     return torch.searchsorted(ends, torch.arange(num_rows, device=ends.device, dtype=ends.dtype), right=True)
 
 

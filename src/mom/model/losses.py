@@ -1,4 +1,8 @@
-"""The losses: the language-model loss without its logits, and the auxiliary losses of routing."""
+"""The losses: the language-model loss without its logits, and the auxiliary losses of routing.
+
+In all functions, ``routing`` holds every round of every stage, stages in order, and ``mask`` marks the real tokens,
+[B, T]; ``None`` means all. The losses of routing are scalars, 0 for a model without routing.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -17,27 +22,21 @@ from mom.model.routing import RoundRouting, Routing, by_pool
 def routing_losses(
     config: ModelOptions,
     routing: Sequence[RoundRouting],
-    attention_mask: Tensor | None,
+    mask: Tensor | None,
     task_loss: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the auxiliary losses and the total.
-
-    Args:
-        config: the model's configuration.
-        routing: every round.
-        attention_mask: real tokens, [B, T].
-        task_loss: the loss of the task, a scalar.
+    """Return the auxiliary losses and their sum with the task's, all scalars.
 
     Returns:
-        ``balance_loss``, ``z_loss``, with a ``depth_target`` ``depth_loss``, and ``loss``, scalars.
+        ``balance_loss``, ``z_loss``, with a ``depth_target`` also ``depth_loss``, and the total, ``loss``.
     """
-    balance = balance_loss(routing, config.num_rounds, attention_mask, include_skip=config.balance_skip)
+    balance = balance_loss(routing, config.num_rounds, mask, include_skip=config.balance_skip)
     balance = balance.to(task_loss.device)
-    router_z = z_loss(routing, attention_mask).to(task_loss.device)
+    router_z = z_loss(routing, mask).to(task_loss.device)
     total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
     losses = {"balance_loss": balance, "z_loss": router_z}
     if config.depth_target is not None:
-        losses["depth_loss"] = depth_loss(config, routing, attention_mask).to(task_loss.device)
+        losses["depth_loss"] = depth_loss(config, routing, mask).to(task_loss.device)
         total = total + config.depth_coefficient * losses["depth_loss"]
     return losses | {"loss": total}
 
@@ -50,25 +49,20 @@ def balance_loss(
     include_skip: bool = True,
     scope: str = "microbatch",
 ) -> Tensor:
-    """Sum over pools of ``N' · Σ_i f_i P_i`` (Fedus et al. 2021, eq. 4–6, with K choices).
+    """Sum ``N' · Σ_i f_i P_i`` over pools (Fedus et al. 2021, eq. 4–6, with K choices); the gradient is that of ``P``.
 
-    A pool's rounds count together. ``f_i`` is the share of all K choices that went to i and ``P_i`` the mean
-    probability of i, both over real tokens. The least value, at perfect balance, is 1 for each pool.
+    A pool's rounds count together. ``f_i`` is the fraction of all K choices that went to i and ``P_i`` the mean
+    probability of i, both over real tokens. The minimum, at perfect balance, is 1 for each pool.
 
-    With ``scope="global"`` the tokens of all ranks count together: each rank returns the loss of the whole
-    micro-batch, with the gradient of its own share times the number of ranks, so that averaging gradients
-    over ranks (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of
-    an accumulation window still count one by one. Every rank has to call it, since it is one all-reduce.
+    With ``scope="global"``, the tokens of all ranks count together: each rank returns the loss of the whole
+    micro-batch, with the gradient of its own part times the number of ranks, so that averaging gradients over ranks
+    (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of an accumulation
+    window still count one by one. Every rank must call it, since it is one all-reduce.
 
     Args:
-        routing: every round of every stage, stages in order.
-        num_rounds: rounds in a stage.
-        mask: real tokens, [B, T]; ``None`` means all.
-        include_skip: SKIP is one of the N' = N+1 choices; otherwise shares are taken among modules only.
-        scope: ``microbatch``, the tokens given; or ``global``, those of all ranks. The same without ranks.
-
-    Returns:
-        A scalar; 0 for a model without routing. The gradient flows through ``P``.
+        num_rounds: rounds H in a stage.
+        include_skip: SKIP is one of the N' = N+1 choices; otherwise only modules count.
+        scope: ``microbatch``, the tokens given; or ``global``, those of all ranks.
     """
     if not routing:
         return torch.zeros(())
@@ -79,11 +73,11 @@ def balance_loss(
 
 
 def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
-    """How often each of the N' slots was chosen, and the sum of its probabilities; both [N']."""
+    """Return how often each of the N' choices was made, and the sum of its probabilities; both [N']."""
     num_slots = rounds[0].scores.shape[-1]
-    probabilities = torch.stack([_probabilities(decided, num_slots) for decided in rounds])  # (H, B, T, N+1)
-    selected = torch.stack([decided.selected for decided in rounds])  # (H, B, T, K)
-    chosen = torch.nn.functional.one_hot(selected, num_slots).sum(dim=-2)  # (H, B, T, N+1)
+    probabilities = torch.stack([_probabilities(step, num_slots) for step in rounds])  # (H, B, T, N+1)
+    selected = torch.stack([step.selected for step in rounds])  # (H, B, T, K)
+    chosen = F.one_hot(selected, num_slots).sum(dim=-2)  # (H, B, T, N+1)
     chosen = chosen.to(probabilities.dtype)
     if mask is not None:
         real = mask.to(probabilities.dtype)[None, :, :, None]
@@ -94,7 +88,7 @@ def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: boo
 
 
 def _over_ranks(sums: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The sums of all ranks in one all-reduce; the gradient goes to this rank's own, times the ranks."""
+    """Add the sums of all ranks in one all-reduce; the gradient goes to this rank's own, times the ranks."""
     own = torch.cat([part for pair in sums for part in pair])
     total = own.detach().clone()
     dist.all_reduce(total)
@@ -116,9 +110,9 @@ def balance(chosen: Tensor, probability: Tensor) -> Tensor:
     return shares.shape[0] * (shares * means).sum()
 
 
-def _probabilities(routing: Routing, num_slots: int) -> Tensor:
-    """The softmax, SKIP slots folded into one; a router's raw scores are not probabilities."""
-    probabilities = routing.logits.softmax(dim=-1)
+def _probabilities(step: Routing, num_slots: int) -> Tensor:
+    """Return the softmax, [B, T, N+1], several SKIP outputs summed; raw scores of a router are not probabilities."""
+    probabilities = step.logits.softmax(dim=-1)
     skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
     return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
 
@@ -128,7 +122,6 @@ def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Ten
 
     Args:
         choices: the pool's records of R rounds.
-        mask: real tokens, [B, T]; ``None`` means all.
     """
     selected = torch.stack([choice.selected for choice in choices])  # (R, B, T, K)
     real = torch.ones_like(selected)
@@ -141,12 +134,7 @@ def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Ten
 def choice_counts(
     routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None
 ) -> list[Tensor]:
-    """Count the assignments that each choice of each pool holds, over all rounds of its stage.
-
-    Args:
-        routing: every round of every stage, stages in order.
-        num_rounds: rounds in a stage.
-        mask: real tokens, [B, T]; ``None`` means all.
+    """Count the assignments that each choice of each pool holds, over all ``num_rounds`` rounds of its stage.
 
     Returns:
         One int64 [N+1] for each pool, SKIP last: stage by stage, in the order of a round.
@@ -157,20 +145,17 @@ def choice_counts(
 def moved_bias(
     bias: Tensor, counts: Tensor, rate: float, *, open_choices: Tensor, include_skip: bool
 ) -> Tensor:
-    """The selection bias after one optimizer step (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+    """Return the selection bias after one optimizer step, [N+1] (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
 
-    ``b_i + rate · sign(mean load - load_i)``: what was taken less than the mean gains, what was taken more loses.
+    ``b_i + rate · sign(mean load - load_i)``: the bias rises for choices below the mean load and falls for those above.
     The rule of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) is the same.
 
     Args:
-        bias: of each choice, SKIP last, [N+1].
-        counts: places that each choice held in the step's batch, all micro-batches and ranks together, [N+1].
-        rate: what a bias moves by.
-        open_choices: choices that some round can reach, boolean [N+1]; the others stay and count in no mean.
-        include_skip: SKIP is to be balanced too; otherwise its bias stays 0.
-
-    Returns:
-        The new bias, [N+1].
+        bias: bias of each choice, SKIP last, [N+1].
+        counts: assignments of each choice in the step's batch, all micro-batches and ranks together, [N+1].
+        rate: step of a bias.
+        open_choices: choices that some round can reach, boolean [N+1]; the others keep their bias and do not count.
+        include_skip: balance SKIP too; otherwise its bias stays 0.
     """
     counted = open_choices.clone()
     if not include_skip:
@@ -182,18 +167,10 @@ def moved_bias(
 
 
 def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
-    """Mean over rounds, routers and real tokens of ``logsumexp(logits)²`` (Zoph et al. 2022, eq. 5).
-
-    Args:
-        routing: every round of every stage.
-        mask: real tokens, [B, T]; ``None`` means all.
-
-    Returns:
-        A scalar; 0 for a model without routing.
-    """
+    """Average ``logsumexp(logits)²`` over rounds, routers, and real tokens (Zoph et al. 2022, eq. 5)."""
     if not routing:
         return torch.zeros(())
-    logits = [decision.logits for decided in routing for decision in decided]
+    logits = [step.logits for decisions in routing for step in decisions]
     squares = torch.stack([part.logsumexp(dim=-1).square() for part in logits])  # (pools · rounds, B, T)
     if mask is None:
         return squares.mean()
@@ -202,44 +179,34 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
 
 
 def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
-    """Square of the distance between effective depth and ``depth_target``, in units of the rounds.
+    """Square the distance between effective depth and ``depth_target``, in units of the rounds.
 
-    ``((d - depth_target) / (num_stages · num_rounds))²``, where d is the mean effective depth of the
-    tokens given. Whether a token took a module in a step is no smooth function of the scores, so its gradient is
-    that of the probability that it does, 1 - p_SKIP (a straight-through estimate: Bengio et al. 2013,
-    arXiv 1308.3432). So the value is about the depth that is measured, and the gradient reaches the routers.
-
-    Args:
-        config: the model's configuration, with a ``depth_target``.
-        routing: every round of every stage.
-        mask: real tokens, [B, T]; ``None`` means all.
-
-    Returns:
-        A scalar; 0 for a model without routing.
+    ``((d - depth_target) / (num_stages · num_rounds))²``, where d is the mean effective depth of the tokens given.
+    Whether a token runs a module in a step is not a smooth function of the scores, so its gradient is that of the
+    probability that it does, 1 - p_SKIP (a straight-through estimate: Bengio et al. 2013, arXiv 1308.3432).
     """
     assert config.depth_target is not None
     if not routing:
         return torch.zeros(())
-    steps = [step for decided in routing for step in decided]
+    steps = [step for decisions in routing for step in decisions]
     hard = torch.stack([step.took_module.float() for step in steps])  # (pools · rounds, B, T)
-    # The softmax's first N are modules, whatever the scores are and however many slots mean SKIP.
+    # The first N probabilities are the modules', however many outputs mean SKIP.
     soft = torch.stack([step.logits.softmax(-1)[..., : step.num_modules].sum(-1) for step in steps])
-    took = hard + soft - soft.detach()
-    real = torch.ones_like(took[0]) if mask is None else mask.to(took.dtype)
-    share = (took * real).sum() / (real.sum() * len(steps)).clamp_min(1.0)
-    rounds = len(routing)
-    return (share + (config.fixed_depth - config.depth_target) / rounds).square()
+    ran = hard + soft - soft.detach()
+    real = torch.ones_like(ran[0]) if mask is None else mask.to(ran.dtype)
+    fraction = (ran * real).sum() / (real.sum() * len(steps)).clamp_min(1.0)
+    return (fraction + (config.fixed_depth - config.depth_target) / len(routing)).square()
 
 
 # `torch.nn.functional.linear_cross_entropy` does the same in float32, but for bfloat16 inputs it returns the loss
 # rounded to bfloat16 (10.94 for 10.967), too coarse for a learning curve; this one sums in float32.
 
 CHUNK_TOKENS = 256
-"""Tokens whose logits stand in memory at a time; larger ones were no faster (docs/performance.md)."""
+"""Tokens whose logits are in memory at a time; larger chunks were no faster (docs/performance.md)."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Gradients are made in the forward, chunk by chunk, while the chunk's logits are there."""
+    """The gradients are computed in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -252,7 +219,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Summed in the parameter's own precision.
         grad_weight = torch.zeros_like(weight) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        # Made once: fresh memory for every chunk costs the CPU as much as the arithmetic on it.
+        # Allocated once: new memory for every chunk costs the CPU as much as the arithmetic on it.
         size = min(CHUNK_TOKENS, hidden.shape[0])
         logits_buffer = hidden.new_empty(size, weight.shape[0])
         float_buffer = torch.empty_like(logits_buffer, dtype=torch.float32)
@@ -285,10 +252,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Mean cross-entropy of ``hidden @ weight.T`` against ``labels``, without all logits at once.
+    """Return the mean cross-entropy of ``hidden @ weight.T`` without materializing all logits at once.
 
     Args:
-        hidden: [M, D]; the products run in its dtype, softmax and sums in float32.
+        hidden: [M, D]; the matmuls run in its dtype, softmax and sums in float32.
         weight: the output head, [V, D].
         labels: [M], int64.
         ignore_index: label that is not counted.

@@ -34,10 +34,10 @@ class MoMModelOutput(ModelOutput):
     """Output of the body.
 
     Attributes:
-        last_hidden_state: after the final LayerNorm, [B, T, D].
+        last_hidden_state: output of the final norm, [B, T, D].
         past_key_values: the cache, one layer per executed attention.
-        hidden_states: the residual stream after the embeddings and after every block and round.
-        routing: one :class:`RoundRouting` per round, stages in order; empty for a plain model.
+        hidden_states: the residual stream after the embeddings and after every block and round, [B, T, D] each.
+        routing: one :class:`RoundRouting` per round, stages in order; empty for a plain transformer.
     """
 
     last_hidden_state: Tensor | None = None
@@ -58,9 +58,7 @@ class MoMCausalLMOutput(ModelOutput):
         z_loss: router z-loss, before its coefficient.
         depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
         logits: [B, T, V].
-        past_key_values: the cache, one layer per executed attention.
-        hidden_states: see :class:`MoMModelOutput`.
-        routing: see :class:`MoMModelOutput`.
+        others: see :class:`MoMModelOutput`.
     """
 
     loss: Tensor | None = None
@@ -75,7 +73,7 @@ class MoMCausalLMOutput(ModelOutput):
 
 
 class MoMPreTrainedModel(PreTrainedModel):
-    """Initialization and the ecosystem's contract, shared by body and heads."""
+    """Initialization and transformers' class attributes, shared by body and heads."""
 
     config_class = MoMConfig
     config: MoMConfig
@@ -87,7 +85,7 @@ class MoMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """GPT-2's initialization; projections into the residual stream shrink with the depth of the graph."""
+        """Initialize as GPT-2 does; projections into the residual stream shrink with the depth of the graph."""
         std = self.config.initializer_range
         if isinstance(module, Pool):
             module.reset_parameters(init.normal_, init.constant_)
@@ -113,7 +111,7 @@ class MoMPreTrainedModel(PreTrainedModel):
 
 
 class MoMEmbedding(nn.Module):
-    """Token plus learned position embedding; the latter not where positions are rotary."""
+    """Token embedding plus, unless positions are rotary, learned position embedding."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
@@ -123,12 +121,12 @@ class MoMEmbedding(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, embedded: Tensor, position_ids: Tensor) -> Tensor:
-        """[B, T, D] token embeddings and [B, T] positions → [B, T, D]."""
+        """Add positions [B, T] to token embeddings, [B, T, D] → [B, T, D]."""
         return self.dropout(embedded if self.position is None else embedded + self.position(position_ids))
 
 
 class MoMModel(MoMPreTrainedModel):
-    """Embeddings, bottom blocks, stages of assembly with their anchors, top blocks, final LayerNorm."""
+    """The body: embeddings, bottom blocks, stages of assembly with their anchors, top blocks, final norm."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__(config)
@@ -165,7 +163,7 @@ class MoMModel(MoMPreTrainedModel):
         Args:
             input_ids: [B, T].
             attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]).
-            position_ids: [B, T]; ``None`` counts the real tokens, so padding on either side changes nothing.
+            position_ids: [B, T]; by default, real tokens are counted, so padding on either side changes nothing.
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: token embeddings instead of ids, [B, T, D].
             use_cache: return a cache.
@@ -173,7 +171,7 @@ class MoMModel(MoMPreTrainedModel):
             output_routing: return the routing records.
 
         Raises:
-            ValueError: neither or both of ids and embeddings given, or more tokens than ``max_positions``.
+            ValueError: neither or both of ids and embeddings are given, or more tokens than ``max_positions``.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
@@ -195,33 +193,33 @@ class MoMModel(MoMPreTrainedModel):
         run = _checkpointed if self.gradient_checkpointing and self.training else _run
         if past_key_values is not None and not torch.compiler.is_compiling():
             run = _eager
-        keep = bool(output_hidden_states)  # else they are freed on the way
-        passed, routing = [x] if keep else [], []
+        hidden: list[Tensor] = []
+        keep = hidden.append if output_hidden_states else _discard
+        routing: list[RoundRouting] = []
+        keep(x)
         for layer, block in enumerate(self.bottom):
             x = run(block, x, context, layer)
-            passed += [x] if keep else []
+            keep(x)
         for stage in self.stages:
-            x, decided, inside = stage(x, context, input_ids, run, keep)
-            routing += decided
-            passed += inside
+            x, rounds = stage(x, context, input_ids, run, keep)
+            routing += rounds
         for layer, block in enumerate(self.top, start=self._first_top_layer):
             x = run(block, x, context, layer)
-            passed += [x] if keep else []
+            keep(x)
         return MoMModelOutput(
             last_hidden_state=self.norm(x),
             past_key_values=past_key_values if use_cache else None,
-            hidden_states=tuple(passed) if keep else None,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
             routing=tuple(routing) if output_routing else None,
         )
 
     def compile_layers(self, **options: Any) -> None:
-        """`torch.compile` every block and every stage's round, in place; names in checkpoints stay as they are.
+        """`torch.compile` every block and every stage's round, in place; names in checkpoints stay the same.
 
-        Each compiles as one graph (``fullgraph=True``) and is not compiled again for another routing or another
-        batch of one shape.
+        Each compiles as one graph (``fullgraph=True``) and does not recompile for other tokens of the same shape.
 
         Args:
-            options: of `torch.compile`, such as ``mode`` or ``backend``.
+            options: options of `torch.compile`, such as ``mode`` or ``backend``.
         """
         for module in self.modules():
             if isinstance(module, Block):
@@ -236,7 +234,7 @@ class MoMModel(MoMPreTrainedModel):
         position_ids: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
-        """Positions of the T tokens, [B, T] or [1, T]."""
+        """Return the positions of the T tokens, [B, T] or [1, T]."""
         length = embedded.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
         if attention_mask is None and position_ids is None and past + length > self.config.max_positions:
@@ -252,30 +250,34 @@ class MoMModel(MoMPreTrainedModel):
         return torch.arange(past, past + length, device=embedded.device)[None]
 
 
+def _discard(x: Tensor) -> None:
+    """Keep nothing of the residual stream, so that its memory is freed on the way."""
+
+
 def _run(function: Callable, *arguments: Any) -> Any:
     return function(*arguments)
 
 
 def _eager(function: Callable, *arguments: Any) -> Any:
-    """Without what :meth:`MoMModel.compile_layers` compiled: with a cache every length would compile anew."""
+    """Ignore what :meth:`MoMModel.compile_layers` compiled: with a cache, every length would compile again."""
     with torch.compiler.set_stance("force_eager"):
         return function(*arguments)
 
 
 def _checkpointed(function: Callable, *arguments: Any) -> Any:
-    """Keep only the inputs and compute again in the backward pass; what was returned first (routing) stays."""
+    """Keep only the inputs and compute again in the backward pass; the routing that was returned first stays."""
     return checkpoint(function, *arguments, use_reentrant=False)
 
 
 class MoMGenerationConfig(GenerationConfig):
-    """Generation settings that never come from the model's configuration but for its special tokens.
+    """Generation settings that take only the special tokens from the model's configuration.
 
-    ``temperature`` and ``top_k`` are the router's there; sampling must not take them for its own.
+    Its ``temperature`` and ``top_k`` are the router's, not those of sampling.
     """
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """Only the special tokens, from a configuration or its dictionary."""
+        """Take the special tokens of a configuration or its dictionary."""
         config = model_config if isinstance(model_config, dict) else model_config.to_dict()
         return cls(**{name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
@@ -310,11 +312,10 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         """Predict the next token; the arguments of :meth:`MoMModel.forward` and:
 
         Args:
-            labels: what each position should be, [B, T]; shifted here, so ``labels=input_ids`` trains a language
-                model. -100 is not counted.
-            output_logits: return logits. With labels and without logits, the loss is computed in chunks and the
-                [B, T, V] logits never stand in memory whole.
-            logits_to_keep: logits of only that many last positions (0 is all), or of the given positions.
+            labels: target tokens, [B, T], shifted here, so ``labels=input_ids`` trains a language model; -100 is not
+                counted. Their loss is computed without materializing all logits at once.
+            output_logits: return logits.
+            logits_to_keep: number of last positions that get logits (0: all), or the positions themselves.
         """
         if use_cache is None:
             use_cache = self.config.use_cache and labels is None and not self.training
@@ -331,7 +332,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None
         if output_logits:
-            # A slice of -0 is everything, which is what 0 means.
+            # A slice from -0 keeps everything, which is what 0 means.
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # (B, T kept, V)
         losses: dict[str, Any] = {}
@@ -347,8 +348,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         )
 
     def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Mean cross-entropy of each next token that counts, in nats; a scalar."""
+        """Return the mean cross-entropy of the next tokens that count, in nats; a scalar."""
         before = hidden[:, :-1].flatten(0, 1)  # (B · (T-1), D)
-        return chunked_cross_entropy(
-            before.to(product_dtype(before)), self.lm_head.weight, labels[:, 1:].flatten()
-        )
+        before = before.to(product_dtype(before))
+        return chunked_cross_entropy(before, self.lm_head.weight, labels[:, 1:].flatten())
