@@ -1,7 +1,8 @@
-"""The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly and heads.
+"""The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly, and heads.
 
-The names below load on first use, so that :mod:`mom.model.options` can be read without PyTorch. The first one also
-registers the classes with transformers' Auto classes, so that a folder of ours loads without its own code.
+Read :mod:`mom.model.reference` first, then :mod:`mom.model.assembly`. The names below load on first use, so that
+:mod:`mom.model.options` can be read without PyTorch. The first one also registers the classes with transformers' Auto
+classes, so that exported folders load without their own code.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()
-    globals().update({one: getattr(import_module(f"{__name__}.{home}"), one) for one, home in _HOME.items()})
+    for public, home in _HOME.items():
+        globals()[public] = getattr(import_module(f"{__name__}.{home}"), public)
     return globals()[name]
 
 
 def _register() -> None:
-    """Make transformers' Auto classes know ours."""
+    """Register our classes with transformers' Auto classes."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification
 
     from mom.model.classification import MoMForSequenceClassification

@@ -16,16 +16,16 @@ from mom.model.configuration import MoMConfig
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every attention of one forward shares.
+    """The values that all attentions of one forward pass share.
 
     Attributes:
         num_heads: attention heads.
-        mask: who may attend to whom, boolean [B, 1, T_query, T_key]; ``None`` means causal and nothing else.
+        mask: keys that each query may attend to, boolean [B, 1, T_query, T_key]; ``None`` means all earlier ones.
         own_key: position of each query's own key, boolean [T_query, T_key]; needed with ``mask_skipped``.
-        mask_skipped: ``skipped_kv: mask``; tokens that took no attention module are seen by nobody else.
-        cache: keys and values of earlier tokens; each executed attention has a layer index of its own.
+        mask_skipped: ``skipped_kv: mask``; keys of tokens that ran no attention module are hidden from other tokens.
+        cache: keys and values of earlier tokens; each executed attention has a layer of its own.
         real: tokens that are not padding, boolean [B, T]; ``None`` means all.
-        angles: of rotary positions (:func:`mom.model.components.rotation`); ``None`` without them.
+        angles: rotary positions (:func:`mom.model.components.rotation`); ``None`` without them.
     """
 
     num_heads: int
@@ -44,19 +44,15 @@ class AttentionContext:
         attention_mask: Tensor | None,
         cache: Cache | None,
         position_ids: Tensor,
-        *,
-        mask_skipped: bool,
     ) -> AttentionContext:
-        """Make the mask once for all layers.
+        """Build the mask once for all layers.
 
         Args:
-            config: the model's configuration.
             x: embedded tokens, [B, T, D].
-            attention_mask: 1 for real tokens, 0 for padding, [B, T_key]; or ``None``.
-            cache: see the attribute.
+            attention_mask: 1 for real tokens, 0 for padding, [B, T_key].
             position_ids: [B, T] or [1, T].
-            mask_skipped: see the attribute.
         """
+        mask_skipped = config.skipped_kv == "mask" and config.num_stages > 0
         mask = create_causal_mask(
             config=config,
             inputs_embeds=x,
@@ -72,7 +68,7 @@ class AttentionContext:
             past = cache.get_seq_length() if cache is not None else 0
             query = torch.arange(length, device=x.device) + past
             own_key = query[:, None] == torch.arange(num_keys, device=x.device)  # (T_query, T_key)
-            # A padded query sees nothing; its own key keeps its softmax finite. Nobody sees its output.
+            # Padding would see no key, and its softmax be NaN; no real token reads its output.
             mask = mask | own_key
         angles = rotation(config, position_ids) if config.components.rotary else None
         real = None
@@ -85,15 +81,12 @@ class AttentionContext:
         return StepContext(self, layer_index)
 
     def attend(self, qkv: Tensor, layer_index: int, active: Tensor | None = None) -> Tensor:
-        """Causal multi-head attention.
+        """Attend causally with several heads, [B, T, 3D] → [B, T, D].
 
         Args:
-            qkv: [B, T, 3D].
-            layer_index: which executed attention this is; the cache's layer.
+            qkv: queries, keys, and values.
+            layer_index: the layer in the cache.
             active: tokens that have a key and value of their own, boolean [B, T]; ``None`` means all.
-
-        Returns:
-            [B, T, D].
         """
         batch, length, width = qkv.shape
         heads = qkv.view(batch, length, 3, self.num_heads, -1)
@@ -112,10 +105,10 @@ class AttentionContext:
         return out.transpose(1, 2).reshape(batch, length, width // 3)  # (B, T, D)
 
     def _seen(self, active: Tensor, key: Tensor) -> Tensor:
-        """Keys that others may attend to, boolean [B, T_key].
+        """Return the keys that other tokens may attend to, boolean [B, T_key].
 
-        The cache keeps keys only. A token that took no module has a key of exactly 0, which no module's
-        projection gives, so cached keys tell by themselves; beam search reorders them with the rest.
+        A token that ran no module has a key of exactly 0, which no projection yields, so cached keys need no record
+        of it, and beam search may reorder them.
         """
         if self.cache is None:
             return active
@@ -127,7 +120,7 @@ class StepContext:
     """The rest of the sequence, as one step of a pool sees it.
 
     Attributes:
-        sequence: what all steps of this forward pass share.
+        sequence: values that all steps of this forward pass share.
         layer_index: the step's layer in the cache.
     """
 
@@ -144,16 +137,9 @@ class StepContext:
         return self.sequence.attend(qkv, self.layer_index, active)
 
     def with_past(self, x: Tensor, length: int) -> Tensor:
-        """Put the ``length`` tokens before the first one in front of it, for layers that look back.
+        """Prepend the ``length`` previous tokens, [B, T, width] → [B, length + T, width], for layers that look back.
 
-        The cache keeps what earlier calls gave here; before a sequence's start there are zeros.
-
-        Args:
-            x: one vector for each token, [B, T, width].
-            length: tokens to look back.
-
-        Returns:
-            [B, length + T, width].
+        They come from the cache, which keeps the vectors of earlier calls; before a sequence's start there are zeros.
         """
         total = length + x.shape[1]
         if self.sequence.cache is not None:

@@ -1,4 +1,4 @@
-"""The plain block: bottom, anchor and top blocks, and all of a plain transformer."""
+"""The plain block: bottom, anchor, and top blocks, and all of a plain transformer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mom.model.configuration import MoMConfig
 
 
 class ResidualProjection(nn.Linear):
-    """A projection into the residual stream; a type of its own, since its initial weights shrink with depth."""
+    """A projection into the residual stream, whose initial weights shrink with depth."""
 
 
 class PlainAttention(nn.Module):
@@ -28,7 +28,7 @@ class PlainAttention(nn.Module):
         self.out = ResidualProjection(width, width, bias=bias)
 
     def forward(self, x: Tensor, context: AttentionContext, layer_index: int) -> Tensor:
-        """What attention adds to the residual stream, [B, T, D] → [B, T, D]."""
+        """Return the update of the residual stream, [B, T, D] → [B, T, D]."""
         qkv = self.qkv(self.norm(x))  # (B, T, 3D)
         if self.q_norm is not None and self.k_norm is not None:
             assert self.q_norm.eps is not None
@@ -37,7 +37,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainFFN(nn.Module):
-    """Norm, then feed-forward: GPT-2's, or what ``config.block`` names (SwiGLU's gate and value stand in ``fc``)."""
+    """Norm, then feed-forward: GPT-2's, or what ``config.block`` names (``fc`` holds SwiGLU's gate and value)."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class PlainFFN(nn.Module):
         self.proj = ResidualProjection(hidden, config.d_model, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """What the feed-forward adds to the residual stream, [B, T, D] → [B, T, D]."""
+        """Return the update of the residual stream, [B, T, D] → [B, T, D]."""
         return self.proj(activated(self.config, self.fc(self.norm(x))))
 
 
@@ -62,6 +62,6 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: AttentionContext, layer_index: int) -> Tensor:
-        """[B, T, D] → [B, T, D]."""
+        """Run the block, [B, T, D] → [B, T, D]."""
         x = x + self.dropout(self.attention(x, context, layer_index))  # (B, T, D)
         return x + self.dropout(self.ffn(x))

@@ -19,7 +19,7 @@ from mom.model.routing import RoundRouting
 
 @dataclass
 class MoMSequenceClassifierOutput(ModelOutput):
-    """Output of the classifier: ``loss`` and its parts as above, ``logits`` [B, num_labels], ``routing``."""
+    """Output of the classifier: as :class:`mom.MoMCausalLMOutput`, with ``task_loss`` and logits [B, num_labels]."""
 
     loss: Tensor | None = None
     task_loss: Tensor | None = None
@@ -33,7 +33,7 @@ class MoMSequenceClassifierOutput(ModelOutput):
 
 
 class MoMForSequenceClassification(MoMPreTrainedModel):
-    """A classifier, or a regressor with one label: a linear layer on the last token that is not padding."""
+    """A classifier, or with one label a regressor: a linear layer on the last token that is not padding."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__(config)
@@ -58,7 +58,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
             labels: class of each sequence, int64 [B]; or its value, float [B], with one label.
 
         Raises:
-            ValueError: several sequences, no attention mask, and no ``pad_token_id`` to find their ends by.
+            ValueError: several sequences are given without an attention mask, or ``pad_token_id``, to find their ends.
         """
         output = self.model(
             input_ids=input_ids,
@@ -87,7 +87,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
         )
 
     def _last_token(self, hidden: Tensor, input_ids: Tensor | None, attention_mask: Tensor | None) -> Tensor:
-        """Index of each row's last real token, int64 [B]."""
+        """Return the index of each sequence's last real token, int64 [B]."""
         batch, length = hidden.shape[:2]
         if attention_mask is None:
             pad = self.config.pad_token_id

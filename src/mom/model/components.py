@@ -10,19 +10,19 @@ from mom.model.options import ModelOptions
 
 
 def build_norm(config: ModelOptions) -> nn.LayerNorm | nn.RMSNorm:
-    """The norm of a plain block, or the final one."""
+    """Build the norm of a plain block, or the final one."""
     kind = nn.RMSNorm if config.components.rms_norm else nn.LayerNorm
     return kind(config.d_model, eps=config.layer_norm_epsilon)
 
 
 def normalized(config: ModelOptions, x: Tensor) -> Tensor:
-    """The norm without its scale and shift, over the last dimension."""
+    """Normalize over the last dimension, without scale and shift."""
     normalize = F.rms_norm if config.components.rms_norm else F.layer_norm
     return normalize(x, x.shape[-1:], eps=config.layer_norm_epsilon)
 
 
 def activated(config: ModelOptions, hidden: Tensor) -> Tensor:
-    """The feed-forward's non-linearity: [..., F] → [..., F], or SwiGLU's gate and value [..., 2F] → [..., F]."""
+    """Apply the feed-forward's activation: [..., F] → [..., F], or SwiGLU's gate and value [..., 2F] → [..., F]."""
     if not config.components.gated:
         return F.gelu(hidden, approximate="tanh")
     gate, value = hidden.chunk(2, dim=-1)
@@ -30,16 +30,13 @@ def activated(config: ModelOptions, hidden: Tensor) -> Tensor:
 
 
 def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: float) -> Tensor:
-    """RMSNorm of queries and keys within each head (Qwen3; Henry et al. 2020, arXiv 2010.04245); values stay.
+    """Apply RMSNorm to queries and keys within each head (Qwen3; Henry et al. 2020, arXiv 2010.04245).
 
     Args:
-        qkv: [..., 3D].
+        qkv: [..., 3D]; values stay.
         query_scale: scale of the queries' norm, [..., D / heads].
-        key_scale: scale of the keys' norm, likewise.
-        epsilon: of the norm.
-
-    Returns:
-        [..., 3D].
+        key_scale: scale of the keys' norm, [..., D / heads].
+        epsilon: epsilon of both norms.
     """
     query, key, value = qkv.chunk(3, dim=-1)
 
@@ -51,15 +48,7 @@ def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: 
 
 
 def rotation(config: ModelOptions, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE's angles, float32.
-
-    Args:
-        config: the model's configuration.
-        position_ids: [B, T] or [1, T].
-
-    Returns:
-        Two [B or 1, 1, T, D / heads / 2], the second dimension for the heads.
-    """
+    """Return cosines and sines of RoPE's angles, [B or 1, T] → two [B or 1, 1, T, D / heads / 2], float32."""
     half = config.d_model // config.num_heads // 2
     exponent = torch.arange(half, device=position_ids.device, dtype=torch.float32) / half
     angles = position_ids[:, None, :, None].float() * config.rope_theta**-exponent
@@ -67,12 +56,7 @@ def rotation(config: ModelOptions, position_ids: Tensor) -> tuple[Tensor, Tensor
 
 
 def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + half) of each head by their angles, as Llama does.
-
-    Args:
-        x: queries or keys, [B, heads, T, D / heads].
-        angles: :func:`rotation`.
-    """
+    """Turn the pairs (i, i + half) of each head, [B, heads, T, D / heads], by their :func:`rotation`, as Llama does."""
     cos, sin = (part.to(x.dtype) for part in angles)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

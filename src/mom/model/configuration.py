@@ -23,12 +23,12 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
 
     Args:
         pools: the pools of a stage in the order of a round: a list of kinds, ``[attention, ffn]`` by default, or a
-            mapping from names to ``{kind, num_modules, top_k, skip, schedule}``, any of which may be left out.
+            mapping from names to ``{kind, num_modules, top_k, skip, schedule}``, each of which has a default.
         others: the options of :class:`mom.model.options.ModelOptions`, each with its default, range and meaning, and
             those that the router kind declares itself.
 
     Raises:
-        InvalidOption: the first option that cannot be; a ``ValueError``.
+        InvalidOption: for the first invalid option; a ``ValueError``.
     """
 
     model_type = "mom"
@@ -45,7 +45,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Written into config.json for the ecosystem; here it follows from the other options.
+        # Written to config.json for other libraries; here it follows from the other options.
         kwargs.pop("num_hidden_layers", None)
         kwargs.pop("module_dropout_per", None)
         if dropped := kwargs.pop("module_dropout", 0.0):

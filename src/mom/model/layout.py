@@ -18,7 +18,7 @@ TopK = int | Literal["all"]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLayout:
-    """One pool of every stage as its router sees it; :meth:`mom.model.options.ModelOptions.pools` makes them.
+    """One pool of every stage as its router sees it; made by :meth:`mom.model.options.ModelOptions.pools`.
 
     A router has one output, or *slot*, for each of the N modules, and behind them ``num_skip_slots`` that mean SKIP
     (one, except in checkpoints of the authors' code).
@@ -77,7 +77,7 @@ class PoolLayout:
         return self.router.most_modules(self)
 
     def layers(self) -> list[int]:
-        """Return for each module the plain layer of its stage, counted from 0, that it is copied from in upcycling.
+        """Return the plain layer, counted from 0 in its stage, that upcycling copies each module from.
 
         Module i comes from layer i. In a ``grouped`` pool with a group for each round, round h is layer h and all
         modules of its group come from it (sparse upcycling, Komatsuzaki et al. 2023).
@@ -90,8 +90,8 @@ class PoolLayout:
         """Return which slots each round may choose, [H][slots].
 
         ``all``: every module. ``layerwise``: round h only module h mod N. ``grouped``: the pool is split into
-        consecutive groups, as even as possible, one for each round (a pool smaller than the number of rounds is
-        walked in order, some modules twice). SKIP is added to each round if the pool has it.
+        consecutive groups, as even as possible, one for each round (in a pool with fewer modules than rounds, some
+        modules are in two groups). SKIP is added to each round if the pool has it.
         """
         table = []
         for round_index in range(self.num_rounds):

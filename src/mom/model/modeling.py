@@ -182,14 +182,7 @@ class MoMModel(MoMPreTrainedModel):
             prepare(past_key_values, self.config.num_cache_layers)
         position_ids = self._positions(embedded, attention_mask, position_ids, past_key_values)
         x = self.embedding(embedded, position_ids)
-        context = AttentionContext.build(
-            self.config,
-            embedded,
-            attention_mask,
-            past_key_values,
-            position_ids,
-            mask_skipped=self.config.skipped_kv == "mask" and self.config.num_stages > 0,
-        )
+        context = AttentionContext.build(self.config, embedded, attention_mask, past_key_values, position_ids)
         run = _checkpointed if self.gradient_checkpointing and self.training else _run
         if past_key_values is not None and not torch.compiler.is_compiling():
             run = _eager

@@ -136,10 +136,10 @@ class ModelOptions:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Make and check options from a mapping as users write it, options of router kinds included.
+        """Make and check options from a mapping as users write it, with options of router kinds.
 
         Raises:
-            InvalidOption: the first option that is unknown or cannot be.
+            InvalidOption: for the first option that is unknown or invalid.
         """
         names = {"pools" if name == "pool_specs" else name for name in declared(ModelOptions)}
         known = [*sorted(names), *kind_options()]
@@ -256,18 +256,18 @@ class ModelOptions:
         """Fill in the options that follow from others, and check all.
 
         Raises:
-            InvalidOption: the first option that cannot be.
+            InvalidOption: for the first invalid option.
         """
-        for name, one in declared(ModelOptions).items():
-            one.check(getattr(self, name), "pools" if name == "pool_specs" else "")
-        for name, one in declared(router_kinds.find(self.router)).items():
-            if getattr(self, name, one.default) is None and one.fill is not None:
-                setattr(self, name, one.fill(self))
+        for name, declaration in declared(ModelOptions).items():
+            declaration.check(getattr(self, name), "pools" if name == "pool_specs" else "")
+        for name, declaration in declared(router_kinds.find(self.router)).items():
+            if getattr(self, name, declaration.default) is None and declaration.fill is not None:
+                setattr(self, name, declaration.fill(self))
             elif not hasattr(self, name):
-                setattr(self, name, one.default)
-        for name, one in kind_options().items():
+                setattr(self, name, declaration.default)
+        for name, declaration in kind_options().items():
             if hasattr(self, name):
-                one.check(getattr(self, name))
+                declaration.check(getattr(self, name))
         if self.d_model % self.num_heads:
             rule = f"must be a multiple of num_heads ({self.num_heads})"
             raise InvalidOption("d_model", self.d_model, rule)
@@ -331,25 +331,31 @@ class ModelOptions:
 
 def kind_options() -> dict[str, Declared]:
     """Return the options that the registered router kinds declare themselves, by name."""
-    return {name: one for kind in router_kinds.values() for name, one in declared(kind).items()}
+    options: dict[str, Declared] = {}
+    for kind in router_kinds.values():
+        options |= declared(kind)
+    return options
 
 
 def options_of(group: str) -> dict[str, Declared]:
     """Return the options of a Hydra group, ``model`` or ``router``, by the name that users write."""
-    every = {**declared(ModelOptions), **kind_options()}
-    return {
-        "pools" if name == "pool_specs" else name: one for name, one in every.items() if one.group == group
-    }
+    options = {**declared(ModelOptions), **kind_options()}
+    options = {"pools" if name == "pool_specs" else name: found for name, found in options.items()}
+    return {name: found for name, found in options.items() if found.group == group}
 
 
 def options_table() -> str:
     """Return all options as a Markdown table, for the documentation."""
-    rows = [
-        (f"`{group}.{name}`", one) for group in ("model", "router") for name, one in options_of(group).items()
-    ]
-    rows += [(f"`model.pools.<name>.{name}`", one) for name, one in ENTRY_OPTIONS.items()]
+    entry = "model.pools.<name>"
+    rows = {
+        f"`{group}.{name}`": found
+        for group in ("model", "router")
+        for name, found in options_of(group).items()
+    }
+    rows |= {f"`{entry}.{name}`": found for name, found in ENTRY_OPTIONS.items()}
     for kind in pool_kinds.values():
-        rows += [(f"`model.pools.<name>.{name}` ({kind.name})", one) for name, one in declared(kind).items()]
+        rows |= {f"`{entry}.{name}` ({kind.name})": found for name, found in declared(kind).items()}
     lines = ["| option | default | allowed | meaning |", "|---|---|---|---|"]
-    lines += [f"| {name} | {as_yaml(one.default)} | {one.allowed()} | {one.help} |" for name, one in rows]
+    for name, found in rows.items():
+        lines.append(f"| {name} | {as_yaml(found.default)} | {found.allowed()} | {found.help} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""From router scores to a choice: softmax, top-K, weights, and the record that the forward returns."""
+"""From router scores to a choice: softmax, top-K, weights, and the record that the model returns."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from torch.autograd.function import once_differentiable
 
 
 class Routing(NamedTuple):
-    """What one router decided in one round, for every token.
+    """The decisions of one router in one round, for every token.
 
     Attributes:
         scores: router scores, [B, T, N+1], float32; probabilities unless ``score_function`` is ``identity``.
-            The last column is SKIP (the sum over the SKIP slots if a checkpoint has several).
+            The last column is SKIP (the sum over all outputs that mean SKIP).
         selected: the K choices, best first, [B, T, K], int64; index N is SKIP.
         weights: weight of each choice, [B, T, K], float32.
-        logits: what the softmax is taken of: router outputs over temperature with unreachable slots at -inf,
-            [B, T, slots], float32.
+        logits: input of the softmax: router outputs over temperature, -inf for unreachable ones, [B, T, slots],
+            float32.
     """
 
     scores: Tensor
@@ -49,25 +49,25 @@ class RoundRouting(NamedTuple):
 
 @cache
 def round_type(names: tuple[str, ...]) -> Callable[..., RoundRouting]:
-    """Return the record type of a round with these pools; they are its fields, so that it can be iterated."""
+    """Return the record type of a round, a named tuple with a field for each pool."""
     if names == RoundRouting._fields:
         return RoundRouting
     return namedtuple("RoundRouting", names)  # type: ignore[return-value]
 
 
 def by_pool(routing: Sequence[RoundRouting], num_rounds: int) -> list[tuple[Routing, ...]]:
-    """Return the rounds of each pool of each stage, [H] each; stage by stage, pools in the order of a round.
+    """Return the H records of each pool of each stage; stage by stage, pools in the order of a round.
 
     Args:
         routing: every round of every stage, stages in order.
         num_rounds: rounds H in a stage.
     """
     stages = (routing[start : start + num_rounds] for start in range(0, len(routing), num_rounds))
-    return [pool for stage in stages for pool in zip(*stage, strict=True)]
+    return [records for stage in stages for records in zip(*stage, strict=True)]
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """sign(w) forward; the gradient clamped to [-1, 1] backward."""
+    """The sign of a weight, with the gradient of the weight clamped to [-1, 1]."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor) -> Tensor:
@@ -98,21 +98,21 @@ def choose(
     Args:
         logits: router outputs over temperature, [B, T, slots]; slots from ``num_modules`` on mean SKIP.
         num_modules: modules N in the pool.
-        top_k: places K.
+        top_k: choices K.
         normalize: make the K weights sum to 1.
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
-        straight_through: replace weights by their sign, gradients passing through.
-        leave_when_skip_first: ``skip_rule: first``; where SKIP ranks first it takes all K places.
-        reachable: slots this round may choose, boolean [slots], or for each token [B, 1 or T, slots]. Where they are
-            fewer than K, SKIP with weight 0 takes the places left. ``None`` means all.
-        ranking: what to rank by instead of the scores, [B, T, slots].
+        straight_through: replace weights by their sign and pass gradients through.
+        leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it holds all K assignments.
+        reachable: slots that this round may choose, boolean [slots], or for each token [B, 1 or T, slots]; all by
+            default. If they are fewer than K, SKIP holds the other assignments with weight 0.
+        ranking: scores for ranking only, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
-        bias: added to the scores for ranking only, [slots]; the weights are those of the scores without it.
+        bias: added to the scores for ranking only, [slots].
 
     Returns:
-        The record; gradients reach ``logits`` through ``scores``, ``weights`` and ``logits``.
+        The record; gradients reach the argument through ``scores``, ``weights``, and ``logits``.
     """
-    logits = logits.float()  # (B, T, slots); routing is decided in float32 whatever the matrix precision
+    logits = logits.float()  # (B, T, slots); routing is decided in float32 whatever precision surrounds it
     allowed = logits if reachable is None else logits.masked_fill(~reachable, float("-inf"))
     if softmax:
         scores = allowed.softmax(dim=-1)
@@ -137,7 +137,7 @@ def choose(
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
     if straight_through:
         weights = _StraightThroughSign.apply(weights)
-    if scores.shape[-1] > num_modules + 1:  # several slots mean SKIP: fold them into one
+    if scores.shape[-1] > num_modules + 1:  # several slots mean SKIP
         skip_score = scores[..., num_modules:].sum(dim=-1, keepdim=True)
         scores = torch.cat([scores[..., :num_modules], skip_score], dim=-1)  # (B, T, N+1)
         selected = selected.clamp(max=num_modules)
@@ -147,26 +147,20 @@ def choose(
 
 
 def leave(routing: Routing, exited: Tensor) -> Routing:
-    """Make SKIP the only choice of some tokens (``absorbing_skip``); nothing of them depends on the router then.
+    """Make SKIP the only choice of tokens that have exited the stage (``absorbing_skip``), boolean [B, T].
 
-    Args:
-        routing: the router's decisions.
-        exited: tokens that have exited the stage, boolean [B, T].
-
-    Returns:
-        The record, for ``exited`` with probability 1 for SKIP, SKIP in all K assignments, and the first with all
-        weight.
+    SKIP gets probability 1 and all K assignments, the first with all the weight; the router gets no gradient.
     """
 
-    def instead(tensor: Tensor, columns: slice, value: float, rest: float) -> Tensor:
+    def fill(tensor: Tensor, columns: slice, value: float, rest: float) -> Tensor:
         filled = torch.full_like(tensor[:1, :1], rest)  # (1, 1, columns)
         filled[..., columns] = value
         return torch.where(exited[..., None], filled, tensor)
 
     skip = slice(routing.num_modules, None)
     return Routing(
-        scores=instead(routing.scores, skip, 1.0, 0.0),
+        scores=fill(routing.scores, skip, 1.0, 0.0),
         selected=routing.selected.masked_fill(exited[..., None], routing.num_modules),
-        weights=instead(routing.weights, slice(0, 1), 1.0, 0.0),
-        logits=instead(routing.logits, skip, 0.0, float("-inf")),
+        weights=fill(routing.weights, slice(0, 1), 1.0, 0.0),
+        logits=fill(routing.logits, skip, 0.0, float("-inf")),
     )

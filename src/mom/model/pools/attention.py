@@ -26,7 +26,7 @@ class Attention(PoolKind):
         return {"q_norm_weight": length, "k_norm_weight": length}
 
     def flops_per_key(self, options: ModelOptions) -> int:
-        """A score and a weighted sum, over all heads."""
+        """Count a score and a weighted sum, over all heads."""
         return 2 * 2 * options.d_model
 
     def cached_numbers(self, options: ModelOptions) -> int:

@@ -1,4 +1,4 @@
-"""What a module kind states: its options, its weights, its cost, and how its modules run."""
+"""The base class of module kinds: options, weights, cost, and how modules run."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class PoolKind:
 
     name: ClassVar[str]
     label: ClassVar[str]
-    """Its name in tables and figures."""
+    """The kind's name in tables and figures."""
     num_modules: ClassVar[int] = 4
-    """Modules in a pool that does not say how many."""
+    """Default number of modules in a pool."""
     in_plain_blocks: ClassVar[bool] = False
     """Whether a plain block has such a module under the kind's name, which upcycling copies."""
     attends: ClassVar[bool] = False
@@ -38,7 +38,7 @@ class PoolKind:
         raise NotImplementedError
 
     def scales(self, options: ModelOptions) -> dict[str, int | None]:
-        """Return the lengths of one module's further vectors, which start at 1; ``None`` for those it lacks."""
+        """Return the lengths of one module's other vectors, which start at 1; ``None`` for those it lacks."""
         return {}
 
     def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
@@ -52,7 +52,7 @@ class PoolKind:
             context: the rest of the sequence, a :class:`mom.model.attention.StepContext`.
 
         Returns:
-            The update of the residual stream, [B, T, D]; tokens that took SKIP only get 0.
+            The update of the residual stream, [B, T, D], 0 for tokens that run no module.
         """
         raise NotImplementedError
 
@@ -73,5 +73,5 @@ class PoolKind:
         return 0
 
     def cached_numbers(self, options: ModelOptions) -> int:
-        """Return the numbers per token that a step leaves in the cache."""
+        """Return the numbers per token that a step stores in the cache."""
         return 0

@@ -1,4 +1,4 @@
-"""What a router kind states: its options, whether it learns, its layers, its cost, and how it scores."""
+"""The base class of router kinds: options, whether a router learns, its layers, its cost, and how it scores."""
 
 from __future__ import annotations
 
@@ -35,45 +35,46 @@ class RouterKind:
         Args:
             router: the host, which has the layers as attributes.
             x: un-normalized residual stream, [B, T, D].
-            state: the router's state after the round before, [B, T, state]; ``None`` at first.
+            state: the router's state after the previous round, [B, T, state]; ``None`` at first.
             round_index: the round within the stage.
             token_ids: [B, T].
 
         Returns:
-            Outputs [B, T, slots] and the new state; a third item, [B, T, slots], replaces the scores in ranking.
+            Outputs [B, T, slots] and the new state; an optional third item, [B, T, slots], is ranked instead of the
+            scores.
         """
         raise NotImplementedError
 
     def state_size(self, options: ModelOptions) -> int:
-        """Return the numbers that a router keeps per token from round to round."""
+        """Return the size of a token's state, in numbers."""
         return 0
 
     def num_parameters(self, options: ModelOptions, layout: PoolLayout) -> int:
         """Return the parameters of one router's layers."""
-        import torch
-
-        with torch.device("meta"):
-            layers = self.layers(options, layout).values()
-        return sum(weight.numel() for layer in layers for weight in layer.parameters())
+        return sum(weight.numel() for weight in self._weights(options, layout))
 
     def flops(self, options: ModelOptions, layout: PoolLayout) -> int:
         """Return the FLOPs of one router per token and round; by default one matmul per weight matrix."""
+        return 2 * sum(weight.numel() for weight in self._weights(options, layout) if weight.ndim > 1)
+
+    def _weights(self, options: ModelOptions, layout: PoolLayout) -> list[Any]:
+        """Return the parameters of one router's layers, without data."""
         import torch
 
         with torch.device("meta"):
             layers = self.layers(options, layout).values()
-        return 2 * sum(weight.numel() for layer in layers for weight in layer.parameters() if weight.ndim > 1)
+        return [weight for layer in layers for weight in layer.parameters()]
 
     def open_slots(self, router: Any, round_index: int) -> Any:
         """Return which slots a round may choose, boolean [slots]; ``None`` means all."""
         return None if router.all_reachable else router.reachable[round_index]
 
     def may_skip(self, layout: PoolLayout) -> bool:
-        """Return whether the router can choose SKIP where the pool has it."""
+        """Return whether the router can choose SKIP if the pool has it."""
         return True
 
     def can_spare(self, modules: Collection[int]) -> bool:
-        """Return whether the router can do without some modules, if each round keeps enough choices."""
+        """Return whether some modules are removable if each round keeps enough choices."""
         return True
 
     def most_choices(self, layout: PoolLayout) -> int:
@@ -82,8 +83,8 @@ class RouterKind:
 
     def most_modules(self, layout: PoolLayout) -> float:
         """Return the modules that a token runs in a step at most, on average over the rounds."""
-        rounds, places = layout.num_rounds, layout.num_selected()
-        return sum(min(places, len(layout.modules_of(one))) for one in range(rounds)) / rounds
+        rounds, top_k = layout.num_rounds, layout.num_selected()
+        return sum(min(top_k, len(layout.modules_of(h))) for h in range(rounds)) / rounds
 
 
 def _half_of_d_model(options: ModelOptions) -> int:

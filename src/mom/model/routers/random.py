@@ -1,4 +1,4 @@
-"""A fixed random choice instead of a router: the baseline that a router has to beat."""
+"""A fixed random choice instead of a router: the baseline that a router must beat."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mom.model.routers.kind import RouterKind
 class Random(RouterKind):
     """A fixed random choice per token id and round, uniform over the reachable slots.
 
-    The choice is a hash of token id, round, slot and pool, so it is the same in every batch, on every device and in
+    The choice is a hash of token id, round, slot, and pool, so it is the same in every batch, on every device, and in
     every process, and needs no table.
     """
 

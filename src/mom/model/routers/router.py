@@ -1,7 +1,7 @@
-"""The host of a router: each round, from a token's residual stream (and its own state) to a choice of modules.
+"""The host of a router: each round, from a token's residual stream (and the router's state) to a choice of modules.
 
-One router serves all rounds of a stage for one pool. Its state belongs to a token and starts at zero in each stage, so
-nothing of it passes between tokens and cached decoding needs no more than keys and values.
+One router serves all rounds of a stage for one pool. Every token has a state of its own, which starts at zero in each
+stage: nothing passes between tokens here, and decoding needs no cache for it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ NOISE_KINDS = ("gaussian", "gumbel")
 
 
 class Router(nn.Module):
-    """A router of one pool: the layers and scores of its kind, and what all kinds share.
+    """A router of one pool: the layers of its :class:`mom.model.routers.RouterKind`, and all that kinds share.
 
-    The host adds reachability, temperature, prior, noise and balance bias to the scores of
-    :class:`mom.model.routers.RouterKind` and makes the choice.
+    It adds reachability, temperature, prior, noise, and balance bias to the kind's scores and makes the choice.
 
     Args:
-        config: the model's configuration.
-        layout: the pool this router chooses from.
+        config: the model's options.
+        layout: the pool to choose from.
         salt: a number that differs between the pools of a model, for choices by hash.
     """
 
@@ -53,41 +52,41 @@ class Router(nn.Module):
         self.all_reachable = all(map(all, layout.reachable()))
         has_prior = config.router_prior != "none" and self.kind.learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
-        # Of each module and SKIP, [N+1]; no parameter, since a rule moves it and not a gradient.
+        # One for each module and SKIP, [N+1]; a buffer, since a rule changes it and not a gradient.
         bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
         self.register_buffer("balance_bias", bias)
         for name, layer in self.kind.layers(config, layout).items():
             setattr(self, name, layer)
 
     def set_top_k(self, top_k: int) -> None:
-        """Choose K places from now on, at most the configuration's; ``normalize_weights: auto`` goes by it."""
+        """Choose K slots from now on, at most the configuration's; ``normalize_weights: auto`` follows it."""
         assert 1 <= top_k <= self.layout.num_selected()
         self.top_k = top_k
         normalize = self.config.normalize_weights
         self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)
 
     def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
-        """From now on rank noisy logits in training.
+        """Add noise to the ranking in training from now on.
 
         Args:
             kind: ``gaussian`` or ``gumbel``; ``None`` for no noise.
-            scale: what the noise is multiplied by.
+            scale: factor of the noise.
         """
         assert kind in (None, *NOISE_KINDS)
         self.noise_kind = kind
-        self.noise_scale.fill_(scale)  # a tensor, since a number would be compiled in
+        self.noise_scale.fill_(scale)  # a tensor, since `torch.compile` would treat a number as a constant
 
     def set_temperature(self, temperature: float | None) -> None:
-        """Divide logits by another temperature than the configuration's from now on; ``None`` goes back to that one."""
+        """Divide logits by another temperature from now on; ``None`` restores the configuration's."""
         if temperature is None:
             self.temperature = None
         elif self.temperature is None:
             self.temperature = torch.full_like(self.noise_scale, temperature)
         else:
-            self.temperature.fill_(temperature)  # a tensor, since a number would be compiled in
+            self.temperature.fill_(temperature)  # a tensor, as above
 
     def _noise(self, logits: Tensor) -> Tensor | None:
-        """Noise of one round, [B, T, slots]; ``None`` outside of training or where there is none."""
+        """Draw the noise of one round, [B, T, slots]; ``None`` outside of training or without noise."""
         if self.noise_kind is None or not self.training:
             return None
         if self.noise_kind == "gaussian":
@@ -96,12 +95,12 @@ class Router(nn.Module):
         return -self.noise_scale * torch.empty_like(logits).exponential_().clamp_min(tiny).log()
 
     def initial_prior(self) -> Tensor:
-        """[H, slots], in logits: the preference in units of the temperature times the temperature."""
+        """Return the prior that training starts from, [H, slots], in logits."""
         table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
         return torch.tensor(table) * self.config.temperature
 
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
-        """Write the tables again that no checkpoint holds or that start from more than noise.
+        """Initialize the tables: buffers that no checkpoint holds, prior, and balance bias.
 
         Args:
             copy: ``copy(destination, source)``, the initializer's way to overwrite a tensor.
@@ -114,58 +113,52 @@ class Router(nn.Module):
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
 
     def slot_bias(self) -> Tensor | None:
-        """``balance_bias`` of each slot, [slots], float32: all slots that mean SKIP share one."""
+        """Return the balance bias of each slot, [slots], float32: all slots that mean SKIP share one."""
         if self.balance_bias is None:
             return None
         bias, modules = self.balance_bias.float(), self.layout.num_modules
         return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
 
     def can_spare(self, modules: Collection[int]) -> bool:
-        """Whether every round could still fill its K places without these modules, which :meth:`without` needs."""
-        kept = self.reachable.clone()
-        kept[:, list(modules)] = False
-        enough = int(kept.sum(dim=-1).min()) >= self._places_without(modules)
-        return enough and self.kind.can_spare(modules)
+        """Return whether every round could still make its choices without these modules."""
+        fewest = int(self._reachable_without(modules).sum(dim=-1).min())
+        return fewest >= self._top_k_without(modules) and self.kind.can_spare(modules)
 
     @contextmanager
     def without(self, modules: Collection[int]) -> Iterator[None]:
-        """Within the context, choose as a router whose pool never had these modules.
+        """Choose, within the context, as a router whose pool never had these modules (module ablation).
 
-        Their slots are out of reach in every round, so that the softmax runs over the others alone: the model
-        equals one that is built without their columns and their modules. For measuring what modules are worth.
+        No round can reach them, so the softmax runs over the others alone: the model equals one that is built without
+        their router outputs and weights.
 
         Args:
             modules: their indices in the pool.
 
         Raises:
-            ValueError: a round would be left with fewer choices than places.
+            ValueError: a round would have fewer than K choices.
         """
         if not self.can_spare(modules):
             raise ValueError(
-                f"modules: {sorted(modules)} of the {self.layout.name} pool; few enough to leave every round "
-                f"{self._places_without(modules)} choices"
+                f"cannot remove modules {sorted(modules)} of the {self.layout.name} pool: every round needs "
+                f"{self._top_k_without(modules)} choices"
             )
         before, top_k = (self.reachable, self.all_reachable), self.top_k
-        self.set_top_k(self._places_without(modules))
-        self.reachable = self.reachable.clone()
-        self.reachable[:, list(modules)] = False
-        self.all_reachable = False
+        self.set_top_k(self._top_k_without(modules))
+        self.reachable, self.all_reachable = self._reachable_without(modules), False
         try:
             yield
         finally:
             self.reachable, self.all_reachable = before
             self.set_top_k(top_k)
 
-    def _places_without(self, modules: Collection[int]) -> int:
-        """K without these modules; ``top_k: all`` has a place for each slot that is there."""
-        return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
+    def _reachable_without(self, modules: Collection[int]) -> Tensor:
+        reachable = self.reachable.clone()  # (H, slots)
+        reachable[:, list(modules)] = False
+        return reachable
 
-    def score(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return outputs, state and ranking of one round; see :meth:`mom.model.routers.RouterKind.score`."""
-        outputs, state, *ranking = self.kind.score(self, x, state, round_index, token_ids)
-        return outputs, state, ranking[0] if ranking else None
+    def _top_k_without(self, modules: Collection[int]) -> int:
+        """Return K without these modules, of which ``top_k: all`` would choose each."""
+        return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
 
     def forward(
         self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
@@ -174,7 +167,7 @@ class Router(nn.Module):
 
         Args:
             x: un-normalized residual stream, [B, T, D].
-            state: the router's state after the round before, [B, T, state]; ``None`` at first.
+            state: the router's state after the previous round, [B, T, state]; ``None`` at first.
             round_index: the round within the stage.
             token_ids: [B, T], for kinds that need them.
 
@@ -182,7 +175,7 @@ class Router(nn.Module):
             The record and the new state.
         """
         learns = self.kind.learns
-        outputs, state, ranking = self.score(x, state, round_index, token_ids)
+        outputs, state, *ranking = self.kind.score(self, x, state, round_index, token_ids)
         logits = outputs.float()  # (B, T, slots)
         if self.prior is not None:
             logits = logits + self.prior[round_index]
@@ -197,7 +190,7 @@ class Router(nn.Module):
             straight_through=learns and self.config.straight_through,
             leave_when_skip_first=self.config.skip_rule == "first",
             reachable=self.kind.open_slots(self, round_index),
-            ranking=ranking,
+            ranking=ranking[0] if ranking else None,
             noise=self._noise(logits) if learns else None,
             bias=self.slot_bias(),
         )

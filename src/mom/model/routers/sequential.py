@@ -24,7 +24,7 @@ class Sequential(RouterKind):
         return 0
 
     def open_slots(self, router: Any, round_index: int) -> Any:
-        """One module a round, whatever the schedule says."""
+        """Return one module per round, regardless of the schedule."""
         slots = router.reachable.new_zeros(router.layout.num_slots)
         slots[round_index % router.layout.num_modules] = True
         return slots
