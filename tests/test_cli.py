@@ -261,6 +261,24 @@ def test_the_script_helps_without_heavy_imports(tmp_path: Path) -> None:
     assert left_behind() == []
 
 
+@pytest.mark.parametrize("given", ["model.top_k=99", "router.temperature=0"])
+def test_an_option_out_of_range_is_rejected_without_heavy_imports(given: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), given],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    *imports, message = done.stderr.splitlines()
+    imported = {line.rpartition("|")[2].strip() for line in imports if line.startswith("import time:")}
+
+    assert done.returncode == 2
+    assert message.startswith(f"error: {given.partition('=')[0]} must be ")
+    assert "mom.model.options" in imported
+    assert not imported & {"torch", "lightning", "transformers", "pyarrow"}
+
+
 def test_the_script_exits_with_the_code(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "run.py"), "model.topk=2"],

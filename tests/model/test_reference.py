@@ -29,6 +29,8 @@ GRID = [
     {"top_k": "all"},
     {"top_k": "all", "weight_qkv": True, "skipped_kv": "mask"},
     {"top_k": "all", "schedule": "layerwise"},
+    {"top_k": "all", "schedule": "layerwise", "router": "random"},
+    {"top_k": "all", "schedule": "layerwise", "router": "random", "skip": False, "skipped_kv": "mask"},
     {"top_k": "all", "schedule": "grouped", "num_attention_modules": 4, "num_rounds": 2, "skip": False},
     {"weight_qkv": True},
     {"normalize_weights": False},
