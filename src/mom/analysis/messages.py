@@ -53,6 +53,8 @@ def fact_rows(facts: Mapping[str, Any], header: Header) -> list[tuple[str, str, 
     for name in (*_FACTS, *skips, *_COSTS):
         if name in facts:
             how = label(name)
+            if name == "val/loss":  # the text need not be validation data
+                how = how._replace(text="loss (nats/token)")
             rows.append((how.text, how.write(facts[name]), how.meaning))
     return rows
 
