@@ -30,7 +30,7 @@ class Scales(Callback):
 
 
 class Priors(Callback):
-    """Keeps the prior after every micro-batch, and what the optimiser made of it before it was taken from."""
+    """Keeps the prior after every micro-batch, and what the optimizer made of it before the decay."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []

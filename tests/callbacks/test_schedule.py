@@ -178,9 +178,7 @@ def test_a_request_is_rejected_before_anything_is_trained(tmp_path):
         "callbacks.top_k.last_step must let top_k reach 2 before the last of 6 steps, got 6"
     )
     config = tiny_request(tmp_path, callbacks=CALLBACKS | {"noise": SCHEDULE | {"name": "nose"}})
-    with pytest.raises(
-        UsageError, match=r"^cannot build callbacks\.noise .*: name must be one of .*, got nose"
-    ):
+    with pytest.raises(UsageError, match=r"^callbacks\.noise\.name must be one of .*, got nose"):
         config.check_buildable()
 
 
@@ -205,6 +203,13 @@ def test_a_request_is_rejected_before_anything_is_trained(tmp_path):
             ["callbacks.top_k_growth.at=[500]"],
             "callbacks.top_k_growth is now a schedule; use callbacks.top_k.start=<top_k - 1> "
             "callbacks.top_k.curve=step callbacks.top_k.last_step=500",
+        ),
+        (
+            ["callbacks.top_k_growth.at=[100,200]"],
+            "callbacks.top_k_growth is now a schedule; use callbacks.top_k.start=<top_k - 2> "
+            "callbacks.top_k.end=<top_k - 1> callbacks.top_k.curve=step callbacks.top_k.last_step=100 "
+            "'+callbacks.top_k_2={_target_: mom.callbacks.Schedule, name: top_k, start: <top_k - 1>, end: null, "
+            "curve: step, first_step: 100, last_step: 200}'",
         ),
     ],
 )

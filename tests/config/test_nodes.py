@@ -83,7 +83,7 @@ def test_types_are_compared_with_the_signature() -> None:
 def test_what_the_constructor_refuses_is_one_line() -> None:
     message = refusal(node({"count": -1}).check_builds)
 
-    assert message == "cannot build callbacks.thing with count=-1: count must not be negative"
+    assert message == "callbacks.thing.count must not be negative"
 
 
 def test_a_keyword_that_the_task_adds_may_be_missing() -> None:

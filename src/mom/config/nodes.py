@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -115,6 +116,11 @@ class NodeConfig:
         except UsageError:
             raise
         except Exception as reason:
+            message = as_written(str(reason))
+            if (
+                re.split("[ =]", message, maxsplit=1)[0] in self.arguments
+            ):  # names the argument, like our own classes
+                raise UsageError(f"{self.option}.{message}") from reason
             given = ", ".join(f"{name}={as_written(value)}" for name, value in self.arguments.items())
             raise UsageError(
                 f"cannot build {self.option} with {given or 'no arguments'}: {as_written(str(reason))}"

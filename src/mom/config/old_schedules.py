@@ -31,21 +31,27 @@ def replacement(node: str, given: Mapping[str, Any]) -> str | None:
     elif old == "router_prior_decay":
         new = _overrides("prior_strength", end=0, last_step=given.get("steps"))
     elif old == "top_k_growth":
-        steps = given.get("at")
-        steps = list(steps) if isinstance(steps, list | tuple) else []
-        new = _overrides("top_k", start=f"<top_k - {len(steps) or 1}>", curve="step", last_step=_first(steps))
-        if len(steps) > 1:
-            new += " and a schedule of top_k for each step after it (docs/model.md)"
+        new = _growth(given.get("at"))
     else:
         return None
     return f"callbacks.{old} is now a schedule; use {new}"
+
+
+def _growth(at: object) -> str:
+    """Return the overrides of a schedule for each step at which K grows by one."""
+    steps = at if isinstance(at, list | tuple) and at else ["<step>"]
+    values = [f"<top_k - {left}>" for left in range(len(steps), 0, -1)] + [None]
+    new = [_overrides("top_k", start=values[0], end=values[1], curve="step", last_step=steps[0])]
+    for index in range(1, len(steps)):
+        end = values[index + 1]
+        new.append(
+            f"'+callbacks.top_k_{index + 1}={{_target_: mom.callbacks.Schedule, name: top_k, start: {values[index]}, "
+            f"end: {as_written(end)}, curve: step, first_step: {steps[index - 1]}, last_step: {steps[index]}}}'"
+        )
+    return " ".join(new)
 
 
 def _overrides(node: str, **options: object) -> str:
     return " ".join(
         f"callbacks.{node}.{name}={as_written(value)}" for name, value in options.items() if value is not None
     )
-
-
-def _first(steps: list[Any]) -> object:
-    return steps[0] if steps else "<step>"
