@@ -14,9 +14,9 @@ from mom.model.registry import InvalidOption, as_yaml, one_of
 
 _BOUNDS = {
     "ge": (operator.ge, "at least"),
-    "gt": (operator.gt, "above"),
+    "gt": (operator.gt, "greater than"),
     "le": (operator.le, "at most"),
-    "lt": (operator.lt, "below"),
+    "lt": (operator.lt, "less than"),
 }
 
 
@@ -87,7 +87,9 @@ class Declared:
                 parts.append("null")
             else:
                 parts.append({str: "a string", list: "a list", dict: "a mapping"}[get_origin(part) or part])
-        return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} or {parts[-1]}"
+        if len(parts) < 3:
+            return " or ".join(parts)
+        return f"{', '.join(parts[:-1])}, or {parts[-1]}"
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
