@@ -251,3 +251,18 @@ def test_constant_factors_train_as_configured_ones(tmp_path):
         fit(tmp_path, module, callbacks)
         results.append(module.state_dict())
     assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+
+
+def test_a_compiled_model_is_not_compiled_again_as_temperature_and_noise_change():
+    graphs = []
+    model, ids = small_model().train(), tokens(2, 8)
+    model.model.compile_layers(backend=lambda module, inputs: graphs.append(module) or module.forward)
+    compiled = []
+    for step in range(4):
+        for router in model.modules():
+            if isinstance(router, Router):
+                router.set_temperature(1.0 - 0.1 * step)
+                router.set_noise("gumbel", 1.0 - 0.1 * step)
+        model(input_ids=ids, labels=ids)
+        compiled.append(len(graphs))
+    assert compiled == compiled[:1] * 4 and compiled[0] > 0

@@ -1,4 +1,4 @@
-"""Lightning callbacks: routing statistics, throughput, checkpoints, progress."""
+"""Lightning callbacks: routing statistics and figures, schedules, throughput, checkpoints, exact resume, progress."""
 
 from mom.callbacks.balance_bias import BalanceBias
 from mom.callbacks.checkpoints import FinalValidation, LastCheckpoint

@@ -95,7 +95,8 @@ class Schedule(StepCallback):
             raise ValueError(
                 f"first_step must be below {last}, the steps of the phase, got {self.first_step}"
             )
-        same = [one for one in callbacks if isinstance(one, Schedule) and one.name == self.name]
+        schedules = [other for other in callbacks if isinstance(other, Schedule) and other.is_active]
+        same_name = [other for other in schedules if other.name == self.name]
         configured = self.scalar.configured(config)
         if configured is None:  # an option of the optimizer
             return
@@ -105,7 +106,7 @@ class Schedule(StepCallback):
                 raise ValueError(f"{argument} must be at most {self.scalar.most(config):g}, got {value:g}")
         if self.scalar.starts_as_configured and self.first_step == 0 and start != configured:
             raise ValueError(f"start must be {configured:g}, the model's configured value, got {start:g}")
-        if self.scalar.ends_as_configured and same[-1:] in ([], [self]):
+        if self.scalar.ends_as_configured and same_name[-1:] in ([], [self]):
             if end != configured or self.curve == "constant":
                 raise ValueError(
                     f"end must be {configured:g}, the model's configured value, which checkpoints are loaded with; "
