@@ -54,6 +54,15 @@ GRID = [
     {"top_k": 2, "absorbing_skip": True, "skip_rule": "first", "num_stages": 2},
     {"top_k": 1, "absorbing_skip": True, "router": "random", "skipped_kv": "mask"},
     {"top_k": 1, "absorbing_skip": True, "router": "linear", "skip": False, "ffn_skip": True},
+    {"pools": ["ffn", "attention"]},
+    {
+        "pools": {
+            "wide": {"kind": "ffn", "num_modules": 4, "top_k": 1, "skip": False},
+            "attention": {},
+            "ffn": {},
+        }
+    },
+    {"pools": ["ffn"], "router": "random", "num_stages": 2, "top_k": 1, "absorbing_skip": True},
     *LLAMA,
 ]
 
@@ -79,9 +88,9 @@ def test_equals_reference_in_value_and_every_gradient(changes, fold, monkeypatch
     F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()).backward()
 
     torch.testing.assert_close(output.logits, logits, atol=2e-5, rtol=1e-4)
-    steps = [step for decided in output.routing for step in (decided.attention, decided.ffn)]
+    steps = [step for decisions in output.routing for step in decisions]
     for row, (_, rounds) in enumerate(references):
-        record = [choices for decided in rounds for choices in decided]
+        record = [choices for decisions in rounds for choices in decisions.values()]
         assert len(record) == len(steps)
         for step, choices in zip(steps, record, strict=True):
             scores = torch.stack([choice.scores for choice in choices])
@@ -148,7 +157,7 @@ def test_training_loss_equals_the_reference_in_value_and_every_gradient(changes)
     for first in range(0, model.config.num_stages * 4, 4):
         for pool in ("attention", "ffn"):
             rounds = [r for _, routing in outputs for r in routing[first : first + 4]]
-            choices = [choice for r in rounds for choice in getattr(r, pool)]
+            choices = [choice for r in rounds for choice in r[pool]]
             expected = expected + 0.5 * plain_balance_loss(choices, model.config.balance_skip)
     expected.backward()
     torch.testing.assert_close(loss, expected, atol=1e-5, rtol=1e-5)

@@ -40,11 +40,8 @@ class Choice(NamedTuple):
         return [(pool[i], w) for i, w in zip(self.selected, self.weights, strict=True) if i < len(pool)]
 
 
-class Round(NamedTuple):
-    """The choices of all T tokens in one round."""
-
-    attention: list[Choice]
-    ffn: list[Choice]
+Round = dict[str, list[Choice]]
+"""The choices of all T tokens in one round, by pool."""
 
 
 class ReferenceMoM:
@@ -59,6 +56,9 @@ class ReferenceMoM:
         one_skip = config.num_skip_slots == 1 and config.ffn_skip_slots in (None, 1)
         if config.score_function != "softmax" or config.straight_through or not one_skip:
             raise ValueError("the reference needs softmax scores, one SKIP output, and no `straight_through`")
+        for layout in config.pools():
+            if layout.kind.name not in RUN:
+                raise ValueError(f"`pools` must be of the kinds {' and '.join(RUN)}, got {layout.kind.name}")
         self.config = config
         self.weights = weights
 
@@ -94,16 +94,17 @@ class ReferenceMoM:
     def stage(self, index: int, x: Tensor, ids: Tensor) -> tuple[Tensor, list[Round]]:
         """Run H rounds of routing and assembly over the stage's own pools, then its anchor block."""
         config, name = self.config, f"model.stages.{index}"
-        attention_pool, ffn_pool = self.pool(f"{name}.attention.pool"), self.pool(f"{name}.ffn.pool")
-        route_attention, route_ffn = Router(self, index, "attention"), Router(self, index, "ffn")
+        pools = [(layout, self.pool(f"{name}.{layout.name}.pool")) for layout in config.pools()]
+        routers = [Router(self, index, layout) for layout, _ in pools]
         exited = [False] * len(x)  # stays so without `absorbing_skip`
-        rounds = []
+        rounds: list[Round] = []
         for h in range(config.num_rounds):
-            attention = route_attention(h, x, ids, exited)  # T choices
-            x = x + run_attention(config, attention_pool, attention, x)  # (T, D)
-            ffn = route_ffn(h, x, ids, exited)  # T choices
-            x = x + run_ffn(config, ffn_pool, ffn, x)  # (T, D)
-            rounds.append(Round(attention, ffn))
+            rounds.append({})
+            for (layout, pool), route in zip(
+                pools, routers, strict=True
+            ):  # by default attention, then feed-forward
+                choices = rounds[h][layout.name] = route(h, x, ids, exited)  # T choices
+                x = x + RUN[layout.kind.name](config, pool, choices, x)  # (T, D)
         return self.block(f"{name}.anchor", x) if config.anchors else x, rounds
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -129,17 +130,13 @@ class Router:
     Every token has a state of its own, which starts at zero in each stage: nothing passes between tokens here.
     """
 
-    def __init__(self, model: ReferenceMoM, stage: int, pool: str) -> None:
-        def option(name: str) -> Any:  # the feed-forward pool may override the attention pool's
-            own = getattr(model.config, f"ffn_{name}") if pool == "ffn" else None
-            return getattr(model.config, name) if own is None else own
-
+    def __init__(self, model: ReferenceMoM, stage: int, layout: Any) -> None:
         self.config = model.config
-        self.weights = model.part(f"model.stages.{stage}.{pool}.router")
-        self.skip = len(model.weights[f"model.stages.{stage}.{pool}.pool.norm_weight"])  # SKIP's index, N
-        self.schedule, self.may_skip = option("schedule"), option("skip")
-        self.top_k = self.skip + 1 if option("top_k") == "all" else option("top_k")
-        self.salt = 2 * stage + Round._fields.index(pool)  # of the hash below
+        self.weights = model.part(f"model.stages.{stage}.{layout.name}.router")
+        self.skip = layout.num_modules  # SKIP's index, N
+        self.schedule, self.may_skip = layout.schedule, layout.skip
+        self.top_k = self.skip + 1 if layout.top_k == "all" else layout.top_k
+        self.salt = stage * len(model.config.pools()) + layout.position  # of the hash below
         self.state: dict[int, Tensor] = {}  # token → (router_dim,)
 
     def __call__(self, h: int, x: Tensor, ids: Tensor, exited: list[bool]) -> list[Choice]:
@@ -283,6 +280,10 @@ def run_ffn(config: Any, pool: list[Module], choices: Sequence[Choice], x: Tenso
             hidden = activate(config, project(module, "fc", normal))  # (F,)
             out[t] += weight * project(module, "proj", hidden)  # (D,)
     return out
+
+
+RUN: dict[str, Callable] = {"attention": run_attention, "ffn": run_ffn}
+"""Kinds of pools. Each function returns an update of the residual stream, (T, D)."""
 
 
 def project(module: Module, name: str, x: Tensor) -> Tensor:
