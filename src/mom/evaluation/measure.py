@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ProgressBar
 
 from mom.callbacks.window import WindowedStatistics
@@ -38,7 +39,7 @@ def evaluate_module(
         The results of :func:`mom.training.fit.collect_results` without ``steps`` and the throughput.
     """
     with open_loggers(config, directory.path, phase=phase, enabled=logged) as loggers:
-        callbacks = [
+        callbacks: list[Callback] = [
             callback
             for callback in build_callbacks(config, phase, bool(loggers))
             if isinstance(callback, WindowedStatistics | ProgressBar)

@@ -109,7 +109,7 @@ def generate_summaries(
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         batch = pad([list(prompts[row]) for row in rows], end, left=True)
-        sequences = model.generate(  # type: ignore[misc]  # transformers types self by a protocol of its own
+        sequences = model.generate(
             input_ids=batch["input_ids"].to(model.device),
             attention_mask=batch["attention_mask"].to(model.device),
             generation_config=settings,

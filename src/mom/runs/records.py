@@ -23,6 +23,7 @@ OF_STAGES = (
         f"model.{name}"
         for name in (
             "anchors",
+            "pools",
             "num_attention_modules",
             "num_ffn_modules",
             "num_rounds",

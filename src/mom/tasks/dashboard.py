@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mom.config import DashboardConfig, RunConfig
+from mom.console import announce
 from mom.errors import UsageError
 from mom.metrics.names import FIGURES, SAMPLES, SECTIONS
 from mom.runs.directory import RunDirectory
@@ -47,14 +48,14 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     specification = workspace._to_model().model_dump(mode="json", by_alias=True)
     if run.writes:
         write_json_atomic(run.path / FILE, specification)
-    print(f"Written to {run.path / FILE}")
+    announce(f"Written to {run.path / FILE}")
     if offline:
-        print("Weights & Biases is offline, so nothing was sent; run wandb login and this task again")
+        announce("Weights & Biases is offline, so nothing was sent; run wandb login and this task again")
         url = None
     else:
         workspace.save()
         url = workspace.url
-        print(f"Saved to {url}")
+        announce(f"Saved to {url}")
     sections = workspace.sections
     return {"sections": len(sections), "panels": sum(len(section.panels) for section in sections), "url": url}
 

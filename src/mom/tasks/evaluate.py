@@ -101,7 +101,7 @@ def evaluate_harness(
 ) -> dict[str, Any]:
     """Measure a language model on tasks of the harness; print and return ``harness/<task>/<metric>``."""
     device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
-    model.to(device)  # type: ignore[arg-type]  # transformers wraps the method out of its type
+    model.to(device)
     results = run_harness(
         model,
         tokenizer,

@@ -7,8 +7,9 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from mom.console import announce
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -47,9 +48,4 @@ class Interruption:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
-        _print("\nInterrupted: finishing the current step, then saving. Interrupt again to stop now.")
-
-
-@rank_zero_only
-def _print(message: str) -> None:
-    print(message, flush=True)
+        announce("\nInterrupted: finishing the current step, then saving. Interrupt again to stop now.")
