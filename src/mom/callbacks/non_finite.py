@@ -109,7 +109,7 @@ class NonFinite(StepCallback):
         ]
         # The backward pass runs from the end of the model to its start, so the last one was the first.
         nearest = names[-1] if names else "another rank"
-        return f"the gradient is not finite, first that of {nearest}"
+        return f"the gradient is not finite, starting at {nearest}"
 
 
 def _local(tensor: Tensor) -> Tensor:

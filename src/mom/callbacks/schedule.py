@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.scalars import SCALARS
 from mom.callbacks.window import StepCallback, get_model_config
-from mom.errors import UsageError, nearest
+from mom.errors import UsageError, did_you_mean
 from mom.model import MoMConfig
 
 CURVES: Mapping[str, Callable[[float], float]] = {
@@ -53,14 +53,14 @@ class Schedule(StepCallback):
         first_step: int = 0,
         last_step: int | None = None,
     ) -> None:
-        if name not in SCALARS:
-            raise ValueError(f"name must be {_one_of(name, list(SCALARS))}")
-        if curve not in CURVES:
-            raise ValueError(f"curve must be {_one_of(curve, list(CURVES))}")
+        for argument, value, known in (("name", name, SCALARS), ("curve", curve, CURVES)):
+            if value not in known:
+                hint = did_you_mean(value, known)
+                raise ValueError(f"{argument} must be one of {', '.join(known)}, got {value}{hint}")
         self.name, self.scalar = name, SCALARS[name]
-        for argument, value in (("start", start), ("end", end)):
-            if value is not None:
-                self.scalar.check_value(argument, value)
+        for argument, number in (("start", start), ("end", end)):
+            if number is not None:
+                self.scalar.check_value(argument, number)
         if first_step < 0:
             raise ValueError(f"first_step must be at least 0, got {first_step}")
         if last_step is not None and last_step <= first_step:
@@ -193,8 +193,3 @@ class Schedule(StepCallback):
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._applies(trainer, pl_module):
             self.scalar.set(trainer, pl_module, self.value(trainer.global_step, trainer.max_steps))
-
-
-def _one_of(name: str, names: list[str]) -> str:
-    close = nearest(name, names)
-    return f"one of {', '.join(names)}, got {name}" + (f"; did you mean {close}?" if close else "")
