@@ -66,7 +66,7 @@ def unfinished(folder: Path) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what dead processes left in the cache. The caller holds the lock of ``folder``.
+    """Remove leftovers of dead processes from the cache. The caller holds the lock of ``folder``.
 
     Work that can be resumed is kept: that of ``folder`` itself, and that of other folders for a week.
     """

@@ -107,9 +107,8 @@ class PythonCorpus(Corpus):
     cannot be read or decoded are skipped, and their number is logged.
 
     Args:
-        kind: as in :class:`Corpus`.
+        kind, max_bytes: as in :class:`Corpus`.
         files: names and paths, in order.
-        max_bytes: as in :class:`Corpus`.
         first: documents that precede the files.
     """
 

@@ -32,11 +32,11 @@ class ExamplesDataModule(ResumableDataModule):
 
     Args:
         config: the ``data`` group.
-        seed: the seed of the order of the training examples.
-        tokenizer: the tokenizer of the model.
+        seed: seed of the order of the training examples.
+        tokenizer: the model's tokenizer.
 
     Raises:
-        UsageError: the data cannot be used, or has fewer training rows than a batch.
+        UsageError: the data is invalid, or has fewer training rows than a batch.
     """
 
     def __init__(self, config: DataSection, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -47,7 +47,7 @@ class ExamplesDataModule(ResumableDataModule):
 
     @abstractmethod
     def encode(self) -> dict[str, list[Any]]:
-        """Read and tokenize ``train``, the validation sets, and the test sets if there are any."""
+        """Read and tokenize ``train``, the validation sets, and any test sets."""
 
     @abstractmethod
     def collate(self, rows: Sequence[Any]) -> Batch:
@@ -66,7 +66,7 @@ class ExamplesDataModule(ResumableDataModule):
         return digest.hexdigest()
 
     def num_train_batches(self, num_processes: int) -> int:
-        """Return the training batches of each process in an epoch.
+        """Return the number of training batches per process and epoch.
 
         Raises:
             UsageError: there are fewer training rows than all processes need for one batch.
@@ -76,7 +76,7 @@ class ExamplesDataModule(ResumableDataModule):
         return rows // (num_processes * self.config.batch_size)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Return a loader of this rank's training batches of one epoch."""
+        """Return a loader of this rank's training batches for one epoch."""
         rows = self.splits["train"]
         return self._loader(rows, sampler=self.training_sampler(len(rows)), drop_last=True)
 

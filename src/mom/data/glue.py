@@ -38,14 +38,14 @@ class GlueTask:
     Args:
         name: the task's name on the Hub and in ``data.name``.
         folder: its folder in GLUE's own download, and the name of its file in a submission.
-        texts: the text columns, each with the names it may have.
-        label: the names that the label column may have.
+        texts: the text columns, each with its possible names.
+        label: possible names of the label column.
         labels: the classes in order; empty if the label is a score.
         metrics: the official metrics.
         columns: the columns of GLUE's own training file, for a file without a header.
         test_columns: the columns of its test file; if empty, ``columns`` without the label.
-        names_in_submission: whether a submission holds the names of the classes instead of their numbers.
-        validations: the suffixes of the validation sets in file names.
+        names_in_submission: whether submissions contain class names instead of class numbers.
+        validations: suffixes of the validation files.
     """
 
     name: str
@@ -130,7 +130,7 @@ TASKS: Mapping[str, GlueTask] = {
 
 @dataclass(frozen=True)
 class GlueExample:
-    """A row: its one or two texts and its label, the number of a class or a score (None in test sets)."""
+    """One or two texts and their label: a class number or a score, ``None`` in test sets."""
 
     texts: tuple[str, ...]
     label: int | float | None
@@ -186,7 +186,7 @@ def _read_folder(
 
 
 def _task_folder(path: Path, task: GlueTask) -> Path:
-    """Return the folder of a task in GLUE's folder, or the folder itself if it has none."""
+    """Return a task's subfolder of GLUE's folder, or the folder itself if it has no such subfolder."""
     if not path.is_dir():
         raise UsageError(
             f"data.path must be a folder of GLUE, or null for the Hub, got {path}, which does not exist"
@@ -240,14 +240,9 @@ Encoded = tuple[list[int], int | float | None]
 class GlueDataModule(ExamplesDataModule):
     """A task of GLUE, tokenized.
 
-    Each sentence of an example is followed by the end-of-text token; the classifier reads the last one. Batches are
-    ``{"input_ids", "attention_mask", "labels"}``, int64 (B, T) padded on the right, and int64 or float labels (B,);
+    Each sentence of an example is followed by the end-of-text token; the classifier reads the last of these. Batches
+    are ``{"input_ids", "attention_mask", "labels"}``, int64 (B, T) padded on the right, and int64 or float labels (B,);
     batches of test sets have no labels.
-
-    Args:
-        config: the ``data`` group.
-        seed: the seed of the order of the training examples.
-        tokenizer: the tokenizer of the model.
 
     Raises:
         UsageError: see :func:`load_glue`.
@@ -293,7 +288,7 @@ class GlueDataModule(ExamplesDataModule):
         return batch if labels[0] is None else {**batch, "labels": torch.tensor(labels)}
 
     def content(self, example: Encoded) -> Iterable[float]:
-        """Return the tokens and the label of an example."""
+        """Return an example's tokens and label."""
         ids, label = example
         return ids if label is None else (*ids, label)
 

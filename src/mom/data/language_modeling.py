@@ -21,12 +21,8 @@ if TYPE_CHECKING:
 class LanguageModelingDataModule(ResumableDataModule):
     """Windows of a tokenized corpus, in an order that resumes exactly.
 
-    Batches are ``{"input_ids", "labels"}``, int64 (B, T), with labels that are not shifted. :meth:`setup` may be called
-    without a Trainer, and more than once.
-
-    Args:
-        config: the ``data`` group.
-        seed: the seed of the order of the training windows.
+    Batches are ``{"input_ids", "labels"}``, int64 (B, T); labels are not shifted. :meth:`setup` works without a
+    Trainer and may be called more than once.
     """
 
     def __init__(self, config: DataConfig, seed: int) -> None:
@@ -34,7 +30,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         self._prepared: PreparedCorpus | None = None
 
     def prepare_data(self) -> None:
-        """Tokenize the corpus into the cache, unless it is there.
+        """Tokenize the corpus into the cache if it is not there yet.
 
         Raises:
             UsageError: see :func:`mom.data.prepare.prepare`.
@@ -46,7 +42,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         """Open the prepared corpus.
 
         Raises:
-            UsageError: the corpus has less than one window for validation or one batch for training.
+            UsageError: the corpus has less than one validation window or one training batch.
         """
         self.prepare_data()
         for name, windows in (("training", self.train_windows), ("validation", self.validation_windows)):
@@ -84,7 +80,7 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of an embedding of the tokens."""
+        """Number of rows in the token embedding."""
         return self.prepared.vocab_size
 
     @property
@@ -94,12 +90,12 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def num_train_tokens(self) -> int:
-        """Tokens for training."""
+        """Number of training tokens."""
         return self.prepared.train.count
 
     @property
     def num_validation_tokens(self) -> int:
-        """Tokens for validation."""
+        """Number of validation tokens."""
         return self.prepared.validation.count
 
     @property

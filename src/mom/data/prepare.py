@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 # Part of every key; increase it when the same input gives different files.
 FORMAT = 1
 
-# GPT-2's tokenizer on English text, to estimate the size of the files.
+# For GPT-2's tokenizer on English text; used to estimate file sizes.
 _BYTES_PER_TOKEN = 4
 
 
@@ -63,9 +63,8 @@ class PreparedCorpus:
 
     Args:
         folder: the folder in the cache.
-        train: the training tokens.
-        validation: the validation tokens, from other documents.
-        tokenizer: the tokenizer.
+        train, validation: tokens of different documents.
+        tokenizer: the corpus's tokenizer.
         fingerprint: a hash of the corpus's content.
         key: a hash of content, tokenizer, and split: the same key means the same tokens in the same order.
     """
@@ -84,11 +83,11 @@ class PreparedCorpus:
 
     @property
     def vocab_size(self) -> int:
-        """Rows of an embedding of the tokens."""
+        """Number of rows in the token embedding."""
         return vocabulary_size(self.tokenizer)
 
     def split_files(self, split: str) -> list[TokenFile]:
-        """Return the token files of ``train``, ``validation``, or ``all`` that have tokens to predict.
+        """Return the token files of ``train``, ``validation``, or ``all`` that contain tokens to predict.
 
         Raises:
             UsageError: there is no such file.
@@ -107,7 +106,7 @@ def prepare(config: DataConfig) -> PreparedCorpus:
     """Tokenize the corpus of a configuration, or find it in the cache.
 
     The result depends only on the corpus, the tokenizer, ``tokenizer_vocab_size``, and ``validation_fraction``, not on
-    the length of windows or the number of threads.
+    the window length or the number of threads.
 
     Raises:
         UsageError: the corpus or the tokenizer cannot be read, or the cache cannot be written. At most an unfinished
@@ -215,7 +214,7 @@ def _build(
 
 
 def _log_size(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
-    """Log how much will be read and written; warn if the disk has less space than that."""
+    """Log the expected sizes of text and tokens; warn if the disk has too little space."""
     size = corpus.estimate_bytes()
     if size == 0:
         log.info("%s: text of unknown size", corpus.kind)

@@ -29,7 +29,7 @@ class ResumableDataModule(pl.LightningDataModule):
 
     Args:
         config: the ``data`` group.
-        seed: the seed of the order of the training samples.
+        seed: seed of the order of the training samples.
     """
 
     def __init__(self, config: DataSection, seed: int) -> None:
@@ -50,13 +50,10 @@ class ResumableDataModule(pl.LightningDataModule):
         return "data.path", str(self.config.path)
 
     def training_sampler(self, num_samples: int) -> ResumableSampler:
-        """Return this rank's sampler, resumed from the checkpoint if there is one.
-
-        Args:
-            num_samples: number of training samples.
+        """Return this rank's sampler of ``num_samples`` samples, resumed from the checkpoint if there is one.
 
         Raises:
-            UsageError: the checkpoint was trained on other data, or in another order.
+            UsageError: the checkpoint was trained on other data or in another order.
         """
         rank, world_size = self._ranks
         self._sampler = ResumableSampler(num_samples, self.config.batch_size, self.seed, rank, world_size)
@@ -92,10 +89,10 @@ class ResumableDataModule(pl.LightningDataModule):
         return {**state, "data": self.key, "sequence_length": self.config.sequence_length}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Resume the order of a checkpoint, in the current loader or the next one.
+        """Resume a checkpoint's order, in the current loader or the next.
 
         Raises:
-            UsageError: the checkpoint was trained on other data, or in another order.
+            UsageError: the checkpoint was trained on other data or in another order.
         """
         if not state_dict:
             return
@@ -122,19 +119,19 @@ class ResumableDataModule(pl.LightningDataModule):
         log.info("resuming the data in epoch %d after %d samples", state["epoch"], state["samples_consumed"])
 
     def teardown(self, stage: str) -> None:
-        """Reset the position, so that the next fit starts from the beginning."""
+        """Reset the position so that the next fit starts from the beginning."""
         if stage == "fit":
             self._sampler = None
             self._state = None
 
 
 def check_batch_size(batch_size: int, num_processes: int, available: int, unit: str) -> None:
-    """Raise :class:`~mom.errors.UsageError` if one batch on every process needs more than the ``available`` data.
+    """Raise :class:`~mom.errors.UsageError` if one batch per process needs more than the ``available`` items.
 
     Args:
         batch_size: ``data.batch_size``.
         num_processes: number of processes.
-        available: number of training rows or windows.
+        available: number of training items.
         unit: ``training rows`` or ``training windows``.
     """
     needed = batch_size * num_processes
@@ -161,9 +158,9 @@ class ResumableSampler(Sampler[int]):
 
     Args:
         num_samples: number of samples in the dataset.
-        batch_size: samples per batch of this rank, B.
-        seed: the seed of the order.
-        rank: the rank of this process.
+        batch_size: B, samples per batch of this rank.
+        seed: seed of the order.
+        rank: rank of this process.
         world_size: number of processes.
     """
 
@@ -207,11 +204,11 @@ class ResumableSampler(Sampler[int]):
             self.epoch, self._consumed, self._steps = epoch, 0, 0
 
     def state_after(self, steps: int, last_step: int | None = None) -> dict[str, int]:
-        """Return the state after training on some steps of this epoch.
+        """Return the state after some steps of this epoch.
 
         Args:
-            steps: steps from the start of the epoch that were trained on, not prefetched.
-            last_step: the step after which the training loop ends the epoch, if it ends it early.
+            steps: training steps taken since the start of the epoch; prefetched batches do not count.
+            last_step: the step after which the training loop ends the epoch, if it ends early.
         """
         state = {"seed": self.seed, "num_samples": self.num_samples}
         if steps >= (self.num_steps if last_step is None else min(last_step, self.num_steps)):

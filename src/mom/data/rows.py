@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 PATH = "data.path"
 
 Names = Sequence[str]
-"""The names that one column may have."""
+"""The possible names of a column."""
 
 _PARQUET_ROWS = 256
 
@@ -38,18 +38,18 @@ class Row(NamedTuple):
     values: Mapping[str, Any]
 
     def get(self, names: Names) -> Any:
-        """Return the value of the column that has one of these names, or None if there is none."""
+        """Return the value of the column with one of these names, ``None`` if there is no such column."""
         return next((self.values[name] for name in names if name in self.values), None)
 
     def text(self, names: Names, option: str = PATH) -> str:
-        """Return the string in the column that has one of these names.
+        """Return the string in the column with one of these names.
 
         Args:
-            names: the names that the column may have.
+            names: possible names of the column.
             option: the option that names the column or the file, for errors.
 
         Raises:
-            UsageError: the value is not a string, or not one that UTF-8 can encode.
+            UsageError: the value is not a string, or UTF-8 cannot encode it.
         """
         value = self.get(names)
         if not isinstance(value, str):
@@ -67,7 +67,7 @@ def read_rows(file: Path, wanted: Sequence[Names], option: str = PATH) -> Iterat
 
     Args:
         file: a ``.parquet`` file, or JSON Lines, in which blank lines are skipped.
-        wanted: the columns to read, each with the names it may have. Rows of JSON Lines have all of their values.
+        wanted: the columns to read, each with its possible names. JSON Lines rows keep all of their values.
         option: the option that names the columns, for errors.
 
     Raises:
@@ -81,13 +81,13 @@ def read_rows(file: Path, wanted: Sequence[Names], option: str = PATH) -> Iterat
 
 
 def read_tsv(file: Path, wanted: Sequence[Names], columns: Names, skip_broken: bool = False) -> list[Row]:
-    """Read a TSV file as GLUE writes it: no quoting, perhaps a byte-order mark, perhaps no header.
+    """Read a TSV file as GLUE writes it: no quoting, an optional byte-order mark, an optional header.
 
     Args:
         file: the file.
-        wanted: the columns that must be present, each with the names it may have.
+        wanted: the required columns, each with its possible names.
         columns: the columns of a file without a header.
-        skip_broken: skip rows with a wrong number of fields, and log how many, instead of raising an error.
+        skip_broken: skip rows with a wrong number of fields and log how many, instead of raising an error.
 
     Raises:
         UsageError: the file cannot be read, lacks a column, or has a broken row.
@@ -123,21 +123,16 @@ def read_tsv(file: Path, wanted: Sequence[Names], columns: Names, skip_broken: b
 
 
 def read_hub(name: str, splits: Sequence[str], subset: str | None = None) -> dict[str, Iterator[Row]]:
-    """Load splits of a dataset from the Hugging Face Hub.
-
-    Args:
-        name: the dataset.
-        splits: its splits to read.
-        subset: its configuration.
+    """Load splits of a dataset, or of one of its subsets, from the Hugging Face Hub.
 
     Raises:
-        UsageError: the Hub cannot be reached, or has no such dataset.
+        UsageError: the Hub cannot be reached or has no such dataset.
     """
     import datasets
 
     try:
         found = datasets.load_dataset(*filter(None, (name, subset)))
-    except Exception as error:  # no network, no such dataset, a broken cache: many types, one meaning
+    except Exception as error:  # no network, no such dataset, a broken cache: each has its own type
         raise UsageError(
             f"cannot load {name} from the Hub: {first_line(error)[:160]}; set data.path to a copy of its files"
         ) from error
@@ -150,11 +145,7 @@ def _hub_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
 
 
 def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
-    """Open a Parquet file.
-
-    Raises:
-        UsageError: it is damaged.
-    """
+    """Open a Parquet file; raise :class:`~mom.errors.UsageError` if it is damaged."""
     import pyarrow.parquet
 
     try:
@@ -195,8 +186,8 @@ def _unreadable(option: str, reason: str) -> UsageError:
 
 def _lines(file: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with their line ends, without its byte-order mark."""
-    start = 0  # of the line, in bytes
-    with file.open("rb") as stream:  # in text mode, a sentence could end at any of Unicode's other line ends
+    start = 0  # byte offset of the line
+    with file.open("rb") as stream:  # text mode would also split lines at a lone carriage return
         for raw in stream:
             try:
                 line = raw.decode("utf-8")

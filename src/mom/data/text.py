@@ -77,7 +77,7 @@ def read_texts(name: str, file: Path, text_column: str) -> Iterator[tuple[str, s
     Args:
         name: the file's name in the corpus.
         file: its path.
-        text_column: the key or column that holds the text in ``.jsonl`` and ``.parquet``.
+        text_column: the key or column of the text in ``.jsonl`` and ``.parquet`` files.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8 text, or lacks the column.
@@ -95,7 +95,7 @@ def _decoded_blocks(file: Path) -> Iterator[str]:
     """Yield the text of a UTF-8 file in blocks, with every line end as a newline."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
-    start = 0  # of the block, in bytes
+    start = 0  # byte offset of the block
     with file.open("rb") as stream:
         while True:
             block = stream.read(_BLOCK_BYTES)
@@ -103,7 +103,7 @@ def _decoded_blocks(file: Path) -> Iterator[str]:
                 raise UsageError(
                     f"cannot read data.path: {file} is a binary file (byte {start + zero} is zero)"
                 )
-            carried = len(decoder.getstate()[0])  # bytes of a character that began in the last block
+            carried = len(decoder.getstate()[0])  # bytes of a character that began in the previous block
             try:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:

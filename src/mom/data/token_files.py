@@ -43,13 +43,13 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class TokenFile:
     """A file of token IDs in the machine's byte order, one document after another.
 
-    The file is memory-mapped, so only the pages in use are read. A pickled TokenFile has its path, not its tokens.
+    The file is memory-mapped, so only the pages in use are read. A pickled TokenFile holds its path, not its tokens.
 
     Args:
         path: the file.
         dtype: ``uint16`` or ``uint32``.
         count: number of tokens, including the end-of-text token of each document.
-        num_bytes: UTF-8 bytes of their text, in which end-of-text tokens have none; 0 if unknown.
+        num_bytes: UTF-8 bytes of their text, not counting end-of-text tokens; 0 if unknown.
         num_documents: number of documents; 0 if unknown.
         fingerprint: see :meth:`mom.data.corpora.Corpus.fingerprint`.
     """
@@ -86,7 +86,7 @@ class TokenFile:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text per token, including end-of-text tokens, which have no bytes."""
+        """UTF-8 bytes of text per token; end-of-text tokens count as tokens of 0 bytes."""
         return self.num_bytes / self.count if self.count else math.nan
 
 
@@ -128,13 +128,13 @@ class TokenWriter:
             self._stream.seek(0, os.SEEK_END)
 
     def mark(self) -> dict[str, int]:
-        """Sync the file to disk, and return how much it holds."""
+        """Sync the file to disk and return its counts of tokens, bytes, and documents."""
         self._stream.flush()
         os.fsync(self._stream.fileno())
         return {"count": self.count, "num_bytes": self.num_bytes, "num_documents": self.num_documents}
 
     def write(self, documents: Iterable[tuple[list[int], int]]) -> None:
-        """Append documents, given as their IDs and the UTF-8 bytes of their text."""
+        """Append documents, given as (token IDs, UTF-8 bytes of their text)."""
         ids: list[int] = []
         for document, num_bytes in documents:
             ids += document
@@ -145,7 +145,7 @@ class TokenWriter:
         self.count += len(ids)
 
     def close(self) -> None:
-        """Sync the file to disk and close it, unless it is closed."""
+        """Sync the file to disk and close it; a second call does nothing."""
         if self._stream.closed:
             return
         try:
@@ -166,7 +166,7 @@ def open_token_files(config: DataConfig) -> tuple[TokenFile, TokenFile, PreTrain
     """Open the token files in ``data.path``, which hold IDs of ``data.tokenizer``.
 
     Documents are not counted, because that would read everything. Bytes of text are counted for the validation file if
-    the tokenizer works on bytes.
+    the tokenizer is byte-level.
 
     Returns:
         The training tokens, the validation tokens, the tokenizer, and a key that is the same for the same files.
@@ -209,7 +209,7 @@ def _open(path: Path, tokenizer: PreTrainedTokenizerFast, name: str, *, count_by
 
 
 def _text_bytes(file: TokenFile, tokenizer: PreTrainedTokenizerFast) -> int:
-    """Count the UTF-8 bytes of the text of the tokens; 0 if the tokenizer does not work on bytes."""
+    """Count the UTF-8 bytes of the tokens' text; 0 if the tokenizer is not byte-level."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str()).get("decoder") or {}
     if decoder.get("type") != "ByteLevel":
         return 0

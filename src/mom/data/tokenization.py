@@ -47,9 +47,9 @@ def split_position(text: str) -> int:
 
 
 def validation_limit(corpus: Corpus, fraction: float) -> int:
-    """Return the :func:`split_position` below which a document is for validation.
+    """Return the :func:`split_position` below which a document belongs to validation.
 
-    The limit is ``fraction`` of 2**64. If that would leave validation empty, as it may with few documents, the document
+    The limit is ``fraction`` of 2**64. If that leaves validation empty, as can happen with few documents, the document
     with the lowest position is used. Reads the corpus up to the first validation document.
 
     Raises:
@@ -70,9 +70,7 @@ def validation_limit(corpus: Corpus, fraction: float) -> int:
 def tokenizer_sample(corpus: Corpus, limit: int) -> Iterator[str]:
     """Yield texts to train a tokenizer on: all training documents, or an even sample of a large corpus.
 
-    Args:
-        corpus: the corpus.
-        limit: the limit of its validation documents, see :func:`validation_limit`.
+    ``limit`` is the :func:`validation_limit`.
     """
     fraction = min(1.0, TRAINING_BYTES / max(1, corpus.estimate_bytes()))
     end = limit + int((2**64 - limit) * fraction)
@@ -82,7 +80,7 @@ def tokenizer_sample(corpus: Corpus, limit: int) -> Iterator[str]:
 
 
 def read_mark(building: Path) -> dict[str, Any] | None:
-    """Return how much of the files in ``building`` is on disk, or ``None`` if there is nothing to resume."""
+    """Return the last mark of an unfinished preparation, or ``None`` if it cannot be resumed."""
     try:
         mark = json.loads((building / MARK).read_text(encoding="utf-8"))
         sizes = {name: (building / f"{name}.bin").stat().st_size for name in SPLITS}
@@ -116,12 +114,12 @@ def write_token_files(
 
     Args:
         folder: the folder for the files and the mark.
-        corpus: the corpus.
-        tokenizer: the tokenizer.
-        limit: the limit of validation documents, see :func:`validation_limit`.
+        corpus: the documents to tokenize.
+        tokenizer: a tokenizer with an end-of-text token.
+        limit: see :func:`validation_limit`.
         fingerprint: the fingerprint of the corpus.
         mark: the result of :func:`read_mark` to resume from, or ``None`` to start.
-        concurrent_batches: batches that are encoded at the same time; 1 if the library has one thread.
+        concurrent_batches: number of batches to encode at the same time; 1 if the library has one thread.
     """
     encoder = text_encoder(tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))

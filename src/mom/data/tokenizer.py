@@ -54,7 +54,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
             run.
 
     Raises:
-        UsageError: there is no tokenizer, or it is not a fast one, or has no end-of-text token.
+        UsageError: there is no tokenizer, it is not fast, or it has no end-of-text token.
     """
     path = Path(name_or_path).expanduser()
     try:
@@ -79,7 +79,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _load_pretrained(name_or_path: str, **options: bool) -> Any:  # a fast tokenizer or a slow one
+def _load_pretrained(name_or_path: str, **options: bool) -> Any:  # a fast or a slow tokenizer
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False, **options)
@@ -134,7 +134,7 @@ def _load_gpt2(vocabulary: Path, merges: Path) -> PreTrainedTokenizerFast:
 
 
 def _make_byte_level(tokenizer: Tokenizer) -> None:
-    """Make a tokenizer work on UTF-8 bytes, so that decoding restores every text."""
+    """Make a tokenizer byte-level, so that decoding restores every text."""
     from tokenizers import decoders, pre_tokenizers
 
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -205,15 +205,15 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
-    """Return the rows of an embedding: one more than the largest ID, as there may be gaps below it."""
+    """Return the number of rows in an embedding: the largest ID plus 1, since IDs may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
 
 
 def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
     """Copy the tokenizer's Rust core, set to encode plain text.
 
-    Nothing is truncated or padded, and special tokens that are spelled out in a text are encoded as text: a document
-    that quotes ``<|endoftext|>`` does not end there.
+    Nothing is truncated or padded, and special tokens that a text spells out are encoded as text: a document that
+    quotes ``<|endoftext|>`` does not end there.
     """
     from tokenizers import Tokenizer
 
@@ -226,12 +226,12 @@ def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
 
 @contextmanager
 def tokenizer_threads(count: int | None) -> Iterator[None]:
-    """Let the tokenizers library use ``count`` threads (``None``: all cores) inside the block.
+    """Set the number of threads of the tokenizers library within the context (``None``: all cores).
 
-    The library's thread pool lives as long as the process and gets its size from the first block that uses it; a count
-    of 1 always works. After the block, the library uses only the calling thread, unless the environment set it
-    otherwise: a process that is forked later, such as a worker of a data loader, would inherit a pool without its
-    threads and wait for it forever.
+    The library's thread pool lives as long as the process and gets its size from the first context that uses it; a
+    count of 1 always works. Afterwards, the library uses only the calling thread, unless the environment says
+    otherwise: a process that is forked later, such as a data loader's worker, would inherit the pool without its
+    threads and wait forever.
     """
     parallelism = os.environ.get("TOKENIZERS_PARALLELISM")
     if count == 1:

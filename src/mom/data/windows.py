@@ -38,10 +38,10 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
 class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
     """Windows for evaluating a language model, which score every token at most once.
 
-    Without a stride, they are the windows of :class:`TokenWindows`, so that the loss is that of validation during
-    training: T - 1 predictions per window. With a stride, windows overlap. Labels that an earlier window scored are
-    -100, the last window ends at the end of the file, and every token but the first is scored with a context of at
-    least ``length - stride`` tokens. A file shorter than a window is one window.
+    Without a stride, they are the windows of :class:`TokenWindows`, so the loss matches validation during training:
+    T - 1 predictions per window. With a stride, windows overlap. Labels that an earlier window scored are -100, the
+    last window ends at the end of the file, and every token but the first is scored with a context of at least
+    ``length - stride`` tokens. A file shorter than a window is a single window.
 
     Args:
         file: the tokens, at least two.

@@ -30,14 +30,7 @@ _SUFFIXES = (".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class Article:
-    """A document with its summary and its ID in the dataset.
-
-    Args:
-        document: the text.
-        summary: its one-sentence summary.
-        id: the ID in the dataset.
-        place: the file and the row, for errors.
-    """
+    """A document with its one-sentence summary, its ID in the dataset, and, for errors, its file and row."""
 
     document: str
     summary: str
@@ -46,9 +39,9 @@ class Article:
 
 
 def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
-    """Read the splits ``train``, ``validation`` and, if there is one, ``test``.
+    """Read the splits ``train``, ``validation``, and ``test``, which a local folder may lack.
 
-    A single file is split by the texts of its documents: ``data.validation_fraction`` of them are for validation.
+    A single file is split by a hash of its documents: ``data.validation_fraction`` of them are for validation.
 
     Raises:
         UsageError: a file, column, or text is missing, or a split is empty.
@@ -112,7 +105,7 @@ def _article(row: Row) -> Article:
 
 @dataclass(frozen=True)
 class EncodedArticle:
-    """The tokens of a document followed by the separator, and of its summary followed by the end of text."""
+    """Token IDs: the document and separator, and the summary and end of text."""
 
     prompt: list[int]
     summary: list[int]
@@ -124,13 +117,8 @@ class XsumDataModule(ExamplesDataModule):
     Only the summary and the end of text are predicted: the labels before them are -100. Long documents are truncated,
     summaries never are. Batches are ``{"input_ids", "attention_mask", "labels"}``, int64 (B, T) padded on the right.
 
-    Args:
-        config: the ``data`` group.
-        seed: the seed of the order of the training examples.
-        tokenizer: the tokenizer of the model.
-
     Raises:
-        UsageError: see :func:`load_xsum`; or a summary that does not fit the sequence.
+        UsageError: see :func:`load_xsum`, or a summary does not fit the sequence.
     """
 
     def __init__(self, config: XsumConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
