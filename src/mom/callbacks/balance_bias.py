@@ -1,4 +1,4 @@
-"""Balance routers without a loss: the bias of each choice follows its load."""
+"""Balance routers without a loss: a bias per choice counteracts its load."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from mom.model.routers.router import Router
 class BalanceBias(StepCallback):
     """Moves every router's ``balance_bias`` after each optimizer step, if ``balance_bias_rate`` is not 0.
 
-    The load is that of the step's whole batch: counts are added up over its micro-batches (recomputed activations count
-    once, because the records are those of the forward pass) and over all ranks, so every rank moves its biases equally.
-    The bias is a buffer of the model: checkpoints save it, and a resumed run continues exactly. Every training has this
+    The load is summed over the step's micro-batches and over all ranks, so every rank moves its biases equally. The
+    bias is a buffer of the model: checkpoints save it, and a resumed run continues exactly. Every training run has this
     callback.
     """
 

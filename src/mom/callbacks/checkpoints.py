@@ -1,4 +1,4 @@
-"""Keep ``last.ckpt`` after every validation, at the end, and before stopping on request; end with a validation."""
+"""Save ``last.ckpt`` after every validation, at the end, and before stopping on request; end with a validation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from lightning.pytorch.callbacks import Checkpoint
 from mom.callbacks.window import StepCallback
 
 INSIDE_ACCUMULATION = "inside_accumulation"
-"""Key of a checkpoint: whether it was saved during gradient accumulation, whose gradients it lacks."""
+"""Checkpoint key: whether it was saved during gradient accumulation and so lacks the accumulated gradients."""
 
 
 class LastCheckpoint(StepCallback, Checkpoint):
-    """Keeps ``<directory>/last.ckpt``, from which the run can be resumed.
+    """Saves ``<directory>/last.ckpt``, from which the run can be resumed.
 
-    It is written after every validation (``ModelCheckpoint(save_last=True)`` only does so if the validation is the best
-    so far), at the end of training, and, when a stop is requested, after the current optimizer step.
-    ``KeyboardInterrupt`` is raised before the next step: by then the step's metrics are logged and, if one was due, its
-    validation is done and in the checkpoint, so a resumed run leaves no gap. A stop requested on any rank stops all of
-    them after the same step.
+    It is written after every validation (``ModelCheckpoint(save_last=True)`` writes it only after the best one), at the
+    end of training, and, when a stop is requested, after the current optimizer step. ``KeyboardInterrupt`` is raised
+    before the next step: by then the step's metrics are logged and a validation that was due is done and in the
+    checkpoint, so a resumed run leaves no gap. A stop requested on any rank stops all of them after the same step.
 
     Metrics are written to disk before the checkpoint is renamed into place, so a process killed at any moment loses
     neither.
 
-    A checkpoint holds no gradients, so one saved during gradient accumulation would lose those of the first
-    micro-batches. After a validation during accumulation, the checkpoint waits for the end of the optimizer step.
-    Checkpoints that other callbacks save there are marked (:data:`INSIDE_ACCUMULATION`).
+    Checkpoints hold no gradients, so saving during gradient accumulation would lose those of the first micro-batches.
+    After a validation during accumulation, the checkpoint waits for the end of the optimizer step. Checkpoints that
+    other callbacks save there are marked (:data:`INSIDE_ACCUMULATION`).
 
     Put it after every ``ModelCheckpoint`` in the list, so that their state in the file is from the same moment.
 
@@ -58,7 +57,7 @@ class LastCheckpoint(StepCallback, Checkpoint):
         if trainer.strategy.reduce_boolean_decision(self._stop_requested(), all=False):
             self._stopping = True
         if self._stopping or self._due:
-            # Lightning logs the step after this hook. Logging it twice is harmless: the curve skips a row that it has.
+            # Lightning logs the step after this hook. Logging it twice is harmless: the curve skips duplicate rows.
             trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
 

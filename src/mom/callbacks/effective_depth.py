@@ -1,4 +1,4 @@
-"""Log how deep the network is for its tokens, and what a token costs."""
+"""Log the depth of tokens and the FLOPs per token."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ from mom.metrics.sums import Sums, Totals
 
 
 class EffectiveDepth(WindowedStatistics):
-    """Logs ``depth/*``: the number of blocks that a token passes.
+    """Logs ``depth/*``, the number of blocks that a token passes, and ``compute/*``.
 
-    ``depth/effective`` with ``depth/effective_{std,q10,q50,q90}`` over tokens, ``depth/effective_<pool>``,
-    ``depth/weighted`` and ``depth/graph``, in blocks, and ``depth/modules_per_token``, in modules (a plain block counts
-    2); :func:`mom.metrics.depth.depth_metrics` defines each. Padding never counts. For a plain transformer every depth
-    equals the graph's.
+    :func:`mom.metrics.depth.depth_metrics` defines each depth. Padding never counts. For a plain transformer every
+    depth equals the graph's.
 
-    The same counts give ``compute/flops_per_token``, the FLOPs of a forward pass (:mod:`mom.cost.estimate`) with the
-    modules that the tokens took and the mean length of their sequences, without padding, and
-    ``compute/share_of_nominal``, its ratio to the FLOPs with a module in every assignment.
+    ``compute/flops_per_token`` is the FLOPs of a forward pass (:mod:`mom.cost.estimate`) with the modules that the
+    tokens took and the mean length of their sequences without padding; ``compute/share_of_nominal`` is its ratio to the
+    FLOPs with a module in every assignment.
     """
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:

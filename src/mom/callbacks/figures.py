@@ -1,4 +1,4 @@
-"""Draw the routing of a run's validation, in files and in the loggers that take images."""
+"""Draw the routing during a run's validation, to files and to loggers that accept images."""
 
 from __future__ import annotations
 
@@ -34,24 +34,26 @@ if TYPE_CHECKING:
 
 FOLDER = "figures"
 MAX_LOGITS = 2**26
-"""Logits in memory at a time for depth by loss; of a larger batch, only the first sequences are used."""
+"""Maximum number of logits to compute for depth by loss; of a larger batch, only the first sequences are used."""
 
 
 class RoutingFigures(Callback):
-    """Draws a validation's routing when training ends, and every ``every_n_steps`` steps on request.
+    """Draws a validation's routing when training ends, and optionally every ``every_n_steps`` steps.
 
-    Writes ``figures/<name>.png`` in the run directory, the latest of each, and logs ``figures/<name>`` to TensorBoard
-    and wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``, ``depth_by_loss`` and
-    ``use_over_time`` (with :class:`RoutingStatistics` only). :mod:`mom.plots.routing` and :mod:`mom.plots.depth`
-    describe them. Tokens of all ranks count, padding never. A plain transformer has no routing and no figures.
+    Writes ``figures/<name>.png`` in the run directory, replacing earlier ones, and logs ``figures/<name>`` to
+    TensorBoard and wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``,
+    ``depth_by_loss``, and ``use_over_time`` (with :class:`RoutingStatistics` only). :mod:`mom.plots.routing` and
+    :mod:`mom.plots.depth` describe them. Tokens of all ranks count, padding does not. A plain transformer has no
+    routing and no figures.
 
     Validation computes no loss per token, so for depth by loss, with language models only, the first ``loss_batches``
     batches go through the model once more.
 
     Args:
-        every_n_steps: also draw after the first validation in every so many optimizer steps; ``None``: only at the
-        end. loss_batches: validation batches for depth by loss, on each rank; 0 omits that figure. dpi: pixels per
-        inch of the files.
+        every_n_steps: also draw after the first validation in every ``every_n_steps`` optimizer steps; ``None`` draws
+            only at the end.
+        loss_batches: validation batches for depth by loss, on each rank; 0 omits that figure.
+        dpi: resolution of the files.
     """
 
     def __init__(self, every_n_steps: int | None = None, loss_batches: int = 4, dpi: int = 120) -> None:
@@ -63,7 +65,7 @@ class RoutingFigures(Callback):
         self._drawn_at = 0
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the previous validation."""
+        """Discard the sums of the previous validation."""
         self._sums = None
 
     @torch.no_grad()
@@ -86,7 +88,7 @@ class RoutingFigures(Callback):
         self._sums = add(self._sums, measured)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw, if an interval is over."""
+        """Draw if an interval has passed."""
         step, every = trainer.global_step, self.every_n_steps
         if every is not None and step // every > self._drawn_at // every and trainer.state.fn == "fit":
             self._draw(trainer, pl_module)
@@ -101,7 +103,7 @@ class RoutingFigures(Callback):
         return {"drawn_at": self._drawn_at}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from that step."""
+        """Restore the step of the last figures."""
         self._drawn_at = state_dict["drawn_at"]
 
     def _measure(self, pl_module: LightningModule, outputs: Mapping[str, Any], batch: Any) -> Sums:
@@ -121,7 +123,7 @@ class RoutingFigures(Callback):
             nothing = torch.zeros(1, 1, device=pl_module.device)
             depths = dict.fromkeys(DEPTHS, nothing)
             return prefixed("loss", moments_by(nothing.long(), depths, nothing.bool(), number=number))
-        # Every rank has to run the model equally often, whatever its batch: a sharded model needs all of them.
+        # Every rank has to run the model equally often, because a sharded model runs on all of them together.
         vocab_size = get_model_config(pl_module).vocab_size
         rows = slice(max(1, MAX_LOGITS // (batch["input_ids"].shape[1] * vocab_size)))
         mask = batch.get("attention_mask")
@@ -156,7 +158,7 @@ class RoutingFigures(Callback):
             _log_figure(trainer, f"{FOLDER}/{name}", write_figure(draw(), folder / f"{name}.png", self.dpi))
 
     def _history(self, trainer: Trainer) -> Mapping[str, Tensor]:
-        """Return the use of the pools over the training so far, if it is kept."""
+        """Return the use of the pools so far, empty without :class:`RoutingStatistics`."""
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
         return next((other.history for other in callbacks if isinstance(other, RoutingStatistics)), {})
 
@@ -164,7 +166,7 @@ class RoutingFigures(Callback):
 def _drawings(
     pl_module: LightningModule, totals: Totals, history: Mapping[str, Tensor], run: str
 ) -> dict[str, Callable[[], Figure]]:
-    """Return a function for each figure that has something to show."""
+    """Return the functions that draw the figures for which there is data."""
     from mom.plots import depth as depth_figures
     from mom.plots import routing as figures
 
@@ -212,14 +214,14 @@ def _depths(pl_module: LightningModule, routing: Any) -> dict[str, Tensor]:
 
 
 def _span(pl_module: LightningModule) -> dict[str, int]:
-    """Return the arguments of depth bins."""
+    """Return the keyword arguments of :func:`depth_bins` and :func:`bin_depths`."""
     config = get_model_config(pl_module)
     sizes = {"fixed_depth": config.fixed_depth, "graph_depth": config.graph_depth}
     return sizes | {"num_pools": len(config.pools())}
 
 
 def _log_figure(trainer: Trainer, name: str, path: Path) -> None:
-    """Log a figure's file to every logger that takes images."""
+    """Log a figure's file to every logger that accepts images."""
     from matplotlib.image import imread
 
     for logger in trainer.loggers:

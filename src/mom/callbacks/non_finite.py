@@ -1,4 +1,4 @@
-"""Detect divergence: an optimizer step with a non-finite gradient is not taken."""
+"""Detect divergence: prevent optimizer steps with a non-finite gradient."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class NonFiniteError(RuntimeError):
 
 
 class NonFinite(StepCallback):
-    """Checks the gradient before every optimizer step and does not take the step if it is not finite.
+    """Stops or skips an optimizer step if its gradient is not finite.
 
     A non-finite loss on one rank makes the averaged gradient non-finite on all of them, so all ranks reach the same
     decision without communication. To find the ranks and modules at fault, the step's micro-batches are run through the
@@ -33,8 +33,8 @@ class NonFinite(StepCallback):
 
     Args:
         action: ``stop`` raises, with weights and checkpoints as they were before the step; ``skip`` skips the step and
-            continues (the learning-rate schedule advances, the optimizer's state does not), but raises after 20 steps
-            in a row.
+            continues (the learning-rate schedule advances, the optimizer's state does not), but raises after 20
+            skipped steps in a row.
 
     Raises:
         NonFiniteError: on every rank.
@@ -55,7 +55,7 @@ class NonFinite(StepCallback):
         self._micro_batches.append(batch)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Forget the micro-batches of a completed step."""
+        """Discard the micro-batches of a completed step."""
         if self.step_has_ended(trainer):
             self._micro_batches.clear()
 
@@ -86,9 +86,9 @@ class NonFinite(StepCallback):
             parameter.grad = None  # the optimizer ignores parameters without a gradient
 
     def _diagnosis(self, trainer: Trainer, pl_module: LightningModule) -> str:
-        """Return which rank's loss was not finite and where in the model that began, or else whose gradient."""
+        """Describe where a non-finite loss first appeared on each rank, or else a non-finite gradient."""
         found = None
-        # A sharded model runs on all ranks together only, which is not worth it here.
+        # A sharded model runs only on all ranks together, which is not worth the effort here.
         if not any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
             with torch.no_grad(), trainer.precision_plugin.forward_context():
                 found = next(
@@ -107,7 +107,7 @@ class NonFinite(StepCallback):
             for name, parameter in pl_module.named_parameters()
             if parameter.grad is not None and not bool(_local(parameter.grad).isfinite().all())
         ]
-        # The backward pass runs from the end of the model to its start, so the last one was the first.
+        # The backward pass runs from the end of the model to its start, so the last name was reached first.
         nearest = names[-1] if names else "another rank"
         return f"the gradient is not finite, starting at {nearest}"
 
@@ -137,7 +137,7 @@ def _first_non_finite(pl_module: Any, batch: Any) -> str | None:
 
 
 def _is_non_finite(tensor: Tensor) -> bool:
-    # A router's record has minus infinity for choices that were not reachable.
+    # Router records have minus infinity for unreachable choices.
     return tensor.is_floating_point() and bool((tensor.isnan() | (tensor == float("inf"))).any())
 
 

@@ -1,4 +1,4 @@
-"""Show the progress of training in one line."""
+"""Show training progress on one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rich.progress import (
 
 from mom.callbacks.window import log_interval
 
-SHOWN = (  # shorter than the labels of tables, to fit a line
+SHOWN = (  # shorter than the labels of tables, to fit on a line
     ("train/loss", "loss {:.3f}"),
     ("val/loss", "val {:.3f}"),
     ("depth/effective", "depth {:.2f}"),
@@ -28,10 +28,10 @@ SHOWN = (  # shorter than the labels of tables, to fit a line
 
 
 class StepProgressBar(ProgressBar):
-    """A bar over optimizer steps, not epochs, with loss, validation loss, effective depth and tokens per second.
+    """A bar over optimizer steps, not epochs, with loss, validation loss, effective depth, and tokens per second.
 
-    In a terminal it is one line that is redrawn; if the output goes to a file, it prints a line after each validation.
-    The numbers are the last ones logged (``trainer.log_every_n_steps``), so the bar needs no device transfers.
+    In a terminal it redraws a single line; if the output goes to a file, it prints a line after each validation. It
+    shows the numbers logged last (``trainer.log_every_n_steps``), so it needs no device transfers.
 
     Args:
         name: name of the training phase, at the start of the line.
@@ -44,7 +44,7 @@ class StepProgressBar(ProgressBar):
         self._progress: Progress | None = None
 
     def disable(self) -> None:
-        """Show nothing; Lightning calls this on all ranks but the first."""
+        """Hide the bar; Lightning calls this on all ranks but the first."""
         self._enabled = False
 
     def enable(self) -> None:
@@ -75,7 +75,7 @@ class StepProgressBar(ProgressBar):
         self._progress.start()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Advance to the optimizer step just taken."""
+        """Advance to the current optimizer step."""
         if self._progress is None:
             return
         self._progress.update(self._task, completed=trainer.global_step)
@@ -96,7 +96,7 @@ class StepProgressBar(ProgressBar):
             )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop redrawing and keep the finished line."""
+        """Stop redrawing and leave the finished line on screen."""
         self._stop()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

@@ -14,7 +14,7 @@ from mom.errors import UsageError
 
 
 def gather(obj: Any) -> list[Any]:
-    """Return the objects of all ranks, in their order; every rank has to call it."""
+    """Return the objects of all ranks in order; every rank has to call it."""
     if not (dist.is_available() and dist.is_initialized()):
         return [obj]
     gathered: list[Any] = [None] * dist.get_world_size()
@@ -23,13 +23,13 @@ def gather(obj: Any) -> list[Any]:
 
 
 class RankAgreement(Callback):
-    """Refuses to start if the ranks have different configurations.
+    """Checks before training that all ranks have the same configuration.
 
     Each rank reads its own command line and files. With different configurations they would silently average gradients
     of different models or data.
 
     Args:
-        request: what has to be the same on all ranks, as nested plain data.
+        request: the configuration, as nested plain data.
 
     Raises:
         UsageError: on every rank, naming the first option that differs and its value on each rank.
@@ -51,7 +51,7 @@ class RankAgreement(Callback):
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:
-    """Return the values as JSON by dotted name."""
+    """Return each value as JSON, by its dotted name."""
     if isinstance(node, Mapping):
         parts = (_flat(value, f"{prefix}.{name}" if prefix else str(name)) for name, value in node.items())
         return {name: value for part in parts for name, value in part.items()}

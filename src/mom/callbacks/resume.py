@@ -1,4 +1,4 @@
-"""Exact resume: random states and early stopping in checkpoints."""
+"""Save random states and early stopping in checkpoints, so that runs resume exactly."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from mom.callbacks.ranks import gather
 
 STOPPED_EARLY = "stopped_early"
-"""Key of a checkpoint: whether training ended with it before ``max_steps``."""
+"""Checkpoint key: whether training stopped early, before ``max_steps``."""
 
 
 class ExactResume(Callback):
-    """Saves in checkpoints what Lightning does not, so that a resumed run equals an uninterrupted one.
+    """Saves the state that Lightning omits from checkpoints, so that a resumed run equals an uninterrupted one.
 
-    PyTorch's random states of all ranks: every rank starts with the same seed, which initializes the same weights;
-    before training, each rank but the first moves to a seed of its own, so that ranks drop out different positions.
-    States are restored right before the first training batch, after everything that startup draws. If there are more
-    ranks than states now, the new ranks continue with their own seed.
+    Random states: every rank starts with the same seed, which initializes the same weights; before training, each rank
+    but the first switches to its own seed, so that ranks drop out different positions. States are restored right before
+    the first training batch, after startup has drawn its random numbers. Additional ranks keep their own seed.
 
-    Early stopping: Lightning saves what ``EarlyStopping`` has counted, but not that it stopped. A run that stopped
-    early is not trained further when it is resumed. Put this callback after the ones that stop, and before the one
-    that writes the last checkpoint.
+    Early stopping: Lightning saves the counters of ``EarlyStopping``, but not that it stopped. A run that stopped early
+    does not continue training when it is resumed. Put this callback after ``EarlyStopping`` and before
+    :class:`~mom.callbacks.checkpoints.LastCheckpoint`.
     """
 
     def __init__(self) -> None:
@@ -32,11 +31,11 @@ class ExactResume(Callback):
 
     @property
     def state_key(self) -> str:
-        """The name in checkpoints, which dates from version 0.1.0."""
+        """Key in checkpoints, kept from version 0.1.0."""
         return "RandomState"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the random states of every rank, as byte tensors; every rank has to call it."""
+        """Return the random states of all ranks, as byte tensors; every rank has to call it."""
         return {"ranks": gather({"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -46,13 +45,13 @@ class ExactResume(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Save whether training ends here."""
+        """Save whether training stopped early."""
         checkpoint[STOPPED_EARLY] = trainer.should_stop and 0 <= trainer.global_step < trainer.max_steps
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load whether training ended there."""
+        """Load whether training stopped early."""
         self._stopped_early = checkpoint.get(STOPPED_EARLY, False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -63,7 +62,7 @@ class ExactResume(Callback):
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Restore the random states, once; those of GPUs only if there are as many as there were."""
+        """Restore the random states once; those of GPUs only if their number has not changed."""
         states, self._states = self._states, None
         if states is None or trainer.global_rank >= len(states):
             return

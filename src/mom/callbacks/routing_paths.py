@@ -1,4 +1,4 @@
-"""Log how a token's choices in one round relate to those in others: the detailed metrics."""
+"""Log how a token's choices differ between rounds: the detailed metrics."""
 
 from __future__ import annotations
 
@@ -20,27 +20,26 @@ THOUSAND = 1000
 class RoutingPaths(WindowedStatistics):
     """Logs ``routing/<pool>/agreement`` and ``routing/paths_per_thousand_tokens``.
 
-    ``agreement`` is the fraction of steps in which the router's first choice is that of the round before, in the same
-    stage; SKIP is a choice like the others. It is 1 if every round does the same; a router that chose at random would
-    agree in 1 of N+1.
+    ``agreement`` is the fraction of steps in which the router's first choice is the same as in the previous round of
+    the stage; SKIP is a choice like the others. It is 1 if all rounds choose the same, and 1/(N+1) for random choices.
 
-    ``paths_per_thousand_tokens``: a token's path is the modules it took in every round and pool, in any order. This is
-    the number of different paths among a thousand consecutive real tokens, averaged over the thousands of the window,
-    each rank's own. It ranges from 1 (all tokens alike) to 1000 (all different). Tokens after the last complete
-    thousand are skipped, and a window without a thousand on any rank logs none.
+    ``paths_per_thousand_tokens``: a token's path is the modules it took in every round and pool, in any order within a
+    step. This is the number of distinct paths among a thousand consecutive real tokens of a rank, averaged over the
+    window. It ranges from 1 (all tokens alike) to 1000 (all different). Tokens after the last complete thousand are
+    skipped, and a window without a complete thousand on any rank does not log it.
 
     These detailed metrics read the number of real tokens back to the host, so in training only the first logged step
     in every ``every_n_steps`` steps is measured; every validation is. A plain transformer logs nothing.
 
     Args:
-        every_n_steps: optimizer steps between two measured ones, at least.
+        every_n_steps: minimum number of optimizer steps between two measurements.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
         super().__init__()
         in_range("callbacks.routing_paths.every_n_steps", every_n_steps, ge=1)
         self.every_n_steps = every_n_steps
-        # For the training window (True) and the validation window (False), which may fall inside the other.
+        # For the training window (True) and the validation window (False), which may overlap.
         self._remainder: dict[bool, Tensor] = {}
 
     def is_due(self, trainer: Trainer) -> bool:
@@ -78,6 +77,6 @@ class RoutingPaths(WindowedStatistics):
         return found
 
     def log_step(self, trainer: Trainer, pl_module: LightningModule, metrics: dict[str, float]) -> None:
-        """Log directly: Lightning would repeat the values at every logged step that follows."""
+        """Log directly, because Lightning would repeat the values at every later logged step."""
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step - 1)  # Lightning counts the current step

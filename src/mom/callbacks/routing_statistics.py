@@ -1,4 +1,4 @@
-"""Log which modules the tokens take."""
+"""Log which modules tokens take."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ class RoutingStatistics(WindowedStatistics):
     and, in training, ``routing/<pool>/gradient_norm``.
 
     :func:`mom.metrics.routing.routing_metrics` defines each but the last: the Euclidean norm of the gradient of the
-    routers of all stages, at the optimizer step, before clipping. ``skip_rate`` is the fraction of steps in which no
-    module ran, which saves computation; ``skip_share`` is the fraction of the K assignments that go to SKIP. Padding
-    never counts. A plain transformer has no routing and logs nothing; ``entropy`` and ``balance_loss`` are omitted if
-    the scores are not probabilities (``score_function: identity``), ``gradient_norm`` if no router has parameters.
+    pool's routers in all stages, before clipping. Padding never counts. A plain transformer logs nothing; ``entropy``
+    and ``balance_loss`` are omitted if the scores are not probabilities (``score_function: identity``),
+    ``gradient_norm`` if no router has parameters.
 
     Attributes:
-        history: use of the pools at each logged step of the training so far, including the part before a resumed
-            checkpoint: ``steps`` [P], int64, and for each pool [P, S, N+1], assignments to each choice, SKIP last.
+        history: use of the pools at each logged step so far, including those before a resumed checkpoint: ``steps``
+            [P], int64, and for each pool [P, S, N+1], assignments to each choice, SKIP last.
     """
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class RoutingStatistics(WindowedStatistics):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """Log the norm of the routers' gradient, which is complete here: all micro-batches and ranks."""
+        """Log the norm of the routers' gradient, which here includes all micro-batches and ranks."""
         if not self.is_due(trainer):
             return
         stages = cast(Any, pl_module.model).model.stages

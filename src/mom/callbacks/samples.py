@@ -22,9 +22,9 @@ COLUMNS = ("step", "prompt", "continuation")
 class GeneratedSamples(Callback):
     """Continues ``prompts`` after each validation during training; without prompts it does nothing.
 
-    Each token is the most likely one, because sampling would change the random numbers of the training. All samples so
-    far are in ``samples.jsonl`` in the run directory and in wandb's table ``samples``, the latest ones in TensorBoard's
-    text ``samples``. It applies to language models only.
+    Decoding is greedy, because sampling would change the random numbers of training. All samples so far are in
+    ``samples.jsonl`` in the run directory and in wandb's table ``samples``, the latest in TensorBoard's text
+    ``samples``. It applies to language models only.
 
     Args:
         prompts: texts to continue.
@@ -37,11 +37,7 @@ class GeneratedSamples(Callback):
         self._rows: list[tuple[int, str, str]] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check that the prompts leave room for a continuation.
-
-        Raises:
-            UsageError: before training, if one does not.
-        """
+        """Raise :class:`~mom.errors.UsageError` if a prompt leaves no room for its continuation."""
         if not self._applies(pl_module):
             return
         positions = get_model_config(pl_module).max_positions
@@ -79,14 +75,14 @@ class GeneratedSamples(Callback):
         return {"rows": self._rows}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue after them."""
+        """Restore the samples so far."""
         self._rows = [(int(step), str(prompt), str(text)) for step, prompt, text in state_dict["rows"]]
 
     def _applies(self, pl_module: LightningModule) -> bool:
         return bool(self.prompts) and hasattr(pl_module.model, "lm_head")
 
     def _ids(self, trainer: Trainer, prompt: str) -> torch.Tensor:
-        """Return the prompt's ids, [1, T]; an empty prompt is the end-of-text token, after which a text begins."""
+        """Return the prompt's token IDs, [1, T]; an empty prompt becomes the end-of-text token."""
         tokenizer = trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] or [tokenizer.eos_token_id]
         return torch.tensor([ids])

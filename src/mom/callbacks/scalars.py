@@ -1,4 +1,4 @@
-"""The scalars that a schedule can move, by name: how to check and how to set each."""
+"""The scalars that a schedule can change, by name, with methods to check and set each."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Scalar:
     """A scalar of the model or of the optimizer.
 
     Attributes:
-        of_model: the model has it, so it goes back to its configured value after training.
+        of_model: it belongs to the model, so it returns to its configured value after training.
         is_integer: it takes integer values only.
         starts_as_configured: a schedule from step 0 must start at the configured value.
-        ends_as_configured: a schedule must end at the configured value, because the value decides what the model
-            computes and checkpoints do not hold it.
+        ends_as_configured: a schedule must end at the configured value, because the value affects the model's output
+            and checkpoints do not store it.
     """
 
     of_model = True
@@ -32,20 +32,12 @@ class Scalar:
     ends_as_configured = False
 
     def check_value(self, argument: str, value: float) -> None:
-        """Check a value on its own.
-
-        Raises:
-            ValueError: naming ``argument``.
-        """
+        """Raise ``ValueError``, naming ``argument``, if the value is invalid for every model."""
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"{argument} must be a number of at least 0, got {value}")
 
     def check_model(self, config: MoMConfig) -> None:
-        """Check that a model has the scalar.
-
-        Raises:
-            ValueError: starting with ``name=``.
-        """
+        """Raise ``ValueError``, starting with ``name=``, if a model does not have the scalar."""
 
     def configured(self, config: MoMConfig) -> float | None:
         """Return the value without a schedule; ``None``: the optimizer's option of the scalar's name."""
@@ -56,22 +48,18 @@ class Scalar:
         return math.inf
 
     def rounded(self, value: float) -> float:
-        """Return the nearest value that the scalar can have."""
+        """Return the nearest allowed value."""
         return value
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
         """Set the scalar."""
 
     def shift(self, pl_module: LightningModule, difference: float) -> None:
-        """Move parameters after an optimizer step by a difference of the scalar."""
+        """Shift parameters after an optimizer step that changed the scalar by ``difference``."""
 
 
 class Option(Scalar):
-    """An option that the losses read from the model's configuration in each step.
-
-    Args:
-        name: the option.
-    """
+    """An option that the losses read from the model's configuration at each step."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -84,12 +72,12 @@ class Option(Scalar):
 
 
 class Noise(Scalar):
-    """Scale of the noise with which logits are ranked in training, in units of the logits over temperature.
+    """Scale of the noise that is added to ``logits / temperature`` to rank choices during training.
 
-    The noise decides which modules run; their weights are those of the scores without it. Evaluation has none. At scale
-    1 ``gumbel`` draws the K choices by their probabilities, without replacement (Kool et al. 2019, arXiv 1903.06059).
-    ``gaussian`` is the noise of Shazeer et al. 2017 (arXiv 1701.06538, eq. 4) with a given scale instead of a learned
-    one. The random numbers are PyTorch's, which checkpoints hold.
+    The noise decides which modules run; their weights are computed without it. Evaluation has no noise. At scale 1,
+    ``gumbel`` samples K choices by their probabilities without replacement (Kool et al. 2019, arXiv 1903.06059).
+    ``gaussian`` is the noise of Shazeer et al. 2017 (arXiv 1701.06538, eq. 4) with a given instead of a learned scale.
+    Checkpoints store PyTorch's random state, so resumed runs draw the same noise.
 
     Args:
         kind: ``gumbel`` or ``gaussian``.
@@ -113,11 +101,11 @@ class Noise(Scalar):
 
 
 class PriorStrength(Scalar):
-    """``router_prior_strength``: how strongly the routers' prior prefers the order of a plain transformer.
+    """``router_prior_strength``: how strongly the routers' prior favors the order of a plain transformer.
 
-    The prior is a learned bias. A strong one makes an upcycled model compute what the plain transformer did; a schedule
-    to 0 hands the decisions over to the routers while they learn. After each optimizer step the prior moves by the
-    difference in strength; what was learned on top of it stays.
+    The prior is a learned bias. If it is strong, an upcycled model computes the same as the plain transformer; a
+    schedule to 0 gradually lets the routers decide. After each optimizer step the prior is shifted by the change in
+    strength; its learned part is kept.
     """
 
     starts_as_configured = True
@@ -135,7 +123,7 @@ class PriorStrength(Scalar):
         share = difference / config.router_prior_strength
         for router in _routers(pl_module):
             if router.prior is not None:
-                # In float64, so that the parts of a linear schedule are those of a division in float32.
+                # In float64, so that the parts of a linear schedule equal those of a division in float32.
                 part = (router.initial_prior().double() * share).float().to(router.prior.device)
                 if isinstance(router.prior, DTensor):
                     part = distribute_tensor(part, router.prior.device_mesh, router.prior.placements)
@@ -162,10 +150,10 @@ class Integer(Scalar):
 
 
 class TopK(Integer):
-    """K, the modules chosen in a step, SKIP included. Shapes change with it, so a compiled model is compiled again.
+    """K, the number of choices in a step, including SKIP. Shapes depend on it, so a compiled model is recompiled.
 
-    With pools of several K it is the smallest; the others are lower than configured by as many. ``normalize_weights:
-    auto`` follows the K of the moment, and validations during training use it too.
+    If pools have different K, this is the smallest, and the others are lowered by the same amount.
+    ``normalize_weights: auto`` follows the current K, and validations during training use it too.
     """
 
     def configured(self, config: MoMConfig) -> float:
@@ -178,7 +166,7 @@ class TopK(Integer):
 
 
 class NumRounds(Integer):
-    """H, the rounds of a stage: with fewer the first ones run, and depth and cost are those of the shorter graph."""
+    """H, the rounds of a stage. A smaller H runs the first rounds; depth and cost are those of the shorter graph."""
 
     def configured(self, config: MoMConfig) -> float:
         return config.num_rounds
@@ -190,7 +178,7 @@ class NumRounds(Integer):
 
 
 class Temperature(Scalar):
-    """``router.temperature``, which divides the routers' logits."""
+    """``router.temperature``, the divisor of the routers' logits."""
 
     ends_as_configured = True
 
@@ -210,7 +198,7 @@ class Temperature(Scalar):
 
 
 class RouterLearningRate(Scalar):
-    """``optimizer.router_lr_multiplier``: learning rate of the routers in units of that of everything else."""
+    """``optimizer.router_lr_multiplier``: learning rate of the routers relative to all other parameters."""
 
     of_model = False
 
@@ -246,4 +234,4 @@ SCALARS: dict[str, Scalar] = {
     "depth_coefficient": Option("depth_coefficient"),
     "router_lr_multiplier": RouterLearningRate(),
 }
-"""What a schedule can move. A scalar of your own is a :class:`Scalar` added here under its name."""
+"""The scalars that a schedule can change. To add your own, add a :class:`Scalar` here under its name."""

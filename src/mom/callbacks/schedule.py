@@ -1,4 +1,4 @@
-"""Schedules over training: a scalar of the model or the optimizer moves along a curve from one step to another."""
+"""Schedules: change a scalar of the model or the optimizer along a curve during training."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CURVES: Mapping[str, Callable[[float], float]] = {
 
 
 class Schedule(StepCallback):
-    """Moves a scalar along a curve over training and logs it as ``schedule/<name>``.
+    """Changes a scalar along a curve during training and logs it as ``schedule/<name>``.
 
-    From ``first_step`` on the scalar follows the curve from ``start`` to ``end``, which it reaches at ``last_step`` and
-    keeps. Before ``first_step`` the schedule leaves the scalar alone, so several schedules can move one scalar in turn:
-    the last one in the list that has begun wins. The value depends on the step alone, so a resumed run continues
-    exactly. After training the model has its configured values again; parameters stay as they are. A plain
-    transformer (``num_stages: 0``) has nothing to schedule.
+    The scalar follows the curve from ``start`` at ``first_step`` to ``end`` at ``last_step`` and then stays there.
+    Before ``first_step`` the schedule does not touch the scalar, so several schedules can change it in turn: of those
+    that have begun, the last in the list wins. The value depends only on the step, so a resumed run continues exactly.
+    After training the model's configured values are restored; parameters stay as they are. For a plain transformer
+    (``num_stages: 0``) schedules do nothing.
 
     Args:
         name: the scalar, a name in :data:`mom.callbacks.scalars.SCALARS`.
@@ -37,11 +37,11 @@ class Schedule(StepCallback):
         end: value from ``last_step`` on; ``None``: the configured value. With neither, the schedule does nothing.
         curve: ``constant`` (stays at ``start``), ``linear``, ``cosine`` (half a cosine), or ``step`` (from ``start`` to
             ``end`` at ``last_step``).
-        first_step: optimizer steps before the schedule begins.
-        last_step: optimizer steps before it ends; ``None``: all of the phase.
+        first_step: optimizer step at which the schedule begins.
+        last_step: optimizer step at which it ends; ``None``: the end of the phase.
 
     Raises:
-        ValueError: if an argument cannot be; the message starts with its name.
+        ValueError: an argument is invalid; the message starts with its name.
     """
 
     def __init__(
@@ -82,10 +82,10 @@ class Schedule(StepCallback):
         Args:
             config: the configuration of the model to be trained.
             max_steps: optimizer steps of the phase.
-            callbacks: all callbacks of the training, this one included.
+            callbacks: all callbacks of the phase, including this one.
 
         Raises:
-            ValueError: if they do not fit; the message starts with the name of an argument.
+            ValueError: they do not fit; the message starts with the name of an argument.
         """
         if not self.is_active or not config.num_stages:
             return
@@ -119,16 +119,11 @@ class Schedule(StepCallback):
                 )
 
     def value(self, step: int, max_steps: int) -> float:
-        """Return the value for the optimizer step after ``step`` steps.
-
-        Args:
-            step: optimizer steps taken.
-            max_steps: optimizer steps of the phase.
-        """
+        """Return the value for the next optimizer step after ``step`` of ``max_steps`` steps."""
         return self._at(step, max_steps, self._configured)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the schedule, and note the configured value before any schedule changes it."""
+        """Check the schedule, and store the configured value before any schedule changes it."""
         config = get_model_config(pl_module)
         try:
             self.check_fits(config, trainer.max_steps, trainer.callbacks)  # type: ignore[attr-defined]
@@ -138,7 +133,7 @@ class Schedule(StepCallback):
         self._configured = pl_module.hparams["optimizer"][self.name] if configured is None else configured
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set the scalar: a resumed training may validate before its first step."""
+        """Set the scalar, since a resumed run may validate before its first step."""
         self._set(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
@@ -150,7 +145,7 @@ class Schedule(StepCallback):
             pl_module.log(f"schedule/{self.name}", value, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """After an optimizer step move parameters; after the last one set the final value for the last validation."""
+        """Shift parameters after an optimizer step; after the last, set the final value for the last validation."""
         step = trainer.global_step
         if not self.step_has_ended(trainer) or not self._applies(trainer, pl_module):
             return
@@ -162,11 +157,11 @@ class Schedule(StepCallback):
             self._set(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give the model its configured value back."""
+        """Restore the model's configured value."""
         self._restore(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the model its configured value back."""
+        """Restore the model's configured value."""
         self._restore(trainer, pl_module)
 
     def _at(self, step: int, max_steps: int, configured: float) -> float:
@@ -177,12 +172,12 @@ class Schedule(StepCallback):
         return self.scalar.rounded(start * (1 - moved) + end * moved)
 
     def _ends(self, configured: float) -> tuple[float, float]:
-        """First and last value."""
+        """Return the first and last value."""
         start = configured if self.start is None else self.start
         return start, configured if self.end is None else self.end
 
     def _applies(self, trainer: Trainer, pl_module: LightningModule) -> bool:
-        """Whether the schedule has begun."""
+        """Return whether the schedule is active, has begun, and the model has stages."""
         has_begun = trainer.global_step >= self.first_step
         return self.is_active and has_begun and bool(get_model_config(pl_module).num_stages)
 

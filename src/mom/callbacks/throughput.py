@@ -1,4 +1,4 @@
-"""Measure how fast training runs."""
+"""Measure training throughput."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ log = logging.getLogger(__name__)
 
 
 class ThroughputMonitor(StepCallback):
-    """Logs ``throughput/tokens_per_second`` and ``throughput/tokens``, over all ranks, at every logged step.
+    """Logs these metrics over all ranks at every logged step:
 
-    - ``throughput/tokens_per_second``: rate since the previous logged step, with forward and backward passes,
-      optimizer, data loading and logging, without validation and writing checkpoints.
+    - ``throughput/tokens_per_second``: rate since the previous logged step, including forward and backward passes,
+      optimizer, data loading, and logging, excluding validation and checkpoints.
     - ``throughput/tokens``: tokens trained on since step 0, including those before a resumed checkpoint.
-    - ``throughput/training_flops``: FLOPs spent on them; each logged step adds those of the tokens since the previous
-      one, at the modules per token of its last micro-batch.
-    - ``throughput/flops``: useful FLOP/s over all ranks, counting three forward passes per training step
-      (:mod:`mom.cost.estimate`) at the modules per token that the logged step's last micro-batch used on this rank.
-      Recomputation (``activation_checkpointing``) does not count as useful.
+    - ``throughput/training_flops``: FLOPs of training on these tokens; tokens since the previous logged step count with
+      the modules per token of the last micro-batch.
+    - ``throughput/flops``: useful FLOP/s, counting three forward passes per training step (:mod:`mom.cost.estimate`)
+      with the modules per token of the last micro-batch on this rank. Recomputation (``activation_checkpointing``) does
+      not count as useful.
     - ``throughput/mfu``: its fraction of the devices' peak: the manufacturer's figure for a GPU that Lightning knows,
       else the rate of a large matmul in the same precision, measured once at the start.
 
-    Unlike Lightning's callback of this name, it logs from the first step on, under the names above, and waits for the
-    GPU only at logged steps.
+    Unlike Lightning's callback of the same name, it logs from the first step on and synchronizes the GPU only at logged
+    steps.
     """
 
     def __init__(self) -> None:
@@ -48,15 +48,15 @@ class ThroughputMonitor(StepCallback):
         self._running_since: float | None = None
         self._first_mark = (0.0, 0)  # after the first step, which includes warm-up
         self._last_mark = (0.0, 0)
-        self._flops = 0.0  # of training, up to the last logged step
-        # Tokens since the last logged step, and the sum over them of the length of their sequence.
+        self._flops = 0.0  # training FLOPs up to the last logged step
+        # Tokens since the last logged step, and the sum of their sequence lengths.
         self._pending, self._lengths = self._pending_before
         self._flops_per_token: float | None = None
         self._peak: float | None = None
 
     @property
     def mfu(self) -> float | None:
-        """``throughput/mfu`` of the whole training, at the modules per token of the last logged step."""
+        """``throughput/mfu`` of all of training, with the modules per token of the last logged step."""
         if self.tokens_per_second is None or self._flops_per_token is None or self._peak is None:
             return None
         return self.tokens_per_second * self._flops_per_token / self._peak
@@ -68,12 +68,12 @@ class ThroughputMonitor(StepCallback):
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Tokens per second of the whole training, without its first step if there are more."""
+        """Tokens per second over all of training, excluding the first step if there are more."""
         start = self._first_mark if self._tokens > self._first_mark[1] else (0.0, 0)
         return _rate(start, (self._active, self._tokens))
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Reset the counts: a callback may see several trainings."""
+        """Reset the counts, since a callback may be used in several fits."""
         self._reset()
         dtype = matmul_dtype(trainer.precision)
         rate, source = peak_flops(trainer.strategy.root_device, dtype)
@@ -84,7 +84,7 @@ class ThroughputMonitor(StepCallback):
         self._running_since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Note whether this step is logged; restart the clock after a validation."""
+        """Check whether this step is logged; restart the clock after a validation."""
         super().on_train_batch_start(trainer, pl_module)
         self._logs = logs_next_step(trainer)
         if self._running_since is None:
@@ -93,7 +93,7 @@ class ThroughputMonitor(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any, **__: Any
     ) -> None:
-        """Count the micro-batch; after the last one of a logged step, log."""
+        """Count the micro-batch; after the last micro-batch of a logged step, log."""
         tokens = batch["input_ids"].numel() * trainer.world_size
         self._tokens += tokens
         self._pending += tokens
@@ -135,7 +135,7 @@ class ThroughputMonitor(StepCallback):
         self._stop_clock(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tokens trained on so far, their FLOPs, and the tokens that no logged step has counted yet."""
+        """Return the tokens trained on so far, their FLOPs, and the tokens since the last logged step."""
         return {
             "tokens": self._tokens_before + self._tokens,
             "flops": self.training_flops,
@@ -164,7 +164,7 @@ def _rate(start: tuple[float, int], end: tuple[float, int]) -> float | None:
 
 
 def _training_flops(pl_module: LightningModule, outputs: Mapping[str, Any], length: float) -> float:
-    """Return the useful FLOPs of a training step, per token, at the modules that this batch used."""
+    """Return the useful FLOPs of a training step, per token, with the modules that this batch used."""
     config = get_model_config(pl_module)
     return 3 * forward_flops(pl_module, length, measured_usage(config, outputs["routing"]))
 

@@ -1,4 +1,4 @@
-"""What statistics callbacks share: when to measure, how to add up over a window and over ranks, where to log."""
+"""Base classes of statistics callbacks: when to measure, how to sum over a window and over ranks, where to log."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from mom.model import MoMConfig, MoMForCausalLM
 
 
 class StepCallback(Callback):
-    """A callback that knows whether an optimizer step has ended, which takes several micro-batches to accumulate.
+    """A callback that can tell whether a micro-batch completed its optimizer step.
 
-    Subclasses that override :meth:`on_train_batch_start` call it.
+    Subclasses that override :meth:`on_train_batch_start` must call it.
     """
 
     _global_step_before: int | None = None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Note the optimizer step that this micro-batch belongs to."""
+        """Store the optimizer step that this micro-batch belongs to."""
         self._global_step_before = trainer.global_step
 
     def step_has_ended(self, trainer: Trainer) -> bool:
-        """Return whether the last micro-batch completed its optimizer step; asked after a micro-batch."""
+        """Return whether the micro-batch that has just ended completed its optimizer step."""
         return trainer.global_step != self._global_step_before
 
 
 class WindowedStatistics(StepCallback):
-    """Statistics of routing records over one logged optimizer step and over each validation.
+    """Statistics of routing records over each logged optimizer step and over each validation.
 
-    A training window is one optimizer step with all its micro-batches; only steps that Lightning logs
-    (``trainer.log_every_n_steps``) are measured. A validation window is a whole validation; its metrics are logged
+    A training window is an optimizer step with all its micro-batches; only steps that Lightning logs
+    (``trainer.log_every_n_steps``) are measured. A validation window is a complete validation; its metrics are logged
     under ``val/``. Sums are added up on the device, all-reduced over ranks, and read back once per window.
 
-    A subclass measures one forward pass and turns totals into metrics. The step's outputs must hold ``routing``
+    A subclass measures a forward pass and turns totals into metrics. The step's outputs must contain ``routing``
     (detached records) and ``attention_mask`` ([B, T]).
     """
 
@@ -51,7 +51,7 @@ class WindowedStatistics(StepCallback):
 
     @abstractmethod
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
-        """Return the sums of one forward pass, without reading back to the host; empty if the model has none."""
+        """Return the sums of a forward pass, without reading back to the host; empty if there is nothing to measure."""
 
     @abstractmethod
     def metrics(self, pl_module: LightningModule, totals: Totals) -> dict[str, float]:
@@ -62,7 +62,7 @@ class WindowedStatistics(StepCallback):
         return logs_next_step(trainer)
 
     def start_window(self, *, training: bool) -> None:
-        """Start a window of training or of a validation: forget what was kept in addition to its sums."""
+        """Start a training or validation window: reset state that a subclass keeps besides the sums."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Decide whether to measure the optimizer step that this micro-batch belongs to."""
@@ -74,7 +74,7 @@ class WindowedStatistics(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Add this micro-batch; after the last one of the window, log."""
+        """Add this micro-batch; at the end of the window, log."""
         if not self._measuring:
             return
         self._training = self._add(self._training, pl_module, outputs)
@@ -140,11 +140,11 @@ def pool_names(pl_module: LightningModule) -> tuple[str, ...]:
 
 
 def forward_flops(pl_module: LightningModule, length: float, usage: Usage) -> float:
-    """Return the FLOPs of a forward pass per token; a classifier's head is negligible.
+    """Return the FLOPs of a forward pass per token, not counting a classifier's head.
 
     Args:
         pl_module: the module that trains the model.
-        length: T, mean over tokens of the length of their sequence.
+        length: T, mean over tokens of their sequence length.
         usage: modules that a token takes in a step.
     """
     flops = flops_per_token(get_model_config(pl_module), length, usage)
@@ -163,7 +163,7 @@ def logs_next_step(trainer: Trainer) -> bool:
 
 
 def is_logged_at_interval(trainer: Trainer, every_n_steps: int) -> bool:
-    """Return whether the current step is the first one logged in an interval of ``every_n_steps``, or the last."""
+    """Return whether the current step is the first logged step of an ``every_n_steps`` interval, or the last step."""
     step = trainer.global_step + 1
     if step == trainer.max_steps:
         return True
