@@ -102,11 +102,11 @@ def test_sorting_keeps_every_choice_once_and_puts_skip_last(routing):
     num_groups, groups = routing
     dispatch = sort_by_group(groups, num_groups)
     flat = groups.flatten()
-    ordered = flat[dispatch.place]
+    ordered = flat[dispatch.position]
     assert ordered.tolist() == sorted(flat.tolist())
     assert dispatch.ends.tolist() == [int((flat <= group).sum()) for group in range(num_groups)]
-    assert torch.equal(dispatch.place[dispatch.row.flatten()], torch.arange(flat.numel()))
-    assert torch.equal(dispatch.token, dispatch.place // groups.shape[1])
+    assert torch.equal(dispatch.position[dispatch.row.flatten()], torch.arange(flat.numel()))
+    assert torch.equal(dispatch.token, dispatch.position // groups.shape[1])
 
 
 def test_memory_of_skip_rows_never_reaches_a_result():

@@ -153,7 +153,7 @@ def test_it_is_saved_and_counted(tmp_path) -> None:
         (["attn"], "pools.attn.kind must be one of attention, ffn, causal_conv (did you mean attention?)"),
         ({"anchor": {"kind": "ffn"}}, "pools must have names of lowercase letters"),
         ({"ffn": 3}, "pools.ffn must be a mapping, got 3"),
-        ({"ffn": {"top": 1}}, "pools.ffn.top is no option"),
+        ({"ffn": {"top": 1}}, "pools.ffn.top is not an option"),
         ({"ffn": {"top_k": 9}}, "pools.ffn.top_k must be between 1 and 5"),
         (
             {"c": {"kind": "causal_conv", "kernel_size": 0}},

@@ -1,8 +1,8 @@
 """The assembly: rounds in which every token chooses modules and runs them (paper, section 3).
 
 A stage holds pools of modules, by default one of attention and one of feed-forward modules, and a router for each. In
-each of H rounds, pool by pool, the router chooses modules for every token, and what it chooses is assembled into the
-layer that the token passes through.
+each of H rounds, pool by pool, the router chooses modules for every token, and these are assembled into the layer that
+the token passes through.
 """
 
 from __future__ import annotations

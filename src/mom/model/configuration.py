@@ -10,7 +10,7 @@ from mom.model.layout import entries_as_list
 from mom.model.options import ModelOptions
 from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in kinds)
 from mom.model.registry import InvalidOption
-from mom.model.routers import RouterKind  # noqa: F401 (likewise)
+from mom.model.routers import RouterKind  # noqa: F401 (as above)
 
 
 class MoMConfig(ModelOptions, PreTrainedConfig):
@@ -50,7 +50,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
         kwargs.pop("module_dropout_per", None)
         if dropped := kwargs.pop("module_dropout", 0.0):
             raise InvalidOption("module_dropout", dropped, "must be 0: version 0.2 removed it")
-        if (pools := kwargs.pop("pools", None)) is not None:  # null stands for the default, as in a request
+        if (pools := kwargs.pop("pools", None)) is not None:  # null means the default, as in a request
             self.pool_specs = pools
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.check_options()

@@ -26,14 +26,14 @@ class Dispatch(NamedTuple):
     Attributes:
         token: the token of each row, int64 [M]; M = tokens x K.
         ends: the end of each group's rows, int32 [G]; rows from ``ends[-1]`` on are SKIP.
-        place: each row's position in the flattened [tokens, K] choices, int64 [M].
-        row: the inverse of ``place``: the row of each (token, choice), int64 [tokens, K].
+        position: each row's position in the flattened [tokens, K] choices, int64 [M].
+        row: the inverse of ``position``: the row of each (token, choice), int64 [tokens, K].
         group: each row's group, int64 [M]; G or more is SKIP.
     """
 
     token: Tensor
     ends: Tensor
-    place: Tensor
+    position: Tensor
     row: Tensor
     group: Tensor
 
@@ -46,11 +46,13 @@ def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
         num_groups: groups G.
     """
     flat = groups.flatten()  # (M,)
-    ordered, place = flat.sort(stable=True)
+    ordered, position = flat.sort(stable=True)
     bounds = torch.arange(num_groups, device=flat.device, dtype=ordered.dtype)
     ends = torch.searchsorted(ordered, bounds, right=True).to(torch.int32)  # (G,)
-    row = torch.empty_like(place).scatter_(0, place, torch.arange(place.numel(), device=place.device))
-    return Dispatch(place // groups.shape[-1], ends, place, row.view_as(groups), ordered)
+    row = torch.empty_like(position).scatter_(
+        0, position, torch.arange(position.numel(), device=position.device)
+    )
+    return Dispatch(position // groups.shape[-1], ends, position, row.view_as(groups), ordered)
 
 
 def grouped_linear(

@@ -196,7 +196,9 @@ def check_entries(pools: Mapping[str, Any] | Sequence[Any]) -> None:
             if key == "kind":
                 continue
             if key not in known:
-                raise InvalidOption(f"pools.{name}.{key}", value, f"is no option: it {one_of(key, known)}")
+                raise InvalidOption(
+                    f"pools.{name}.{key}", value, f"is not an option: it {one_of(key, known)}"
+                )
             if value is not None:
                 known[key].check(value, f"pools.{name}.{key}")
 

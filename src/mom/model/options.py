@@ -145,7 +145,7 @@ class ModelOptions:
         known = [*sorted(names), *kind_options()]
         for name, value in given.items():
             if name not in known:
-                raise InvalidOption(name, value, f"is no option: it {one_of(name, known)}")
+                raise InvalidOption(name, value, f"is not an option: it {one_of(name, known)}")
         options = cls()
         for name, value in given.items():
             setattr(options, "pool_specs" if name == "pools" else name, value)
@@ -174,7 +174,7 @@ class ModelOptions:
 
     @property
     def fixed_depth(self) -> int:
-        """Blocks that every token passes whatever the routers choose: bottom + top + anchors."""
+        """Blocks that every token passes regardless of the routers: bottom + top + anchors."""
         return self.graph_depth - self.num_stages * self.num_rounds
 
     def _attentions_per_stage(self) -> int:

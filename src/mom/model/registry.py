@@ -1,4 +1,4 @@
-"""The kinds of routers and pools by name, and the error for an option that cannot be."""
+"""The kinds of routers and pools by name, and the error for an invalid option."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 
 class InvalidOption(ValueError):
-    """An option of the model has a value that it cannot have.
+    """An invalid value of a model's option.
 
     Args:
         option: name of the option.
-        value: what was given.
-        rule: what is allowed, such as "must be at least 1".
-        hint: what to do about it, if there is something to say.
+        value: the value given.
+        rule: the rule that it breaks, such as "must be at least 1".
+        hint: a remedy.
     """
 
     def __init__(self, option: str, value: Any, rule: str, hint: str = "") -> None:

@@ -112,7 +112,7 @@ def choose(
     Returns:
         The record; gradients reach the argument through ``scores``, ``weights``, and ``logits``.
     """
-    logits = logits.float()  # (B, T, slots); routing is decided in float32 whatever precision surrounds it
+    logits = logits.float()  # (B, T, slots); float32 regardless of the surrounding precision
     allowed = logits if reachable is None else logits.masked_fill(~reachable, float("-inf"))
     if softmax:
         scores = allowed.softmax(dim=-1)

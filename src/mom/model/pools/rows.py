@@ -51,7 +51,7 @@ class SortedRows:
         self._config, self._normal, self._folded = config, normal, folded
         self._dispatch = sort_by_group(routing.selected.flatten(0, 1), routing.num_modules)
         self.token, self.module = self._dispatch.token, self._dispatch.group
-        self.weight = routing.weights.flatten().index_select(0, self._dispatch.place)  # (M,)
+        self.weight = routing.weights.flatten().index_select(0, self._dispatch.position)  # (M,)
 
     def project_in(self) -> Tensor:
         """Return every row's norm and first projection, [M, columns]; rows of SKIP are 0."""
