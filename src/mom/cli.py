@@ -36,14 +36,10 @@ SUCCEEDED, FAILED, INVALID_REQUEST, INTERRUPTED = 0, 1, 2, 130
 
 
 def main(config_dir: Path) -> int:
-    """Run the command line in ``sys.argv`` and return the exit code.
-
-    Args:
-        config_dir: directory of the Hydra configuration, which contains ``config.yaml``.
-    """
-    # Makes Hydra raise its errors instead of printing them on several lines; they are printed in one line below.
+    """Run the command line in ``sys.argv``, with the ``config.yaml`` in ``config_dir``, and return the exit code."""
+    # Make Hydra raise its multi-line errors instead of printing them; we print a single line below.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # The Hub's warnings about each retry would bury the one line about a name that cannot be found.
+    # The Hub warns about every retry, which would bury our one-line error about a missing name.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     launch = _Launch()
     overrides: list[str] = []
@@ -71,8 +67,8 @@ def main(config_dir: Path) -> int:
 class _Launch:
     """The run of this process and its exit code.
 
-    Errors are handled here because Hydra would print its own lines. With ``-m``, Hydra passes the jobs to
-    ``hydra_plugins.mom_sweeps``, and each comes back here in its own process.
+    Errors are handled here because Hydra would print its own messages. With ``-m``, Hydra passes the jobs to
+    ``hydra_plugins.mom_sweeps``, which starts this command line again for each job, in its own process.
     """
 
     def __init__(self) -> None:
@@ -131,7 +127,7 @@ def _check_single(composed_config: DictConfig) -> None:
 
 
 def _check_no_checkpoints(config: RunConfig) -> None:
-    """Reject a run directory with the checkpoints of another run, which a new run would mix with its own."""
+    """Reject a run directory with checkpoints of another run: a new run would mix them with its own."""
     # Only tasks that train write checkpoints; the others just read the weights in init.
     trains = config.task.resumes or config.init is None
     starts_fresh = trains and config.ckpt is None and config.resume is None
@@ -155,11 +151,7 @@ def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
 
 
 def _parse_overrides() -> list[str]:
-    """Return the overrides, including the one that ``--config-dir`` stands for, after checking Hydra's flags.
-
-    Raises:
-        UsageError: for an unknown flag.
-    """
+    """Check Hydra's flags and return the overrides, including the one equivalent to ``--config-dir``."""
     parser = get_args_parser()
 
     def reject(message: str) -> NoReturn:
@@ -180,21 +172,21 @@ def _parse_overrides() -> list[str]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM like Ctrl-C, so that code for the latter, such as saving a checkpoint, serves both."""
+    """Handle SIGTERM like Ctrl-C, so that both save a checkpoint."""
     if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
         raise KeyboardInterrupt
     signal.raise_signal(signal.SIGINT)
 
 
 def _is_interrupt(error: BaseException) -> bool:
-    """Return whether an exit is Ctrl-C or SIGTERM; Lightning turns both into a SystemExit."""
+    """Return whether Ctrl-C or SIGTERM caused an exit; Lightning turns both into a SystemExit."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "SIGTERMException":
         return True
     return error.__context__ is not None and _is_interrupt(error.__context__)
 
 
 def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
-    """Record how a run ended; a full disk must not hide the reason."""
+    """Record how a run ended; if the disk is full, print that without hiding the original error."""
     try:
         run.status(state, error)  # type: ignore[arg-type]
     except UsageError as reason:
@@ -202,7 +194,7 @@ def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
 
 
 def _print_error(error: UsageError, debug: bool) -> None:
-    """Print the one line of an invalid request, after its traceback with ``debug=true``."""
+    """Print a one-line error, after its traceback if ``debug`` is set."""
     if debug:
         traceback.print_exception(error)
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

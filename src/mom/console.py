@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 MISSING = "–"
-"""A table's cell for a value that does not exist."""
+"""Table cell for a missing value."""
 
 _MAX_WIDTH = 1000
 
@@ -22,8 +22,7 @@ class MetricRow(NamedTuple):
     Attributes:
         label: a noun with its unit.
         name: the metric's name.
-        form: a format string for the value over ``unit``.
-        unit: what the value is divided by.
+        form: format string for the value divided by ``unit``.
     """
 
     label: str
@@ -33,10 +32,10 @@ class MetricRow(NamedTuple):
 
 
 def standard_output(width: int | None = None) -> Console:
-    """Return the console of the standard output; square brackets are printed, not interpreted as markup.
+    """Return a console for standard output that prints square brackets instead of reading them as markup.
 
     Args:
-        width: in characters; ``None`` is the terminal's.
+        width: in characters; ``None`` uses the terminal's width.
     """
     return Console(width=width, markup=False)
 
@@ -50,14 +49,14 @@ def build_table(
     texts: int = 1,
     **options: Any,
 ) -> Table:
-    """Build a table of texts and numbers.
+    """Build a table of text and numbers.
 
     Args:
         headings: one per column.
         rows: their cells; ``None`` is shown as a dash.
-        title: above the table.
-        caption: below the table.
-        texts: number of leading columns that are left-aligned; the others are right-aligned.
+        title: printed above the table.
+        caption: printed below the table.
+        texts: number of leading text columns, which are left-aligned; the others are right-aligned.
         options: further options of ``rich.table.Table``.
     """
     table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", **options)
@@ -77,13 +76,9 @@ def metrics_table(
     title: str,
     caption: str | None = None,
 ) -> Table:
-    """Build a table with a column of metrics for each model.
+    """Build a table with one column of metrics per model.
 
-    Args:
-        columns: heading → metrics. A metric that a model lacks is shown as a dash; one that all lack is omitted.
-        rows: the metrics to show.
-        title: above the table.
-        caption: below the table.
+    ``columns`` maps headings to metrics. A metric that a model lacks is shown as a dash; a row of dashes is omitted.
     """
     body = []
     for label, name, form, unit in rows:
@@ -94,13 +89,7 @@ def metrics_table(
 
 
 def print_table(table: Table, console: Console | None = None, *, directory: Path | None = None) -> None:
-    """Print a table; if the output is not a terminal, no column is truncated or wrapped to fit a terminal.
-
-    Args:
-        table: the table.
-        console: where to print; ``None`` is the standard output.
-        directory: where the results were written, mentioned below the table.
-    """
+    """Print a table, and below it where the results were written; only a terminal truncates or wraps columns."""
     if not _is_first_process():
         return
     console = console or standard_output()
@@ -115,14 +104,7 @@ def print_table(table: Table, console: Console | None = None, *, directory: Path
 def print_report(
     table: Table, directory: Path, console: Console | None = None, picture: Path | None = None
 ) -> None:
-    """Print a run's results and where they were written.
-
-    Args:
-        table: the results.
-        directory: the run directory.
-        console: where to print; ``None`` is the standard output.
-        picture: a figure of the routing, mentioned if the file exists.
-    """
+    """Print a run's results and where they were written, with the path of ``picture`` if that file exists."""
     if not _is_first_process():
         return
     console = console or standard_output()
@@ -139,12 +121,12 @@ def print_line(text: str, console: Console | None = None) -> None:
 
 
 def announce(message: str) -> None:
-    """Print what starts now."""
+    """Print a progress message at once, even if the output is buffered."""
     if _is_first_process():
         print(message, flush=True)
 
 
 def _is_first_process() -> bool:
-    """Return whether this is the first process; there is only one if Lightning was never imported."""
+    """Return whether this process has rank 0; without Lightning, a run has only one process."""
     lightning = sys.modules.get("lightning.fabric.utilities.rank_zero")
     return lightning is None or getattr(lightning.rank_zero_only, "rank", 0) == 0

@@ -17,12 +17,7 @@ class UsageError(ValueError):
 
 
 class JobsFailed(Exception):
-    """Some jobs of a sweep failed. The errors have been printed; the command line exits with code 1.
-
-    Args:
-        failed: number of failed jobs.
-        jobs: number of all jobs.
-    """
+    """Some jobs of a sweep failed. Their errors have been printed; the command line exits with code 1."""
 
     def __init__(self, failed: int, jobs: int) -> None:
         super().__init__(f"{failed} of {jobs} jobs failed")
@@ -42,7 +37,7 @@ def as_written(value: object) -> str:
 
 
 def either(choices: Sequence[object]) -> str:
-    """Write alternatives in a sentence: ``a``, ``a or b``, ``a, b, or c``."""
+    """Join alternatives into a phrase: ``a``, ``a or b``, ``a, b, or c``."""
     words = [str(choice) for choice in choices]
     if len(words) < 3:
         return " or ".join(words)
@@ -50,7 +45,7 @@ def either(choices: Sequence[object]) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> str | None:
-    """Return the name that ``name`` is most likely a misspelling of, or ``None``."""
+    """Return the known name closest to a misspelled one, or ``None`` if none is close."""
     folded = {known.lower(): known for known in names}
     close = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0.6)
     return folded[close[0]] if close else None
@@ -63,7 +58,7 @@ def did_you_mean(name: object, names: Iterable[str]) -> str:
 
 
 def unknown_choice(option: str, given: object, choices: Sequence[str]) -> UsageError:
-    """Build the error for a value that is not among an option's choices, with the closest choice if there is one."""
+    """Build the error for an invalid choice, with a suggestion if one of the choices is spelled like it."""
     listed = either(choices) if len(choices) < 3 else f"one of {', '.join(choices)}"
     return UsageError(
         f"{option} must be {listed or 'null'}, got {as_written(given)}{did_you_mean(given, choices)}"

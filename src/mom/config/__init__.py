@@ -1,4 +1,4 @@
-"""The typed configuration: one frozen dataclass for each Hydra group, and :func:`bind`, which makes them.
+"""The typed configuration: one frozen dataclass per Hydra group, all created by :func:`bind`.
 
 Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.check_buildable` is called.
 """

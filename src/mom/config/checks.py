@@ -1,7 +1,7 @@
 """Checks of single values: type, range, and known names.
 
-Every function raises a :class:`~mom.errors.UsageError` that starts with the option's dotted name, so that an invalid
-request is reported in one line whichever part of the configuration it concerns.
+Every function raises a :class:`~mom.errors.UsageError` that starts with the option's dotted name, so errors from all
+parts of the configuration read alike.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ def conform(option: str, value: Any, hint: Any) -> Any:
         value: the value in the configuration.
         hint: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal``, ``list[X]``, ``tuple[X, Y]``,
             ``dict``, or a union of these.
-
-    Raises:
-        UsageError: if the value has another type.
     """
     converted = _converted(value, hint)
     if converted is _REJECTED:
@@ -49,7 +46,7 @@ def is_plain(hint: Any) -> bool:
 
 def describe(hint: Any) -> str:
     """Describe the values that a type hint allows: ``an integer or null``, ``one of a, b, c``."""
-    # Lists last, since what follows could be read as one of their items.
+    # Lists go last: an alternative after "a list of …" could be read as one of its items.
     alternatives = sorted(dict.fromkeys(_alternatives(hint)), key=lambda words: words.startswith("a list"))
     are_values = not any(isinstance(part, type) or get_origin(part) in (list, tuple) for part in _parts(hint))
     if are_values and len(alternatives) > 2:
@@ -58,7 +55,7 @@ def describe(hint: Any) -> str:
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:
-    """Return the members of a union, without None and bool, whose values are written out."""
+    """Return the members of a union, except None and bool, which are described by their values."""
     parts = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     return tuple(part for part in parts if part not in (None, types.NoneType, bool))
 
@@ -89,19 +86,7 @@ def in_range(
     le: float | None = None,
     lt: float | None = None,
 ) -> None:
-    """Reject a number outside the given bounds; None passes, NaN and infinity do not.
-
-    Args:
-        option: dotted name, for the error.
-        value: the number, or None.
-        ge: lowest allowed value.
-        gt: the value must be greater than this.
-        le: highest allowed value.
-        lt: the value must be less than this.
-
-    Raises:
-        UsageError: if the number is out of range.
-    """
+    """Reject a number that is not finite or is out of bounds (``ge``: at least, ``gt``: more than, …); None passes."""
     if value is None:
         return
     if not math.isfinite(value):
@@ -120,11 +105,7 @@ def in_range(
 
 
 def known_names(group: str, given: Mapping[str, Any], names: Iterable[str]) -> None:
-    """Reject the first key of ``given`` that is not among ``names``.
-
-    Raises:
-        UsageError: with the new name of an option that was renamed, or the closest spelling.
-    """
+    """Reject the first key of ``given`` that is not among ``names``; the error suggests the new or closest name."""
     known = list(names)
     for name in given:
         if name not in known:
@@ -132,13 +113,7 @@ def known_names(group: str, given: Mapping[str, Any], names: Iterable[str]) -> N
 
 
 def unknown_option(group: str, name: str, known: Sequence[str]) -> UsageError:
-    """Build the error for an option that does not exist.
-
-    Args:
-        group: the option's group; empty for a top-level option.
-        name: its name in the group.
-        known: the options that exist there.
-    """
+    """Build the error for an option that does not exist in ``group`` (empty: at the top level)."""
     prefix = f"{group}." if group else ""
     option = f"{prefix}{name}"
     if (message := renamed(option)) is not None:
@@ -159,7 +134,7 @@ def _converted(value: Any, hint: Any) -> Any:
     if hint is None or hint is types.NoneType:
         return None if value is None else _REJECTED
     if origin in (Union, types.UnionType):
-        # The exact type first, so that `int | float` keeps 3 an integer.
+        # Prefer the exact type, so that `int | float` keeps 3 an integer.
         candidates = [_converted(value, part) for part in get_args(hint)]
         fitting = [candidate for candidate in candidates if candidate is not _REJECTED]
         exact = [candidate for candidate in fitting if type(candidate) is type(value)]
@@ -194,18 +169,14 @@ def _converted_items(value: Any, hints: Sequence[Any]) -> Any:
 
 
 def _choices(hint: Any) -> list[Any]:
-    """Return every ``Literal`` value in a hint, for the closest spelling."""
+    """Return every ``Literal`` value in a hint."""
     if get_origin(hint) is Literal:
         return list(get_args(hint))
     return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def check_length(sequence_length: int, max_positions: int) -> None:
-    """Reject examples or windows that are longer than the model's positions.
-
-    Raises:
-        UsageError: if they are.
-    """
+    """Reject examples or windows that are longer than the model's ``max_positions``."""
     if sequence_length > max_positions:
         raise UsageError(
             f"data.sequence_length must be at most {max_positions}, the model's max_positions, got {sequence_length}"

@@ -1,4 +1,4 @@
-"""Composition of the configuration, and Hydra's errors about the command line in one line each."""
+"""Compose the configuration, and reduce each of Hydra's errors about the command line to one line."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
     """Compose the configuration for these overrides, without running anything.
 
     Raises:
-        HydraException: if they are invalid; :func:`explain` makes it one line.
+        HydraException: if they are invalid; :func:`explain` converts it.
         UsageError: if a plugin cannot be imported.
     """
     prepare_composition(config_dir, overrides)
@@ -40,28 +40,18 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
 
 
 def prepare_composition(config_dir: Path, overrides: Sequence[str]) -> None:
-    """Import the plugins named on the command line and store the parts of the configuration that are not in files.
-
-    Raises:
-        UsageError: if a plugin cannot be imported.
-    """
+    """Import the plugins named on the command line and store the parts of the configuration that have no file."""
     load_plugins(plugins_in(overrides))
     store_groups(config_dir)
 
 
 def added_config_dir(folder: str | Path | None) -> list[str]:
-    """Return the override that adds a directory of configuration files, as ``--config-dir`` does; none for None."""
+    """Return the override that adds a directory of configuration files, as ``--config-dir`` does."""
     return [] if folder is None else [f'{_SEARCH_PATH}["file://{Path(folder).resolve()}"]']
 
 
 def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> UsageError:
-    """Turn a failed composition into an error about an option.
-
-    Args:
-        error: the exception that Hydra raised.
-        config_dir: directory of the configuration, to look up the options that exist.
-        overrides: the command line, without flags.
-    """
+    """Convert an exception of Hydra to an error about one of the overrides."""
     if isinstance(error, UsageError):
         return error
     if (malformed := _malformed(config_dir, overrides)) is not None:
@@ -83,7 +73,7 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Usa
             f"{found[1]} must be a single value, got {found[2]}; add the flag -m to run one job per value"
         )
     if found := re.search(r"Could not (?:override|delete from config\.|delete) ?'([^']*)'", message):
-        # With a mapping as value, the key that does not exist is inside it; OmegaConf knows which.
+        # The unknown key may be inside a mapping that the override assigns; only OmegaConf reports it then.
         inner = getattr(error.__cause__, "full_key", None) or ""
         key = inner if inner.startswith(f"{found[1]}.") else found[1]
         return _unknown(key, config_dir, overrides)
@@ -96,7 +86,7 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Usa
 
 
 def is_composition_error(error: BaseException) -> bool:
-    """Return whether an exception is Hydra's about the command line (some of those are plain ValueErrors)."""
+    """Return whether an exception may be Hydra's about the command line; some of those are plain ValueErrors."""
     return isinstance(error, HydraException | OmegaConfBaseException | ValueError)
 
 
@@ -140,7 +130,7 @@ def _missing_file(error: MissingConfigException, folders: Sequence[Path]) -> Usa
 
 
 def _choices_with(option: str, config_dir: Path) -> list[str]:
-    """Return the choices, as ``group=choice``, that have an option or the node it belongs to."""
+    """Return the choices, as ``group=choice``, whose file has an option or its node."""
     group, *inner = option.split(".")
     return [
         f"{group}={file.stem}"
@@ -162,8 +152,8 @@ def _unparsable(override: str) -> UsageError:
 def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
     if (message := renamed(option)) is not None:
         return UsageError(message)
-    if (sentence := _old_schedule(option, overrides)) is not None:
-        return UsageError(sentence)
+    if (message := _old_schedule(option, overrides)) is not None:
+        return UsageError(message)
     unknown = f"unknown option {option}"
     known = _options(config_dir, overrides)
     parent, _, name = option.rpartition(".")
@@ -177,7 +167,7 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
     exists = any(other == node or other.startswith(f"{node}.") for other in known)
     if not exists and (others := _choices_with(option, config_dir)):
         return UsageError(f"{option} requires {either(others)}")
-    # The right name in the wrong place (lr for optimizer.lr), or a typo in the name of the group.
+    # Either the name exists in another group (lr for optimizer.lr), or the group is misspelled.
     same = next((other for other in known if other.rpartition(".")[2] == name), None)
     if same is None and not siblings:
         same = nearest(option, known)
@@ -189,17 +179,18 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
 
 
 def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:
-    """Return the sentence that rejects a callback which became a schedule, if the option is of one."""
+    """Return the error message for an option of a callback that became a schedule; None for other options."""
     group, _, rest = option.partition(".")
     node = rest.partition(".")[0]
     prefix = f"{group}.{node}."
-    given = [one.lstrip("+").partition("=") for one in overrides if one.lstrip("+").startswith(prefix)]
+    stripped = (override.lstrip("+") for override in overrides)
+    given = [override.partition("=") for override in stripped if override.startswith(prefix)]
     options = {name.removeprefix(prefix): yaml.safe_load(value) for name, _, value in given}
     return replacement(node, options) if group == "callbacks" else None
 
 
 def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
-    """Return the dotted names of all options, for the chosen groups or else the default ones."""
+    """Return the dotted names of all options, for the chosen groups or, if they are invalid, the default ones."""
     groups = _groups(config_dir)
     chosen = [
         override

@@ -16,7 +16,7 @@ class DataSection(Section):
 
     Args:
         kind: kind of data.
-        path: file or directory with the user's own data.
+        path: file or directory with your own data.
         tokenizer: Hub id, local directory, or local file.
         sequence_length: maximum tokens per example.
         batch_size: examples per batch and process.
@@ -43,15 +43,15 @@ class DataConfig(DataSection):
     """Text for language modeling, and how it becomes tokens and windows.
 
     Args:
-        corpus: source of the text: the standard library of the running Python, the installed packages, the
-            user's own files at ``path``, a dataset of the ``datasets`` library, or existing token files.
+        corpus: source of the text: the running Python's standard library, the installed packages, your own files
+            at ``path``, a dataset for the ``datasets`` library, or existing token files.
         path: for ``corpus=text`` a file or directory of text; for ``datasets`` a Hub id, or a local directory or
             file that the library reads; for ``token_files`` a directory with ``train.bin`` and ``val.bin``; null
             for the others.
-        text_column: column of a dataset, ``.jsonl`` file, or ``.parquet`` file that holds the text.
+        text_column: column with the text in a dataset, ``.jsonl`` file, or ``.parquet`` file.
         subset: configuration of a dataset, for ``datasets``.
         split: split of a dataset, for ``datasets``; validation documents are held out from it.
-        streaming: read a dataset while it is downloaded, without storing it.
+        streaming: read a dataset as it downloads, without storing it.
         tokenizer: Hub id, local directory, or local file; None trains a byte-level BPE on the corpus.
         tokenizer_vocab_size: vocabulary size of the trained tokenizer: the 256 bytes, the end-of-text token, and
             merges.
@@ -171,7 +171,7 @@ class XsumConfig(DataSection):
             )
         if not self.separator:
             raise UsageError("data.separator must not be empty: it separates document and summary")
-        # With any tokenizer, a separator has at most one token per byte.
+        # No tokenizer splits the separator into more tokens than bytes.
         longest = self.sequence_length - 1 - len(self.separator.encode("utf-8"))
         if self.max_summary_tokens > longest:
             raise UsageError(
@@ -181,7 +181,7 @@ class XsumConfig(DataSection):
 
     @property
     def generation(self) -> dict[str, Any]:
-        """Generation options under the names that transformers uses."""
+        """Generation options by their names in transformers."""
         options: dict[str, Any] = {
             "max_new_tokens": self.max_summary_tokens,
             "min_new_tokens": self.min_summary_tokens,

@@ -12,11 +12,7 @@ from mom.errors import UsageError
 
 @dataclass(frozen=True)
 class LauncherConfig(Section):
-    """Run one job at a time.
-
-    Args:
-        name: the kind of launcher.
-    """
+    """Run one job at a time."""
 
     group: ClassVar[str] = "launcher"
     # Whether jobs run on other machines, so that the sweep cannot check their devices.
@@ -31,7 +27,7 @@ class JoblibConfig(LauncherConfig):
 
     Args:
         num_workers: jobs to run in parallel. None runs as many as the visible GPUs allow.
-        gpus_per_job: GPUs for each job; jobs that run in parallel use different ones. None lets every job see all.
+        gpus_per_job: GPUs for each job; parallel jobs use different GPUs. None lets every job see all.
     """
 
     name: Literal["joblib"] = "joblib"
@@ -48,7 +44,7 @@ class JoblibConfig(LauncherConfig):
 
 @dataclass(frozen=True)
 class SlurmConfig(LauncherConfig):
-    """Run each job on a Slurm cluster by submitit. Nodes and tasks follow from the trainer group.
+    """Run each job on a Slurm cluster with submitit. The trainer group determines the nodes and tasks.
 
     Args:
         cluster: ``local`` and ``debug`` are submitit's substitutes for Slurm on this machine, for testing.
@@ -56,8 +52,6 @@ class SlurmConfig(LauncherConfig):
         cpus_per_task: CPU cores per process.
         gpus_per_node: None is ``trainer.devices`` if the accelerator is a GPU, else 0.
         memory_gb: memory per node; None is the cluster's default.
-        partition: partition to submit to.
-        account: account to charge.
         qos: quality of service.
         constraint: required features of the nodes.
         max_parallel: maximum jobs at a time.

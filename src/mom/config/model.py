@@ -1,4 +1,4 @@
-"""The ``model`` and ``router`` groups, derived from the options that models, routers and module kinds declare."""
+"""The ``model`` and ``router`` groups, derived from the options that models, routers, and module kinds declare."""
 
 from __future__ import annotations
 
@@ -20,13 +20,10 @@ BUILT_IN = (routers, pools)
 
 
 def store_groups(config_dir: Path) -> None:
-    """Store what the configuration files leave out: the groups' defaults, and routers without a file of their own.
+    """Store the parts of the groups that no file in ``config_dir`` contains: defaults, and routers of plugins.
 
-    ``shared/defaults`` of each group holds every option at its default. A router that a plugin registers becomes a
+    ``shared/defaults`` of each group has every option at its default. A router that a plugin registers becomes a
     choice of the group, so that ``router=mine`` works.
-
-    Args:
-        config_dir: directory of the Hydra configuration.
     """
     store = ConfigStore.instance()
     for group in GROUPS:
@@ -40,14 +37,14 @@ def store_groups(config_dir: Path) -> None:
 
 
 def default_options(group: str) -> dict[str, Any]:
-    """Return the options of a group with the defaults of a request."""
+    """Return the options of a group with their defaults in a request."""
     values = {name: option.default for name, option in options_of(group).items()}
-    # Null is the tokenizer's vocabulary, and the pools that may be overridden by a list as by a mapping.
+    # A null vocab_size is the tokenizer's. Hydra lets a list or a mapping override null pools.
     return values | {name: None for name in ("vocab_size", "pools") if name in values}
 
 
 def options_help(group: str) -> str:
-    """Return the help of a group's options: one line each, with the default."""
+    """Return a line of help per option of a group, with its default."""
     defaults = default_options(group)
     lines = []
     for name, option in options_of(group).items():
@@ -57,7 +54,7 @@ def options_help(group: str) -> str:
 
 
 def check_options(group: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Check the names and types of a group's options and return them converted, without null ``pools``.
+    """Check the names and types of a group's options, and return the converted options without null ``pools``.
 
     Raises:
         UsageError: for the first invalid option.
@@ -86,7 +83,7 @@ def check_model(model: Mapping[str, Any], router: Mapping[str, Any], sequence_le
             f"data.sequence_length must be at most model.max_positions ({options.max_positions}), "
             f"got {sequence_length}"
         )
-    # The model itself allows this, as the authors' checkpoints have it, but training such a model is always a mistake.
+    # The model allows this because the authors' checkpoints have it, but training such a model is always a mistake.
     if (
         options.num_stages
         and options.normalize_weights is True

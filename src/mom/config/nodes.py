@@ -21,7 +21,7 @@ class NodeConfig:
     Args:
         option: dotted name of the node, such as ``callbacks.checkpoint``.
         target: dotted path of the class (``_target_``).
-        arguments: keyword arguments, plain values.
+        arguments: keyword arguments as plain values.
     """
 
     option: str
@@ -40,8 +40,8 @@ class NodeConfig:
                 f"{option} must be null or a group of options with a _target_, got {as_written(given)}"
             )
         group, _, name = option.rpartition(".")
-        if group == "callbacks" and (sentence := replacement(name, given)) is not None:
-            raise UsageError(sentence)
+        if group == "callbacks" and (message := replacement(name, given)) is not None:
+            raise UsageError(message)
         target = given.get("_target_")
         if not isinstance(target, str) or "." not in target:
             raise UsageError(
@@ -69,13 +69,12 @@ class NodeConfig:
                 conform(option, value, hints[name])
 
     def check_builds(self) -> Any:
-        """Build the object once, unless it requires arguments that are added later.
+        """Build the object to report arguments that its constructor rejects before the run starts.
 
-        For classes without side effects in the constructor, such as Lightning's callbacks: arguments that the
-        constructor rejects are then reported before the run starts.
+        Only for classes without side effects in the constructor, such as Lightning's callbacks.
 
         Returns:
-            The object, or ``None`` if it cannot be built yet.
+            The object, or ``None`` if it requires arguments that are added later.
 
         Raises:
             UsageError: if the class rejects its arguments.
@@ -117,23 +116,22 @@ class NodeConfig:
             raise
         except Exception as reason:
             message = as_written(str(reason))
-            if (
-                re.split("[ =]", message, maxsplit=1)[0] in self.arguments
-            ):  # names the argument, like our own classes
+            # The errors of our own classes start with the name of the argument.
+            if re.split("[ =]", message, maxsplit=1)[0] in self.arguments:
                 raise UsageError(f"{self.option}.{message}") from reason
             given = ", ".join(f"{name}={as_written(value)}" for name, value in self.arguments.items())
             raise UsageError(
-                f"cannot build {self.option} with {given or 'no arguments'}: {as_written(str(reason))}"
+                f"cannot build {self.option} with {given or 'no arguments'}: {message}"
             ) from reason
 
     def accepts(self, keyword: str) -> bool:
-        """Return whether the target takes this argument, so that a caller may add it in :meth:`instantiate`."""
+        """Return whether the target has this argument, which a caller can then pass to :meth:`instantiate`."""
         keywords = _keywords(self.load())
         return keywords is None or keyword in keywords
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    """Return the type hints of a class's arguments, or nothing if they only resolve for a type checker."""
+    """Return the type hints of a class's arguments; none if they cannot be resolved at run time."""
     try:
         return get_type_hints(target.__init__ if isinstance(target, type) else target)  # type: ignore[misc]
     except (NameError, TypeError):
@@ -141,7 +139,7 @@ def _hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _keywords(target: Callable[..., Any]) -> list[str] | None:
-    """Return the names of the arguments that a class takes, or None if it takes any."""
+    """Return the names of a class's arguments, or None if it accepts any keyword."""
     parameters = inspect.signature(target).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None

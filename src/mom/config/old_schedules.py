@@ -1,4 +1,4 @@
-"""Callbacks that :class:`mom.callbacks.Schedule` replaced, and the overrides that now do the same."""
+"""Callbacks that :class:`mom.callbacks.Schedule` replaced, and the equivalent overrides."""
 
 from __future__ import annotations
 
@@ -15,15 +15,7 @@ _TARGETS = {
 
 
 def replacement(node: str, given: Mapping[str, Any]) -> str | None:
-    """Return the sentence that rejects a callback's old spelling, with the overrides of the new one.
-
-    Args:
-        node: name of the node in the ``callbacks`` group.
-        given: the node's options.
-
-    Returns:
-        ``None`` if the node is none of the old ones.
-    """
+    """Return the error message for a node of a replaced callback, with the new overrides; ``None`` for other nodes."""
     old = _TARGETS.get(str(given.get("_target_")), node)
     if old == "router_noise":
         kind = f"{given.get('kind', 'gumbel')}_noise"
@@ -38,7 +30,7 @@ def replacement(node: str, given: Mapping[str, Any]) -> str | None:
 
 
 def _growth(at: object) -> str:
-    """Return the overrides of a schedule for each step at which K grows by one."""
+    """Return the overrides of schedules that increase K by one at each step in ``at``."""
     steps = at if isinstance(at, list | tuple) and at else ["<step>"]
     values = [f"<top_k - {left}>" for left in range(len(steps), 0, -1)] + [None]
     new = [_overrides("top_k", start=values[0], end=values[1], curve="step", last_step=steps[0])]

@@ -1,7 +1,7 @@
 """Plugins: modules that register routers and module kinds, imported before a request is checked.
 
-They are named by the request (``plugins: [my_package.my_module]``) or by installed packages, as entry points of the
-group ``mom.plugins``. Never by a checkpoint or an exported directory, whose files cannot name code to import.
+The request names them (``plugins: [my_package.my_module]``), or an installed package declares them as entry points of
+the group ``mom.plugins``. A checkpoint or an exported directory cannot name code to import.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ ENTRY_POINTS = "mom.plugins"
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Import plugins by the names of their modules, after those of installed packages.
+    """Import the plugins of installed packages, then these modules.
 
     Raises:
         UsageError: if one cannot be imported.
@@ -37,18 +37,18 @@ def load_plugins(names: Iterable[str]) -> None:
 def _load(name: str, load: Callable[[], Any]) -> None:
     try:
         load()
-    except Exception as reason:  # a plugin may fail in any way when it is imported
+    except Exception as reason:  # importing a plugin can raise anything
         raise UsageError(
             f"cannot import plugin {name or repr('')}: {as_written(first_line(reason))}"
         ) from reason
 
 
 def plugins_in(overrides: Sequence[str]) -> list[str]:
-    """Return the plugins that the command line names, all choices if they are swept; none if it cannot be parsed."""
+    """Return the plugins that the command line names, including every choice of a sweep over plugins."""
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException:
-        return []  # reported when the configuration is composed
+        return []  # the error is reported when the configuration is composed
     values: list[Any] = []
     for override in parsed:
         if override.get_key_element().lstrip("+~") == OPTION:

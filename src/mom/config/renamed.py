@@ -1,4 +1,4 @@
-"""Options that were renamed: an old name is rejected with one line that gives the new one."""
+"""Renamed options: the error for an old name gives the new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RENAMED: Mapping[str, str] = {
     "task.removal_tolerance": "task.ablation_tolerance",
     "task.harness_shots": "task.num_fewshot",
 }
-"""Old dotted names and their new ones. Add a line for each option whose name changes."""
+"""Old dotted names and their new ones. Add every option that you rename."""
 
 
 def renamed(option: str) -> str | None:

@@ -1,4 +1,4 @@
-"""A whole request: all groups and the top-level options, typed and checked."""
+"""A request: all groups and top-level options, typed and checked."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class RunConfig:
         """Build the model's configuration from the ``model`` and ``router`` options.
 
         Args:
-            vocab_size: vocabulary size of the tokenizer, used if ``model.vocab_size`` is null.
+            vocab_size: the tokenizer's vocabulary size, used if ``model.vocab_size`` is null.
 
         Raises:
             UsageError: for an invalid option.
@@ -114,12 +114,12 @@ class RunConfig:
             raise invalid_model(reason) from reason
 
     def check_buildable(self, *, devices: bool = True) -> None:
-        """Check what requires heavy libraries: the callbacks, the loggers, and the devices.
+        """Check the callbacks, the loggers, and the devices, which requires importing PyTorch and Lightning.
 
-        Reads no data and builds no model, but imports PyTorch, Lightning, and transformers.
+        Reads no data and builds no model.
 
         Args:
-            devices: whether the run will be on this machine, which must then have the trainer's devices.
+            devices: whether to check that this machine has the trainer's devices.
 
         Raises:
             UsageError: for the first invalid option.
@@ -147,8 +147,8 @@ class RunConfig:
 def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     """Convert a composed Hydra configuration to a checked :class:`RunConfig`.
 
-    Imports the plugins first, and no heavy library of its own accord: :meth:`RunConfig.check_buildable` checks what
-    requires those. ``run_dir: null`` becomes a new name (:func:`mom.runs.directory.choose_run_dir`).
+    Imports the plugins, but not PyTorch: :meth:`RunConfig.check_buildable` makes the checks that require it.
+    ``run_dir: null`` becomes a new name (:func:`mom.runs.directory.choose_run_dir`).
 
     Raises:
         UsageError: for the first option that is unknown or has an invalid type or value.
@@ -159,7 +159,7 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     task = task_section(groups["task"])
     known = (*_GROUPS, *_TOP_LEVEL)
     for name in plain:
-        # A task may have top-level options of its own: `prompt=…` is short for `task.prompt=…`.
+        # Some options of a task are also top-level options: `prompt=…` is short for `task.prompt=…`.
         if name not in (*known, *task.top_level):
             raise unknown_option("", name, known)
     top = {
@@ -210,7 +210,7 @@ def _group(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:
-    """Check that ``init``, ``ckpt`` and ``resume`` go together and with the task."""
+    """Reject combinations of ``init``, ``ckpt``, and ``resume`` that exclude each other or do not suit the task."""
     init, ckpt, resume = (top[name] for name in ("init", "ckpt", "resume"))
     if init is not None and ckpt is not None:
         raise UsageError("init cannot be combined with ckpt, which provides the weights")
@@ -225,7 +225,7 @@ def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:
 
 
 def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:
-    """Return the nodes of a group by name, without those set to null."""
+    """Return the nodes of a group by name, except those set to null."""
     return {
         name: NodeConfig.from_mapping(f"{group}.{name}", node)
         for name, node in options.items()

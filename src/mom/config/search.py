@@ -18,8 +18,8 @@ class SearchConfig(Section):
         trials_at_once: trials sampled and started together.
         metric: a name in ``summary.json``.
         mode: whether to minimize or maximize the metric.
-        pruner: ``median`` stops a trial that at some validation is worse than the median of the completed trials at
-            the same step; None prunes nothing.
+        pruner: ``median`` stops a trial whose metric is worse than the median of completed trials at the same
+            step; None prunes nothing.
         startup_trials: random trials at the start; no trial is pruned before them.
         warmup_steps: optimizer steps during which no trial is pruned.
         seed: seed of the sampler.

@@ -1,4 +1,4 @@
-"""Sections: one frozen dataclass per Hydra group, which checks the types and ranges of its fields."""
+"""Sections: one frozen dataclass per Hydra group that checks the types and ranges of its fields."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ S = TypeVar("S", bound="Section")
 class Section:
     """A group of options: a subclass names the group and has a field for each option.
 
-    Creating one checks the type of every field (an integer is accepted for a float, a list for a tuple), then ranges.
+    Creating a section checks the types (:func:`~mom.config.checks.conform`) and ranges of its fields.
 
     Raises:
         UsageError: for the first invalid option.
@@ -27,11 +27,7 @@ class Section:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Create the section from a mapping.
-
-        Raises:
-            UsageError: for an unknown name, with the closest known one, or the first invalid value.
-        """
+        """Create the section from a mapping, rejecting unknown names."""
         known_names(cls.group, given, [field.name for field in dataclasses.fields(cls)])
         return cls(**given)
 
@@ -53,13 +49,7 @@ class Section:
 
 
 def section_by_name(sections: Mapping[str, type[S]], given: Mapping[str, Any], key: str, default: str) -> S:
-    """Create the section that an option of the group names.
-
-    Args:
-        sections: the group's sections by name.
-        given: options of the group.
-        key: the option that names the section.
-        default: its default.
+    """Create the section that the option ``key`` (or else ``default``) names, from the options in ``given``.
 
     Raises:
         UsageError: for an unknown name, or an invalid option of the section.
@@ -96,5 +86,5 @@ class TaskConfig(Section):
     name: str
 
     def takes_chosen_model(self) -> bool:
-        """Return whether the task builds the model of the model group rather than other models by name."""
+        """Return whether the task builds the model chosen in the model group, rather than models by name."""
         return self.builds_model

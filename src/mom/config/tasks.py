@@ -20,7 +20,7 @@ class PretrainConfig(TaskConfig):
         plain_steps: optimizer steps of phase 1, which trains the plain transformer that is then upcycled. Used if
             the model has stages and ``init`` is not set; 0 trains the MoM from scratch.
         plain_warmup_steps: warmup of phase 1; None is ``optimizer.warmup_steps``, as in the other phases.
-        baseline: also continue training the plain transformer for as many steps as the MoM, and report it.
+        baseline: also continue training the plain transformer for as many steps as the MoM, for comparison.
     """
 
     builds_model: ClassVar[bool] = True
@@ -41,11 +41,11 @@ class UpcycleConfig(TaskConfig):
     """Upcycle the plain transformer in ``init`` to a Mixture-of-Modules.
 
     Args:
-        layers: layers of the plain model, counted from 0, in the order of the new model: bottom blocks, for
-            each stage its modules (as many as its largest pool has) and its anchor, top blocks. Layers may be
-            omitted or used several times. None uses all in order; there must be exactly as many as needed.
-        attention_layers: source layers of the attention modules, stage by stage, if different.
-        ffn_layers: source layers of the feed-forward modules, likewise.
+        layers: source layers, counted from 0, in the order of the new model: bottom blocks, modules (as many as
+            the largest pool has) and anchor of each stage, top blocks. Layers may be omitted or repeated. None uses
+            all layers in order; there must be exactly as many as the new model needs.
+        attention_layers: source layers of the attention modules, stage by stage, if they differ.
+        ffn_layers: source layers of the feed-forward modules, if they differ.
     """
 
     builds_model: ClassVar[bool] = True
@@ -72,9 +72,9 @@ class EvaluateConfig(TaskConfig):
 
     Args:
         split: documents of a text: those held out for validation, the training documents, or all.
-        stride: tokens from one window to the next, for text. Each token is then predicted once, with at least
-            ``data.sequence_length - stride`` tokens of context. None uses windows that do not overlap, like
-            validation during training, and does not predict the first token of a window.
+        stride: tokens from one window to the next, for text. Each token is predicted once, with at least
+            ``data.sequence_length - stride`` tokens of context. None uses non-overlapping windows, like validation
+            during training, whose first tokens are not predicted.
         harness: tasks of the evaluation harness (lm-eval) to run instead of evaluating on the data.
         harness_path: directory with task files to use instead of those in the harness.
         num_fewshot: solved examples in each prompt; None is the task's default.
@@ -111,13 +111,13 @@ class EvaluateConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class GenerateConfig(TaskConfig):
-    """Continue prompts. Generation options have the names that transformers uses.
+    """Continue prompts. Generation options have the same names as in transformers.
 
     Args:
         prompt: text to continue.
         prompts: file of texts to continue: one per line, or ``.jsonl`` with the key ``prompt``.
         max_new_tokens: maximum tokens to generate; the end-of-text token stops earlier.
-        do_sample: sample each token; false takes the most likely one.
+        do_sample: sample each token; false takes the most likely token.
         temperature: divides the logits before sampling.
         top_k: sample from this many most likely tokens; None from all.
         top_p: sample from the smallest set of tokens with at least this total probability.
@@ -157,9 +157,9 @@ class FinetuneConfig(TaskConfig):
 
     Args:
         epochs: passes over the training data; ``trainer.max_steps`` ends training earlier if it is reached first.
-        dropout: dropout to use instead of the model's own; None keeps that.
-        tasks: GLUE tasks to fine-tune on, one after another; None is the one in ``data.name``.
-        seeds: seeds to use for each task; None is the one in ``seed``.
+        dropout: dropout probability; None keeps the model's own.
+        tasks: GLUE tasks to fine-tune on, one after another; None is ``data.name``.
+        seeds: seeds to use for each task; None is ``seed``.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("glue", "xsum")
@@ -183,7 +183,7 @@ class FinetuneConfig(TaskConfig):
 
 
 def _check_distinct(option: str, given: list[Any] | None) -> None:
-    """Reject a list that is empty or repeats an item; None passes."""
+    """Reject a list that is empty or has duplicates; None passes."""
     if given is not None and (not given or len(set(given)) < len(given)):
         raise UsageError(f"{option} must be null or a list of distinct items, got {as_written(given)}")
 
@@ -204,8 +204,8 @@ class CostConfig(TaskConfig):
     Args:
         models: names in the model group, each combined with the other options of the request; None is the chosen
             model, or the model in ``init``.
-        routed_on: tokens on which module use is counted for the model in ``init``: a few batches of random tokens,
-            which require no data, or validation text.
+        routed_on: tokens for which to count the modules used by the model in ``init``: a few batches of random
+            tokens, which require no data, or validation text.
         measure_memory: also run a forward pass and a training step of each model to measure peak memory.
         budget: find the largest variant of the chosen model that costs no more than ``reference_model`` in
             ``params``, ``flops`` of a forward pass, or ``memory`` of a forward pass.
@@ -237,7 +237,7 @@ class CostConfig(TaskConfig):
         _check_distinct("models", self.models)
 
     def takes_chosen_model(self) -> bool:
-        """Return whether ``models`` leaves the chosen model in place."""
+        """Return whether the cost of the chosen model is reported, rather than that of ``models``."""
         return self.models is None
 
 
@@ -246,19 +246,18 @@ class CompareConfig(TaskConfig):
     """Compare finished runs.
 
     Args:
-        runs: directories of runs, directories that hold some (such as a sweep's), tables of runs, or patterns of these.
+        runs: run directories, directories that contain some (such as a sweep's), tables of runs, or patterns of these.
         metric: a name in ``summary.json``.
         mode: whether the smallest or the largest mean is best.
-        baseline: a run, as a directory or a row of a table; every group is compared with that run's group, seed by
+        baseline: a run, as a directory or a row of a table, whose group every other group is compared with, seed by
             seed. With ``cost_metric`` several runs, whose groups are the points of a curve.
-        cost_metric: the metric that measures what a run cost, such as ``throughput/training_flops``: a run is compared
-            with the baselines' curve at its own cost.
-        reference_metric: another metric of the same run to compare each run with; ``baseline/val/loss`` is the plain
-            baseline.
-        group_by: options to group by; None is all in which the runs differ.
-        ignore: options, or groups of them, in which the runs of a group may differ besides the seed.
+        cost_metric: the metric of a run's cost, such as ``throughput/training_flops``: each run is compared with the
+            baselines' curve at the same cost.
+        reference_metric: another metric of the same run to compare with, such as ``baseline/val/loss``.
+        group_by: options to group by; None is all options in which the runs differ.
+        ignore: options or groups, besides the seed, in which the runs of a group may differ.
         confidence: confidence level of the interval of the mean difference.
-        save_runs: a ``.csv`` file to write the runs to, one row each; ``runs`` can then name it instead.
+        save_runs: a ``.csv`` file to write the runs to, one row each, which ``runs`` can read later.
     """
 
     top_level: ClassVar[tuple[str, ...]] = ("runs",)
@@ -312,9 +311,8 @@ class DashboardConfig(TaskConfig):
     """Create a Weights & Biases workspace.
 
     Args:
-        entity: user or team that owns it; None is the default of the logged-in user.
+        entity: user or team that owns the workspace; None is the default of the logged-in user.
         project: project of the runs.
-        title: title of the workspace.
     """
 
     computes: ClassVar[bool] = False
@@ -332,7 +330,7 @@ class DashboardConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class AnalyzeConfig(TaskConfig):
-    """Record the routing of tokens and report on it.
+    """Record the routing of tokens and report it.
 
     Args:
         split: documents to analyze: those held out for validation, the training documents, or all.
@@ -340,8 +338,8 @@ class AnalyzeConfig(TaskConfig):
         stages: stages whose routing is written to the traces; None is all.
         report_tokens: maximum tokens in the token path viewer of ``report.html``.
         top_tokens: maximum token types to list per module.
-        ablation: modules to ablate when measuring the loss: each one ``alone``, also a growing set chosen
-            ``greedy`` (each step is a pass over ``ablation_tokens`` per remaining module), or ``none``.
+        ablation: modules to ablate to measure the loss without them: each ``alone``; ``greedy``, also a growing set
+            (each step is a pass over ``ablation_tokens`` per remaining module); or ``none``.
         ablation_tokens: maximum recorded tokens on which the loss of ablated models is measured.
         ablation_tolerance: loss increase, in nats per token, up to which modules count as removable.
         similarity_inputs: tokens, over all rounds, on which the modules' outputs are compared; 0 disables this.

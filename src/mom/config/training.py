@@ -65,18 +65,18 @@ Precision = Literal[
 class TrainerConfig(Section):
     """Arguments of Lightning's ``Trainer``, documented there, and a few of our own.
 
-    ``max_steps`` counts optimizer steps of the main phase. ``val_check_interval`` counts training batches if
-    it is an integer, and is a fraction of the epoch if it is a float.
+    ``max_steps`` counts optimizer steps of the main phase. ``val_check_interval`` is a number of training batches
+    (integer) or a fraction of the epoch (float).
 
     Args:
         on_nonfinite: what to do before an optimizer step whose gradient has NaN or infinite values: ``stop``
             training, or ``skip`` the step.
         activation_checkpointing: store only the inputs of blocks and rounds in the forward pass and recompute
             their activations in the backward pass: less memory, about a third more time.
-        compile: run `torch.compile` on every block and round: faster steps after a first one that takes a minute
-            or more. On the CPU it requires a C++ compiler.
-        keep_freed_memory: in runs on the CPU, keep freed memory for the next step instead of returning it to the
-            kernel, which is faster. Linux with glibc only; ignored elsewhere.
+        compile: run ``torch.compile`` on every block and round: the first step takes a minute or more, later steps
+            are faster. On the CPU it requires a C++ compiler.
+        keep_freed_memory: on the CPU, reuse freed memory in the next step instead of returning it to the kernel,
+            which is faster. Linux with glibc only; ignored elsewhere.
     """
 
     group: ClassVar[str] = "trainer"
@@ -126,7 +126,7 @@ class TrainerConfig(Section):
             self._range(name, ge=lowest)
 
     def _check_devices(self) -> None:
-        """Check the devices as far as it does not depend on the machine."""
+        """Check the form of ``devices``; whether the machine has them is checked later."""
         devices = self.devices
         if isinstance(devices, str):
             parts = [part.strip() for part in devices.split(",")]
