@@ -25,6 +25,7 @@ def option(
     help: str,
     *,
     group: str | None = "model",
+    routed: bool = False,
     fill: Callable[[Any], Any] | None = None,
     **bounds: float,
 ) -> Any:
@@ -34,11 +35,13 @@ def option(
         default: its default.
         help: one line for users.
         group: the Hydra group it belongs to, ``model`` or ``router``; ``None`` for ``config.json`` only.
+        routed: it means nothing to a model without stages, as everything in the group ``router``.
         fill: computes a value that is null from the other options.
         bounds: the range of a number by ``ge``, ``gt``, ``le``, and ``lt``, as in pydantic.
     """
     assert bounds.keys() <= _BOUNDS.keys()
-    return field(default=default, metadata={"help": help, "group": group, "bounds": bounds, "fill": fill})
+    metadata = {"help": help, "group": group, "routed": routed or group == "router", "bounds": bounds}
+    return field(default=default, metadata=metadata | {"fill": fill})
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Declared:
     default: Any
     help: str
     group: str | None
+    routed: bool
     bounds: Mapping[str, float]
     fill: Callable[[Any], Any] | None
 

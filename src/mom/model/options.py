@@ -6,10 +6,11 @@ Kinds of routers and modules declare options of their own in the same way; impor
 
 from __future__ import annotations
 
-# ruff: noqa: RUF009 (`option` makes a dataclass field)
+# ruff: noqa: RUF009 (`option` and `routed` make a dataclass field)
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Self
 
 from mom.model.declaration import Declared, declared, option
@@ -51,6 +52,9 @@ BLOCKS = {
 }
 """Values of the option ``block``."""
 
+routed = partial(option, routed=True)
+"""Declares an option that means nothing to a model without stages."""
+
 
 @dataclass(kw_only=True, repr=False)
 class ModelOptions:
@@ -72,33 +76,33 @@ class ModelOptions:
     num_bottom_blocks: int = option(2, "plain blocks before the stages", ge=0)
     num_top_blocks: int = option(1, "plain blocks after the stages", ge=0)
     num_stages: int = option(1, "stages, each with its own pools and routers; 0: a plain transformer", ge=0)
-    anchors: bool = option(True, "follow each stage with one plain block")
-    pool_specs: list[str] | dict[str, Any] = option(
+    anchors: bool = routed(True, "follow each stage with one plain block")
+    pool_specs: list[str] | dict[str, Any] = routed(
         ("attention", "ffn"), "the pools of a stage in the order of a round: kinds, or a mapping from names"
     )
-    num_attention_modules: int = option(4, "attention modules in a stage's pool", ge=1)
-    num_ffn_modules: int = option(4, "feed-forward modules in a stage's pool", ge=1)
-    num_rounds: int = option(8, "rounds of assembly H in a stage", ge=1)
-    top_k: TopK = option(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
-    ffn_top_k: TopK | None = option(None, "top_k of the feed-forward pool; null: top_k", ge=1)
-    schedule: Schedule = option(
+    num_attention_modules: int = routed(4, "attention modules in a stage's pool", ge=1)
+    num_ffn_modules: int = routed(4, "feed-forward modules in a stage's pool", ge=1)
+    num_rounds: int = routed(8, "rounds of assembly H in a stage", ge=1)
+    top_k: TopK = routed(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
+    ffn_top_k: TopK | None = routed(None, "top_k of the feed-forward pool; null: top_k", ge=1)
+    schedule: Schedule = routed(
         "all", "modules a round may choose: all; layerwise: module h mod N; grouped: an even share"
     )
-    skip: bool = option(True, "let tokens choose SKIP, which does nothing")
-    ffn_schedule: Schedule | None = option(None, "schedule of the feed-forward pool; null: schedule")
-    ffn_skip: bool | None = option(None, "skip of the feed-forward pool; null: skip")
-    num_skip_slots: int = option(1, "router outputs that mean SKIP", group=None, ge=1)
-    ffn_skip_slots: int | None = option(
+    skip: bool = routed(True, "let tokens choose SKIP, which does nothing")
+    ffn_schedule: Schedule | None = routed(None, "schedule of the feed-forward pool; null: schedule")
+    ffn_skip: bool | None = routed(None, "skip of the feed-forward pool; null: skip")
+    num_skip_slots: int = routed(1, "router outputs that mean SKIP", group=None, ge=1)
+    ffn_skip_slots: int | None = routed(
         None, "num_skip_slots of the feed-forward pool; null: num_skip_slots", group=None, ge=1
     )
-    weight_qkv: bool = option(False, "weight the chosen modules' q, k and v too, not only their outputs")
-    skipped_kv: Literal["zero", "mask"] = option(
+    weight_qkv: bool = routed(False, "weight the chosen modules' q, k and v too, not only their outputs")
+    skipped_kv: Literal["zero", "mask"] = routed(
         "zero", "keys and values of tokens that skip attention: zero, or masked for all other tokens"
     )
-    skip_rule: Literal["share", "first"] = option(
+    skip_rule: Literal["share", "first"] = routed(
         "share", "share: SKIP takes its share of the weight; first: SKIP ranked first ends the step"
     )
-    absorbing_skip: bool = option(False, "a token that ran no module skips the rest of the stage: early exit")
+    absorbing_skip: bool = routed(False, "a token that ran no module skips the rest of the stage: early exit")
     dropout: float = option(0.0, "dropout of the embeddings and of each step's output", ge=0, lt=1)
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
     layer_norm_epsilon: float = option(1e-5, "epsilon of every norm", gt=0)

@@ -14,31 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from mom.errors import UsageError, as_written
+from mom.model.options import options_of
 from mom.runs.directory import read_provenance, read_request, read_status, read_summary
 from mom.runs.files import write_text_atomic
 
 OF_STAGES = (
     "router",
-    *(
-        f"model.{name}"
-        for name in (
-            "anchors",
-            "pools",
-            "num_attention_modules",
-            "num_ffn_modules",
-            "num_rounds",
-            "top_k",
-            "ffn_top_k",
-            "schedule",
-            "ffn_schedule",
-            "skip",
-            "ffn_skip",
-            "skipped_kv",
-            "skip_rule",
-            "absorbing_skip",
-            "weight_qkv",
-        )
-    ),
+    *(f"model.{name}" for name, declaration in options_of("model").items() if declaration.routed),
     "optimizer.router_lr_multiplier",
     *(
         f"callbacks.{name}"
