@@ -242,10 +242,10 @@ def test_the_task_writes_its_table_in_every_form(
     write_grid(Path("runs"))
     assert command("runs=runs", "task.reference_metric=baseline/val/loss", "run_dir=out") == 0
 
-    told = capsys.readouterr().out
+    out = capsys.readouterr().out
     best = compare(find_runs(["runs"]), "val/loss", reference_metric="baseline/val/loss").groups[0]
-    assert f"{best.mean:.4f}" in told and f"{best.difference.mean:+.4f}" in told  # type: ignore[union-attr]
-    assert "router.router changes together with router.router_prior" in told
+    assert f"{best.mean:.4f}" in out and f"{best.difference.mean:+.4f}" in out  # type: ignore[union-attr]
+    assert "router.router changes together with router.router_prior" in out
     with Path("out/comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mean"]) for row in rows] == sorted(float(row["mean"]) for row in rows)
@@ -282,9 +282,9 @@ def test_the_task_draws_the_metric_over_a_cost(
     assert command(*line) == 0
 
     there = 2 + np.log(200 / 150) / np.log(2)
-    told = capsys.readouterr().out
-    assert f"{2 - there:+.4f}" in told and f"{there:.4f}" in told
-    assert "the curve through size=m1, size=m0 at the same cost" in told
+    out = capsys.readouterr().out
+    assert f"{2 - there:+.4f}" in out and f"{there:.4f}" in out
+    assert "the curve through size=m1, size=m0 at the same cost" in out
     with Path("out/comparison.csv").open() as file:
         assert {row["model.size"]: row["cost"] for row in csv.DictReader(file)} == {
             "m0": "100.0",
@@ -353,6 +353,6 @@ def test_a_wrong_request_is_one_line(
     Path("empty").mkdir()
 
     assert command(*line) == 2
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: {message}")
+    (out,) = capsys.readouterr().err.splitlines()
+    assert out.startswith(f"error: {message}")
     assert not Path("outputs").exists()

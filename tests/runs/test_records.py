@@ -71,7 +71,7 @@ def test_a_table_holds_what_the_run_directories_hold(tmp_path: Path) -> None:
     runs = find_runs([str(tmp_path / "runs")])
     table = tmp_path / "study.csv"
     write_table(runs, table)
-    assert _told(find_runs([str(table)]), table) == _told(runs, tmp_path / "runs")
+    assert _described(find_runs([str(table)]), table) == _described(runs, tmp_path / "runs")
     by_name = {run.folder.relative_to(table).as_posix(): run for run in find_runs([str(table)])}
     assert by_name["mom/0"].origin == {"commit": "abc with changes", "command": "python run.py 'a=[1,2]'"}
     assert by_name["failed"].why_not("val/loss") == "failed: loss is NaN"
@@ -80,8 +80,8 @@ def test_a_table_holds_what_the_run_directories_hold(tmp_path: Path) -> None:
     assert (tmp_path / "again.csv").read_text() == table.read_text()
 
 
-def _told(runs: list[Run], root: Path) -> list[tuple]:
-    """What runs tell, in order, but for the directory that each has as an option."""
+def _described(runs: list[Run], root: Path) -> list[tuple]:
+    """Describe runs, in order, but for the directory that each has as an option."""
     return [
         (
             run.folder.relative_to(root).as_posix(),

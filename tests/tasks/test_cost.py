@@ -25,7 +25,9 @@ from tests.helpers.texts import some_texts, write_jsonl
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def told(folder: Path, task: dict[str, Any] | None = None, **groups: Any) -> tuple[dict[str, Any], dict]:
+def measure_cost(
+    folder: Path, task: dict[str, Any] | None = None, **groups: Any
+) -> tuple[dict[str, Any], dict]:
     """The summary and ``cost.json``; memory is measured only where asked for."""
     groups = {
         "model": SMALL_MODEL,
@@ -39,7 +41,7 @@ def told(folder: Path, task: dict[str, Any] | None = None, **groups: Any) -> tup
 
 
 def test_numbers_of_a_configuration(tmp_path, capsys):
-    summary, file = told(tmp_path)
+    summary, file = measure_cost(tmp_path)
     config = small_config(**SMALL_MODEL, vocab_size=300, temperature=1.0)
     flops = flops_per_token(config, 16)
     assert summary["flops/forward"] == 16 * flops.total == sum(summary[f"flops/{part}"] for part in PARTS)
@@ -57,7 +59,7 @@ PARTS = ("blocks", "modules", "attention", "routers", "head")
 def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
     model = small_model(vocab_size=300, max_positions=64)
     init = write_run(tmp_path / "of", model)
-    summary, file = told(tmp_path, init=str(init))
+    summary, file = measure_cost(tmp_path, init=str(init))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         used = [
@@ -75,7 +77,7 @@ def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
     write_jsonl(texts, some_texts(40))
     data = {"corpus": "text", "path": str(texts), "cache_dir": str(tmp_path / "cache"), "num_processes": 1}
     data |= {"sequence_length": 16, "batch_size": 2, "validation_fraction": 0.3}
-    on_text, file = told(tmp_path, {"routed_on": "validation"}, init=str(init), data=data)
+    on_text, file = measure_cost(tmp_path, {"routed_on": "validation"}, init=str(init), data=data)
     assert on_text["usage/attention"] != summary["usage/attention"]
     assert file["settings"]["routed_on"] == "validation"
 
@@ -84,15 +86,15 @@ def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsy
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
-    line = ["task=cost", "models=[gpt2_small,mom_small]", "model.vocab_size=50257", "run_dir=told"]
+    line = ["task=cost", "models=[gpt2_small,mom_small]", "model.vocab_size=50257", "run_dir=costs"]
     line += ["task.measure_memory=false", "data.sequence_length=128"]
     monkeypatch.setattr("sys.argv", ["run.py", *line])
     try:
         assert main(ROOT / "conf") == 0
-        summary = json.loads((tmp_path / "told/summary.json").read_text())
+        summary = json.loads((tmp_path / "costs/summary.json").read_text())
         assert summary["gpt2_small/parameters"] == 124_439_808
         assert summary["mom_small/depth/graph"] == 12
-        assert set(json.loads((tmp_path / "told/cost.json").read_text())["models"]) == {
+        assert set(json.loads((tmp_path / "costs/cost.json").read_text())["models"]) == {
             "gpt2_small",
             "mom_small",
         }
@@ -109,7 +111,7 @@ def test_a_model_shorter_than_the_sequence_is_refused(tmp_path):
     with pytest.raises(
         UsageError, match=r"data.sequence_length must be at most 8, the positions of .*, got 16"
     ):
-        told(tmp_path, init=str(init))
+        measure_cost(tmp_path, init=str(init))
 
 
 def on_the_line(tmp_path, monkeypatch, *overrides: str) -> int:
@@ -125,23 +127,23 @@ def on_the_line(tmp_path, monkeypatch, *overrides: str) -> int:
 
 def test_a_table_of_many_models_is_not_cut(tmp_path, monkeypatch, capsys):
     names = ["gpt2_tiny", "mom_tiny", "layer_skip", "early_exit", "mixture_of_depths", "moe", "universal"]
-    line = [f"models=[{','.join(names)}]", "router=linear", "run_dir=told"]
+    line = [f"models=[{','.join(names)}]", "router=linear", "run_dir=costs"]
     assert on_the_line(tmp_path, monkeypatch, *line) == 0
 
-    told = capsys.readouterr().out
-    summary = json.loads((tmp_path / "told/summary.json").read_text())
-    (row,) = [line for line in told.splitlines() if "forward pass without SKIP (GFLOP/sequence)" in line]
+    out = capsys.readouterr().out
+    summary = json.loads((tmp_path / "costs/summary.json").read_text())
+    (row,) = [line for line in out.splitlines() if "forward pass without SKIP (GFLOP/sequence)" in line]
     for name in names:
-        assert name in told and f"{summary[f'{name}/parameters']:,}" in told
+        assert name in out and f"{summary[f'{name}/parameters']:,}" in out
         assert f"{summary[f'{name}/flops/forward'] / 1e9:.3f}" in row
 
 
 def test_options_of_the_model_hold_for_every_model_by_name(tmp_path, monkeypatch):
     studies = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
     line = ["models=[gpt2_tiny,mom_tiny]", "model.num_rounds=2", "experiment=study/larger", "init=null"]
-    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told", "--config-dir", str(studies)) == 0
+    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=costs", "--config-dir", str(studies)) == 0
 
-    summary = json.loads((tmp_path / "told/summary.json").read_text())
+    summary = json.loads((tmp_path / "costs/summary.json").read_text())
     # The width is the experiment's.
     shape = {"max_positions": 256, "d_model": 256, "num_heads": 8, "vocab_size": 4096}
     plain = MoMConfig(**shape, num_stages=0, num_bottom_blocks=8, num_top_blocks=0)
@@ -150,18 +152,18 @@ def test_options_of_the_model_hold_for_every_model_by_name(tmp_path, monkeypatch
 
 
 def test_models_by_name_may_be_longer_than_the_chosen_one(tmp_path, monkeypatch):
-    line = ["models=[gpt2_small,mom_small]", "data.sequence_length=1024", "run_dir=told"]
+    line = ["models=[gpt2_small,mom_small]", "data.sequence_length=1024", "run_dir=costs"]
     assert on_the_line(tmp_path, monkeypatch, *line) == 0
 
 
 def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
-    line = ["budget=params", "reference_model=gpt2_tiny", "run_dir=told"]
+    line = ["budget=params", "reference_model=gpt2_tiny", "run_dir=costs"]
     assert on_the_line(tmp_path, monkeypatch, *line) == 0
-    summary = json.loads((tmp_path / "told/summary.json").read_text())
+    summary = json.loads((tmp_path / "costs/summary.json").read_text())
     assert summary["field"] == "modules" and summary["params"] <= summary["limit"]
     override = f"model.num_attention_modules={summary['chosen']} model.num_ffn_modules={summary['chosen']}"
     assert f"Use: {override}\n" in capsys.readouterr().out
-    models = json.loads((tmp_path / "told/cost.json").read_text())["models"]
+    models = json.loads((tmp_path / "costs/cost.json").read_text())["models"]
     assert models[str(summary["chosen"] + 1)]["params"] > summary["limit"]
 
     assert on_the_line(tmp_path, monkeypatch, *override.split(), "run_dir=again") == 0
@@ -215,5 +217,5 @@ def test_a_pool_within_a_budget(tmp_path, monkeypatch, capsys):
     ],
 )
 def test_budgets_that_cannot_be(line, said, tmp_path, monkeypatch, capsys):
-    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=told") == 2
+    assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=costs") == 2
     assert capsys.readouterr().err.startswith(f"error: {said}")

@@ -155,7 +155,9 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
 
 def test_without_a_tokenizer_it_is_refused(tmp_path):
     init = write_run(tmp_path / "first")
-    (tmp_path / "first" / "tokenizer").rename(tmp_path / "gone")
+    (tmp_path / "first" / "tokenizer").rename(tmp_path / "moved")
     with pytest.raises(UsageError, match=r"^no tokenizer found with .*; set data.tokenizer to its "):
         exported(tmp_path, init)
-    assert (exported(tmp_path, init, data={"tokenizer": str(tmp_path / "gone")}) / "tokenizer.json").is_file()
+    assert (
+        exported(tmp_path, init, data={"tokenizer": str(tmp_path / "moved")}) / "tokenizer.json"
+    ).is_file()

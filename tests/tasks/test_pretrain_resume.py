@@ -144,7 +144,7 @@ def spoil(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("damage", [cut, spoil])
-def test_a_torn_checkpoint_is_told_and_the_one_before_it_used(folder, monkeypatch, caplog, damage):
+def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(folder, monkeypatch, caplog, damage):
     changes = {
         "trainer": CHANGES["trainer"] | {"val_check_interval": 2},
         "task": {**CHANGES["task"], "baseline": False},

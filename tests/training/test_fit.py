@@ -1,4 +1,4 @@
-"""One phase of training: what it writes, how it ends, how it stops, how it goes on."""
+"""One phase of training: what it writes, how it ends and is interrupted, and how it resumes."""
 
 from __future__ import annotations
 

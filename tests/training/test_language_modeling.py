@@ -1,4 +1,4 @@
-"""The module: what it logs is what was trained on, and its checkpoints are plain data."""
+"""The language-modeling module: it logs the losses that are minimized, and its checkpoints are plain data."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_wandb_has_one_run_per_phase_with_an_id_of_ours(tmp_path, monkeypatch, g
     assert made["logged"] == {"seed": 3}
     node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", given)
     build(node, tmp_path, steps_before=4)
-    assert made["id"] == first  # resumed, it goes on
+    assert made["id"] == first  # a resumed phase continues the run
     build(node, tmp_path)
     assert (made["id"] == first) == ("id" in given)  # another run in the same folder
 
