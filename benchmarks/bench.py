@@ -1,9 +1,9 @@
-"""Benchmark of time and memory compared with a dense stack, transformers' GPT-2, and a matmul, interleaved in one run.
+"""Benchmark time and memory against a dense stack, transformers' GPT-2, and a matmul, interleaved in one run.
 
     python -m benchmarks.bench --size small --precision float32 bfloat16
     make bench ARGS="--size quickstart --measure step decode memory growth"
 
-Every repetition times all contenders one after another, so that a machine that slows down affects all of them. Medians
+Every repetition times all contenders one after another, so that a slowdown of the machine affects all of them. Medians
 and spread are over repetitions. A step is a forward and backward pass, without the optimizer.
 """
 
@@ -40,14 +40,7 @@ Seconds = dict[str, list[float]]
 
 
 class Bench(Setting):
-    """The measurements in a setting.
-
-    Args:
-        size: the model size.
-        dtype: the type of matmuls, by autocast unless float32.
-        device: ``cpu`` or ``cuda``.
-        repeats: measured repetitions.
-    """
+    """The measurements of a setting, each with ``repeats`` repetitions."""
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str, repeats: int) -> None:
         super().__init__(size, dtype, device)
@@ -59,7 +52,7 @@ class Bench(Setting):
         return MoMForCausalLM(config).train().to(self.device)
 
     def usage(self, model: MoMForCausalLM, ids: Tensor | None = None) -> Usage:
-        """Return how often the batch uses a model's modules."""
+        """Return the modules per step that a model's tokens use on the batch."""
         with torch.no_grad(), self.autocast():
             output = model(input_ids=self.ids if ids is None else ids, output_routing=True, logits_to_keep=1)
         return measured_usage(model.config, output.routing)
@@ -77,7 +70,7 @@ class Bench(Setting):
         return step
 
     def timed(self, contenders: Mapping[str, Callable[[], object]], *, warm_up: bool = True) -> Seconds:
-        """Return the seconds of every contender in every repetition, after an unmeasured one if ``warm_up``."""
+        """Return each contender's seconds per repetition, after an unmeasured repetition if ``warm_up``."""
         seconds: Seconds = {name: [] for name in contenders}
         for repeat in range(0 if warm_up else 1, self.repeats + 1):
             for name, work in contenders.items():
@@ -90,7 +83,7 @@ class Bench(Setting):
         return seconds
 
     def step(self) -> dict[str, float]:
-        """Measure training steps of this model, a dense stack, and transformers' GPT-2, and a matmul."""
+        """Measure a training step of this model, a dense stack, and transformers' GPT-2, and a matmul."""
         size = self.size
         mom = self.model(size.config())
         usage = self.usage(mom)
@@ -160,7 +153,7 @@ class Bench(Setting):
         }
 
     def memory(self) -> dict[str, float]:
-        """Measure the peak memory of a training step and of the naive one, including parameters and gradients."""
+        """Measure the peak memory of our and the naive training step, including parameters and gradients."""
         model = self.model(self.size.config())
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
@@ -229,12 +222,7 @@ def spread(seconds: Seconds) -> dict[str, float]:
 
 
 def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
-    """Compute the ratios of the performance targets from the medians of an interleaved run.
-
-    Args:
-        seconds: the seconds of ``mom``, ``dense``, ``gpt2``, ``matmul``, and any others.
-        flops: the useful FLOPs of each.
-    """
+    """Compare the medians of ``mom``, ``dense``, ``gpt2``, ``matmul``, and others, given the useful FLOPs of each."""
     median = {name: statistics.median(values) for name, values in seconds.items()}
     rate = {name: flops[name] / median[name] for name in median}
     return {
@@ -252,7 +240,7 @@ def ratios(seconds: Seconds, flops: Mapping[str, float]) -> dict[str, float]:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """Describe the machine, without names of machines or people."""
+    """Describe the machine without its host name."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.is_file():

@@ -1,8 +1,8 @@
-"""Validation loss of a bigram model, which a trained model should beat.
+"""Compute the validation loss of a bigram model, which a trained model should beat.
 
     python benchmarks/bigram.py data=text data.path=… data.tokenizer=…
 
-takes the data options of ``run.py`` and reads the same token files and validation windows. The model is
+This takes the data options of ``run.py`` and reads the same token files and validation windows. The model is
 ``P(w | v) = (count(v, w) + a · P(w)) / (count(v) + a)``, with P(w) from add-one counts. The best of a few values of
 ``a`` is chosen on the validation tokens, which favors the bigram model.
 """
@@ -39,7 +39,7 @@ def bigram_loss(train: np.ndarray, windows: list[np.ndarray], vocab_size: int) -
 
 
 def main() -> None:
-    """Prepare the data of the request and print the loss."""
+    """Prepare the data and print the loss."""
     config = bind(composed(Path(__file__).parents[1] / "conf", sys.argv[1:]))
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()

@@ -1,4 +1,4 @@
-"""Overhead of the routing statistics per training step, with the callbacks switched from step to step."""
+"""Measure the overhead of the routing statistics, with callbacks switched on and off from step to step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mom.cost.machine import synchronize
 from mom.model import MoMForCausalLM
 from mom.training.language_modeling import LanguageModelingModule
 
-TIERS = ("none", "brief", "detailed")
+TIERS = ("none", "basic", "detailed")
 OPTIMIZER = {
     "lr": 1e-3,
     "weight_decay": 0.1,
@@ -33,16 +33,16 @@ WARM_UP = 2
 
 
 class Stopwatch(Callback):
-    """Times training steps, and enables the statistics of one tier after another.
+    """Times training steps, cycling through the tiers of statistics.
 
     It must be the first callback, because a step is timed from its first callback to that of the next step.
     """
 
-    def __init__(self, brief: list[WindowedStatistics], detailed: list[WindowedStatistics]) -> None:
+    def __init__(self, basic: list[WindowedStatistics], detailed: list[WindowedStatistics]) -> None:
         self.seconds: dict[str, list[float]] = {tier: [] for tier in TIERS}
         self._tier, self._start = "", 0.0
-        for callback in (*brief, *detailed):
-            tiers = TIERS[1:] if callback in brief else TIERS[2:]
+        for callback in (*basic, *detailed):
+            tiers = TIERS[1:] if callback in basic else TIERS[2:]
             callback.is_due = lambda trainer, tiers=tiers: self._tier in tiers  # type: ignore[method-assign]
 
     def on_train_batch_start(
@@ -63,7 +63,7 @@ class Stopwatch(Callback):
 
 
 def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeats: int) -> dict[str, float]:
-    """Train on a repeated batch, in turn without statistics, with the brief tier, and with both tiers.
+    """Train on a repeated batch, alternating between no, basic, and all statistics.
 
     Args:
         model: the model, on its device.
@@ -72,15 +72,14 @@ def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeat
         repeats: measured steps per tier.
 
     Returns:
-        The median seconds of each tier; ``overhead/brief``, the median difference between neighboring steps with and
-        without the brief tier, relative to the median step without; ``overhead/detailed``, the same for both tiers
-        together; and ``overhead/amortized``, for the default intervals of 10 steps for the brief tier and 100 for the
-        detailed one.
+        The median seconds of each tier; ``overhead/basic``, the median difference between adjacent steps with and
+        without the basic metrics, relative to the median step without; ``overhead/detailed``, the same for basic and
+        detailed metrics; and ``overhead/amortized``, with the default intervals of 10 and 100 steps.
     """
     module = LanguageModelingModule(model.config.to_dict(), OPTIMIZER, model)
-    brief: list[WindowedStatistics] = [EffectiveDepth(), RoutingStatistics()]
+    basic: list[WindowedStatistics] = [EffectiveDepth(), RoutingStatistics()]
     detailed: list[WindowedStatistics] = [RoutingPaths()]
-    watch = Stopwatch(brief, detailed)
+    watch = Stopwatch(basic, detailed)
     steps = len(TIERS) * (repeats + WARM_UP)
     batch = {"input_ids": ids.cpu(), "labels": ids.cpu()}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +96,7 @@ def measure_callbacks(model: MoMForCausalLM, ids: Tensor, precision: str, repeat
             enable_model_summary=False,
             limit_val_batches=0,
             log_every_n_steps=steps + 1,  # exclude the losses, which are logged every step
-            callbacks=[watch, *brief, *detailed],
+            callbacks=[watch, *basic, *detailed],
             default_root_dir=folder,
         )
         trainer.fit(module, DataLoader([batch] * steps, batch_size=None))  # type: ignore[arg-type]
@@ -116,7 +115,7 @@ def overheads(seconds: dict[str, list[float]]) -> dict[str, float]:
     }
     return {
         **{f"{tier}/seconds": statistics.median(values) for tier, values in seconds.items()},
-        "overhead/brief": added["brief"] / step,
+        "overhead/basic": added["basic"] / step,
         "overhead/detailed": added["detailed"] / step,
-        "overhead/amortized": (0.1 * added["brief"] + 0.01 * (added["detailed"] - added["brief"])) / step,
+        "overhead/amortized": (0.1 * added["basic"] + 0.01 * (added["detailed"] - added["basic"])) / step,
     }

@@ -1,4 +1,4 @@
-"""GPT-2 of transformers for comparison, in this process or in one with PyTorch's default memory allocator."""
+"""The GPT-2 of transformers, in this process or in another with PyTorch's default memory allocator."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def gpt2_training(setting: Setting) -> Callable[[], None]:
 class GPT2Process:
     """GPT-2 training in another process, with PyTorch's default memory allocator.
 
-    The benchmark keeps freed memory on the CPU, as this project's training does, but transformers' does not.
+    On the CPU, the benchmark keeps freed memory like this project's training; training with transformers does not.
     """
 
     def __init__(self, setting: Setting) -> None:

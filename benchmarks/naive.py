@@ -1,7 +1,4 @@
-"""The model in naive PyTorch, which keeps every gathered row and all logits for the backward pass.
-
-It shares a model's parameters and gives the same loss, and is only used for comparison.
-"""
+"""A naive PyTorch implementation for comparison, which keeps all gathered rows and logits for the backward pass."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from mom.model.attention import AttentionContext
 
 
 def naive_loss(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Return the language-model loss of ``ids``, (B, T); supports only ``skipped_kv: zero`` and unweighted q, k, v."""
+    """Return the model's loss on ``ids``, (B, T); supports only ``skipped_kv: zero`` and unweighted q, k, v."""
     config, body = model.config, model.model
     positions = torch.arange(ids.shape[1])[None]
     x = body.embedding(body.embedding.token(ids), positions)

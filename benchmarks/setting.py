@@ -1,4 +1,4 @@
-"""Settings of the benchmarks: model sizes, precision, device, and the tokens of a batch."""
+"""Benchmark settings: model sizes, precision, device, and the tokens of a batch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mom.model import MoMConfig
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """A model size and the shapes of its measurements; ``layers`` is the depth of the GPT-2 it is compared with."""
+    """A model size and the shapes of its measurements; ``layers`` is the number of GPT-2 layers to compare with."""
 
     d_model: int
     num_heads: int
@@ -25,7 +25,7 @@ class Size:
     sequences: int = 16  # decoded in one batch
 
     def config(self, **changes: Any) -> MoMConfig:
-        """Return a configuration: 2 bottom blocks, one stage of 4+4 modules, 8 rounds, and anchor, 1 top block."""
+        """Return a configuration with the default layout: 2 bottom blocks, 1 stage, 1 top block."""
         fields = {
             "vocab_size": self.vocab_size,
             "max_positions": self.length,
@@ -45,13 +45,7 @@ SIZES = {
 
 
 class Setting:
-    """A size, precision, and device to measure.
-
-    Args:
-        size: the model size.
-        dtype: the type of matmuls, by autocast unless float32.
-        device: ``cpu`` or ``cuda``.
-    """
+    """A size, a dtype of matmuls (by autocast unless float32), and a device, ``cpu`` or ``cuda``."""
 
     def __init__(self, size: Size, dtype: torch.dtype, device: str) -> None:
         self.size, self.dtype, self.device = size, dtype, device

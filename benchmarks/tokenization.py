@@ -1,13 +1,13 @@
-"""Benchmark of corpus preparation: speed compared with the tokenizers library alone, and growth of memory.
+"""Benchmark corpus preparation: speed compared with the tokenizers library alone, and memory growth.
 
     python -m benchmarks.tokenization
     python -m benchmarks.tokenization --text openwebtext.jsonl --tokenizer gpt2
 
 Each corpus is prepared at one size and at ten times that size. For comparison, the library's fastest method,
-``encode_batch_fast``, which preparation also uses, runs on the same documents in memory, with the same threads and
-batch size, and its output is thrown away. Preparation reads, hashes, splits, tokenizes, writes, and waits for the disk.
-Every measurement runs in a new process, whose peak memory is that of preparation. The two take turns. The table shows
-medians of wall time, and of the CPU time of all threads, which other jobs on the machine disturb less.
+``encode_batch_fast``, which preparation also uses, encodes the same documents from memory with the same threads and
+batch size. Preparation reads, hashes, splits, tokenizes, writes, and waits for the disk. The two alternate, each in a
+new process. The table shows medians of wall time and of the CPU time of all threads, which is less sensitive to other
+jobs on the machine.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _measured(start: float, processor: float, size: int) -> Measured:
 
 
 def compare(config: DataConfig, repeats: int) -> list[str]:
-    """Time both in turns and return a row of the table."""
+    """Time both alternately and return a row of the table."""
     runs: dict[str, list[Measured]] = {"library": [], "preparation": []}
     for _ in range(repeats):
         for name, work in (("library", library), ("preparation", preparation)):
@@ -102,7 +102,7 @@ def compare(config: DataConfig, repeats: int) -> list[str]:
 
 
 def python_sources(megabytes: int, vocabulary: int, folder: Path) -> Iterator[tuple[str, DataConfig]]:
-    """Yield ``python_packages`` at both sizes, with a tokenizer trained on the smaller one."""
+    """Yield ``python_packages`` at both sizes, with a tokenizer trained on the smaller corpus."""
     sizes = (megabytes, megabytes * GROWTH)
     first = open_corpus(DataConfig(corpus="python_packages", max_bytes=megabytes * 1_000_000))
     train_tokenizer((document.text for document in first.documents()), vocabulary).save_pretrained(

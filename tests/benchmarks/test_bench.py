@@ -1,4 +1,4 @@
-"""The bench at its smallest: what it writes, and that its ratios are of what it measured."""
+"""The benchmark at its smallest size: its output, and ratios computed from its measurements."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def test_the_naive_variant_is_the_same_model():
     model, ids = small_model(), tokens(2, 16)
     ours = model(input_ids=ids, labels=ids, output_logits=False)
     ours.lm_loss.backward()
-    gradients = {name: one.grad.clone() for name, one in model.named_parameters()}
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
     loss = naive_loss(model, ids)
     loss.backward()
     assert loss.item() == pytest.approx(ours.lm_loss.item(), rel=1e-5)
-    for name, one in model.named_parameters():
-        torch.testing.assert_close(one.grad, gradients[name], rtol=1e-3, atol=1e-5)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
 
 
 def test_ratios_are_of_medians():
@@ -66,9 +66,9 @@ def test_growth_measures_every_point(tmp_path):
 
 
 def test_overheads_are_of_neighboring_steps():
-    seconds = {"none": [1.0, 2.0, 1.0], "brief": [1.1, 2.2, 1.3], "detailed": [1.5, 2.5, 1.7]}
+    seconds = {"none": [1.0, 2.0, 1.0], "basic": [1.1, 2.2, 1.3], "detailed": [1.5, 2.5, 1.7]}
     found = overheads(seconds)
-    assert found["overhead/brief"] == pytest.approx(0.2)
+    assert found["overhead/basic"] == pytest.approx(0.2)
     assert found["overhead/detailed"] == pytest.approx(0.5)
     assert found["overhead/amortized"] == pytest.approx(0.1 * 0.2 + 0.01 * 0.3)
 
@@ -77,7 +77,7 @@ def test_callbacks_are_measured_in_turn(tmp_path):
     line = ["--size", "smallest", "--repeats", "2", "--out", str(tmp_path / "bench.json")]
     measured = main([*line, "--measure", "callbacks"])["results"]["smallest, float32"]
     assert measured["detailed/seconds"] > 0 and measured["none/seconds"] > 0
-    assert set(measured) > {"overhead/brief", "overhead/detailed", "overhead/amortized"}
+    assert set(measured) > {"overhead/basic", "overhead/detailed", "overhead/amortized"}
 
 
 def test_the_profile_names_operators(capsys):

@@ -1,4 +1,4 @@
-"""The benchmark of the preparation: the same text for both contenders, ten times as much of it, whole rows."""
+"""The tokenization benchmark: both contenders read the same text, at two sizes."""
 
 from __future__ import annotations
 
