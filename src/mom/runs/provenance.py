@@ -66,7 +66,7 @@ def _commit(folder: Path) -> dict[str, Any]:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """What git says, or nothing where it is missing or there is no repository."""
+    """Return the output of a git command; empty without git or outside a repository."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
