@@ -1,4 +1,4 @@
-"""A router of your own: two tokens' worth of features multiply before the read-out.
+"""A router of your own: two projections of a token, multiplied, then read out linearly.
 
 Import this module (or name it in ``plugins``) and choose it with ``router.router=bilinear router.bilinear_rank=16``.
 """
