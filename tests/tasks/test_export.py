@@ -14,6 +14,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+import mom
 from mom.config import bind
 from mom.errors import UsageError
 from mom.interop import load_classifier, load_model
@@ -94,10 +95,12 @@ def test_what_is_in_it(tmp_path):
 
     assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md", "modeling.py"}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "configuration.py"}
-    assert json.loads((folder / "config.json").read_text())["architectures"] == ["MoMForCausalLM"]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["architectures"] == ["MoMForCausalLM"]
+    assert config["mom_version"] == mom.__version__
     # It can be started from again, and what is saved from then on is not a folder with code.
     again = load_model(folder)
-    assert not hasattr(again.config, "auto_map")
+    assert not hasattr(again.config, "auto_map") and not hasattr(again.config, "mom_version")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("module skip")["input_ids"] == small_tokenizer()("module skip")["input_ids"]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mom.model
+from mom import __version__
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
 from mom.errors import UsageError
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
@@ -59,7 +60,8 @@ def export_model(
         model.save_pretrained(str(building))
         tokenizer.save_pretrained(str(building))
         config = building / "config.json"
-        fields = json.loads(config.read_text(encoding="utf-8")) | {"auto_map": AUTO_MAP}
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        fields |= {"auto_map": AUTO_MAP, "mom_version": __version__}
         config.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         for name, source in model_code().items():
             (building / name).write_text(source, encoding="utf-8")

@@ -192,7 +192,8 @@ def _pretrained(kind: Any, source: str | Path, config: Any) -> Any:
 
 
 def _without_code(model: Model) -> Model:
-    """Forget that the model came from an exported folder with code, so that saving it does not claim to have any."""
-    if hasattr(model.config, "auto_map"):
-        del model.config.auto_map
+    """Forget that the model came from an exported folder, so that saving it does not claim to write one."""
+    for mark in ("auto_map", "mom_version"):
+        if hasattr(model.config, mark):
+            delattr(model.config, mark)
     return model
