@@ -9,13 +9,13 @@ from mom.cost.estimate import flops_per_token, forward_memory, num_parameters
 from mom.model import MoMConfig
 
 FIELDS = ("modules", "top_k", "rounds")
-"""What can be solved for: modules of every pool together, K, or the number of rounds H."""
+"""Fields that can be solved for: the number of modules of all pools, K, or the number of rounds H."""
 
 DEFAULT_FIELD: Mapping[str, str] = {"params": "modules", "flops": "rounds", "memory": "modules"}
-"""For each cost, the field solved for by default: the one it depends on most."""
+"""The field to solve for by default: the field that the cost depends on most."""
 
 LIMIT = 4096
-"""Largest value that is tried."""
+"""Largest value to try."""
 
 
 def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Callable[[MoMConfig], float]]:
@@ -23,7 +23,7 @@ def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Calla
 
     Args:
         length: T, tokens in a sequence.
-        batch_size: B, sequences.
+        batch_size: B, number of sequences.
         number_bytes: bytes of a parameter and of an activation.
 
     Returns:
@@ -41,14 +41,16 @@ def options_of(config: MoMConfig, field: str) -> tuple[str, ...]:
     """Return the model options that a field stands for, such as ``num_rounds`` or ``pools.ffn.num_modules``."""
     if field == "modules":
         flat = {layout.name: f"num_{layout.kind.name}_modules" for layout in config.pools()}
-        if not isinstance(config.pool_specs, Mapping) and all(hasattr(config, one) for one in flat.values()):
+        if not isinstance(config.pool_specs, Mapping) and all(
+            hasattr(config, option) for option in flat.values()
+        ):
             return tuple(flat.values())
         return tuple(f"pools.{name}.num_modules" for name in flat)
     return ("top_k",) if field == "top_k" else ("num_rounds",)
 
 
 def with_value(config: MoMConfig, field: str, value: int) -> MoMConfig | None:
-    """Return the configuration with another pool size, K, or H; ``None`` if it is not valid."""
+    """Return the configuration with another pool size, K, or H; ``None`` if it is invalid."""
     changed: dict[str, Any] = config.to_dict()
     names = options_of(config, field)
     if names[0].startswith("pools."):
@@ -70,8 +72,8 @@ def solve(
 ) -> int | None:
     """Find the largest value of a field at which the model costs no more than ``limit``, by bisection.
 
-    Costs grow with each field. Values that are not valid count as too large (a K above the choices of a round), or as
-    too small if they are below the smallest valid one.
+    Costs grow with each field. An invalid value counts as too small if it is below the smallest valid value, otherwise
+    as too large (a K above the number of choices).
 
     Args:
         config: the model whose field is varied.
@@ -95,7 +97,7 @@ def solve(
 
     if not fits(least):
         return None
-    low, high = least, most + 1  # low fits; high does not, or is beyond the last
+    low, high = least, most + 1  # low fits; high does not fit or is out of range
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)

@@ -20,30 +20,25 @@ from mom.model.pools.pool import worth_folding
 from mom.model.registry import pools as pool_kinds
 
 Usage = Mapping[str, float]
-"""For each pool, the modules that a token runs in one step (0 to K), on average over tokens and rounds."""
+"""For each pool, the number of modules that a token runs in a step (0 to K), averaged over tokens and rounds."""
 
 
 def nominal_usage(config: MoMConfig) -> Usage:
-    """Return the most modules that a token may run: no assignment goes to SKIP."""
+    """Return the maximum usage, in which no assignment goes to SKIP."""
     if config.num_stages == 0:
         return {layout.name: 0.0 for layout in config.pools()}
     return {layout.name: layout.most_modules() for layout in config.pools()}
 
 
 def measured_usage(config: MoMConfig, routing: Sequence[Any]) -> Usage:
-    """Average the modules that tokens ran over the routing records of a forward pass; all positions count.
-
-    Args:
-        config: the model's configuration.
-        routing: the records of all rounds; empty for a plain transformer.
-    """
+    """Return the usage in a forward pass, from its routing records of all rounds; all positions count."""
     layouts = config.pools()
     if not routing:
         return {layout.name: 0.0 for layout in layouts}
     used = []
     for layout in layouts:
         records = [getattr(decided, layout.name) for decided in routing]
-        per_round = [(one.selected < layout.num_modules).sum(-1).float().mean() for one in records]
+        per_round = [(record.selected < layout.num_modules).sum(-1).float().mean() for record in records]
         used.append(torch.stack(per_round).mean())
     return dict(zip((layout.name for layout in layouts), torch.stack(used).tolist(), strict=True))
 
@@ -78,16 +73,16 @@ class Flops:
 
 
 def num_parameters(config: MoMConfig) -> int:
-    """Count all parameters, a tied head once, by building the model on the meta device."""
+    """Count all parameters by building the model on the meta device; a tied head counts once."""
     with torch.device("meta"):
         model = MoMForCausalLM(config)
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> float:
-    """Count the parameters that a token passes, each once: all except modules that no round can need.
+    """Count the parameters that a token can use, each once.
 
-    A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds * usage`` different ones.
+    A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds * usage`` different modules.
     """
     usage = usage or nominal_usage(config)
     if config.num_stages == 0:
@@ -105,8 +100,8 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
     Args:
         config: the model's configuration.
         sequence_length: T, or a mean over sequences; a token attends to (T + 1) / 2 keys on average.
-        usage: modules per step; ``None`` counts K (no SKIP). Every round attends over all tokens, including those
-            that skip.
+        usage: modules per step; ``None`` assumes no SKIP. Every round attends over all tokens, including those that
+            skip.
     """
     usage = usage or nominal_usage(config)
     layouts, rounds = config.pools(), config.num_stages * config.num_rounds
@@ -120,17 +115,17 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
 
 
 def kv_cache_bytes_per_token(config: MoMConfig, bytes_per_number: int = 2) -> int:
-    """Count the bytes that decoding stores per token: a key and a value for every attention that runs."""
+    """Count the bytes that decoding stores per token: a key and a value for every attention step."""
     return sum(kind.cached_numbers(config) for kind in _steps(config)) * bytes_per_number
 
 
 def _plain_kinds() -> list[PoolKind]:
-    """Return the kinds of modules that a plain block consists of."""
+    """Return the module kinds of a plain block."""
     return [kind() for kind in pool_kinds.values() if kind.in_plain_blocks]
 
 
 def _steps(config: MoMConfig) -> list[PoolKind]:
-    """Return the kind of every step of a forward pass: of the plain blocks, and of each pool in each round."""
+    """Return the kind of every step of a forward pass: in plain blocks, and for each pool in each round."""
     rounds = config.num_stages * config.num_rounds
     return _plain_kinds() * config.fixed_depth + [layout.kind for layout in config.pools()] * rounds
 
@@ -142,7 +137,7 @@ class Memory:
     Attributes:
         parameters: all parameters.
         cache: a key and a value for every attention and token.
-        activations: the largest other tensors that exist at the same time.
+        activations: other tensors, at their peak.
     """
 
     parameters: float
@@ -151,7 +146,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        """Sum of the parts."""
+        """Bytes in total."""
         return self.parameters + self.cache + self.activations
 
 
@@ -165,11 +160,7 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
     records of all rounds, and copies of the first projections that norms are folded into. Small tensors are not
     counted: up to a tenth of the measured memory with GPT-2's blocks, a fifth with ``block: llama``.
 
-    Args:
-        config: the model's configuration.
-        batch_size: B.
-        sequence_length: T.
-        number_bytes: bytes of a parameter, an activation, and a cached number.
+    ``number_bytes`` is the size of a parameter, an activation, and a cached number.
     """
     tokens, width, hidden = batch_size * sequence_length, config.d_model, config.ffn_width
     before = 2 * hidden if config.components.gated else hidden
@@ -185,7 +176,7 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
 
 
 def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> float:
-    """Count the numbers at the peak of a round, besides parameters and cache; see :func:`forward_memory`."""
+    """Count the activations at the peak of a round; see :func:`forward_memory`."""
     width, rounds, layouts = config.d_model, config.num_rounds, config.pools()
     kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalized
     kept += sum(layout.router.state_size(config) for layout in layouts)

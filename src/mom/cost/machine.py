@@ -21,12 +21,9 @@ _SIZES = {"cpu": 2048, "cuda": 8192}
 
 @functools.cache
 def matmul_rate(device_type: str, dtype: torch.dtype, size: int | None = None) -> float:
-    """Measure the FLOP/s of one large matmul, the best of three; later calls return the same number.
+    """Measure the FLOP/s of a large matmul, the best of three; later calls return the same number.
 
-    Args:
-        device_type: ``cpu``, ``cuda``, ….
-        dtype: dtype of both factors.
-        size: rows and columns; by default 2048 on the CPU (a fraction of a second) and 8192 on a GPU.
+    ``size`` is the number of rows and columns; by default 2048 on the CPU (a fraction of a second) and 8192 on a GPU.
     """
     size = size or _SIZES.get(device_type, 4096)
     left = torch.ones(size, size, dtype=dtype, device=device_type)
@@ -72,11 +69,11 @@ def synchronize(device_type: str) -> None:
 
 
 def peak_memory(work: Callable[[], object], device_type: str) -> int:
-    """Measure the bytes that tensors take at the peak of ``work``, in addition to those that exist before.
+    """Measure the peak memory of the tensors that ``work`` allocates, in bytes.
 
-    On a GPU this reads PyTorch's own statistics. On the CPU it adds up every allocation and release that PyTorch's
-    allocator reports, so neither other processes nor memory retained by the C library count. Scratch memory that
-    BLAS libraries allocate themselves is not seen.
+    On a GPU this reads PyTorch's own statistics. On the CPU it adds up all allocations and releases that PyTorch's
+    allocator reports, so neither other processes nor memory retained by the C library count. Scratch memory of BLAS
+    libraries is not included.
     """
     if device_type == "cuda":
         torch.cuda.synchronize()
@@ -99,9 +96,9 @@ def peak_memory(work: Callable[[], object], device_type: str) -> int:
 def keep_freed_memory() -> bool:
     """Make this process keep freed memory for later use instead of returning it to the kernel.
 
-    By default glibc returns every large block, and the kernel clears each page before it hands it out again; a training
-    step on the CPU allocates the same gigabytes over and over. Results do not change. The process stays at its peak
-    memory until it exits.
+    By default glibc returns every large block, and the kernel clears each page before reusing it; a training step on
+    the CPU allocates the same gigabytes again and again. Results do not change. The process stays at its peak memory
+    until it exits.
 
     Returns:
         Whether it took effect, which requires Linux with glibc.

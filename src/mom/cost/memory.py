@@ -26,7 +26,7 @@ def measure_in_processes(
         model_config: the model to measure.
         config: the request: batch, precision, checkpointing, and optimizer.
         device: ``cpu`` or ``cuda``.
-        build_optimizer: builds the optimizer of the training step; a module-level function, since it is pickled.
+        build_optimizer: builds the training step's optimizer; a module-level function, since it is pickled.
 
     Returns:
         The results of :func:`measure_memory` for both, in bytes.
@@ -70,8 +70,8 @@ def measure_memory(
         checkpointing: ``trainer.activation_checkpointing``.
         build_optimizer: builds the optimizer from the model and ``optimizer``.
         optimizer: fields of ``OptimizerConfig``.
-        what: ``forward``: logits of every position, no gradients; ``training``: forward pass, backward pass, and
-            AdamW, in the second step, when the optimizer has its state.
+        what: ``forward``: logits of every position, without gradients; ``training``: the second training step, when
+            AdamW has its state.
 
     Returns:
         ``memory/<what>``; for a training step also its parts at the peak.
@@ -82,7 +82,7 @@ def measure_memory(
     model = MoMForCausalLM(MoMConfig(**fields))
     model.to(device=device, dtype=torch.float32 if mixed else dtype)
     ids = torch.randint(model.config.vocab_size, shape, device=device)
-    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
     def forward(**options: Any) -> Any:
         with torch.autocast(device, dtype, enabled=mixed):
@@ -104,7 +104,7 @@ def measure_memory(
         adamw.zero_grad()
 
     step()
-    state = sum(one.nbytes for slot in adamw.state.values() for one in slot.values())
+    state = sum(tensor.nbytes for state in adamw.state.values() for tensor in state.values())
     working = peak_memory(step, device)
     return {
         "memory/training": weights + state + working,

@@ -26,12 +26,12 @@ LOSS_EDGES = tuple(range(17))
 
 
 def module_weights(choice: Routing) -> Tensor:
-    """Return the weights of a step's choices with 0 for SKIP, [B, T, K], float32, without a gradient."""
+    """Return the weights of a step's choices, 0 for SKIP, [B, T, K], float32, detached."""
     return choice.weights.detach().float() * (choice.selected < choice.num_modules)
 
 
 def depth_sums(routing: Sequence[RoundRouting], mask: Tensor, pools: Sequence[str]) -> Sums:
-    """Sum up what the depth metrics of one forward pass need.
+    """Return the sums from which :func:`depth_metrics` computes the depth metrics of a forward pass.
 
     Args:
         routing: the records of all rounds; empty for a plain transformer.
@@ -39,10 +39,10 @@ def depth_sums(routing: Sequence[RoundRouting], mask: Tensor, pools: Sequence[st
         pools: names of the P pools.
 
     Returns:
-        ``histogram`` [P * R + 1], tokens by the number of steps in which they took a module, from which the standard
-        deviation and every quantile of the depth follow exactly. Over all tokens, for each pool, ``<pool>_steps``
-        (steps in which a module was taken) and ``<pool>_modules`` (assignments to a module); ``weight`` (weight of the
-        modules taken) and ``lengths`` (real tokens in the token's own sequence).
+        ``histogram`` [P * R + 1], tokens by the number of steps in which they took a module, which determines the
+        standard deviation and all quantiles of the depth. Summed over all tokens, for each pool, ``<pool>_steps``
+        (steps that took a module) and ``<pool>_modules`` (assignments to a module); ``weight`` (weights of the modules
+        taken) and ``lengths`` (real tokens in the token's sequence).
     """
     real = mask.bool()
     steps = torch.zeros(real.shape, dtype=torch.int64, device=real.device)  # (B, T)
@@ -73,16 +73,16 @@ def depth_metrics(
     Args:
         totals: the collected sums.
         pools: names of the P pools.
-        fixed_depth: blocks that every token passes: bottom, top and anchors.
+        fixed_depth: blocks that every token passes: bottom, top, and anchors.
         graph_depth: blocks of the computation graph, with every round.
 
     Returns:
-        ``effective``: mean over tokens of ``fixed_depth`` + 1/P for each step in which the token took at least one
-        module; ``effective_std``, its standard deviation over tokens; ``effective_q10``, ``_q50`` and ``_q90``, the
-        smallest depth that at least this fraction of the tokens does not exceed; ``effective_<pool>``, the same sum
-        over the steps of one pool, each counting 1 (a plain block counts 1 in each, so ``effective`` is their mean);
-        ``weighted``: ``effective`` with the weight of the modules taken instead of 1; ``modules_per_token``:
-        assignments to a module, a plain block counting 2; ``graph``: the graph depth. Empty if no token was counted.
+        ``effective``: mean over tokens of ``fixed_depth`` + 1/P for each step in which the token took a module;
+        ``effective_std``, its standard deviation over tokens; ``effective_q10``, ``_q50`` and ``_q90``, its quantiles;
+        ``effective_<pool>``, the same sum over the steps of one pool, each counting 1 (a plain block counts 1 for every
+        pool, so ``effective`` is their mean); ``weighted``: ``effective`` with the weights of the modules taken instead
+        of 1; ``modules_per_token``: assignments to a module, where a plain block counts 2; ``graph``: the graph depth.
+        Empty if no token was counted.
     """
     histogram = totals["histogram"].double()
     tokens = float(histogram.sum())
@@ -110,7 +110,7 @@ def depth_metrics(
 
 
 def token_depths(routing: Sequence[RoundRouting], *, fixed_depth: int) -> dict[str, Tensor]:
-    """Return the depth of every token, [B, T] float32, whose means over tokens are :func:`depth_metrics`.
+    """Return the depth of every token, [B, T] float32, whose mean over tokens :func:`depth_metrics` computes.
 
     Args:
         routing: the records of all rounds, at least one.
@@ -138,9 +138,8 @@ def depth_bins(
     Args:
         depths: [B, T] by name, as :func:`token_depths` returns them.
         mask: [B, T] boolean.
-        fixed_depth: blocks that every token passes.
-        graph_depth: blocks of the computation graph.
-        num_pools: P, as effective depth is a multiple of 1/P.
+        fixed_depth, graph_depth: as for :func:`depth_metrics`.
+        num_pools: P; effective depths are multiples of 1/P.
     """
     sums: Sums = {}
     for name, depth in depths.items():
@@ -163,10 +162,10 @@ def _bins_per_block(name: str, num_pools: int) -> int:
 
 
 def moments_by(group: Tensor, depths: dict[str, Tensor], mask: Tensor, *, number: int) -> Sums:
-    """Sum up the depths of the real tokens of each group.
+    """Sum the depths and their squares over the real tokens of each group.
 
     Args:
-        group: [B, T], int64 from 0 to ``number`` - 1: a token's id, or the bin of its loss.
+        group: [B, T], int64 from 0 to ``number`` - 1: a token's ID, or the bin of its loss.
         depths: [B, T] by name.
         mask: [B, T] boolean.
         number: number of groups.
@@ -190,7 +189,7 @@ class Binned:
     """Sums of the depth over the tokens of each bin.
 
     Attributes:
-        edges: [B+1], ascending, of the quantity that tokens are binned by.
+        edges: [B+1], ascending; edges of the bins.
         tokens: [B], tokens in the bin.
         total: [B], sum of their depths, in blocks.
         squares: [B], sum of the squares of their depths.
@@ -218,7 +217,7 @@ class Binned:
 def binned_by_frequency(
     tokens: ArrayLike, total: ArrayLike, squares: ArrayLike, per_decade: int = 2
 ) -> Binned:
-    """Bin the tokens of a text by how often their type occurs in it.
+    """Bin the tokens of a text by the frequency of their type.
 
     Args:
         tokens: [V], occurrences of each token type.

@@ -1,4 +1,4 @@
-"""The metrics of GLUE, with torchmetrics."""
+"""GLUE metrics, built from torchmetrics."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from torchmetrics.classification import BinaryMatthewsCorrCoef
 
 
 class Matthews(BinaryMatthewsCorrCoef):
-    """Matthews correlation, 0 where it is undefined: if all predictions or all labels are of one class.
+    """Matthews correlation, with 0 if it is undefined because all predictions or all labels are of one class.
 
-    GLUE defines it so (with scikit-learn). torchmetrics returns a limit instead that depends on the class balance:
-    0.026 for always answering 1 on CoLA's validation set.
+    This is GLUE's definition (scikit-learn). torchmetrics returns a limit instead that depends on the class balance:
+    0.026 for always predicting 1 on CoLA's validation set.
     """
 
     def compute(self) -> Tensor:
@@ -35,12 +35,7 @@ class Matthews(BinaryMatthewsCorrCoef):
 
 
 def build_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
-    """Build metrics by name: ``accuracy``, ``f1`` (of class 1), ``matthews``, ``pearson``, ``spearman``.
-
-    Args:
-        names: the metrics to build.
-        num_labels: number of classes.
-    """
+    """Build metrics by name: ``accuracy``, ``f1`` (of class 1), ``matthews``, ``pearson``, ``spearman``."""
     builders: dict[str, Any] = {
         "accuracy": lambda: Accuracy(task="multiclass", num_classes=num_labels),
         "f1": lambda: F1Score(task="binary"),
@@ -55,7 +50,7 @@ def build_metrics(names: Sequence[str], num_labels: int) -> MetricCollection:
 
 
 def percent(metrics: MetricCollection) -> dict[str, float]:
-    """Return the metrics times 100, as papers report them; an undefined one (all predictions equal) is 0."""
+    """Return the metrics times 100, as papers report them; an undefined metric (all predictions equal) is 0."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*variance of predictions or target is close to zero.*")
         values = metrics.compute()

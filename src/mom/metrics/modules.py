@@ -1,4 +1,4 @@
-"""Records of single modules: their similarity to others, and the loss without them."""
+"""Records about single modules: their similarity, and the loss without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from mom.metrics.names import pool_label
 
 
 class Module(NamedTuple):
-    """A module of a model: its stage, its pool (``kind``) and its number in the pool."""
+    """A module of a model: its stage, its pool (``kind``), and its number in the pool."""
 
     stage: int
     kind: str
@@ -35,9 +35,9 @@ class Removal:
 
     Attributes:
         loss: loss of the complete model, mean nats per token.
-        alone: loss without one module, for those that can be removed.
-        greedy: the modules in the order of removal, each with the loss without it and all before it.
-        tokens: predicted tokens that the losses are averaged over.
+        alone: loss without each module that can be removed.
+        greedy: modules in order of removal, each with the loss without it and all modules before it.
+        tokens: number of predicted tokens that losses are averaged over.
     """
 
     loss: float
@@ -46,6 +46,6 @@ class Removal:
     tokens: int
 
     def droppable(self, tolerance: float) -> list[Module]:
-        """Return the longest run of greedily removed modules that increases the loss by at most ``tolerance``."""
+        """Return the longest prefix of the greedy order that increases the loss by at most ``tolerance``."""
         within = [index for index, (_, loss) in enumerate(self.greedy) if loss <= self.loss + tolerance]
         return [module for module, _ in self.greedy[: max(within, default=-1) + 1]]

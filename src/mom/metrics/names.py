@@ -1,4 +1,4 @@
-"""Names, labels and formats of the metrics, in the sections of the dashboard; docs/metrics.md explains each."""
+"""Names, labels, and formats of the metrics, by dashboard section; docs/metrics.md explains each metric."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mom.model.options import ModelOptions
 from mom.model.registry import pools as pool_kinds
 
 DEFAULT_POOLS = tuple(layout.name for layout in ModelOptions().pools())
-"""Names of the pools of a model that does not list its own."""
+"""Names of the pools of a model whose configuration does not list any."""
 
 COMPUTE = ("compute/flops_per_token", "compute/share_of_nominal")
 PATHS = ("routing/paths_per_thousand_tokens",)
 SUMMARY = ("compute/forward_memory",)
-"""Names that only a pre-training's ``summary.json`` has, because they never change."""
+"""Names that appear only in the ``summary.json`` of pretraining, because they never change."""
 
 FIGURES = (
     "figures/module_use",
@@ -42,7 +42,7 @@ _POOL_METRICS = (
 
 
 def depth_names(pools: Sequence[str] = DEFAULT_POOLS) -> tuple[str, ...]:
-    """Return the names of the depth metrics of a model with these pools."""
+    """Return the names of the depth metrics."""
     quantiles = ("effective_std", "effective_q10", "effective_q50", "effective_q90")
     per_pool = (f"effective_{pool}" for pool in pools)
     names = ("effective", *quantiles, *per_pool, "weighted", "modules_per_token", "graph")
@@ -50,12 +50,12 @@ def depth_names(pools: Sequence[str] = DEFAULT_POOLS) -> tuple[str, ...]:
 
 
 def routing_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
-    """Return the names of the routing metrics of each pool, by section."""
+    """Return the names of the routing metrics, by section (a section per pool)."""
     return {f"routing/{pool}": tuple(f"routing/{pool}/{name}" for name in _POOL_METRICS) for pool in pools}
 
 
 def training_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
-    """Return the names that a pre-training logs at its steps, by section."""
+    """Return the names that pretraining logs at training steps, by section."""
     return {
         "train": tuple(
             f"train/{name}"
@@ -75,7 +75,7 @@ def training_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str,
 
 
 def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
-    """Return the names that a pre-training logs at its validations, by section."""
+    """Return the names that pretraining logs at validations, by section."""
     shared = {"depth": depth_names(pools), "compute": COMPUTE, "routing": PATHS, **routing_names(pools)}
     return {
         "val": ("val/loss", "val/perplexity", "val/bits_per_byte"),
@@ -86,16 +86,16 @@ def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[st
 TRAINING = training_names()
 VALIDATION = validation_names()
 SECTIONS = {"val": VALIDATION["val"], **TRAINING, **VALIDATION}
-"""All of them for the default pools, in the dashboard's order."""
+"""All metrics of the default pools, in the dashboard's order."""
 
 
 class Label(NamedTuple):
-    """How tables show a metric.
+    """The label and format of a metric in tables.
 
     Attributes:
-        text: the label, a noun with its unit.
-        form: a format string for the value over ``unit``.
-        unit: what the value is divided by.
+        text: a noun with its unit.
+        form: a format string for ``value / unit``.
+        unit: the divisor of the value.
         meaning: a note for readers who do not know the metric.
     """
 
@@ -105,7 +105,7 @@ class Label(NamedTuple):
     meaning: str = ""
 
     def write(self, value: float | None) -> str:
-        """Return the value as tables show it; a dash if there is none."""
+        """Format a value for a table; ``None`` becomes a dash."""
         return "–" if value is None else self.form.format(value / self.unit)
 
 
@@ -163,7 +163,7 @@ _POOL_LABELS: Mapping[str, Label] = {
 
 
 def label(name: str) -> Label:
-    """Return how tables show a metric, ``routing/<pool>/…`` and ``usage/<pool>`` included."""
+    """Return the label of a metric, including ``routing/<pool>/…`` and ``usage/<pool>``."""
     if name in _LABELS:
         return _LABELS[name]
     group, pool, *metric = name.split("/")
@@ -172,7 +172,7 @@ def label(name: str) -> Label:
 
 
 def metric_rows(names: Iterable[str]) -> list[MetricRow]:
-    """Return table rows for metrics; names may be indented, and their labels are then too."""
+    """Return table rows for metrics; an indented name gives an indented label."""
     rows = []
     for indented in names:
         name = indented.lstrip()
@@ -183,13 +183,13 @@ def metric_rows(names: Iterable[str]) -> list[MetricRow]:
 
 
 def pools_in(columns: Iterable[Mapping[str, object]], section: str) -> tuple[str, ...]:
-    """Return the names of the pools with metrics of a section, ``routing`` or ``usage``, in their order."""
+    """Return the names of the pools with metrics of a section, ``routing`` or ``usage``, in order."""
     parts = (name.split("/") for column in columns for name in column)
     found = (part for part in parts if part[0] == section and len(part) == (3 if section == "routing" else 2))
     return tuple(dict.fromkeys(part[1] for part in found))
 
 
 def pool_label(name: str) -> str:
-    """Return a pool's name in tables and figures: its kind's label, or the name in words if it is its own."""
+    """Return a pool's label in tables and figures: that of the kind of this name, or else the name in words."""
     kind = pool_kinds.get(name)
     return name.replace("_", " ") if kind is None else kind.label

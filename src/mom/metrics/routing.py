@@ -1,10 +1,10 @@
-"""Sums of routing records that add up over micro-batches, batches and ranks, and the metrics that follow from them.
+"""Routing metrics, computed from sums that add up over micro-batches, batches, and ranks.
 
-Every statistic takes the same path: a function turns the records of one forward pass and a mask of real tokens into a
+Every statistic takes four steps: a function turns the records of a forward pass and a mask of real tokens into a
 dictionary of *sums* (tensors on the model's device; nothing is read back), :func:`~mom.metrics.sums.add` adds the sums
-of several passes, :func:`~mom.metrics.sums.collect` sums them over ranks and brings them to the host in one transfer,
+of several passes, :func:`~mom.metrics.sums.collect` sums them over ranks and moves them to the host in one transfer,
 and a function of the totals computes the metrics. So an average over a validation set weights every token equally,
-however the tokens were batched.
+regardless of batching.
 
 Shapes: B batch, T tokens, R rounds over all stages, K choices per step, N modules in a pool, S stages. Choice N is
 SKIP. A *step* is one token passing one pool in one round; an *assignment* is one of its K choices.
@@ -23,7 +23,7 @@ from mom.model.losses import balance, count_choices
 
 
 def routing_sums(choices: Sequence[Routing], mask: Tensor, *, num_stages: int) -> Sums:
-    """Sum up what the routing metrics of one pool need, over one forward pass.
+    """Return the sums from which :func:`routing_metrics` computes the metrics of a pool for a forward pass.
 
     Args:
         choices: the pool's records of all rounds, stages in order (R, a multiple of ``num_stages``).
@@ -31,10 +31,10 @@ def routing_sums(choices: Sequence[Routing], mask: Tensor, *, num_stages: int) -
         num_stages: S; each stage has its own modules.
 
     Returns:
-        ``load`` [S, N], assignments to each module; ``assignments``, all of them, SKIP's too; ``steps``;
-        ``skipped_steps``, those in which no module ran; ``entropy``, entropy of the probabilities in nats summed over
-        steps, divided by the logarithm of the number of choices; ``first_weight``, the weight of the first choice
-        summed over steps; ``scores`` [S, N+1], the probabilities of each choice summed over steps.
+        ``load`` [S, N], assignments to each module; ``assignments``, including those to SKIP; ``steps``;
+        ``skipped_steps``, steps in which no module ran; and, summed over steps, ``entropy``, the entropy of the
+        probabilities as a fraction of its maximum; ``first_weight``, the weight of the first choice; and ``scores``
+        [S, N+1], the probability of each choice.
     """
     real = mask.bool()
     scores = torch.stack([choice.scores.detach() for choice in choices]).float()  # (R, B, T, N+1)
@@ -60,21 +60,21 @@ def routing_metrics(totals: Totals, *, balance_skip: bool = True) -> dict[str, f
 
     Args:
         totals: the collected sums.
-        balance_skip: ``MoMConfig.balance_skip``: whether SKIP is one of the choices to balance.
+        balance_skip: ``MoMConfig.balance_skip``, whether to balance SKIP too.
 
     Returns:
-        ``skip_rate``: fraction of steps in which no module ran. With K ≥ 2 and ``skip_rule: share`` SKIP can hold only
-        one assignment, so this is 0, and ``skip_share`` measures the use of SKIP.
+        ``skip_rate``: fraction of steps in which no module ran, which saves computation. With K ≥ 2 and ``skip_rule:
+        share`` at most one assignment goes to SKIP, so this is 0; ``skip_share`` measures the use of SKIP.
         ``skip_share``: fraction of assignments to SKIP.
         ``load_max_over_mean``: assignments to the busiest module over the mean of all modules, averaged over stages; 1
-        if all are used equally, N if one does everything.
-        ``entropy``: entropy of the router's probabilities, SKIP included, over its maximum, averaged over steps; 0
-        certain, 1 undecided.
+        if all are used equally, N if a single module gets all.
+        ``entropy``: entropy of the router's probabilities, including SKIP, over its maximum, averaged over steps; 0 if
+        certain, 1 if uniform.
         ``dead_fraction``: fraction of modules that no token took in the window.
-        ``first_weight``: mean weight of the first choice; with weights that sum to 1, from 1/K (all equal) to 1 (the
-        others do not count).
-        ``balance_loss``: Switch's ``N' Σ f_i P_i`` (:func:`mom.model.losses.balance_loss`) of the whole window,
-        averaged over stages; 1 at perfect balance, N' if one choice has all. Empty if no token was counted.
+        ``first_weight``: mean weight of the first choice; if weights sum to 1, from 1/K (all equal) to 1 (only the
+        first counts).
+        ``balance_loss``: Switch's ``N' Σ f_i P_i`` (:func:`mom.model.losses.balance_loss`) over the window, averaged
+        over stages; 1 at perfect balance, N' if a single choice gets all. Empty if no token was counted.
     """
     steps, assignments = float(totals["steps"]), float(totals["assignments"])
     if steps == 0:
@@ -108,7 +108,7 @@ def _balance_of_stages(totals: Totals, include_skip: bool) -> Tensor:
 
 
 def pool_sums(choices: Sequence[Routing], mask: Tensor) -> Sums:
-    """Count which choices the rounds make, and where tokens go from one round to the next.
+    """Count the choices in each round, and the transitions of tokens between consecutive rounds.
 
     Args:
         choices: one pool's records of all rounds, stages in order.
@@ -129,15 +129,15 @@ def pool_sums(choices: Sequence[Routing], mask: Tensor) -> Sums:
 
 
 def agreement_sums(choices: Sequence[Routing], mask: Tensor, *, num_stages: int) -> Sums:
-    """Count how often the first choice is that of the round before.
+    """Count how often the first choice is the same as in the previous round.
 
     Args:
         choices: one pool's records of all rounds, stages in order (R, a multiple of ``num_stages``).
         mask: [B, T] boolean, true for tokens, false for padding.
-        num_stages: S; the first round of a stage follows none.
+        num_stages: S; the first round of a stage has no previous round.
 
     Returns:
-        ``pairs``, steps with a round before; ``agreeing``, those with the same first choice.
+        ``pairs``, steps with a previous round; ``agreeing``, those with the same first choice.
     """
     real = mask.bool()
     first = torch.stack([choice.selected[..., 0] for choice in choices])  # (R, B, T)
@@ -147,10 +147,10 @@ def agreement_sums(choices: Sequence[Routing], mask: Tensor, *, num_stages: int)
 
 
 def path_keys(routing: Sequence[RoundRouting]) -> Tensor:
-    """Return a number for every token that is the same for the same path, [B, T], int64.
+    """Return a hash of every token's path, [B, T], int64.
 
-    A random linear function of the choices, sorted within a step, modulo 2^64: two different paths get the same number
-    with a probability of about 2^-63. Seeded, so that ranks and windows agree.
+    The hash is a random linear function of the choices, sorted within a step, modulo 2^64; two different paths collide
+    with a probability of about 2^-63. It is seeded, so that ranks and windows agree.
     """
     steps = [
         choice.selected.sort(dim=-1).values for record in routing for choice in record
@@ -162,10 +162,7 @@ def path_keys(routing: Sequence[RoundRouting]) -> Tensor:
 
 
 def distinct_sums(keys: Tensor) -> Sums:
-    """Count the different numbers in each row.
-
-    Args:
-        keys: [rows, columns], int64.
+    """Count the distinct numbers in each row of ``keys``, [rows, columns], int64.
 
     Returns:
         ``distinct``, summed over rows; ``thousands``, the number of rows.

@@ -1,4 +1,4 @@
-"""Sums of statistics that add up over micro-batches, batches and ranks."""
+"""Sums of statistics that add up over micro-batches, batches, and ranks."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ Floats = NDArray[np.float64]
 
 
 def add(left: Mapping[str, Tensor] | None, right: Mapping[str, Tensor]) -> Sums:
-    """Return the sums of two passes together; ``left`` is ``None`` before the first."""
+    """Add the sums of two passes; ``left`` is ``None`` before the first pass."""
     if left is None:
         return dict(right)
     return {name: left[name] + value for name, value in right.items()}
 
 
 def collect(sums: Mapping[str, Tensor], reduce: Callable[[Tensor], Any] | None = None) -> Totals:
-    """Bring sums to the host, with one reduction over ranks and one transfer for all of them.
+    """Move sums to the host, with a single reduction over ranks and a single transfer.
 
     Args:
-        sums: tensors on one device, of any shapes and number types.
-        reduce: sums one tensor over ranks; ``None`` on one rank.
+        sums: tensors on one device, of any shape and dtype.
+        reduce: sums a tensor over ranks; ``None`` with a single rank.
 
     Returns:
         The same names and shapes, float64 on the CPU (counts are exact up to 2^53).
@@ -51,13 +51,13 @@ def prefixed(group: str, sums: Mapping[str, Tensor]) -> Sums:
 
 
 def with_prefix(group: str, sums: Mapping[str, Tensor]) -> Sums:
-    """Return the sums of a group under their own names: the inverse of :func:`prefixed`."""
+    """Return the sums of a group without its prefix: the inverse of :func:`prefixed`."""
     prefix = f"{group}/"
     return {name.removeprefix(prefix): value for name, value in sums.items() if name.startswith(prefix)}
 
 
 def as_floats(array: ArrayLike) -> Floats:
-    """Return an array of any number type in double precision."""
+    """Convert an array to float64."""
     return np.asarray(array, dtype=np.float64)
 
 

@@ -1,1 +1,1 @@
-"""All figures, drawn with matplotlib in one style."""
+"""Figures, drawn with matplotlib in one style."""

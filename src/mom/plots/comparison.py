@@ -1,4 +1,4 @@
-"""The figures of a comparison: every seed of every group and the paired differences; the metric over a cost."""
+"""Figures of a comparison: all seeds of each group and paired differences, and the metric over a cost."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from mom.plots.style import styled
 from mom.runs.comparison import Comparison
 
 LABEL_WIDTH = 44
-"""Characters of a line of a group's label; longer ones take several lines."""
+"""Characters per line of a group's label; longer labels are wrapped."""
 
 
 def write_figures(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
-    """Write the figure of the groups, and with ``task.cost_metric`` that over the cost, as ``.png`` and ``.svg``.
+    """Write the figure of the groups, and with ``task.cost_metric`` the figure over the cost, as ``.png`` and ``.svg``.
 
     Args:
-        comparison: what to draw.
-        task: metric, baseline and confidence, for the axes.
-        labels: one per group.
-        path: the files' name without an ending; that over the cost has ``_by_cost`` appended.
+        comparison: the groups and their differences.
+        task: metric, baseline, and confidence, for the axes.
+        labels: a label per group.
+        path: path of the files without a suffix; ``_by_cost`` is appended for the figure over the cost.
     """
     figures = {path.name: draw(comparison, task, labels)}
     if task.cost_metric is not None:
@@ -36,9 +36,9 @@ def write_figures(comparison: Comparison, task: CompareConfig, labels: Sequence[
 
 @styled
 def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str]) -> Figure:
-    """Draw the groups from the best downwards.
+    """Draw the groups, the best at the top.
 
-    On the left each seed's value, the mean and the standard deviation; on the right, where there are
+    The left panel shows each seed's value, the mean, and the standard deviation; the right panel, if there are
     differences, their mean and confidence interval.
     """
     groups = comparison.groups

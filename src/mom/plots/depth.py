@@ -2,7 +2,7 @@
 
 Depths are those of :func:`mom.metrics.depth.depth_metrics`, without padding:
 
-- *distribution*: a pair of arrays [M], depths in blocks (ascending) and tokens of that depth.
+- *distribution*: a pair of arrays [M], depths in blocks (ascending) and the number of tokens of each depth.
 - :class:`~mom.metrics.depth.Binned`: sums of the depth of the tokens in each bin of another quantity.
 
 ``run`` is the run's name, shown below every title.
@@ -29,7 +29,7 @@ def depth_distribution(
     """Draw the distribution of depth over tokens, with its mean and the depth of the graph.
 
     Args:
-        distributions: a distribution by the name of the depth (``effective``, ``weighted``, …); a panel for each.
+        distributions: a distribution for each kind of depth (``effective``, ``weighted``, …), each in its own panel.
         run: the run's name.
         graph_depth: blocks of the computation graph.
     """
@@ -56,12 +56,7 @@ def depth_distribution(
 
 @styled
 def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Draw the depth of rare and frequent tokens.
-
-    Args:
-        lines: the bins of :func:`~mom.metrics.depth.binned_by_frequency` by the name of the depth, with equal edges.
-        run: the run's name.
-    """
+    """Draw depth by token frequency: :func:`~mom.metrics.depth.binned_by_frequency` for each kind of depth."""
     return _depth_by(
         lines,
         run,
@@ -73,19 +68,14 @@ def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
 
 @styled
 def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Draw the depth of positions whose next token is predicted well or badly.
-
-    Args:
-        lines: bins by the loss of the next token, in nats, by the name of the depth, with equal edges.
-        run: the run's name.
-    """
+    """Draw depth by the loss of the next token, in nats, for each kind of depth."""
     return _depth_by(
         lines, run, title="Depth by loss", xlabel="loss of the next token (nats)", logarithmic=False
     )
 
 
 def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool) -> Figure:
-    """Draw mean depth and its standard deviation for each kind of depth, above the number of tokens in each bin."""
+    """Draw mean and standard deviation of each kind of depth, with equal bins, above the tokens in each bin."""
     figure = new_figure(title, run, 6.4, 4.4)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for index, (name, binned) in enumerate(lines.items()):

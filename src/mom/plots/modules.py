@@ -15,9 +15,9 @@ from mom.metrics.names import DEFAULT_POOLS, pool_label
 from mom.plots.style import HEAT, MARKERS, MODULE_COLORS, new_figure, styled
 
 _COLORS = [MODULE_COLORS[index] for index in (0, 5, 2, 3, 4, 1, 6, 7)]
-"""Of the pools, in the order of a round; markers likewise."""
+"""Colors of the pools, in the order of a round."""
 _Styles = Mapping[str, Mapping[str, Any]]
-"""For each pool, its color and marker."""
+"""Color and marker of each pool."""
 
 _ANNOTATED_MODULES = 8
 _LABELED_STEPS = 16
@@ -30,13 +30,7 @@ def similarity(
     """Draw heat maps of the similarity of a stage's modules, with a row for each pool.
 
     Columns: weights, outputs, CKA, as :mod:`mom.analysis.interventions` defines them. Colors range from 0 to 1;
-    negative values are drawn as 0, with the number written in if there is room.
-
-    Args:
-        pairs: every two modules of each pool.
-        run: the run's name.
-        stage: the stage.
-        pools: names of the pools.
+    negative values are drawn as 0. Small heat maps also show the numbers.
     """
     names = {
         "weights": "weights (cosine)",
@@ -82,12 +76,12 @@ def removal(
     tolerance: float | None = None,
     pools: Sequence[str] = DEFAULT_POOLS,
 ) -> Figure:
-    """Draw the loss without each module, and without more and more of them.
+    """Draw the loss without each module, and after greedy removal of several.
 
     Args:
-        measured: by :func:`mom.analysis.interventions.measure_removal`.
+        measured: the result of :func:`mom.analysis.interventions.measure_removal`.
         run: the run's name.
-        tolerance: a loss increase that a user would accept, drawn as a line.
+        tolerance: an acceptable loss increase, drawn as a line.
         pools: names of the pools.
     """
     has_curve = bool(measured.greedy)
@@ -105,7 +99,7 @@ def removal(
 
 
 def _draw_single(axis: Axes, measured: Removal, tolerance: float | None, styles: _Styles) -> None:
-    """Draw a bar for each module, the most costly at the top."""
+    """Draw a bar for each module, sorted by loss increase, the largest at the top."""
     ranked = sorted(measured.alone, key=measured.alone.__getitem__)
     increase = [measured.alone[module] - measured.loss for module in ranked]
     axis.barh(range(len(ranked)), increase, color=[styles[module.kind]["color"] for module in ranked])
@@ -119,7 +113,7 @@ def _draw_single(axis: Axes, measured: Removal, tolerance: float | None, styles:
 
 
 def _draw_greedy(axis: Axes, measured: Removal, tolerance: float | None, styles: _Styles) -> None:
-    """Draw the loss over the number of modules removed; each point is labeled with the last of them."""
+    """Draw the loss over the number of modules removed; each point is labeled with the module removed last."""
     losses = [measured.loss, *(loss for _, loss in measured.greedy)]
     axis.plot(range(len(losses)), losses, color="#444444", linewidth=1.2, zorder=1)
     axis.plot([0], losses[:1], marker="D", color="black", linestyle="", label="complete model")

@@ -1,9 +1,9 @@
 """Figures of routing: functions from arrays to a matplotlib ``Figure``, without side effects.
 
 Shapes: S stages, H rounds in a stage, R = S·H rounds over all stages in order, N modules in a pool (pools may differ),
-P points in training time. Choices are the N modules, then SKIP: ``[..., N]`` is SKIP. Counts may be of any number type
-and scale, because only fractions are drawn; padding does not count. Rounds, stages and modules are numbered from 0, as
-in the routing records.
+P points in training time. Choices are the N modules, then SKIP: ``[..., N]`` is SKIP. Counts may have any dtype and
+scale, because only fractions are drawn; padding does not count. Rounds, stages, and modules are numbered from 0, as in
+the routing records.
 
 - *use*: [R, N+1], assignments to each choice (an assignment is one of a token's K choices in one round), by round.
 - *flow*: [R-1, N+1, N+1], tokens by their first choice in round r and in round r+1.
@@ -27,21 +27,15 @@ from mom.metrics.sums import Floats, as_floats, row_shares
 from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
 
 Pools = Mapping[str, ArrayLike]
-"""An array for each pool, by the name that the figure shows."""
+"""An array for each pool, by its label in the figure."""
 
 ANNOTATED_SLOTS = 12
-"""Maximum number of columns of a heat map whose numbers are written in."""
+"""Heat maps of up to this many columns also show the numbers."""
 
 
 @styled
 def module_use(use: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
-    """Draw which modules each round runs: a heat map for each pool, side by side.
-
-    Args:
-        use: use of each pool, [R, N+1].
-        run: the run's name.
-        num_stages: S; a line is drawn between stages, which have different modules.
-    """
+    """Draw the modules that each round uses, [R, N+1]: a heat map for each pool, with a line between stages."""
     pools = _checked(use, dimensions=2)
     rounds = len(pools[0][1])
     widths = [min(6.5, max(2.6, 0.62 * array.shape[1])) for _, array in pools]
@@ -62,16 +56,11 @@ def module_use(use: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
 
 @styled
 def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
-    """Draw how tokens move between modules from round to round, by their first choice.
+    """Draw the flow of tokens between modules from round to round, [R-1, N+1, N+1], by their first choice.
 
     Pools of up to eight modules are drawn as bands, as wide as their fraction of the tokens and colored by their
     origin. For larger pools, where bands would hide each other, a heat map shows the transitions of all rounds
-    together, except those from one stage to the next.
-
-    Args:
-        flow: flow of each pool, [R-1, N+1, N+1].
-        run: the run's name.
-        num_stages: S.
+    together, except those between stages.
     """
     pools = _checked(flow, dimensions=3)
     pairs = len(pools[0][1])
@@ -96,13 +85,7 @@ def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
 
 @styled
 def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
-    """Draw how the use of the modules changes in training; a row of panels for each stage.
-
-    Args:
-        steps: [P], optimizer steps, ascending.
-        use: use over time of each pool, [P, S, N+1].
-        run: the run's name.
-    """
+    """Draw the use of modules over training, [P, S, N+1] at ascending steps [P], with a row of panels per stage."""
     steps = as_floats(steps)
     pools = _checked(use, dimensions=3)
     num_stages = pools[0][1].shape[1]
@@ -134,7 +117,7 @@ def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
 
 
 def _bands(axis: Axes, flow: Floats) -> None:
-    """Draw the nodes of each round stacked, SKIP at the top, and a band from each to each of the next round."""
+    """Draw the choices of each round as a stack, SKIP at the top, and bands to the choices of the next round."""
     pairs, slots, _ = flow.shape
     shares = flow / np.maximum(flow.sum(axis=(1, 2), keepdims=True), np.finfo(float).tiny)
     colors = _slot_colors(slots)
@@ -172,12 +155,12 @@ def _bands(axis: Axes, flow: Floats) -> None:
 
 
 def _bottoms(sizes: Floats, gap: float) -> Floats:
-    """Return where each node begins in the stack; empty nodes take no space."""
+    """Return the bottom of each node in the stack; empty nodes take no space."""
     return np.concatenate([[0.0], np.cumsum(sizes[:-1] + gap * (sizes[:-1] > 0))])
 
 
 def _transitions(pools: Sequence[tuple[str, Floats]], run: str, num_stages: int) -> Figure:
-    """Draw a heat map of the transitions of all rounds together: where the tokens of each choice go next."""
+    """Draw a heat map of the transitions of all rounds together: the next choice by the current choice."""
     figure = new_figure(
         "Flow between modules, by first choice, all rounds together", run, 5.25 * len(pools), 5.2
     )
@@ -208,7 +191,7 @@ def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
 
 
 def _heat(axis: Axes, shares: Floats, highest: float) -> Any:
-    """Draw fractions as colors, up to ``highest``, with the percentages written in if they fit."""
+    """Draw fractions as colors, up to ``highest``, and as percentages if they fit."""
     image = axis.imshow(shares, cmap=HEAT, vmin=0, vmax=highest, aspect="auto", interpolation="nearest")
     axis.set_xticks(*_slot_ticks(shares.shape[1]))
     axis.spines[:].set_visible(False)
@@ -228,7 +211,7 @@ def _color_bar(figure: Figure, image: Any, axes: Any, highest: float, label: str
 
 
 def _highest(*shares: Floats) -> float:
-    """Return the end of a color scale: the largest fraction, rounded up to a tenth."""
+    """Return the maximum of a color scale: the largest fraction, rounded up to a tenth."""
     greatest = max((float(array.max()) for array in shares if array.size), default=1.0)
     return min(1.0, max(0.1, float(np.ceil(10 * greatest - 1e-9)) / 10))
 
@@ -267,7 +250,7 @@ def _rounds(number: int, num_stages: int) -> list[str]:
 
 
 def _slot_ticks(number: int) -> tuple[list[int], list[str]]:
-    """Return which choices are labeled, so that labels do not touch, and their labels; SKIP is always labeled."""
+    """Return the choices to label, so that labels do not overlap, and their labels; SKIP is always labeled."""
     step = 1 if number <= 13 else int(np.ceil(number / 10))
     places = [*range(0, number - max(2, step) if step > 1 else number - 1, step), number - 1]
     names = _slots(number)

@@ -1,4 +1,4 @@
-"""The style of all figures and how they are written to files, without windows or global state."""
+"""The style of all figures, and functions to write them to files, without windows or global state."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 from mom.runs.files import atomic_file
 
 MODULE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
-"""Colors of up to eight modules, for color-blind readers too (Okabe and Ito, 2008)."""
+"""Colors of up to eight modules, suited to color-blind readers (Okabe and Ito, 2008)."""
 SKIP_COLOR = "#9A9A9A"
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
-"""Color map of all heat maps: suited to color-blind readers and to print in gray."""
+"""Color map of all heat maps, suited to color-blind readers and grayscale print."""
 
 STYLE: Any = {  # matplotlib types every key by name
     "font.size": 10,
@@ -57,7 +57,7 @@ def new_figure(title: str, run: str, width: float, height: float) -> Figure:
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
-    """Return the bytes of a PNG file."""
+    """Render a figure as a PNG file."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=dpi)
@@ -65,7 +65,7 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
 
 
 def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a PNG file atomically, create its directory, and return the path."""
+    """Write a PNG file atomically, creating its directory, and return the path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
