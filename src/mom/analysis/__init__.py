@@ -1,1 +1,1 @@
-"""Routing traces of a text, module similarity and ablation, tables, and the report; import its modules one by one."""
+"""Analysis of a trained model: routing traces of a text, module similarity and ablation, tables, and a report."""

@@ -1,23 +1,22 @@
-"""Measure single modules: how similar they are, and how the loss changes without them.
+"""Measure the similarity of modules, and the loss without them.
 
-*Similarity* of two modules of one pool:
+*Similarity* of two modules of a pool:
 
-- ``weights``: cosine of their parameters as one vector, with each norm folded into the projection after it. Two
-  modules with a common origin, such as copies of one layer, are near 1; modules trained separately are near 0, even if
-  they compute the same with their hidden units in another order.
-- ``outputs``: mean over inputs of the cosine of their updates of the residual stream. Near 1, one can replace the
-  other.
+- ``weights``: cosine of their flattened parameters, with each norm folded into the projection after it. Modules with a
+  common origin, such as copies of a layer, are near 1; modules trained separately are near 0, even if they compute the
+  same with their hidden units in another order.
+- ``outputs``: mean over inputs of the cosine of their updates of the residual stream. If it is near 1, one can replace
+  the other.
 - ``cka``: linear centered kernel alignment of the same outputs (Kornblith et al. 2019, arXiv 1905.00414, equation 4):
-  1 if they differ only by a rotation and a scale. Fewer inputs than the model is wide inflate it.
+  1 if they differ only by a rotation and a scale. Fewer inputs than the width of the model inflate it.
 
-The *output* of module i is the update of a step in which every token chooses i alone, with weight 1; an attention
-module then attends over its own keys and values. The *inputs* are the residual streams before every round of the stage
-on the recorded text, the same for all modules.
+The *output* of module i is the update of a step in which every token chooses only i, with weight 1; an attention module
+then attends over its own keys and values. The *inputs* are the residual streams before every round of the stage on the
+recorded text, the same for all modules.
 
-*Ablation* removes modules: no round can choose them, and the routers choose among the others as if these modules had
-never existed (:meth:`Router.without`). Nothing is trained. One at a time, each module is removed from
-the complete model; the greedy order removes the module whose loss increase is smallest, again and again, until none can
-go.
+*Ablation* removes modules: no round can choose them, and the routers choose among the others as if these modules did
+not exist (:meth:`Router.without`). Nothing is trained. First, each module alone is removed from the complete model;
+then the greedy order repeatedly removes the module with the smallest loss increase until none can be removed.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ PoolKey = tuple[int, str]
 
 
 def routed_pools(model: MoMForCausalLM) -> dict[PoolKey, RoutedPool]:
-    """Return every pool of a model with its router: stage by stage, in the order of a round."""
+    """Return every pool of a model with its router, stage by stage, in the order of a round."""
     return {
         (index, layout.name): routed
         for index, stage in enumerate(model.model.stages)
@@ -52,7 +51,7 @@ def routed_pools(model: MoMForCausalLM) -> dict[PoolKey, RoutedPool]:
 
 
 def list_modules(model: MoMForCausalLM) -> list[Module]:
-    """Return every module of a model: stage by stage, pools in the order of a round."""
+    """Return every module of a model, stage by stage, pools in the order of a round."""
     return [
         Module(stage, name, number)
         for (stage, name), routed in routed_pools(model).items()
@@ -62,11 +61,7 @@ def list_modules(model: MoMForCausalLM) -> list[Module]:
 
 @contextmanager
 def without(model: MoMForCausalLM, removed: Collection[Module]) -> Iterator[None]:
-    """Remove modules from the model within the context.
-
-    Raises:
-        ValueError: a round would have too few choices left.
-    """
+    """Remove modules from the model within the context; raise ``ValueError`` if too few choices remain for a round."""
     with ExitStack() as stack:
         for router, indices in _by_router(model, removed):
             stack.enter_context(router.without(indices))
@@ -86,14 +81,14 @@ def measure_removal(
     context: Context = torch.no_grad,
     on_progress: Callable[[int], object] = lambda passes: None,
 ) -> Removal:
-    """Measure the loss without each module, and without more and more of them.
+    """Measure the loss without each module, and along the greedy order.
 
-    This takes a pass over the batches for each module and, if greedy, one for each remaining module in every step.
+    This takes a pass over the batches for each module and, if greedy, for each remaining module in every step.
 
     Args:
         model: a model with stages, in evaluation mode.
-        batches: token ids, [B, T] each with T of at least 2, on the model's device.
-        greedy: also remove more than one.
+        batches: token IDs, [B, T] each with T of at least 2, on the model's device.
+        greedy: also measure the greedy order.
         context: entered around each forward pass, for autocast.
         on_progress: called with 1 after each pass over the batches.
     """
@@ -122,7 +117,7 @@ def measure_removal(
 
 
 def num_passes(model: MoMForCausalLM, *, greedy: bool = True) -> int:
-    """Return how often :func:`measure_removal` passes over its batches at most."""
+    """Return the maximum number of passes that :func:`measure_removal` makes over its batches."""
     count = sum(can_spare(model, [module]) for module in list_modules(model))
     return 1 + count + (count * (count - 1) // 2 if greedy else 0)
 
@@ -143,18 +138,14 @@ def mean_loss(model: MoMForCausalLM, batches: Sequence[Tensor], context: Context
 @torch.no_grad()
 def weight_similarity(pool: Pool) -> Tensor:
     """Return the cosines between the modules' weights, [N, N], on the CPU."""
-    folded = pool(2**62)  # so many rows that the norms are folded into the weights
+    folded = pool(2**62)  # with this many rows, norms are folded into the weights
     parts = (folded.in_weight, folded.in_bias, folded.out_weight, folded.out_bias)
     normal = F.normalize(torch.cat([part.flatten(1).float() for part in parts], dim=1), dim=1)
     return (normal @ normal.T).cpu()
 
 
 def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean cosine and linear CKA between modules, [N, N] each, from their outputs on the same M inputs.
-
-    Args:
-        outputs: [N, M, D].
-    """
+    """Return mean cosine and linear CKA between modules, [N, N] each, from outputs on the same inputs, [N, M, D]."""
     outputs = outputs.double()
     normal = F.normalize(outputs, dim=-1)
     cosine = torch.einsum("imd,jmd->ij", normal, normal) / outputs.shape[1]
@@ -175,17 +166,17 @@ def module_outputs(
     seed: int = 0,
     context: Context = torch.no_grad,
 ) -> dict[PoolKey, Tensor]:
-    """Return each module's update of the residual stream, chosen alone with weight 1, for a sample of tokens.
+    """Return each module's output (see above) for a sample of tokens.
 
     Args:
         model: a model with stages, in evaluation mode.
-        batches: token ids, [B, T] each.
-        num_inputs: tokens to keep for a pool, over all rounds and batches; fewer if there are not as many.
+        batches: token IDs, [B, T] each.
+        num_inputs: maximum number of tokens to sample per pool, over all rounds and batches.
         seed: seed of the sample.
         context: entered around each forward pass, for autocast.
 
     Returns:
-        By stage and pool: [N, M, D], float32 on the CPU, with M inputs in the same order for every module.
+        By stage and pool: [N, M, D], float32 on the CPU, with the same M inputs for every module.
     """
     outputs: dict[PoolKey, list[Tensor]] = {}
     steps = max(1, len(batches) * model.config.num_rounds)
@@ -251,7 +242,7 @@ def measure_similarity(
 
 
 def _choose_only(routing: Routing, index: int) -> Routing:
-    """Return a record in which every token chose one module with weight 1."""
+    """Return a record in which every token chooses only module ``index``, with weight 1."""
     selected = torch.full_like(routing.selected[..., :1], index)
     return routing._replace(selected=selected, weights=torch.ones_like(routing.weights[..., :1]))
 

@@ -1,6 +1,6 @@
-"""Texts about what was measured: rows of the run's table, notes, tables of modules, and descriptions of figures.
+"""Texts of the report: rows of the run's table, notes, tables of modules, and descriptions of figures.
 
-Descriptions (``alt``) are for readers who cannot see a figure, so they state what it shows.
+Descriptions (``alt``) are for readers who cannot see a figure, so they state its content.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ def module_notes(removal: Removal | None, tolerance: float) -> list[str]:
     notes = [
         "Share: fraction of the pool's assignments in all rounds. Weight: mean over these assignments. Distinctive "
         "tokens: token types by q · ln(q / p), where q is their fraction of the module's assignments and p their "
-        "fraction of all assignments; point at one for its numbers.",
+        "fraction of all assignments; point at a token for its numbers.",
     ]
     if removal is None:
         return notes
     notes.append(
         f"Alone: loss increase in nats per token, over {removal.tokens:,} predicted tokens (complete model: "
         f"{removal.loss:.4f}), when no round can choose the module; nothing is trained. Greedy: the module's rank in "
-        "the order in which removing the next one costs least, and the loss increase once it and all before it are "
-        "removed. Nearest: the module of the pool with the most similar outputs, and their mean cosine."
+        "order of smallest loss increase, and the loss increase once it and all before it are removed. Nearest: the "
+        "module of the pool with the most similar outputs, and their mean cosine."
     )
     if removal.greedy:
         removable = ", ".join(map(str, removal.droppable(tolerance))) or "none"
@@ -81,7 +81,7 @@ def module_notes(removal: Removal | None, tolerance: float) -> list[str]:
 
 
 def pool_tables(header: Header, modules: Rows, tokens: Rows) -> list[PoolTable]:
-    """Return the report's tables of modules."""
+    """Return the report's tables of modules, one for each pool of each stage."""
     tables = []
     for stage in header.stages:
         for pool, layout in header.pools.items():
@@ -126,7 +126,7 @@ MODULE_COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "increase then": _form("loss_rise_then", "{:+.4f}"),
     "nearest": _nearest,
 }
-"""Columns of :func:`mom.analysis.tables.module_table` to show: heading, and the text of a cell, if any."""
+"""Columns of :func:`mom.analysis.tables.module_table` to show: the heading, and a function that formats a cell."""
 
 
 def module_cells(rows: Rows) -> tuple[list[str], list[list[str]]]:
@@ -142,7 +142,7 @@ def slot_name(row: Mapping[str, Any]) -> str:
 
 
 def footer(source: str, text: str, fingerprint: str) -> str:
-    """Say how the page was made."""
+    """Return a line about how the page was made."""
     return (
         f"Made by mom {__version__}, task=analyze, from {source} on {text} (corpus {fingerprint[:16]}). Rounds, "
         "stages, modules, and tokens are counted from 0, as in the routing records. Definitions: docs/analysis.md."
@@ -150,7 +150,7 @@ def footer(source: str, text: str, fingerprint: str) -> str:
 
 
 def describe_use(header: Header, routing: Mapping[str, Routing]) -> str:
-    """Say which module each pool chooses most often in each round."""
+    """Name the most frequent choice of each pool in each round."""
     parts = []
     for pool, usage in routing.items():
         slots = [*map(str, range(header.num_modules(pool))), "SKIP"]
@@ -161,7 +161,7 @@ def describe_use(header: Header, routing: Mapping[str, Routing]) -> str:
 
 
 def describe_binned(variable: str, binned: Binned) -> str:
-    """Say how weighted depth differs between both ends of a variable."""
+    """State the weighted depth at both ends of a variable's range."""
     mean, edges = binned.mean(), np.asarray(binned.edges, dtype=float)
     filled = np.flatnonzero(~np.isnan(mean))
     if not len(filled):
@@ -187,7 +187,7 @@ def describe_similarity(pairs: Sequence[Pair], stage: int) -> str:
 
 
 def describe_removal(removal: Removal, tolerance: float) -> str:
-    """Name the modules that cost most and least, and say how many are removable."""
+    """Name the modules with the largest and smallest loss increase, and count the removable modules."""
     most, least = (find(removal.alone, key=removal.alone.__getitem__) for find in (max, min))
     text = (
         f"Bars and a curve of the loss without modules. Alone, {most} costs most "

@@ -1,4 +1,4 @@
-"""Record routing traces: run a model over a text in windows and write its routing to the two trace files."""
+"""Record routing traces: run a model over the windows of a text and write its routing to two files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,16 @@ from mom.model.losses import CHUNK_TOKENS
 
 
 class Window(NamedTuple):
-    """Tokens that the model sees together: ``ids`` [T] and each one's ``document`` [T], both int64."""
+    """A sequence for the model: token ``ids`` [T] and the ``document`` [T] of each token, both int64."""
 
     ids: np.ndarray
     document: np.ndarray
 
 
 def split_windows(files: Sequence[TokenFile], length: int, end_of_text: int | None) -> Iterator[Window]:
-    """Split a text into consecutive windows; the last one of each file may be shorter.
+    """Split a text into consecutive windows of T tokens; the last window of each file may be shorter.
 
-    Args:
-        files: tokens, in order.
-        length: T.
-        end_of_text: the id that ends a document; ``None`` counts each file as one document.
+    ``end_of_text`` is the ID that ends a document; ``None`` counts each file as a document.
     """
     ended = 0
     for file in files:
@@ -71,8 +68,8 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
 
     Args:
         model: a model with stages, in evaluation mode.
-        batch: windows of one length.
-        first_window: number of the first window in the batch.
+        batch: windows of equal length.
+        first_window: number of the batch's first window in the text.
     """
     ids = torch.from_numpy(np.stack([window.ids for window in batch])).to(model.device)  # (B, T)
     size, length = ids.shape
@@ -96,12 +93,7 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
 
 
 def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
-    """Return each token's depths, [B, T]; their means over tokens are :func:`~mom.metrics.depth.depth_metrics`.
-
-    Args:
-        routing: the records of all rounds, at least one.
-        config: the model's configuration.
-    """
+    """Return each token's depths, [B, T]; :func:`~mom.metrics.depth.depth_metrics` computes their means."""
     found = token_depths(routing, fixed_depth=config.fixed_depth)
     names = {"effective_depth": "effective", "weighted_depth": "weighted", "modules_per_token": "modules"}
     return {column: found[name] for column, name in names.items()}
@@ -110,12 +102,7 @@ def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
 def next_token_losses(model: MoMForCausalLM, hidden: Tensor, ids: Tensor) -> Tensor:
     """Return the cross-entropy of each next token, in nats, [B, T]; NaN at the end.
 
-    Logits are computed in chunks, so that they never exist all at once.
-
-    Args:
-        model: the model whose head to use.
-        hidden: its last hidden states, [B, T, D].
-        ids: [B, T].
+    Logits are computed in chunks of the last hidden states, [B, T, D], to save memory.
     """
     losses = torch.full(ids.shape, float("nan"), device=ids.device)
     before, target = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
@@ -138,13 +125,13 @@ def record(
     context: Callable[[], AbstractContextManager] = torch.no_grad,
     on_progress: Callable[[int], object] = lambda tokens: None,
 ) -> Traces:
-    """Record the routing of a model on a text, and write both files completely or not at all.
+    """Record the routing of a model on a text, and write both files atomically.
 
     Args:
-        model: a model with stages; put into evaluation mode.
-        batches: batches of :func:`batch_windows`, consumed one at a time.
+        model: a model with stages, which is put into evaluation mode.
+        batches: batches of :func:`batch_windows`, consumed lazily.
         folder: an existing folder for the files.
-        header: what is recorded.
+        header: describes the model and the text.
         context: entered around each forward pass, for autocast.
         on_progress: called after each batch with the number of its tokens.
     """

@@ -1,6 +1,6 @@
 """Summarize recorded traces: usage and flow of modules, their tokens, and depth by frequency and by loss.
 
-Each of the two files is read once, group by group; memory does not grow with the text.
+Each of the two files is read once, group by group; memory use does not depend on the length of the text.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Routing:
     """Usage of one pool in S recorded stages: R = S·H rounds, N modules (column N is SKIP), V token types.
 
     Attributes:
-        places: assignments to each slot, [R, N+1].
+        places: assignments to each choice, [R, N+1].
         weight: sum of their weights, [R, N+1].
-        flow: tokens by the slot of their first choice in a round and in the next recorded round, [R-1, N+1, N+1].
-        by_type: assignments to each slot of a stage for each token type, [S, N+1, V].
+        flow: tokens by their first choice in a round and in the next recorded round, [R-1, N+1, N+1].
+        by_type: assignments to each choice of a stage for each token type, [S, N+1, V].
     """
 
     places: Counts
@@ -48,9 +48,9 @@ class Depths:
     Attributes:
         tokens: number of tokens.
         predicted: number of tokens whose next token was predicted.
-        loss: mean cross-entropy of these, in nats.
+        loss: mean cross-entropy of these next tokens, in nats.
         mean: mean of each depth, and of the modules per token.
-        distribution: for each depth in :data:`DEPTHS`, its values in ascending order and their numbers of tokens.
+        distribution: for each depth in :data:`DEPTHS`, its values in ascending order and the tokens of each value.
         by_frequency: each depth, binned by the frequency of the token's type in the text.
         by_loss: each depth, binned by the loss of the next token.
     """
@@ -67,12 +67,7 @@ class Depths:
 def routing_statistics(
     traces: Traces, progress: Callable[[int], object] = lambda rows: None
 ) -> dict[str, Routing]:
-    """Count the choices in each pool.
-
-    Args:
-        traces: the recorded traces.
-        progress: called after each group with the number of its rows.
-    """
+    """Count the choices in each pool; call ``progress`` after each group with the number of its rows."""
     header, vocabulary = traces.header, int(traces.header.model["vocab_size"])
     row_of = {stage: index for index, stage in enumerate(header.stages)}
     rounds = len(row_of) * header.num_rounds
@@ -94,7 +89,7 @@ def routing_statistics(
         own.places[index] += np.bincount(choice, minlength=slots)
         own.weight[index] += np.bincount(choice, weights=rows["weight"].to_numpy(), minlength=slots)
         pairs = choice * vocabulary + rows["token_id"].to_numpy()
-        # Only the pairs that occur: a table of all slots and types per group would be slow.
+        # Add only pairs that occur: a table of all choices and types per group would be slow.
         present, counts = np.unique(pairs, return_counts=True)
         own.by_type[row_of[stage]].reshape(-1)[present] += counts
         first = choice[rows["place"].to_numpy() == 0]
@@ -111,9 +106,7 @@ def depth_statistics(traces: Traces) -> Depths:
     header = traces.header
     config = header.config
     fixed, parts = config.fixed_depth, len(header.pools)
-    steps = (
-        np.arange(parts * fixed, parts * config.graph_depth + 1) / parts
-    )  # the effective depths that are possible
+    steps = np.arange(parts * fixed, parts * config.graph_depth + 1) / parts  # all possible effective depths
     # Weights may sum to more than 1 if they are not probabilities; such depths count in the last bin.
     edges = {"weighted_depth": np.linspace(fixed, config.graph_depth, _DEPTH_BINS + 1)}
     edges["effective_depth"] = np.append(steps, steps[-1] + 1 / parts) - 0.5 / parts
@@ -151,19 +144,19 @@ def depth_statistics(traces: Traces) -> Depths:
 
 
 def top_tokens(routing: Routing, count: int) -> list[list[list[dict[str, float]]]]:
-    """Return the token types that distinguish each slot of each stage from the others.
+    """Return the token types that distinguish each choice of each stage from the others.
 
-    They are ranked by ``q · ln(q / p)``, where q is the type's fraction of the slot's assignments and p its fraction of
-    all assignments of the stage: the type's contribution to the Kullback–Leibler divergence between the two. This ranks
-    neither a rare type that came here by chance nor a frequent type that goes everywhere first.
+    They are ranked by ``q · ln(q / p)``, where q is the type's fraction of the choice's assignments and p its fraction
+    of all assignments of the stage: the type's contribution to the Kullback–Leibler divergence between the two. This
+    ranks low both rare types that are here by chance and frequent types that are everywhere.
 
     Args:
         routing: usage of one pool.
-        count: types per slot at most; only those that the slot has more often than chance.
+        count: maximum number of types per choice; only types with q > p are returned.
 
     Returns:
-        ``[stage][slot]``, lists of ``token_id``, ``places`` (the type's assignments to this slot), ``share`` (of the
-        type's assignments in the stage, the fraction to this slot), and ``lift`` (q / p).
+        ``[stage][choice]``, lists of ``token_id``, ``places`` (the type's assignments to this choice), ``share`` (their
+        fraction of the type's assignments in the stage), and ``lift`` (q / p).
     """
     tops = []
     for stage in routing.by_type:
@@ -192,5 +185,5 @@ def top_tokens(routing: Routing, count: int) -> list[list[list[dict[str, float]]
 
 
 def _moments(index: NDArray[Any], depth: Floats, size: int) -> Floats:
-    """Return the number, sum, and sum of squares of the depths at each of ``size`` indices, [3, size]."""
+    """Return count, sum, and sum of squares of the depths at each of ``size`` indices, [3, size]."""
     return np.stack([np.bincount(index, weights=depth**power, minlength=size) for power in range(3)])

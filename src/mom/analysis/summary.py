@@ -1,4 +1,4 @@
-"""Put an analysis together: the run's numbers, and every figure for which there are data."""
+"""Summarize an analysis: the run's numbers, and every figure for which there is data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def summarize(
     tolerance: float,
     length: int,
 ) -> dict[str, Any]:
-    """Return the run's numbers under the names of the metrics.
+    """Return the run's numbers by metric name.
 
     Args:
         model: the recorded model.
@@ -37,7 +37,7 @@ def summarize(
         routing: usage of the pools.
         removal: the loss without modules, if it was measured.
         tolerance: loss increase up to which modules count as removable.
-        length: T, tokens in a sequence; ``flops/*`` are those of a forward pass over one sequence.
+        length: T; ``flops/*`` are for a forward pass over T tokens.
     """
     config = model.config
     facts: dict[str, Any] = {
@@ -67,7 +67,7 @@ def summarize(
 
 
 def module_parameters(model: MoMForCausalLM) -> dict[str, int]:
-    """Return the parameters of one module of each pool."""
+    """Return the number of parameters of a module, by pool."""
     return {layout.name: layout.kind.num_parameters(model.config) for layout in model.config.pools()}
 
 
@@ -80,17 +80,7 @@ def draw_figures(
     tolerance: float,
     run: str,
 ) -> dict[str, ReportFigure]:
-    """Draw every figure for which there are data, by the name of its file.
-
-    Args:
-        header: header of the traces.
-        routing: usage of the pools.
-        depths: depths of the tokens.
-        pairs: similarities of modules; may be empty.
-        removal: the loss without modules, if it was measured.
-        tolerance: as for :func:`summarize`.
-        run: name of the run.
-    """
+    """Draw every figure for which there is data, by file name; see :func:`summarize` for the arguments."""
     num_stages = len(header.stages)
     config = header.config
     use = {pool_label(name): usage.places for name, usage in routing.items()}

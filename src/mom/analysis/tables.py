@@ -20,7 +20,7 @@ JSON = "tables.json"
 
 
 def use_table(header: Header, routing: Mapping[str, Routing]) -> Rows:
-    """Count how often each round chooses each slot.
+    """Count the assignments to each choice in each round.
 
     Columns: ``stage``, ``round``, ``kind`` (the pool), ``choice`` (the number of modules means SKIP), ``is_skip``,
     ``places`` (assignments), ``share`` (fraction of the round's assignments), ``mean_weight`` (of these assignments;
@@ -53,7 +53,7 @@ def module_table(
     removal: Removal | None,
     tolerance: float,
 ) -> Rows:
-    """Describe each module, and SKIP of each pool.
+    """Describe each module, and the SKIP choice of each pool.
 
     Columns: ``stage``, ``kind`` (the pool), ``choice``, ``is_skip``; ``share``, the fraction of the assignments of all
     rounds, and ``mean_weight``; ``parameters``; ``loss_rise``, the loss increase without this module alone (``None`` if
@@ -121,7 +121,7 @@ def token_table(
 
 
 def similarity_table(pairs: Sequence[Pair]) -> Rows:
-    """Compare every two modules of a pool: ``stage``, ``kind`` (the pool), ``first``, ``second``, similarities."""
+    """List the similarities of every two modules of a pool: ``stage``, ``kind`` (the pool), ``first``, ``second``…"""
     return [
         {
             "stage": pair.first.stage,
@@ -173,7 +173,7 @@ def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:
 
 
 def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float | None]:
-    """Return the module whose outputs are most similar to this one's, and their cosine."""
+    """Return the module with the most similar outputs, and their cosine."""
     others = [
         (pair.outputs, (pair.second if pair.first == module else pair.first).number)
         for pair in pairs
@@ -186,5 +186,5 @@ def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float |
 
 
 def _ratio(part: Any, total: Any) -> float | None:
-    """Divide two numbers; ``None`` if the second is 0."""
+    """Divide two numbers; return ``None`` if the second is 0."""
     return float(part) / float(total) if total else None

@@ -19,8 +19,8 @@ nothing is predicted); and the token's own ``effective_depth``, ``weighted_depth
 (:func:`mom.metrics.depth.depth_metrics`).
 
 Both files carry a :class:`Header` in their metadata. Rows are written in groups of :data:`GROUP_TOKENS` tokens, and a
-group of ``routing.parquet`` belongs to one stage, round, and pool, so that readers can skip the others. Neither writing
-nor reading holds more than one such group of tokens, however long the text is.
+group of ``routing.parquet`` belongs to one stage, round, and pool, so that readers can skip the others. Writing and
+reading keep only one such group of tokens in memory.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Header:
         model: the model's configuration, :class:`~mom.model.MoMConfig` as a dictionary.
         source: origin of the weights.
         text: origin of the text.
-        stages: the stages in ``routing.parquet``; ``tokens.parquet`` counts all.
+        stages: the stages in ``routing.parquet``; depths in ``tokens.parquet`` include all stages.
     """
 
     model: Mapping[str, Any]
@@ -107,7 +107,7 @@ class Header:
         return {layout.name: layout for layout in self.config.pools()}
 
     def num_modules(self, kind: str) -> int:
-        """Return the number of modules in a pool; a choice of this index is SKIP."""
+        """Return the number of modules in a pool, which is also the index of SKIP."""
         return self.pools[kind].num_modules
 
     @property
@@ -131,7 +131,7 @@ class Records(NamedTuple):
 
 
 class TraceWriter:
-    """A writer of both files, which appear when the context ends without an error.
+    """Writes both files, which appear when the context ends without an error.
 
     Args:
         folder: an existing folder.
@@ -143,7 +143,7 @@ class TraceWriter:
         self.num_tokens = 0
         """Tokens added so far."""
         self.num_held = 0
-        """Tokens still in memory: fewer than :data:`GROUP_TOKENS` between two calls of :meth:`add`."""
+        """Tokens still in memory; fewer than :data:`GROUP_TOKENS` between calls of :meth:`add`."""
         self._held: list[Records] = []
         self._files = ExitStack()
         paths = [self._files.enter_context(atomic_file(folder / name)) for name in (ROUTING, TOKENS)]
@@ -210,7 +210,7 @@ class Traces:
 
     Raises:
         FileNotFoundError: there is no ``tokens.parquet``.
-        ValueError: the files are not those of task=analyze.
+        ValueError: the files were not written by task=analyze.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -222,7 +222,7 @@ class Traces:
         self.num_tokens: int = pq.read_metadata(self._tokens).num_rows
 
     def tokens(self, columns: Sequence[str] | None = None, first: int | None = None) -> pa.Table:
-        """Read ``tokens.parquet``, or some of its columns, for all tokens or the ``first`` ones."""
+        """Read ``tokens.parquet``, or some of its columns, for all or only the ``first`` tokens."""
         return pq.read_table(
             self._tokens,
             columns=None if columns is None else list(columns),
@@ -241,8 +241,8 @@ class Traces:
 
         Args:
             columns: the columns to read; ``None`` reads all.
-            first: read only the first so many tokens.
-            equal: values that columns must have.
+            first: read only this many tokens.
+            equal: required values of columns.
         """
         wanted = [pc.field(name) == value for name, value in equal.items()]
         if first is not None:
@@ -255,10 +255,8 @@ class Traces:
     def steps(self, first: int | None = None) -> Iterator[tuple[int, int, str, pa.Table]]:
         """Read ``routing.parquet`` group by group, with each group's stage, round, and pool.
 
-        A group holds consecutive tokens, with the K assignments of each token together.
-
-        Args:
-            first: skip groups that start after the first so many tokens; a group that starts before is complete.
+        A group holds consecutive tokens, with the K assignments of each token together. With ``first``, groups that
+        start after this many tokens are skipped; other groups are complete.
         """
         with pq.ParquetFile(self._routing) as file:
             place = {name: index for index, name in enumerate(ROUTING_SCHEMA.names)}

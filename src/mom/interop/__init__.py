@@ -1,4 +1,4 @@
-"""Models of others: Hugging Face GPT-2, Llama, and Qwen3, the authors' checkpoints, upcycling, and exported folders."""
+"""Conversion of Hugging Face GPT-2, Llama, and Qwen3 and the authors' checkpoints; upcycling; export."""
 
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.hugging_face import from_gpt2, from_llama

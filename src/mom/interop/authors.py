@@ -1,4 +1,4 @@
-"""Checkpoints of the authors' released code: ``config.json`` and weights under their own names."""
+"""Load checkpoints of the authors' released code: ``config.json`` and weights under the authors' names."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from mom.interop.layers import affine, read_layer, write_block, write_module
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.assembly import RoutedPool, Stage
 
-# Options of `config.json` that the authors' model class ignores or that we do not compute, and their only values.
+# Options of `config.json` that the authors' model ignores or that ours does not support, with the allowed values.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
     "scale_attn_weights": (True,),
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-# Their `router_type`: our router and score function.
+# The authors' `router_type`: our router and score function.
 _ROUTERS = {
     "gru_softmax": ("gru", "softmax"),
     "gru": ("gru", "identity"),
     "naive_softmax": ("mlp", "softmax"),
     "naive": ("mlp", "identity"),
 }
-# Our router's layers and theirs.
+# Names of our routers' parameters, and the authors'.
 _ROUTER_LAYERS = {
     "gru": {
         "cell.weight_ih": "x2h.weight",
@@ -60,7 +60,7 @@ _POOLS = {"attention": "mot_attn", "ffn": "mot_ffn"}
 
 
 def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
-    """Load a checkpoint of the authors' code as a model that computes the same.
+    """Load a checkpoint of the authors' code as a model that computes the same logits.
 
     Supported are ``router_type`` ``gru_softmax``, ``gru``, ``naive_softmax`` and ``naive``; pools of different sizes,
     several chunks, and any ``routing_all_possible_path``, ``weighted_qkv``, ``use_ste``, ``enable_pause`` and
@@ -69,7 +69,7 @@ def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
     ``naive`` routers with more attention than feed-forward modules (their code fails).
 
     Args:
-        directory: holds ``config.json`` and ``model.safetensors`` (one file, or shards with an index) or
+        directory: contains ``config.json`` and ``model.safetensors`` (a single file, or shards with an index) or
             ``pytorch_model.bin``.
 
     Returns:
@@ -109,7 +109,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
 
 
 def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
-    """Translate their options to ours."""
+    """Translate the authors' options to ours."""
     kind: Any = theirs.get("router_type")
     options = {name: (theirs.get(name, allowed[0]), allowed) for name, allowed in _SUPPORTED.items()}
     check_supported("checkpoint", options | {"router_type": (kind, tuple(_ROUTERS))})
@@ -121,7 +121,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
             "got true"
         )
     skip = bool(theirs.get("enable_pause", False))
-    # Their routers have an output per module of the larger pool (`naive`: of the feed-forward pool) and one to pause.
+    # Their routers have an output for each module of the larger pool (`naive`: of the feed-forward pool), plus pause.
     outputs = (max(num_attention, num_ffn) if router == "gru" else num_ffn) + int(skip)
     if outputs < num_attention:
         raise UsageError(
@@ -168,7 +168,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         if score_function == "softmax"
         else 1.0,
         score_function=score_function,
-        # They renormalize the chosen softmax scores for every K, unless all paths are taken.
+        # The authors renormalize the chosen softmax scores for every K, unless all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
         router_prior="none",
         straight_through=bool(theirs.get("use_ste", False)),
@@ -184,7 +184,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
 
 
 def _fill(model: MoMForCausalLM, tensors: _Tensors) -> None:
-    """Copy every weight; ``transformer.h.i`` counts bottom blocks, stages and their anchors, and top blocks."""
+    """Copy all weights; ``transformer.h.i`` counts bottom blocks, stages with their anchors, and top blocks."""
     body = model.model
     body.embedding.token.weight.copy_(tensors.take("transformer.wte.weight"))
     body.embedding.position.weight.copy_(tensors.take("transformer.wpe.weight"))
@@ -214,14 +214,14 @@ def _fill_router(routed: RoutedPool, tensors: _Tensors, source: str) -> None:
         ours: Tensor = router.get_parameter(name)
         tensor = tensors.take(f"{source}.{theirs}")
         if name.startswith("output."):
-            # Their routers without a pause output have no row for SKIP; ours never chooses it then.
+            # Routers without a pause output have no row for SKIP; ours never choose it in that case.
             ours.zero_()
             ours = ours[: tensor.shape[0]]
         ours.copy_(tensor)
 
 
 class _Tensors:
-    """A checkpoint's tensors by name, which records those that were read."""
+    """The tensors of a checkpoint by name; records which were read."""
 
     def __init__(self, tensors: dict[str, Tensor], directory: Path) -> None:
         self._tensors = tensors

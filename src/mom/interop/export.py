@@ -1,7 +1,7 @@
-"""Exported folders, which transformers loads by itself: weights, tokenizer, the model's code, and a model card.
+"""Export folders that transformers can load by itself: weights, tokenizer, the model's code, and a model card.
 
 ``AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)`` needs only transformers and PyTorch. Once
-``mom`` is imported, its classes are used and ``trust_remote_code`` is not needed.
+``mom`` is imported, transformers uses its classes and does not need ``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ AUTO_MAP = {
 }
 """The classes of an exported folder and their files."""
 
-# A folder is no package and registers nothing; the reference serves readers.
+# A folder is not a package and registers nothing; the reference is only for reading.
 _NOT_EXPORTED = {"__init__.py", "reference.py"}
 _IMPORT = re.compile(r"^(\s*)from mom\.model\.([\w.]+) import", re.MULTILINE)
 
@@ -45,13 +45,7 @@ def export_model(
     folder: Path,
     card: str,
 ) -> None:
-    """Write an exported folder, completely or not at all; an existing one is replaced.
-
-    Args:
-        model: a language model or a classifier.
-        tokenizer: the model's tokenizer.
-        folder: the folder to write.
-        card: text of ``README.md``.
+    """Write a model with ``card`` as its ``README.md`` to a folder atomically, replacing an existing folder.
 
     Raises:
         UsageError: the run directory cannot be written.
@@ -69,11 +63,11 @@ def export_model(
 
 
 def model_code() -> dict[str, str]:
-    """Return the files of :mod:`mom.model` as modules of one flat folder, by file name.
+    """Return the files of :mod:`mom.model` as modules of a flat folder, by file name.
 
     A package's file ``routers/gru.py`` becomes ``routers_gru.py``, its ``__init__.py`` ``routers.py``. Imports
-    become relative, and operators that a file registers with PyTorch get a namespace of the module's own: the same
-    folder may be loaded next to ``mom`` or another export, and a name can be taken once.
+    become relative, and operators that a file registers with PyTorch get a namespace per module, because the folder
+    may be loaded together with ``mom`` or another export, and a name can be registered only once.
     """
     package = Path(mom.model.__file__).parent
     names = {path: path.relative_to(package).as_posix() for path in sorted(package.rglob("*.py"))}
@@ -135,13 +129,13 @@ def model_card(
     results: Mapping[str, Any] | None,
     origin: str,
 ) -> str:
-    """Write the text of a model card.
+    """Return the text of a model card.
 
     Args:
         model: the exported model.
-        title: its name.
-        results: the summary of the run that trained the weights; ``None`` without one.
-        origin: a sentence that says what the results were measured on.
+        title: heading of the card.
+        results: the summary of the run that trained the weights, if any.
+        origin: a sentence that says where the results come from.
     """
     config = model.config
     is_classifier = isinstance(model, MoMForSequenceClassification)
@@ -158,7 +152,7 @@ def model_card(
 
 
 def _layout(config: MoMConfig) -> str:
-    """Describe the blocks and pools of a model in one line."""
+    """Describe a model's blocks and pools in a phrase."""
     if not config.num_stages:
         return f"A plain transformer with {config.graph_depth} blocks"
     pools = config.pools()
@@ -172,7 +166,7 @@ def _layout(config: MoMConfig) -> str:
 
 
 def _measured(results: Mapping[str, Any] | None, origin: str) -> str:
-    """Write the table of results."""
+    """Return the table of results as Markdown."""
     numbers = {
         name: value
         for name, value in (results or {}).items()
@@ -185,7 +179,7 @@ def _measured(results: Mapping[str, Any] | None, origin: str) -> str:
 
 
 def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
-    """Write weights, configuration, and the tokenizer of ``init`` if it has one, completely or not at all.
+    """Write weights, configuration, and the tokenizer found with ``init``, if any, to a folder atomically.
 
     Raises:
         UsageError: the run directory cannot be written.

@@ -1,4 +1,4 @@
-"""Hugging Face GPT-2, Llama, and Qwen3 as plain models of ours: the same function, the same logits."""
+"""Convert Hugging Face GPT-2, Llama, and Qwen3 models to plain models with the same logits."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class _Layout(NamedTuple):
-    """Where a model family stores its weights.
+    """The parameter names of a model family.
 
     Attributes:
-        outside: our parameters outside the blocks, and their names.
-        layer: names within a layer, ``{i}`` for its number.
+        outside: our parameters outside the blocks -> their names.
+        layer: names within a layer, with ``{i}`` for its number.
         transpose: matrices are [out, in].
     """
 
@@ -57,7 +57,7 @@ _LLAMA = _Layout(
     layer={
         "attention": {
             "norm_weight": "model.layers.{i}.input_layernorm.weight",
-            "qkv_weight": tuple(f"model.layers.{{i}}.self_attn.{one}_proj.weight" for one in "qkv"),
+            "qkv_weight": tuple(f"model.layers.{{i}}.self_attn.{name}_proj.weight" for name in "qkv"),
             "out_weight": "model.layers.{i}.self_attn.o_proj.weight",
         },
         "ffn": {
@@ -89,21 +89,21 @@ _GPT2_OPTIONS: Mapping[str, Sequence[Any]] = {
     "add_cross_attention": (False,),
     "tie_word_embeddings": (True,),
 }
-"""Options of GPT-2 and the values that our blocks compute."""
+"""Options of GPT-2 and the values that our blocks support."""
 
 
 def from_gpt2(gpt2: GPT2LMHeadModel) -> MoMForCausalLM:
     """Copy a `transformers` GPT-2 language model into a plain :class:`MoMForCausalLM`.
 
     Args:
-        gpt2: any size. Its ``resid_pdrop`` becomes our ``dropout``; dropout of attention probabilities, which
-            our blocks do not have, is dropped.
+        gpt2: any size. Its ``resid_pdrop`` becomes ``dropout``; dropout of attention probabilities, which our blocks
+            do not have, is ignored.
 
     Returns:
         A model with ``num_stages=0`` and the same logits up to rounding.
 
     Raises:
-        UsageError: GPT-2 has options that our blocks do not compute.
+        UsageError: GPT-2 has options that our blocks do not support.
     """
     theirs = gpt2.config
     check_supported(
@@ -134,7 +134,7 @@ def from_llama(llama: LlamaForCausalLM | Qwen3ForCausalLM) -> MoMForCausalLM:
         A model with ``block="llama"`` and ``num_stages=0`` and the same logits up to rounding.
 
     Raises:
-        UsageError: the model has options that our blocks do not compute, such as grouped-query attention.
+        UsageError: the model has options that our blocks do not support, such as grouped-query attention.
     """
     theirs = llama.config
     rope: dict[str, Any] = {**(theirs.rope_parameters or {})}
@@ -171,14 +171,14 @@ def from_llama(llama: LlamaForCausalLM | Qwen3ForCausalLM) -> MoMForCausalLM:
 
 
 def check_supported(owner: str, options: Mapping[str, tuple[Any, Sequence[Any]]]) -> None:
-    """Reject a model with options that ours does not compute.
+    """Reject a model with unsupported options.
 
     Args:
-        owner: what the options belong to, such as ``gpt2``.
-        options: the value of each option, and the values that we compute.
+        owner: prefix of the options in errors, such as ``gpt2``.
+        options: for each option, its value and the supported values.
 
     Raises:
-        UsageError: the first option with another value.
+        UsageError: for the first option with an unsupported value.
     """
     for name, (given, supported) in options.items():
         if given not in supported:
@@ -188,14 +188,14 @@ def check_supported(owner: str, options: Mapping[str, tuple[Any, Sequence[Any]]]
 
 
 def _shared_fields(theirs: Any) -> dict[str, Any]:
-    """Return the options that every plain model has."""
+    """Return the options that all model families share."""
     names = ("initializer_range", "bos_token_id", "eos_token_id", "pad_token_id")
     return {"num_top_blocks": 0, "num_stages": 0, **{name: getattr(theirs, name) for name in names}}
 
 
 @torch.no_grad()
 def _converted(theirs: PreTrainedModel, config: MoMConfig, layout: _Layout) -> MoMForCausalLM:
-    """Build a plain model and copy every weight into it, keeping dtype, device, and training mode."""
+    """Build a plain model and copy all weights into it, keeping dtype, device, and training mode."""
     ours = MoMForCausalLM(config)
     nn.Module.to(ours, dtype=theirs.dtype, device=theirs.device)
     weights = theirs.state_dict()

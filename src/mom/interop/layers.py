@@ -1,6 +1,6 @@
-"""Weights of one layer by parameter name: what every conversion reads from one model and writes into another.
+"""Weights of a layer by parameter name, which conversions read from one model and write into another.
 
-A layer is a mapping from module kinds to the parameters of one module, under the names that a pool gives them
+A layer is a mapping from module kinds to the parameters of a module, under the names that pools use
 (``qkv_weight``); matrices are [in, out], as pools and GPT-2's files store them.
 """
 
@@ -17,7 +17,7 @@ from mom.model.pools.pool import Pool
 Weights = Mapping[str, Tensor]
 Layer = Mapping[str, Weights]
 Names = Mapping[str, Mapping[str, str | tuple[str, ...]]]
-"""Where a file stores a layer: our kind and parameter -> a template of its name, or of several joined along outputs."""
+"""Our kind and parameter -> a template of the name in a file, or of several names to join along outputs."""
 
 
 def affine(ours: str, theirs: str) -> dict[str, str]:
@@ -28,13 +28,13 @@ def affine(ours: str, theirs: str) -> dict[str, str]:
 def read_layer(
     take: Callable[[str], Tensor], names: Names, *, transpose: bool = False, **fields: object
 ) -> Layer:
-    """Read a layer from a file with other names.
+    """Read a layer from a file with other parameter names.
 
     Args:
         take: returns a tensor by its name in the file.
-        names: the file's names.
+        names: templates of the names in the file.
         transpose: the file stores matrices as [out, in].
-        fields: values for the placeholders of the names, such as the number of the layer.
+        fields: values for the placeholders of the templates, such as the number of the layer.
     """
 
     def read(templates: str | tuple[str, ...]) -> Tensor:
@@ -54,18 +54,18 @@ def read_block(block: Block) -> Layer:
 
 
 def write_block(block: Block, layer: Layer) -> None:
-    """Copy a layer into a plain block, in place."""
+    """Copy a layer into a plain block."""
     for kind, weights in layer.items():
         _copy(_by_pool_name(block.get_submodule(kind)), weights)
 
 
 def write_module(pool: Pool, index: int, weights: Weights) -> None:
-    """Copy the weights of one module into module ``index`` of a pool, in place."""
+    """Copy weights into module ``index`` of a pool."""
     _copy({name: stacked[index] for name, stacked in pool.named_parameters(recurse=False)}, weights)
 
 
 def _by_pool_name(part: nn.Module) -> dict[str, Tensor]:
-    """Return a plain block's parameters as a pool would name and store them."""
+    """Return parameters of a plain block with a pool's names and layout."""
     return {
         name.replace(".", "_"): tensor.t() if tensor.dim() == 2 else tensor
         for name, tensor in part.named_parameters()

@@ -1,4 +1,4 @@
-"""One way to load a model: our checkpoints, exported folders, the authors' folders, GPT-2, Llama, and Qwen3."""
+"""Load any supported model: our checkpoints, exported folders, the authors' folders, GPT-2, Llama, and Qwen3."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from mom.model.registry import InvalidOption
 
 Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
-_PREFIX = "model."  # of the model's weights in a Lightning checkpoint
+_PREFIX = "model."  # prefix of the model's weights in a Lightning checkpoint
 CLASSIFIER = f"{_PREFIX}score.weight"
-"""The weights in a checkpoint that only a classifier has."""
+"""Name of the weights that only checkpoints of classifiers have."""
 _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
 def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
     """Load the weights and configuration of a language model.
 
-    Inside ``torch.device("meta")`` the model comes without its weights, and those are not read.
+    Inside ``torch.device("meta")`` weights are not read.
 
     Args:
-        source: a run's ``.ckpt``; a folder with a ``config.json`` of ours, of the authors' code, or of a Hugging
-            Face GPT-2, Llama, or Qwen3; or the Hub id of ours or one of these.
+        source: a run's ``.ckpt``; a folder with the ``config.json`` of an exported model, of the authors' code, or of
+            a Hugging Face GPT-2, Llama, or Qwen3; or a Hub ID.
         option: the option to name in errors.
 
     Raises:
-        UsageError: nothing is there, or it is damaged or of another kind.
+        UsageError: the source is missing, damaged, or not supported.
     """
     path = Path(source)
     if path.is_file():
@@ -54,8 +54,8 @@ def load_classifier(
 
     Args:
         source: as for :func:`load_model`, or a checkpoint or folder of a classifier.
-        labels: names of the classes by their number; empty for a regression.
-        dropout: replaces that of the weights' configuration.
+        labels: names of the classes in order; empty for a regression.
+        dropout: replaces the dropout in the loaded configuration.
         option: the option to name in errors.
 
     Raises:
@@ -84,7 +84,7 @@ def load_classifier(
 
 
 def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceClassification | None:
-    """Load the classifier in a checkpoint or folder; return ``None`` if it holds something else."""
+    """Load the classifier in a checkpoint or folder; return ``None`` if it holds another model."""
     path = Path(source)
     if path.is_file():
         checkpoint = read_checkpoint(path, option)
@@ -98,12 +98,12 @@ def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceC
 
 
 def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
-    """Read one of our Lightning checkpoints, without running any code it may contain.
+    """Read a Lightning checkpoint of a run, without running any code it may contain.
 
-    Tensors are memory-mapped, so that unused ones take no memory.
+    Tensors are memory-mapped, so unused tensors take no memory.
 
     Raises:
-        UsageError: the file is damaged, or not one of ours.
+        UsageError: the file is damaged or not a run's checkpoint.
     """
 
     def problem(reason: str) -> UsageError:
@@ -112,7 +112,7 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler raises anything on bytes that are not a pickle
-        # PyTorch's own message is a page about its history and how to switch the check off.
+        # PyTorch's own message is a page about the history of this check and ways to disable it.
         is_damaged = isinstance(error, OSError | RuntimeError)
         reason = first_line(error)[:160] if is_damaged else "not a checkpoint, or more than plain data"
         raise problem(f"not a complete checkpoint of a run ({reason})") from None
@@ -187,7 +187,7 @@ def _not_a_language_model(source: str | Path, option: str) -> UsageError:
 
 
 def _pretrained(kind: Any, source: str | Path, config: Any) -> Any:
-    """Call ``from_pretrained``, which does not work inside ``torch.device("meta")``; there, only build the model."""
+    """Call ``from_pretrained``; inside ``torch.device("meta")``, where that fails, only build the model."""
     return kind(config) if torch.get_default_device().type == "meta" else kind.from_pretrained(source)
 
 

@@ -18,11 +18,11 @@ from mom.model.layout import PoolLayout
 
 @dataclass(frozen=True)
 class StagePlan:
-    """The plain layers that one stage is made of.
+    """The plain layers that a stage is built from.
 
     Attributes:
-        modules: for each pool, the layer that each of its modules is copied from.
-        anchor: the layer that the anchor block is copied from; ``None`` without anchors.
+        modules: for each pool, the source layer of each module.
+        anchor: the source layer of the anchor block; ``None`` without anchors.
     """
 
     modules: Mapping[str, tuple[int, ...]]
@@ -31,7 +31,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class UpcyclingPlan:
-    """Which plain layer goes where; layers are counted from 0 over all blocks of the plain model."""
+    """The source layer of each block and module; layers are counted from 0 over all blocks of the plain model."""
 
     bottom: tuple[int, ...]
     stages: tuple[StagePlan, ...]
@@ -39,10 +39,10 @@ class UpcyclingPlan:
 
     @classmethod
     def consecutive(cls, config: MoMConfig) -> UpcyclingPlan:
-        """Use layers in order: bottom blocks, then for each stage its modules and its anchor, then top blocks.
+        """Use layers in order: bottom blocks, then the modules and anchor of each stage, then top blocks.
 
-        A stage takes as many layers as its largest pool has modules; smaller pools take the first of them. A
-        ``grouped`` pool takes one per round (:meth:`mom.model.layout.PoolLayout.layers`).
+        A stage uses as many layers as its largest pool has modules; smaller pools use the first of them. A
+        ``grouped`` pool uses one per round (:meth:`mom.model.layout.PoolLayout.layers`).
         """
         layers = iter(range(num_plain_layers(config)))
 
@@ -58,7 +58,7 @@ class UpcyclingPlan:
         return cls(bottom, tuple(stages), take(config.num_top_blocks))
 
     def describe(self) -> list[tuple[str, str]]:
-        """Return (place, source layers) in the model's order, for display."""
+        """Return (blocks or modules, source layers) in the model's order, for display."""
         rows = [("bottom blocks", self.bottom)]
         for index, stage in enumerate(self.stages):
             rows += [
@@ -76,23 +76,23 @@ def _listed(layers: tuple[int, ...]) -> str:
 
 
 def copied_pools(config: MoMConfig) -> tuple[PoolLayout, ...]:
-    """Return the pools whose modules are copies of plain layers; modules of other kinds start fresh."""
+    """Return the pools whose modules are copied from plain layers; modules of other kinds are initialized."""
     return tuple(layout for layout in config.pools() if layout.kind.in_plain_blocks)
 
 
 def num_module_layers(config: MoMConfig) -> int:
-    """Return how many layers of the plain transformer the modules of one stage come from."""
+    """Return the number of plain layers that a stage's modules are copied from."""
     return max((1 + max(layout.layers()) for layout in copied_pools(config)), default=0)
 
 
 def num_plain_layers(config: MoMConfig) -> int:
-    """Return how many layers the plain transformer has that ``config`` is upcycled from."""
+    """Return the number of layers of the plain transformer that ``config`` is upcycled from."""
     per_stage = num_module_layers(config) + int(config.anchors)
     return config.num_bottom_blocks + config.num_stages * per_stage + config.num_top_blocks
 
 
 def plain_config(config: MoMConfig) -> MoMConfig:
-    """Return the plain transformer whose layers, in order, become ``config``'s blocks and modules."""
+    """Return the configuration of the plain transformer that ``config`` is upcycled from, layer by layer in order."""
     changed = {
         "num_stages": 0,
         "num_bottom_blocks": num_plain_layers(config),
@@ -104,15 +104,15 @@ def plain_config(config: MoMConfig) -> MoMConfig:
 
 @torch.no_grad()
 def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None = None) -> MoMForCausalLM:
-    """Make a Mixture-of-Modules model from a plain transformer; the routers start fresh.
+    """Build a Mixture-of-Modules model from a plain transformer, with new routers.
 
-    Embeddings, blocks, and the final norm are copied; every module is a copy of the attention or feed-forward of one
+    Embeddings, blocks, and the final norm are copied; every module is a copy of the attention or feed-forward of a
     layer.
 
     Args:
         plain: a model with ``num_stages=0``.
-        config: the model to make, with the same widths, vocabulary, and positions.
-        plan: which layer goes where; ``None`` uses them in order.
+        config: the model to build, with the same widths, vocabulary, and positions.
+        plan: the source layers; ``None`` uses them in order.
 
     Raises:
         UsageError: the shapes or the number of layers do not fit.
@@ -153,11 +153,11 @@ def upcycle(plain: MoMForCausalLM, config: MoMConfig, plan: UpcyclingPlan | None
 
 
 def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> UpcyclingPlan | None:
-    """Build the plan that the task's options describe; ``None`` without any, for the default plan.
+    """Build the plan that the task's options describe; return ``None`` for the default plan.
 
     Args:
-        task: the options: ``layers``, and ``<pool>_layers`` for the default pools.
-        config: the model to make.
+        task: has the options ``layers`` and, for the default pools, ``<pool>_layers``.
+        config: the model to build.
         num_layers: layers of the plain model.
 
     Raises:
@@ -176,7 +176,7 @@ def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> Upcyc
             _check_layers(f"{layout.name}_layers", given, size, f"{layout.num_modules} per stage", num_layers)
 
     def modules(index: int, name: str, sources: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the layers that the modules of one pool come from."""
+        """Return the source layers of a pool's modules."""
         given, size = own[name], len(sources)
         if given is None:
             return tuple(layers[i] for i in sources)
@@ -195,7 +195,7 @@ def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> Upcyc
 
 
 def _check_shapes(plain: MoMConfig, config: MoMConfig) -> None:
-    """Reject a model whose weights have other shapes or another meaning than the plain model's."""
+    """Reject a model whose weights differ in shape or meaning from the plain model's."""
     names = ["vocab_size", "max_positions", "d_model", "num_heads", "block", "ffn_width", "qk_norm"]
     names += ["tie_word_embeddings", *(["rope_theta"] * plain.components.rotary)]
     for name in names:
@@ -208,7 +208,7 @@ def _check_shapes(plain: MoMConfig, config: MoMConfig) -> None:
 
 
 def _check_plan(plan: UpcyclingPlan, config: MoMConfig, num_layers: int) -> None:
-    """Reject a plan that does not fill the model exactly or that names a layer that does not exist."""
+    """Reject a plan that does not fill the model exactly or that names a missing layer."""
     sizes = [
         ("bottom", len(plan.bottom), config.num_bottom_blocks),
         ("stages", len(plan.stages), config.num_stages),
@@ -242,7 +242,7 @@ def _check_layers(name: str, given: Sequence[int], length: int, counts: str, num
 
 
 def _layer_counts(config: MoMConfig) -> str:
-    """Describe the plain layers of a model in its order."""
+    """Describe the plain layers that a model needs, in order."""
     anchor = " and an anchor" if config.anchors else ""
     return (
         f"{config.num_bottom_blocks} bottom, then for each of {config.num_stages} stage(s) "

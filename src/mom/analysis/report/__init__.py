@@ -1,1 +1,1 @@
-"""``report.html``: one page for a browser, self-contained, with the token path viewer."""
+"""``report.html``: a self-contained page with the token path viewer."""

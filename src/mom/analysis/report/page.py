@@ -1,7 +1,7 @@
-"""Build ``report.html`` from recorded traces and measurements, with ``template.html`` of this folder.
+"""Render ``report.html`` from recorded traces and measurements with ``template.html``.
 
-The file contains everything: style, script, figures, and the data of the token path viewer as typed arrays in base64.
-The page's content security policy forbids the browser to load anything else.
+The page is self-contained: style, script, figures, and the data of the token path viewer as typed arrays in base64.
+Its content security policy forbids loading anything else.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mom.analysis.traces import Traces
 from mom.plots.style import STYLE
 
 _STEPS = 65_534
-# What tokens can be colored by: column, label, digits after the point.
+# Measures to color tokens by: column, label, decimals.
 MEASURES = (
     ("effective_depth", "effective depth (blocks)", 1),
     ("weighted_depth", "weighted depth (blocks)", 2),
@@ -45,14 +45,14 @@ class ReportFigure:
 
 @dataclass(frozen=True)
 class PoolTable:
-    """The modules of one pool.
+    """The table of a pool's modules.
 
     Attributes:
         title: heading of the table.
         kind: the pool's name.
         stage: the pool's stage.
         headings: headings of the columns of numbers.
-        rows: for each slot ``choice``, ``name``, ``full_name``, ``numbers`` (as text), and ``tokens`` (each with
+        rows: for each choice ``choice``, ``name``, ``full_name``, ``numbers`` (as text), and ``tokens`` (each with
             ``text`` and ``title``).
     """
 
@@ -85,8 +85,8 @@ def render(
         pools: tables of modules.
         module_notes: paragraphs above these tables.
         figures: figures to embed as SVG.
-        footer: how the page was made.
-        num_tokens: tokens that the viewer shows at most, from the first.
+        footer: a line about how the page was made.
+        num_tokens: maximum number of tokens in the viewer, from the start of the text.
     """
     data = viewer_data(traces, tokenizer, num_tokens)
     shown = f"The first {data['count']:,} of {traces.num_tokens:,} recorded tokens."
@@ -114,7 +114,7 @@ def render(
 
 
 def svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG file, always the same bytes for the same figure."""
+    """Render a figure as a reproducible SVG file."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE), matplotlib.rc_context({"svg.hashsalt": "mom"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -122,7 +122,7 @@ def svg(figure: Figure) -> bytes:
 
 
 def script_json(data: Any) -> str:
-    """Write JSON that is safe in a script element: without ``<``, nothing ends the script or opens a comment."""
+    """Write JSON that is safe in a script element: without ``<``, it cannot end the script or open a comment."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
@@ -155,7 +155,7 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
             {"name": label, "digits": digits, "values": packed_real(columns[name])}
             for name, label, digits in MEASURES
         ],
-        # The first that differs between tokens: effective depth does not with K >= 2 and skip_rule share.
+        # The first measure that differs between tokens; effective depth does not with K >= 2 and skip_rule share.
         "colored_by": next((n for n, (name, _, _) in enumerate(MEASURES) if name in varied), 0),
         "rounds": rounds,
         "kinds": kinds,
@@ -166,9 +166,9 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
 
 
 def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[str]:
-    """Return the text that each token adds; joined, they are the complete text.
+    """Return the text that each token adds; joined, these are the complete text.
 
-    A character that consists of several tokens belongs to the last of them; the others add "".
+    A character that consists of several tokens belongs to the last of these; the others add "".
     """
     stream = DecodeStream(skip_special_tokens=False)
     backend = tokenizer.backend_tokenizer
@@ -176,14 +176,14 @@ def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[str]:
 
 
 def packed(values: np.ndarray) -> dict[str, Any]:
-    """Pack integers from 0, of any shape, into as few bytes as possible, little-endian in base64."""
+    """Pack nonnegative integers of any shape into as few bytes as possible, little-endian in base64."""
     most = int(values.max(initial=0))
     size = next(size for size in (1, 2, 4) if most < 256**size)
     return {"type": f"u{size}", "data": _base64(values.astype(f"<u{size}"))}
 
 
 def packed_real(values: np.ndarray) -> dict[str, Any]:
-    """Pack real numbers as 65,534 steps between their minimum and maximum; the next value stands for NaN."""
+    """Pack real numbers as 65,534 steps between their minimum and maximum; the next value encodes NaN."""
     values = values.astype(np.float64)
     known = values[~np.isnan(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)

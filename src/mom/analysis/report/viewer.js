@@ -1,6 +1,6 @@
 "use strict";
-// The token path viewer. It shows the JSON in #data, which mom/analysis/report/page.py writes; text enters the page only
-// as textContent. One listener serves all tokens.
+// The token path viewer. It shows the JSON in #data, which mom/analysis/report/page.py writes; text is inserted only
+// as textContent. All tokens share a listener.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const element = (id) => document.getElementById(id);
@@ -20,7 +20,7 @@
   }
   const piece = column(data.piece), windowOf = column(data.window), position = column(data.position);
   const documentOf = column(data.document), tokenId = column(data.token_id);
-  const measures = data.measures.map((one) => ({ ...one, values: column(one.values) }));
+  const measures = data.measures.map((measure) => ({ ...measure, values: column(measure.values) }));
   const choice = {}, weight = {};
   for (const pool of pools) {
     choice[pool] = column(kinds[pool].choice);
@@ -34,7 +34,7 @@
 
   const cells = new Array(count);
   function visible(string) {
-    return string.replace(/[\u0000-\u0008\u000b-\u001f]/g, (one) => String.fromCharCode(0x2400 + one.charCodeAt(0)))
+    return string.replace(/[\u0000-\u0008\u000b-\u001f]/g, (code) => String.fromCharCode(0x2400 + code.charCodeAt(0)))
       .replaceAll("\n", "⏎\n");
   }
   function spoken(string) {
@@ -90,7 +90,7 @@
       if (distinct.length > BINS) break;
     }
     if (distinct.length <= BINS) return { lows: distinct, exact: true };
-    // Between the 1st and the 99th percentile, so that a few extremes do not take up all colors.
+    // Bins lie between the 1st and the 99th percentile, so that a few extremes do not use up all colors.
     const low = sorted[Math.floor(0.01 * (sorted.length - 1))];
     const high = sorted[Math.ceil(0.99 * (sorted.length - 1))];
     const step = (high - low) / BINS || 1;
@@ -267,7 +267,7 @@
     const stages = [...new Set(rounds.map(([stage]) => stage))];
     fill(roundMenu, [
       ...stages.map((stage) => [`s${stage}`, severalStages ? `any of stage ${stage}` : "any"]),
-      ...rounds.map((one, round) => [`r${round}`, roundName(one)]),
+      ...rounds.map((names, round) => [`r${round}`, roundName(names)]),
     ]);
   }
   function wantedRounds() {
