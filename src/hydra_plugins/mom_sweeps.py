@@ -1,7 +1,7 @@
 """Hydra's ``-m`` for mom: a sweeper for grids and searches, and a launcher that runs each job in its own process.
 
-Hydra only finds plugins in the namespace package ``hydra_plugins`` and imports them at every start, so they import
-what they need when they run.
+Hydra finds plugins only in the namespace package ``hydra_plugins`` and imports all of them at every start, so imports
+of ``mom`` are local to the functions that need them.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from omegaconf import DictConfig, open_dict
 
 
 class JobSweeper(BasicSweeper):
-    """Hydra's basic sweeper, or a search; an invalid request leaves no files behind."""
+    """Sweeper for grids, as in Hydra's basic sweeper, and for searches; an invalid request leaves no files behind."""
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launch every combination of the comma-separated values, or with ``search=…`` the trials of a search.
+        """Launch every combination of the comma-separated values, or the trials of a search (``search=…``).
 
-        The options are those in ``hydra.sweeper.params``, overridden by ``arguments``.
+        ``arguments`` override the options in ``hydra.sweeper.params``.
 
         Raises:
             UsageError: for an invalid job, or an interval without a search to sample from it.
@@ -49,11 +49,11 @@ class JobSweeper(BasicSweeper):
             return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
-        """The launcher composes every job before it starts the first."""
+        """Skip Hydra's check: the launcher composes every job before it starts the first."""
 
 
 class JobLauncher(Launcher):
-    """Launcher that runs each job as ``python run.py`` with its overrides in its own run directory."""
+    """Launcher that runs each job in its own process and run directory."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,18 +61,12 @@ class JobLauncher(Launcher):
         self.hydra_context: HydraContext | None = None
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Store what Hydra passes to every launcher; the task function runs in the jobs' own processes."""
+        """Store the configuration; the task function is not needed, because jobs run in their own processes."""
         self.config = config
         self.hydra_context = hydra_context
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Check all jobs, run them, and print a table of them.
-
-        Raises:
-            UsageError: for an invalid job; no job was started.
-            JobsFailed: if jobs failed.
-            KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
-        """
+        """Check all jobs, run them, and print a table; see :func:`mom.sweeps.grid.run_sweep`."""
         from mom.sweeps.grid import run_sweep
 
         assert self.config is not None and self.hydra_context is not None

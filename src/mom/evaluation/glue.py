@@ -38,19 +38,17 @@ def glue_row(
 ) -> dict[str, float]:
     """Print the row that papers report: each task's mean ± standard deviation over seeds, and the average over tasks.
 
-    A task with two metrics (or two sets, as MNLI) counts with their mean in the average. A second row shows the same
-    for always predicting the majority class, or the mean label for a regression.
+    A task with two metrics, or two sets (MNLI), enters the average with their mean. A second row shows the scores of
+    always predicting the majority class, or the mean label for a regression.
 
     Args:
-        scores: for each task the results of all seeds, with ``val/score``, ``val/<metric>`` and
-            ``majority/<metric>``.
+        scores: the results of all seeds for each task, with ``val/score``, ``val/<metric>``, and ``majority/<metric>``.
         title: name of the model.
-        directory: where everything was written.
+        directory: where the results were written.
 
     Returns:
-        ``<task>/<metric>/mean`` and ``/deviation``, the same for ``<task>/score``, ``<task>/<metric>/majority``,
-        ``glue/average``, ``glue/majority`` and ``glue/seeds``. The deviation is the sample standard deviation, or 0
-        for one seed.
+        ``<task>/<metric>/mean`` and ``/deviation`` (sample standard deviation; 0 for one seed), the same for
+        ``<task>/score``, ``<task>/<metric>/majority``, ``glue/average``, ``glue/majority``, and ``glue/seeds``.
     """
     headings = [""]
     tuned, baseline = ["fine-tuned"], ["majority class"]
@@ -64,7 +62,7 @@ def glue_row(
             summary[f"{name}/{metric}/deviation"] = statistics.stdev(values) if len(values) > 1 else 0.0
         summary |= {f"{name}/{metric}/majority": runs[0][f"majority/{metric}"] for metric in names}
         majorities.append(statistics.fmean(summary[f"{name}/{metric}/majority"] for metric in names))
-        sets = "-m/mm" if len(TASKS[name].validations) > 1 else ""  # the papers' name for MNLI's two sets
+        sets = "-m/mm" if len(TASKS[name].validations) > 1 else ""  # what papers call MNLI's two sets
         headings.append(f"{TASKS[name].folder}{sets}\n{'/'.join(TASKS[name].metrics)}")
         tuned.append(" / ".join(_with_deviation(summary, f"{name}/{metric}", len(runs)) for metric in names))
         baseline.append(" / ".join(f"{summary[f'{name}/{metric}/majority']:.1f}" for metric in names))
@@ -86,13 +84,10 @@ def _with_deviation(summary: Mapping[str, float], metric: str, num_seeds: int) -
 
 
 def write_submission(task: GlueTask, split: str, values: Sequence[float], directory: RunDirectory) -> None:
-    """Write the predictions for a test set in the format of the GLUE website, such as ``submission/RTE.tsv``.
+    """Write the predictions for a test set in the GLUE website's format, such as ``submission/RTE.tsv``.
 
-    Two columns: ``index`` from 0, and ``prediction``, which is the number of the class, its name (MNLI, QNLI, RTE), or
-    a score from 0 to 5 with three decimals (STS-B). MNLI's two files are ``MNLI-m`` and ``MNLI-mm``.
-
-    Raises:
-        UsageError: the file cannot be written.
+    The columns are ``index``, from 0, and ``prediction``: the number of the class, its name (MNLI, QNLI, RTE), or a
+    score from 0 to 5 with three decimals (STS-B). MNLI's two files are ``MNLI-m`` and ``MNLI-mm``.
     """
     suffix = {"test_matched": "-m", "test_mismatched": "-mm"}.get(split, "")
     lines = ["index\tprediction"]
@@ -113,12 +108,10 @@ def measure_glue(
     *,
     logged: bool,
 ) -> dict[str, Any]:
-    """Validate a classifier, and write its predictions for the available test sets as a GLUE submission.
-
-    Arguments are those of :func:`mom.evaluation.measure.evaluate_module`.
+    """Validate a classifier (:func:`~mom.evaluation.measure.evaluate_module`), and write a GLUE submission.
 
     Returns:
-        ``val/loss``, ``val/score``, ``val/<metric>`` (times 100) and the results of :func:`majority`.
+        ``val/loss``, ``val/score``, ``val/<metric>`` (times 100), and the results of :func:`majority`.
     """
     name = data.task.name
     measured = evaluate_module(config, module, data.val_dataloader(), directory, phase=name, logged=logged)

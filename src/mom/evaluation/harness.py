@@ -36,10 +36,10 @@ def adapter(model: MoMForCausalLM, tokenizer: PreTrainedTokenizerFast, batch_siz
         raise UsageError(
             f"harness requires lm-eval: pip install 'mixture-of-modules[harness]' ({first_line(reason)})"
         ) from reason
-    # It warns that the model is not given by name, and that it runs in one process.
+    # The harness warns that the model is not given by name and that it runs in one process.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    # No logits cache: it treats requests of the same tokens as one even if they are split differently into context and
-    # continuation (lm-eval 0.4.13), so the results would depend on the batch size.
+    # The logits cache merges requests of equal tokens even if they are split differently into context and continuation
+    # (lm-eval 0.4.13), so with it the results would depend on the batch size.
     return HFLM(
         pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size, logits_cache=False
     )
@@ -63,10 +63,10 @@ def run_harness(
         tokenizer: its tokenizer.
         tasks: names of tasks.
         batch_size: requests per batch.
-        path: a folder with the task files, instead of the harness's own.
-        num_fewshot: solved examples before each question; ``None`` is each task's default.
-        limit: largest number of examples per task.
-        seed: random seed for the choice of solved examples.
+        path: a folder with task files to use instead of the harness's own.
+        num_fewshot: solved examples in each prompt; ``None`` is each task's default.
+        limit: maximum number of examples per task.
+        seed: random seed for choosing the solved examples.
 
     Returns:
         ``harness/<task>/<metric>``, its standard error as ``<metric>_stderr`` if there is one, and
@@ -108,15 +108,14 @@ def run_harness(
 
 
 def task_manager(names: Sequence[str], path: str | None = None) -> Any:
-    """Build the harness's index of tasks from no more files than these names need.
+    """Build the harness's index of tasks, parsing only the files that these names require.
 
-    The harness itself parses all of its 14,000 files. If every name is that of a task, only the folders with their
-    files are parsed, which a text search finds. For a group or tag, whose tasks may be in any file, and for an unknown
-    name, all files are parsed.
+    By default the harness parses all of its 14,000 files. If every name is that of a task, a text search finds the
+    folders to parse. A group or tag, whose tasks may be in any file, or an unknown name requires parsing all files.
 
     Args:
-        names: names of tasks.
-        path: a folder with the task files, instead of the harness's own.
+        names: names of tasks, groups, or tags.
+        path: a folder with task files to use instead of the harness's own.
     """
     import lm_eval.tasks
 
@@ -131,10 +130,10 @@ def task_manager(names: Sequence[str], path: str | None = None) -> Any:
 
 
 def folders_of(names: Sequence[str], root: Path) -> list[str | Path] | None:
-    """Return the folders below ``root`` with the files that define these tasks; ``None`` if one is not found.
+    """Return the folders below ``root`` with the files that define these tasks; ``None`` if a task is not found.
 
-    None of the folders is inside another. If several files define a task, the first one in path order counts, as in
-    the harness.
+    Folders inside other ones are omitted. If several files define a task, the first in path order counts, as in the
+    harness.
     """
     wanted = {name.encode(): name for name in names}
     found: dict[str, Path] = {}

@@ -1,4 +1,4 @@
-"""Measure a language model on text: perplexity and bits per byte."""
+"""Measure the perplexity and bits per byte of a language model on text."""
 
 from __future__ import annotations
 
@@ -36,14 +36,16 @@ def evaluate_text(
     """Measure the language-model loss on the windows of a corpus, and print a table.
 
     Returns:
-        The metrics of :func:`mom.evaluation.measure.evaluate_module`, ``data/tokens`` (predicted),
-        ``data/bytes_per_token`` and ``data/fingerprint``.
+        The metrics of :func:`mom.evaluation.measure.evaluate_module`, ``data/tokens`` (the number predicted),
+        ``data/bytes_per_token``, and ``data/fingerprint``.
 
     Raises:
         UsageError: the windows do not fit the model, or the tokenizer or the corpus cannot be used.
     """
     _check_windows(task, data, model.config)
-    load_model_tokenizer(init, data.tokenizer, model.config)  # checks it before a corpus is tokenized
+    load_model_tokenizer(
+        init, data.tokenizer, model.config
+    )  # checks the tokenizer before tokenizing a corpus
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
     files = prepared.split_files(task.split)
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
@@ -56,7 +58,7 @@ def evaluate_text(
         model=model,
         bytes_per_token=bytes_per_token(files),
     )
-    # Windows of a batch must have equal lengths; a file shorter than a window has a shorter one.
+    # Windows of a batch must have equal lengths, but a file shorter than a window has a single, shorter window.
     equal = len({dataset.length for dataset in windows}) == 1
     loader: DataLoader[Any] = DataLoader(
         ConcatDataset(windows), batch_size=data.batch_size if equal else 1, num_workers=data.num_workers

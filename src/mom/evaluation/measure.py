@@ -25,7 +25,7 @@ def evaluate_module(
     phase: str,
     logged: bool = True,
 ) -> dict[str, float]:
-    """Validate a module once, with the request's trainer, statistics and loggers.
+    """Validate a module once, with the request's trainer, statistics, and loggers.
 
     Args:
         config: the request.
@@ -33,7 +33,7 @@ def evaluate_module(
         batches: a data loader, or one per validation set.
         directory: where the loggers write.
         phase: a name for the loggers.
-        logged: whether to use the loggers; false after a training in the same directory, to keep its metrics.
+        logged: whether to use the loggers; false after training in the same directory, to keep the training's metrics.
 
     Returns:
         The results of :func:`mom.training.fit.collect_results` without ``steps`` and the throughput.

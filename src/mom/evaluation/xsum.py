@@ -1,4 +1,4 @@
-"""XSum: generate summaries, compare them with the references by ROUGE, and write them down."""
+"""XSum: generate summaries, score them against the references with ROUGE, and write both."""
 
 from __future__ import annotations
 
@@ -34,17 +34,14 @@ def measure_summaries(
     run: RunDirectory,
     splits: tuple[str, ...] = ("validation", "test"),
 ) -> dict[str, Any]:
-    """Summarize all documents of the available splits, compare with the references, and print a table.
+    """Summarize all documents of the available splits, score the summaries, and print a table.
 
-    Writes ``summaries/<split>.jsonl``, a line ``{"id", "prediction", "reference"}`` per document, and prints the
+    Writes ``summaries/<split>.jsonl``, one line ``{"id", "prediction", "reference"}`` per document, and prints the
     first few.
 
     Returns:
-        ``val/rouge1``, ``val/rouge2``, ``val/rougeL`` and ``val/summaries`` (their number), the scores of the first
-        sentences under ``lead/val/``, and for a test split ``test/`` instead of ``val/``.
-
-    Raises:
-        UsageError: the summaries cannot be written.
+        ``val/rouge1``, ``val/rouge2``, ``val/rougeL``, and ``val/summaries`` (their number), the scores of the
+        documents' first sentences under ``lead/val/``, and for a test split ``test/`` instead of ``val/``.
     """
     model.eval().to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
     results: dict[str, Any] = {}
@@ -99,7 +96,7 @@ def generate_summaries(
         model: the model, in evaluation mode and on its device.
         tokenizer: its tokenizer.
         prompts: token ids.
-        options: generation options, by transformers' names.
+        options: generation options by their names in transformers.
         batch_size: prompts per batch.
     """
     end = tokenizer.eos_token_id
@@ -131,7 +128,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> dict[str, fl
 
 
 def lead_sentence(document: str) -> str:
-    """Return the first sentence of a document: up to a period, question or exclamation mark before a space."""
+    """Return the first sentence of a document: up to a period, question mark, or exclamation mark before a space."""
     first = document.strip().split("\n", 1)[0]
     return re.split(r"(?<=[.!?])\s", first, maxsplit=1)[0]
 
@@ -144,12 +141,10 @@ def measure_xsum(
     *,
     logged: bool,
 ) -> dict[str, Any]:
-    """Validate a language model on the reference summaries, then generate summaries and compare them.
-
-    Arguments are those of :func:`mom.evaluation.measure.evaluate_module`.
+    """Validate a language model on the reference summaries (:func:`evaluate_module`), then score its own summaries.
 
     Returns:
-        ``val/loss``, ``val/score`` and the results of :func:`measure_summaries`.
+        ``val/loss``, ``val/score``, and the results of :func:`measure_summaries`.
     """
     assert isinstance(module.model, MoMForCausalLM)
     measured = evaluate_module(config, module, data.val_dataloader(), directory, phase="xsum", logged=logged)

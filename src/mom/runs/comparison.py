@@ -35,9 +35,9 @@ ABSENT = "–"
 
 @dataclasses.dataclass(frozen=True)
 class Paired:
-    """Mean difference between partners with the same seed, with the confidence interval of the mean (Student's t).
+    """Mean difference over pairs of runs with the same seed, and its confidence interval (Student's t).
 
-    Its standard error ``error`` and the ends of the interval, ``low`` and ``high``, are None for one pair.
+    The standard error ``error`` and the bounds of the interval, ``low`` and ``high``, are None for a single pair.
     """
 
     pairs: int
@@ -49,15 +49,15 @@ class Paired:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ only in the seed.
 
     Args:
         options: values of the options in which the groups differ.
         runs: the run of each seed.
         values: the metric of each seed.
         costs: the cost metric of each seed; empty without one.
-        others: the value that each seed is compared with, for the seeds that have a partner.
-        difference: paired difference from those; None without partners.
+        others: the reference value of each seed that has one.
+        difference: paired difference from the reference values; None without any.
     """
 
     options: tuple[str, ...]
@@ -79,7 +79,7 @@ class Group:
 
     @property
     def partner(self) -> float | None:
-        """Mean of what the seeds are compared with; None without partners."""
+        """Mean of the reference values; None without any."""
         return _mean(self.others.values()) if self.others else None
 
     @property
@@ -93,11 +93,11 @@ class Comparison:
     """The groups of a set of runs.
 
     Args:
-        options: the options in which the groups differ; of those that always change together, one.
+        options: the options in which the groups differ; one option of each set that always changes together.
         together: for each option in ``options``, the others that change with it.
         groups: best first.
         baseline: indices of the groups that the others are compared with; several form a curve.
-        left_out: runs without the metrics, and the reason for each.
+        left_out: skipped runs without the metrics, with the reason for each.
     """
 
     options: tuple[str, ...]
@@ -121,11 +121,11 @@ def compare(
 ) -> Comparison:
     """Group runs by the options in which they differ and compare the groups over their seeds.
 
-    The arguments are the options of :class:`mom.config.CompareConfig`. The baselines' curve is linear between
-    neighbors over the logarithm of the cost, for each seed; a run outside of it has no partner.
+    The arguments are the options of :class:`mom.config.CompareConfig`. The baselines' curve is interpolated linearly
+    over the logarithm of the cost, for each seed; a run outside the curve has no reference value.
 
     Raises:
-        UsageError: no run has the metrics, no run is of the baseline, or two runs of a group share a seed.
+        UsageError: no run has the metrics, the baseline is not among the runs, or two runs of a group share a seed.
     """
     counted, left_out = list(runs), []
     wanted = {"metric": metric, "cost_metric": cost_metric, "reference_metric": reference_metric}
@@ -136,7 +136,9 @@ def compare(
         if len(lacking) == len(counted):
             hint = did_you_mean(name, sorted({name for run in runs for name in run.summary}))
             raise UsageError(f"task.{option}={name} is not in the summary.json of any finished run{hint}")
-        if option != "reference_metric":  # a run without a partner still counts towards its group's mean
+        if (
+            option != "reference_metric"
+        ):  # a run without a reference value still counts towards its group's mean
             left_out += [(run, run.why_not(name)) for run in lacking]
             counted = [run for run in counted if run not in lacking]
     options, together = _differing(counted, group_by, ignore)
@@ -158,7 +160,7 @@ def compare(
     if cost_metric is not None and len(chosen) < 2:
         raise UsageError(
             "task.cost_metric requires task.baseline to name runs of at least two groups, "
-            f"got {as_written([str(one) for one in baseline])}"
+            f"got {as_written([str(folder) for folder in baseline])}"
         )
     curve = [groups[index] for index in chosen]
     for index, group in enumerate(groups):
@@ -178,9 +180,9 @@ def compare(
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: float = 0.95) -> Paired | None:
     """Return the mean difference ``ours − theirs`` over the seeds that both have; None if there are none.
 
-    Its interval is Student's t with one degree of freedom less than there are pairs.
+    The interval is Student's t with n − 1 degrees of freedom for n pairs.
     """
-    from scipy import stats  # here, as it takes a second to import
+    from scipy import stats  # local because it takes a second to import
 
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     number = len(differences)
@@ -195,7 +197,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float], confidence: f
 def _differing(
     runs: Sequence[Run], group_by: Sequence[str] | None, ignore: Sequence[str]
 ) -> tuple[tuple[str, ...], dict[str, tuple[str, ...]]]:
-    """Return the options that tell runs apart, one of each set that changes together, and the rest of that set."""
+    """Return the options in which runs differ, one of each set that changes together, and the rest of each set."""
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     for option, wanted in (("group_by", group_by or ()), ("ignore", ignore)):
         for place in wanted:
@@ -221,19 +223,18 @@ def _differing(
 
 
 def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bool:
-    """Return whether an option need not be shown because another tells it.
+    """Return whether an option is redundant next to ``leader``, whose value determines it.
 
-    It changes exactly when the other does; or it is of the same group and has one value for each of the
-    other's, as the options have that come with a choice of the group; or it has one value wherever it and the
-    other are options at all.
+    Either both always change together; or both are in one group, as options that come with a choice of the group;
+    or the option has a single value in all runs that have it.
     """
     pairs = len(set(zip(columns[name], columns[leader], strict=True)))
     if pairs > len(set(columns[leader])):
         return False
-    if pairs == len(set(columns[name])):  # each tells the other: the first is shown
+    if pairs == len(set(columns[name])):  # each determines the other: show the first
         return list(columns).index(leader) < list(columns).index(name)
-    of_one_group = name.partition(".")[0] == leader.partition(".")[0]
-    return of_one_group or len(set(columns[name]) - {ABSENT}) == 1
+    in_one_group = name.partition(".")[0] == leader.partition(".")[0]
+    return in_one_group or len(set(columns[name]) - {ABSENT}) == 1
 
 
 def _mean(values: Collection[float]) -> float:

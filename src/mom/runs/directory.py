@@ -41,10 +41,10 @@ def new_run_dir(task: str) -> str:
 
 
 def choose_run_dir(task: str, given: str | None) -> str:
-    """Return the run directory: the one given, that of the launching process, or a new name.
+    """Return the given run directory, that of the launching process, or a new name.
 
     Raises:
-        UsageError: a launcher started several processes, which would each choose a different name.
+        UsageError: a launcher started several processes, each of which would choose a different name.
     """
     if given == "":
         raise UsageError("run_dir must be the name of a directory or null, got ''")
@@ -59,7 +59,7 @@ def choose_run_dir(task: str, given: str | None) -> str:
 
 
 def holds_checkpoints(path: str | Path) -> bool:
-    """Return whether a directory holds checkpoints of a run or its phases (False if it cannot be read)."""
+    """Return whether a directory has checkpoints of a run or its phases; false if it cannot be read."""
     try:
         folders = (Path(path), *(inner for inner in Path(path).iterdir() if inner.is_dir()))
         return any(any((folder / "checkpoints").glob("*")) for folder in folders)
@@ -69,7 +69,7 @@ def holds_checkpoints(path: str | Path) -> bool:
 
 @contextlib.contextmanager
 def run_dir_errors(path: Path) -> Iterator[None]:
-    """Turn errors of writing a run directory into a :class:`~mom.errors.UsageError` that names it."""
+    """Convert errors in writing to a run directory to a :class:`~mom.errors.UsageError` that names it."""
     try:
         yield
     except OSError as error:
@@ -79,15 +79,15 @@ def run_dir_errors(path: Path) -> Iterator[None]:
 class RunDirectory:
     """A run's directory and the files that describe the run.
 
-    ``config.yaml`` (resolved), ``status.json`` (``running``, ``succeeded``, ``failed`` or ``interrupted``, with the
-    error), ``provenance.json`` and ``summary.json`` (flat, final numbers). Only the first process writes; on other
-    ranks the methods do nothing, so callers need not check.
+    The files are ``config.yaml`` (resolved), ``status.json`` (``running``, ``succeeded``, ``failed``, or
+    ``interrupted``, with the error), ``provenance.json``, and ``summary.json`` (final numbers). Only the first process
+    writes; on other ranks the methods do nothing, so callers need not check.
 
     Args:
         path: the directory; created with its parents if it does not exist.
 
     Raises:
-        UsageError: it cannot be created or written, here and in all methods that write.
+        UsageError: if it cannot be created or written to; so do all methods that write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -108,19 +108,19 @@ class RunDirectory:
                 raise
 
     def write_config(self, config: Mapping[str, Any]) -> None:
-        """Write ``config.yaml``: plain data in the given order."""
+        """Write plain data to ``config.yaml``, in the given order."""
         self.write_text(CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
 
     def write_provenance(self, record: Mapping[str, Any]) -> None:
-        """Write ``provenance.json``: the command that started the run, and the commit of the code."""
+        """Write ``provenance.json``; see :func:`mom.runs.provenance.start_of_run`."""
         self.write_text(PROVENANCE, json.dumps(dict(record), indent=2) + "\n")
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write ``summary.json``: flat names to final numbers (or short texts)."""
+        """Write final numbers (or short strings) by name to ``summary.json``."""
         self._write(write_json_atomic, SUMMARY, dict(summary))
 
     def status(self, state: State, error: BaseException | str | None = None) -> None:
-        """Write ``status.json``: the state, the type and message of the error if there is one, and the time."""
+        """Write the state, the time, and the type and message of an error to ``status.json``."""
         record: dict[str, Any] = {"state": state, "error": None}
         if isinstance(error, BaseException):
             record["error"] = {"type": type(error).__name__, "message": str(error)}
@@ -130,15 +130,11 @@ class RunDirectory:
         self.write_text(STATUS, json.dumps(record, indent=2) + "\n")
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a text file, atomically; folders in its name are created."""
+        """Write a text file atomically, creating the directories in its name."""
         self._write(write_text_atomic, name, text)
 
     def remove_if_unused(self) -> bool:
-        """Remove the directory if this run created it and stored nothing else in it.
-
-        Returns:
-            Whether it was removed. A directory with any result, even a partial one, is kept.
-        """
+        """Remove the directory if this run created it and stored no results in it; return whether it did."""
         if not self._was_empty or not self.writes:
             return False
         files = [file for file in self.path.rglob("*") if not file.is_dir()] if self.path.is_dir() else []
@@ -147,7 +143,7 @@ class RunDirectory:
         for file in files:
             file.unlink(missing_ok=True)
         for folder in self._created:
-            # Folders inside are empty by now; a parent may hold another run that has started meanwhile.
+            # Only empty directories are left inside; a parent may contain another run that started meanwhile.
             with contextlib.suppress(OSError):
                 shutil.rmtree(folder) if folder == self.path else folder.rmdir()
         return True
@@ -163,14 +159,14 @@ class RunDirectory:
 
 
 def read_request(folder: Path) -> dict[str, Any] | None:
-    """Read the resolved configuration of a run; ``None`` if the folder is not a run directory (a phase has no task)."""
+    """Read the resolved configuration of a run; ``None`` if the folder has none, as that of a phase."""
     path = folder / CONFIG
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return config if isinstance(config, dict) and "task" in config else None
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read the ``state``, ``error`` and ``time`` of a run; empty if it has no ``status.json``."""
+    """Read the ``state``, ``error``, and ``time`` of a run; empty if it has no ``status.json``."""
     return read_json(folder / STATUS)
 
 

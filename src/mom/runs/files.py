@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all: written next to their place, synced, renamed."""
+"""Atomic writes of files and folders: write to a temporary name, sync to disk, rename."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Replace a file once its new content is complete and on disk.
 
-    A reader finds the old file or the new one, never a part. If the block raises, the old file stays.
+    Readers see the old or the new file, never a partial one. If the block raises, the old file stays.
 
     Args:
         path: the file; its folder must exist.
@@ -42,8 +42,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Replace a folder once its new content is complete and on disk.
 
-    If the block raises, the old folder stays. What a killed process left behind is removed first, so only one process
-    may write a given folder at a time.
+    If the block raises, the old folder stays. Leftovers of a killed process are removed first, so only one process may
+    write a given folder at a time.
 
     Args:
         folder: the folder; its parents are created.
@@ -66,7 +66,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def replace_folder(building: Path, folder: Path) -> None:
-    """Sync a complete folder and rename it to ``folder``; an old folder of that name is removed.
+    """Sync a complete folder and rename it to ``folder``, replacing an old folder.
 
     Raises:
         OSError: if it cannot be synced or renamed.
@@ -74,7 +74,7 @@ def replace_folder(building: Path, folder: Path) -> None:
     for path in building.rglob("*"):
         sync(path)
     sync(building)
-    if folder.exists():  # a folder can only be renamed to a name that is free
+    if folder.exists():  # os.replace cannot replace a folder with content
         old = temporary_path(folder)
         os.replace(folder, old)
         os.replace(building, folder)
@@ -90,11 +90,7 @@ def temporary_path(path: Path) -> Path:
 
 
 def sync(path: Path) -> None:
-    """Flush a file, or the list of names in a folder, to disk.
-
-    Raises:
-        OSError: if the disk reports an error, such as that it is full.
-    """
+    """Flush a file, or the list of names in a folder, to disk."""
     if os.name == "nt" and path.is_dir():  # Windows cannot open folders
         return
     descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -105,25 +101,13 @@ def sync(path: Path) -> None:
 
 
 def write_text_atomic(path: str | Path, text: str) -> None:
-    """Write a string in UTF-8 by :func:`atomic_file`.
-
-    Raises:
-        OSError: if it cannot be written; the old file stays.
-    """
+    """Write a string as UTF-8 with :func:`atomic_file`."""
     with atomic_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def write_json_atomic(path: str | Path, obj: Any) -> None:
-    """Write JSON by :func:`atomic_file`.
-
-    Args:
-        path: the file; its folder must exist.
-        obj: plain data. NaN and infinity become null, which every JSON reader accepts.
-
-    Raises:
-        OSError: if it cannot be written; the old file stays.
-    """
+    """Write plain data as JSON with :func:`atomic_file`; NaN and infinity become null, which every reader accepts."""
     write_text_atomic(path, json.dumps(_replace_non_finite(obj), indent=2, allow_nan=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Locks on folders, shared by processes. The system releases a lock when its last holder exits, even if killed."""
+"""Locks on folders between processes. The system releases a lock when its last holder exits, even if killed."""
 
 from __future__ import annotations
 
@@ -13,28 +13,26 @@ _POLL_SECONDS = 0.1
 
 
 def folder_lock(folder: Path, on_acquired: Callable[[int], None] | None = None) -> filelock.FileLock:
-    """Return the lock of a folder that may not exist yet: a file next to it, which stays there.
+    """Return the lock of a folder, which need not exist: a file next to it, which is never removed.
 
-    Args:
-        folder: the folder.
-        on_acquired: called with the lock's file descriptor.
+    ``on_acquired`` is called with the lock's file descriptor.
     """
     return filelock.FileLock(folder.with_name(f".{folder.name}.lock"), on_acquired=on_acquired)
 
 
 @contextlib.contextmanager
 def hold(folder: Path, should_stop: Callable[[], bool]) -> Iterator[tuple[int, ...] | None]:
-    """Hold the lock of a folder, waiting for it until asked to stop.
+    """Acquire and hold the lock of a folder, which need not exist.
 
-    A child process that is started with the descriptors (``subprocess.Popen(pass_fds=…)``) holds the lock too, and
-    keeps it if this process is killed. Windows has no such inheritance: there the lock is this process's alone.
+    A child process started with the descriptors (``subprocess.Popen(pass_fds=…)``) holds the lock too, and keeps it if
+    this process is killed. Windows cannot pass descriptors, so there only this process holds the lock.
 
     Args:
-        folder: the folder, which may not exist yet.
-        should_stop: checked while another process holds the lock; the lock is tried once in any case.
+        folder: the folder.
+        should_stop: called while another process holds the lock; true gives up. At least one attempt is made.
 
     Yields:
-        the descriptors for the child process, or None if the lock was not acquired.
+        The descriptors for the child process, or None if the lock was not acquired.
     """
     descriptors: list[int] = []
     lock = folder_lock(folder, descriptors.append)

@@ -16,14 +16,14 @@ LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hy
 
 
 def provenance(data: object = None) -> dict[str, Any]:
-    """Return what loggers store about a run in addition to its configuration, as plain values.
+    """Return a description of a run's code, environment, and data for the loggers, as plain values.
 
     Args:
         data: a data module, which may have a ``fingerprint``.
 
     Returns:
-        ``code``: the ``version`` of ``mom``, the git ``commit`` of its sources and whether they are ``modified``
-        (both null outside a repository); ``environment``: Python, libraries, system and devices; ``data``: the
+        ``code``: the ``version`` of ``mom``, the git ``commit`` of its sources, and whether they are ``modified``
+        (both null outside a repository); ``environment``: Python, libraries, system, and devices; ``data``: the
         ``fingerprint`` of the corpus, or null.
     """
     import torch
@@ -43,11 +43,11 @@ def provenance(data: object = None) -> dict[str, Any]:
 
 
 def start_of_run() -> dict[str, Any]:
-    """Return what ``provenance.json`` records when a run starts, without importing PyTorch.
+    """Return the content of ``provenance.json``, without importing PyTorch.
 
     Returns:
-        ``command`` as it was typed, the ``version`` of ``mom``, and the git ``commit`` of its sources, with whether
-        they are ``modified``.
+        ``command`` as it was typed, the ``version`` of ``mom``, the git ``commit`` of its sources, and whether they
+        are ``modified``.
     """
     program = Path(sys.argv[0]).name
     start = ["-m", "mom"] if program == "__main__.py" else [program]
@@ -56,7 +56,7 @@ def start_of_run() -> dict[str, Any]:
 
 
 def _commit(folder: Path) -> dict[str, Any]:
-    """Return the commit that tracks this folder; an installed copy inside another project's repository has none."""
+    """Return the commit of this folder; null if git does not track it (an installed package)."""
     if not _git(folder, "ls-files", "provenance.py"):
         return {"commit": None, "modified": None}
     return {

@@ -1,4 +1,4 @@
-"""Finished runs, read from run directories or from a table of runs, and the writing of such a table."""
+"""Read finished runs from run directories or tables of runs, and write such tables."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ OF_STAGES = (
         )
     ),
 )
-"""Options, and groups of them, that mean nothing to a plain transformer (``num_stages: 0``)."""
+"""Options and groups that do not affect a plain transformer (``num_stages: 0``)."""
 
 _FORMERLY_OF_STAGES = tuple(
     f"callbacks.{name}" for name in ("router_prior_decay", "router_noise", "top_k_growth")
 )
-"""The same in records that were written before schedules replaced these."""
+"""Such options in records from before schedules replaced them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run as its directory or its row of a table describes it.
+    """A run, read from its directory or from a row of a table.
 
     Args:
         folder: the run directory; for a row of a table, the table's path and the run's name in it.
-        options: its configuration, from dotted names to values as users write them; a plain transformer has none of
-            the options in :data:`OF_STAGES`.
-        seed: the random seed.
+        options: its configuration, from dotted names to values as users write them, without the options in
+            :data:`OF_STAGES` for a plain transformer.
+        seed: random seed.
         status: content of ``status.json``.
         summary: content of ``summary.json``.
-        origin: the ``commit`` of the code and the ``command`` that started the run, as far as they are known.
+        origin: the ``commit`` of the code and the ``command`` that started the run, if they are known.
     """
 
     folder: Path
@@ -66,13 +66,13 @@ class Run:
     origin: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def value(self, metric: str) -> float | None:
-        """Return a final number of a run that succeeded; ``None`` if there is none."""
+        """Return a final metric of a run that succeeded; ``None`` if there is none."""
         number = self.summary.get(metric)
         succeeded = self.status.get("state") == "succeeded"
         return float(number) if succeeded and isinstance(number, int | float) else None
 
     def why_not(self, metric: str) -> str:
-        """Return in a few words why the run has no such number."""
+        """Return a few words on why :meth:`value` has no such metric."""
         state = self.status.get("state", "no status")
         error = self.status.get("error")
         message = f": {' '.join(str(error['message']).split())}" if error else ""
@@ -83,12 +83,12 @@ def find_runs(places: Sequence[str]) -> list[Run]:
     """Read the runs in run directories, in directories below them, or in tables of runs.
 
     Args:
-        places: run directories, directories that hold some (such as a sweep's), tables of runs (``study.csv``),
+        places: run directories, directories that contain some (such as a sweep's), tables of runs (``study.csv``),
             a run or a group of runs in a table (``study.csv/plain/0``, ``study.csv/plain``), or patterns of these
             (``*``; ``**`` for directories).
 
     Raises:
-        UsageError: if one of them holds no run.
+        UsageError: if one of them contains no run.
     """
     found: dict[Path, Run] = {}
     for place in places:
@@ -118,7 +118,7 @@ def read_table(path: Path) -> list[Run]:
     if not lines or lines[0].rstrip() != _TITLE:
         raise UsageError(f"runs must name tables written by task.save_runs, got {path}")
     head = [line[2:].rstrip("\n") for line in lines[1:] if line.startswith("# ")]
-    # An option with a value has it in every run; one without has a column.
+    # All runs share the value in an option's comment line; without a value, the option has a column.
     options = {name: value for name, _, value in (line.partition(": ") for line in head)}
     runs = []
     for row in csv.DictReader(lines[1 + len(head) :]):
@@ -137,11 +137,11 @@ def read_table(path: Path) -> list[Run]:
 
 
 def write_table(runs: Sequence[Run], path: Path) -> None:
-    """Write runs as one CSV file, a row for each, under comment lines that list the options.
+    """Write runs to a CSV file, one per row, below comment lines that list the options.
 
-    An option that has the same value in all runs stands in the comment lines alone, the others have columns.
-    An empty cell is an option or a number that the run does not have. Runs are named by their directories below
-    the one that holds them all. The per-step curves (``metrics.csv``), traces and checkpoints are not kept.
+    Comment lines give the value of an option that all runs share; the other options have columns. An empty cell is
+    an option or a number that the run does not have. Runs are named by their paths below their common directory.
+    Curves (``metrics.csv``), traces, and checkpoints are not stored.
 
     Raises:
         OSError: if the file cannot be written.
@@ -172,13 +172,13 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
 
 
 def is_within(name: str, *places: str) -> bool:
-    """Return whether an option is one of those named, or inside one of the groups named."""
+    """Return whether ``places`` lists an option or one of its groups."""
     return any(name == place or name.startswith(f"{place}.") for place in places)
 
 
 _TITLE = "# Options of the runs below; an option without a value has a column."
 _OWN = ("run", "state", "time", "commit", "command")
-"""Columns of a table of runs that are neither options nor numbers of the summary."""
+"""Columns of a table of runs that are neither options nor final metrics."""
 
 
 def _is_below(folder: Path, pattern: Path) -> bool:
@@ -188,7 +188,7 @@ def _is_below(folder: Path, pattern: Path) -> bool:
 
 
 def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
-    """Merge lists of names into one that has every name once, new ones behind what they follow in their list."""
+    """Merge lists of names without duplicates; a new name goes after the name that it follows in its own list."""
     merged: list[str] = []
     for names in orders:
         place = 0
@@ -207,7 +207,7 @@ def _read(cell: str) -> Any:
 
 
 def _runs_below(folder: Path) -> Iterator[Run]:
-    """Yield the run in a directory, or those in the directories below; the phases of a run are part of it."""
+    """Yield the run in a directory, or else the runs in directories below it; phases of a run do not count as runs."""
     request = read_request(folder)
     if request is None:
         for inner in sorted(path for path in folder.iterdir() if path.is_dir()):

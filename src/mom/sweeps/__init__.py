@@ -1,1 +1,1 @@
-"""Sweeps and searches: their jobs, the processes that run them, and what is printed about them."""
+"""Sweeps and searches: jobs, the processes that run them, and console output."""

@@ -1,4 +1,4 @@
-"""Run a sweep, from its composed jobs to the table of results."""
+"""Run the jobs of a sweep and print a table of results."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from mom.sweeps.report import print_job_finished, print_job_started, print_jobs
 
 
 def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
-    """Check all jobs, run them, and print a table of them.
+    """Check all jobs, run them, and print a table of results.
 
     Args:
-        composed: overrides and composed configuration of each job, including Hydra's part.
+        composed: overrides and composed configuration of each job, including the ``hydra`` group.
 
     Returns:
         The jobs, all of which succeeded.
 
     Raises:
-        UsageError: for an invalid job; no job was started.
+        UsageError: if a job is invalid; no job was started.
         JobsFailed: if jobs failed.
         KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
     """

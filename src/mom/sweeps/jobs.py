@@ -27,7 +27,7 @@ class Job:
 
     Args:
         overrides: overrides on the command line, without those that configure the sweep.
-        label: the overrides that are not the same for all jobs of the sweep.
+        label: the overrides that differ between the jobs of the sweep.
         config: the resolved configuration.
         folder: the run directory.
         resumes: whether the task can resume from its last checkpoint.
@@ -70,7 +70,7 @@ def labels(jobs: Sequence[Sequence[str]]) -> list[str]:
 
 
 def assign_folders(configs: Sequence[Mapping[str, Any]], wanted: Sequence[Path], root: Path) -> list[Path]:
-    """Return the run directory of each job: that of an earlier attempt at the same configuration, else a new one.
+    """Return the run directory of each job: that of an earlier attempt at the same configuration, or a new one.
 
     Args:
         configs: resolved configuration of each job.
@@ -99,6 +99,6 @@ def assign_folders(configs: Sequence[Mapping[str, Any]], wanted: Sequence[Path],
 
 
 def _fingerprint(config: Mapping[str, Any]) -> str:
-    """Return a text that is the same for two configurations of the same job."""
+    """Return a string that identifies a job by its configuration."""
     compared = {name: value for name, value in config.items() if name not in _NOT_COMPARED}
     return json.dumps(compared, sort_keys=True)

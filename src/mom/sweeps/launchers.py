@@ -46,9 +46,9 @@ def run_jobs(
 
     Args:
         jobs: in the order in which they start.
-        launcher: where they run, and how many at a time.
-        folder: the sweep's directory, for the logs of Slurm.
-        on_start: called when the process of a job starts (not by Slurm).
+        launcher: where to run them, and how many at a time.
+        folder: the sweep's directory, for Slurm's logs.
+        on_start: called when the process of a job starts, except on Slurm.
         on_end: called when a job has ended.
 
     Returns:
@@ -77,7 +77,7 @@ def _run_unless_stopped(job: Job, stop: Stop, on_start: OnJob, on_end: OnJob) ->
 def _run_in_parallel(
     jobs: Sequence[Job], launcher: JoblibConfig, stop: Stop, on_start: OnJob, on_end: OnJob
 ) -> None:
-    """Run several jobs at a time by joblib, in threads, each of which only waits for a process."""
+    """Run several jobs at a time, each in a thread of joblib that waits for the job's process."""
     from joblib import Parallel, delayed
 
     groups = _gpu_groups(launcher)
@@ -96,7 +96,7 @@ def _run_in_parallel(
 
 
 def _gpu_groups(launcher: JoblibConfig) -> list[str | None]:
-    """Return the GPUs for each worker's jobs; None for all."""
+    """Return the GPUs for each worker's jobs; None for all GPUs."""
     if launcher.gpus_per_job is None:
         assert launcher.num_workers is not None
         return [None] * launcher.num_workers
@@ -125,7 +125,7 @@ def _visible_gpus() -> list[str]:
 def _run_on_slurm(
     jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: Stop, on_end: OnJob
 ) -> None:
-    """Submit every job to Slurm with the resources that its trainer needs, and wait for all."""
+    """Submit every job to Slurm with the resources that its trainer needs, and wait until all have ended."""
     running: list[tuple[Job, Any]] = []
     for job in jobs:
         executor = _slurm_executor(launcher, folder / ".submitit")
@@ -179,7 +179,7 @@ def _slurm_executor(launcher: SlurmConfig, folder: Path) -> Any:
 
 
 def _ignore(job: Job) -> None:
-    """Do nothing when a job starts on another machine; only its end is reported here."""
+    """Do nothing when a job starts on another machine, where nobody would see a message."""
 
 
 @contextlib.contextmanager

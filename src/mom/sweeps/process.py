@@ -24,24 +24,24 @@ _POLL_SECONDS = 0.1
 
 @dataclasses.dataclass
 class Stop:
-    """Number of requests to stop the sweep: the first lets jobs save and exit, the second ends, the third kills."""
+    """Number of requests to stop the sweep: at the first, jobs save and exit; at the third, they are killed."""
 
     requests: int = 0
 
 
 def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[Job], None]) -> None:
-    """Run a job unless it has already succeeded: start it, or resume an earlier attempt that was interrupted.
+    """Run a job unless it has already succeeded: start it, or resume an interrupted attempt.
 
-    The sweep and the job's process hold the job's lock meanwhile. So another sweep in the same directory, or one
-    started again after this one was killed, waits for the remaining process and then reads its result.
+    The sweep and the job's process hold the job's lock while it runs. A second sweep in the same directory, such as
+    this one restarted after it was killed, therefore waits for the remaining process and then reads its result.
 
     Args:
         job: the job; its ``status.json`` records how it ended.
         command: command to which the overrides are appended.
-        stop: requests to stop, polled all the time.
+        stop: requests to stop, polled while the job runs.
         started: called once the job's process runs.
     """
-    if process_rank() > 0:  # one of several that Slurm started for this job; the first handles the directory
+    if process_rank() > 0:  # Slurm started several processes for this job; rank 0 handles the directory
         job.folder.mkdir(parents=True, exist_ok=True)
         _wait(_start(job, [*command, *_overrides(job)]), stop)
         return
@@ -50,7 +50,7 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
             return
         line = [*command, *_overrides(job)]
         if not job.resumes and job.folder.exists():
-            # The results of an attempt that cannot be resumed would mix with the new ones.
+            # The attempt cannot be resumed, and its results would mix with the new ones.
             shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True, exist_ok=True)
         # A process that dies without a status must not leave the status of an earlier attempt.
@@ -83,7 +83,7 @@ def this_program() -> tuple[str, ...]:
 
 
 def _overrides(job: Job) -> list[str]:
-    """Return the overrides for the job's process: its own, a single run, its directory, and whether to resume."""
+    """Return the overrides for the job's process: the job's own, without a sweep, with its directory and ``resume``."""
     overrides = [*job.overrides, "hydra.mode=RUN", "hydra.sweeper.params=null"]
     if "search" in job.config:
         overrides.append("search=null")
@@ -95,7 +95,7 @@ def _overrides(job: Job) -> list[str]:
 
 
 def _start(job: Job, line: list[str], kept_open: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """Start the job's process with its output in a file."""
+    """Start the job's process, writing its output to a file."""
     devices = {} if job.devices is None else {"CUDA_VISIBLE_DEVICES": job.devices}
     with (job.folder / OUTPUT).open("ab") as output:
         return subprocess.Popen(
@@ -104,25 +104,25 @@ def _start(job: Job, line: list[str], kept_open: tuple[int, ...] = ()) -> subpro
             stdout=output,
             stderr=subprocess.STDOUT,
             env=os.environ | devices,
-            start_new_session=True,  # the terminal's Ctrl-C reaches only the sweep, which passes it on
+            start_new_session=True,  # Ctrl-C in the terminal reaches only the sweep, which forwards it
             pass_fds=kept_open,
         )
 
 
 def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
-    """Wait for the process, passing on requests to stop; return its exit code (negative: the signal)."""
-    passed_on = 0
+    """Wait for the process, forwarding requests to stop; return its exit code (negative: the signal)."""
+    forwarded = 0
     while True:
         try:
             return process.wait(_POLL_SECONDS)
         except subprocess.TimeoutExpired:
-            if stop.requests > passed_on:
-                passed_on += 1
-                process.terminate() if passed_on < 3 else process.kill()
+            if stop.requests > forwarded:
+                forwarded += 1
+                process.terminate() if forwarded < 3 else process.kill()
 
 
 def _settle(job: Job, code: int, *, stopped: bool) -> None:
-    """Record how a job ended if its process did not."""
+    """Record how a job ended if its process did not do so itself."""
     if job.state in ("waiting", "running"):
         RunDirectory(job.folder).status(
             "interrupted" if stopped or code == -signal.SIGTERM else "failed",
@@ -131,7 +131,7 @@ def _settle(job: Job, code: int, *, stopped: bool) -> None:
 
 
 def _failure(folder: Path, code: int) -> str:
-    """Return how a process failed, with its last line of output."""
+    """Describe how a process failed: the exit code or signal, and its last line of output."""
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
     lines = (folder / OUTPUT).read_text(encoding="utf-8", errors="replace").split("\n")
     last = next((line.rpartition("\r")[2].strip() for line in reversed(lines) if line.strip()), "")

@@ -13,10 +13,10 @@ from mom.sweeps.study import PRUNED_AT, open_trial
 
 
 class PruneTrial(Callback):
-    """Reports the metric of every validation to the search, and stops the run if the search's pruner decides so.
+    """Reports the metric of every validation to the search, and stops the run if the search prunes the trial.
 
-    In a run with phases only the main one counts, which trains in the run directory itself. A pruned run ends as by
-    Ctrl-C: with its last checkpoint, and the status ``interrupted``.
+    In a run with several phases only the main phase counts, which trains in the run directory itself. A pruned run
+    ends as after Ctrl-C: with its last checkpoint, and the status ``interrupted``.
 
     Args:
         journal: the search's file (``search.journal``).
@@ -31,7 +31,7 @@ class PruneTrial(Callback):
         self._stopping = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report the metric and ask whether to prune; the first process does so for all."""
+        """Report the metric and decide on all ranks whether to prune; only rank 0 reads the study."""
         run_dir = os.environ.get(RUN_DIR_VARIABLE)
         is_main = run_dir is not None and Path(trainer.default_root_dir).resolve() == Path(run_dir).resolve()
         value = trainer.callback_metrics.get(self._metric)
@@ -41,7 +41,7 @@ class PruneTrial(Callback):
         self._stopping = bool(trainer.strategy.broadcast(should_stop))
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Stop here, after the checkpoint of the validation was saved; after the last step there is nothing to stop."""
+        """Stop a pruned trial only now, when the validation's checkpoint has been saved."""
         if self._stopping:
             raise KeyboardInterrupt
 

@@ -21,7 +21,7 @@ def print_job_started(job: Job) -> None:
 
 
 def print_job_finished(job: Job, state: str | None = None) -> None:
-    """Print how a job ended; ``state`` replaces the job's own."""
+    """Print how a job ended: its own state unless ``state`` is given."""
     value = _metric(job)
     print_line(f"{job.folder}: {state or job.state}" + (f", {METRIC} {value}" if value is not None else ""))
 

@@ -31,13 +31,12 @@ _OVERRIDES, _REASON, _FOLDER = "overrides", "why", "folder"
 
 
 def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> None:
-    """Sample and run trials until there are as many as requested; then print the best.
+    """Sample and run trials until there are ``search.num_trials``, then print the best.
 
-    A search that is started again in the same directory continues: finished trials count, and an interrupted one is
-    resumed.
+    A search restarted in the same directory continues: finished trials count, and interrupted trials are resumed.
 
     Args:
-        config: the composed configuration of the search, including Hydra's part.
+        config: the composed configuration of the search, including the ``hydra`` group.
         overrides: the command line, with the options to sample in Hydra's sweep grammar.
         compose: composes the configuration of a job from its overrides and its number.
 
@@ -75,15 +74,15 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
 
 @dataclasses.dataclass
 class _Search:
-    """A search: its study and what every trial of it is made from.
+    """A search: its study, and the parts from which it builds every trial.
 
     Args:
         study: record of the trials.
         options: how trials are sampled.
-        launcher: where the jobs of trials run.
+        launcher: where the trials run.
         folder: the search's directory.
         fixed: overrides that all trials share.
-        compose: composes the configuration of a job from its overrides and its number.
+        compose: see :func:`search`.
     """
 
     study: optuna.Study
@@ -149,7 +148,7 @@ class _Search:
         return dataclasses.replace(job, label=" ".join(sampled))
 
     def _record_result(self, number: int, job: Job) -> None:
-        """Record in the study how a trial ended; an interrupted one can be resumed later."""
+        """Record how a trial ended, except an interrupted trial, which can be resumed later."""
         from optuna.trial import TrialState
 
         value = job.summary.get(self.options.metric)
@@ -161,7 +160,7 @@ class _Search:
             self._fail(number, job.error or f"its summary.json has no number {self.options.metric}")
 
     def _is_pruned(self, number: int, job: Job) -> bool:
-        """Return whether the pruner rather than a signal ended a trial."""
+        """Return whether a trial was interrupted by the pruner rather than by a signal."""
         return job.state == "interrupted" and PRUNED_AT in self.trials[number].user_attrs
 
     def _fail(self, number: int, reason: str) -> None:
@@ -174,7 +173,7 @@ class _Search:
         self.study._storage.set_trial_user_attr(self.trials[number]._trial_id, name, value)
 
     def print_best(self) -> None:
-        """Print a table of the best trials, the errors of failed ones, and the command of the best."""
+        """Print a table of the best trials, the errors of failed trials, and the command of the best trial."""
         complete = [trial for trial in self.trials if trial.state.name == "COMPLETE"]
         complete.sort(key=lambda trial: trial.values[0], reverse=self.options.mode == "max")
         counts = Counter(trial.state.name.lower() for trial in self.trials)

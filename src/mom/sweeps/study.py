@@ -26,7 +26,7 @@ _NAME, _OPTIONS = "search", "options"
 def open_study(journal: Path, search: SearchConfig) -> optuna.Study:
     """Open the study in a journal, or create it.
 
-    The seed depends on the number of trials so far, so that a second start does not sample the first trials again.
+    The seed depends on the number of trials so far, so that a restart does not sample the first trials again.
     """
     import optuna
 
@@ -48,11 +48,7 @@ def open_study(journal: Path, search: SearchConfig) -> optuna.Study:
 
 
 def open_trial(journal: str | Path, number: int) -> optuna.Trial:
-    """Open a trial in its own process, with the pruner of the search.
-
-    Raises:
-        UsageError: if there is no such trial.
-    """
+    """Open a trial in the trial's own process, with the pruner of the search."""
     import optuna
 
     if not Path(journal).is_file():
@@ -76,8 +72,8 @@ def search_space(
 ) -> tuple[dict[str, optuna.distributions.BaseDistribution], list[str]]:
     """Separate the options to sample, in Hydra's sweep grammar, from the fixed overrides.
 
-    ``a,b,c`` samples one of them, ``range(1,5)`` an integer below 5, ``interval(0,1)`` a number in between,
-    ``int(interval(1,9))`` an integer in between, and ``tag(log,interval(…))`` either of those on a logarithmic scale.
+    ``a,b,c`` samples one of the values, ``range(1,5)`` an integer from 1 to 4, ``interval(0,1)`` a number between the
+    bounds, ``int(interval(1,9))`` an integer between them, and ``tag(log,interval(…))`` samples on a logarithmic scale.
 
     Raises:
         UsageError: for an invalid interval, or if there is nothing to sample.

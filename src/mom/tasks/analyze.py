@@ -1,4 +1,4 @@
-"""Task ``analyze``: record a model's routing on any text, and report it in tables, figures and a web page."""
+"""Task ``analyze``: record a model's routing on any text, and report it in tables, figures, and a web page."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from mom.data.token_files import TokenFile
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.errors import UsageError
 from mom.interop import load_model
-from mom.metrics.modules import Pair, Removal
+from mom.metrics.modules import Removal
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
 from mom.runs.directory import RunDirectory
@@ -66,20 +66,20 @@ WRITTEN = (
     ("tables.json", "all tables"),
     (FIGURES, "figures as PNG files"),
 )
-"""Files that may be in the run directory afterwards, and what they contain."""
+"""Files that the task may write, and their contents."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Record and report the routing of the model of ``ckpt`` or ``init`` on the data of the request.
+    """Record and report the routing of the model in ``ckpt`` or ``init`` on the request's data.
 
-    The text is tokenized by the model's own tokenizer. Writes ``routing.parquet`` and ``tokens.parquet``
-    (:mod:`mom.analysis.traces`), the tables of :mod:`mom.analysis.tables`, ``figures/`` and ``report.html``.
+    The model's own tokenizer is used. Writes ``routing.parquet`` and ``tokens.parquet`` (:mod:`mom.analysis.traces`),
+    the tables of :mod:`mom.analysis.tables`, ``figures/``, and ``report.html``.
 
     Returns:
-        The numbers in the run's table by their usual metric names, and ``data/fingerprint``.
+        The metrics in the printed table, and ``data/fingerprint``.
 
     Raises:
-        UsageError: weights, tokenizer or data cannot be used; raised before anything is recorded.
+        UsageError: weights, tokenizer, or data cannot be used; raised before recording.
     """
     task, data = config.task, config.data
     option = "init" if config.ckpt is None else "ckpt"
@@ -88,7 +88,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     model = load_model(source, option).eval()
     stages = _check(model, task, data, option, source)
     tokenizer = load_model_tokenizer(source, data.tokenizer, model.config)
-    files, fingerprint = _text(task, data, source)
+    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
+    files, fingerprint = prepared.split_files(task.split), prepared.fingerprint
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
     model.to(fabric.device)
     text = f"{data.path or data.corpus}, {task.split}"
@@ -100,7 +101,12 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         routing = routing_statistics(traces)
         depths = depth_statistics(traces)
         batches = _batches(files, task, data, tokenizer.eos_token_id, model.device)
-        pairs = _similarity(model, batches, task, config.seed, fabric.autocast)
+        num_inputs = task.similarity_inputs
+        pairs = (
+            measure_similarity(model, batches, num_inputs, seed=config.seed, context=fabric.autocast)
+            if num_inputs
+            else []
+        )
         removal = _removal(model, batches, task, fabric.autocast, progress)
     name = Path(config.run_dir).name
     facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
@@ -137,7 +143,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 def _check(
     model: MoMForCausalLM, task: AnalyzeConfig, data: DataConfig, option: str, source: str
 ) -> list[int]:
-    """Return the stages to record; reject options that do not fit the model."""
+    """Check the model and the options, and return the stages to record."""
     config = model.config
     if not config.num_stages:
         raise UsageError(
@@ -150,12 +156,6 @@ def _check(
             f"task.stages must be below {config.num_stages}, the model's number of stages, got {stages}"
         )
     return stages
-
-
-def _text(task: AnalyzeConfig, data: DataConfig, source: str) -> tuple[list[TokenFile], str]:
-    """Return the tokens of the split, tokenized by the model's tokenizer, and the corpus's fingerprint."""
-    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
-    return prepared.split_files(task.split), prepared.fingerprint
 
 
 def _record(
@@ -185,21 +185,13 @@ def _record(
 def _batches(
     files: Sequence[TokenFile], task: AnalyzeConfig, data: DataConfig, end_of_text: int | None, device: Any
 ) -> list[torch.Tensor]:
-    """Return the first recorded tokens, ids [B, T], to measure modules on."""
+    """Return the first recorded tokens, int64 [B, T], for measuring modules."""
     num_tokens = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
     windows = split_windows(files, data.sequence_length, end_of_text)
     batches = batch_windows(windows, data.batch_size, num_tokens)
-    # A window of one token has nothing to predict.
+    # A window of one token has no token to predict.
     stacked = (torch.from_numpy(np.stack([window.ids for window in batch])) for batch in batches)
     return [ids.to(device) for ids in stacked if ids.shape[1] > 1]
-
-
-def _similarity(
-    model: MoMForCausalLM, batches: Sequence[torch.Tensor], task: AnalyzeConfig, seed: int, context: Context
-) -> list[Pair]:
-    if not task.similarity_inputs:
-        return []
-    return measure_similarity(model, batches, task.similarity_inputs, seed=seed, context=context)
 
 
 def _removal(
@@ -212,7 +204,7 @@ def _removal(
     if task.ablation == "none":
         return None
     greedy = task.ablation == "greedy"
-    bar = progress.add_task("removing modules", total=num_passes(model, greedy=greedy))
+    bar = progress.add_task("ablating modules", total=num_passes(model, greedy=greedy))
     return measure_removal(
         model,
         batches,
@@ -223,7 +215,7 @@ def _removal(
 
 
 def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
-    """Print the run's table, the table of modules, and the files."""
+    """Print the metrics, the table of modules, and the written files."""
     rows = [[name, value] for name, value, _ in fact_rows(facts, header)[2:]]
     title = f"{header.source} on {header.text}"
     print_table(build_table(["", ""], rows, title=title, texts=2, show_header=False))

@@ -24,14 +24,14 @@ Cell = str | None
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print a table of the groups of runs, best first, and write it with a figure.
 
-    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png`` and ``.svg``; with ``task.cost_metric`` also
-    the figure ``comparison_by_cost``; with ``task.save_runs`` the runs themselves, as a table that ``runs`` can name.
+    Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png``, and ``.svg``; with ``task.cost_metric`` also
+    the figure ``comparison_by_cost``; with ``task.save_runs`` also a table of the runs that ``runs`` can read.
 
     Returns:
-        The number of runs ``counted`` and ``left_out``, the number of ``groups``, and the ``mean`` of the best one.
+        The numbers of runs ``counted`` and ``left_out`` and of ``groups``, and the ``mean`` of the ``best`` group.
 
     Raises:
-        UsageError: no runs, none with the metric, or runs that cannot be told apart.
+        UsageError: there are no runs, none has the metric, or two runs differ in no option.
     """
     task = config.task
     assert isinstance(task, CompareConfig) and task.runs is not None
@@ -40,7 +40,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         runs,
         task.metric,
         largest_is_best=task.mode == "max",
-        baseline=[Path(one) for one in task.baselines()],
+        baseline=[Path(name) for name in task.baselines()],
         cost_metric=task.cost_metric,
         reference_metric=task.reference_metric,
         group_by=task.group_by,
@@ -70,10 +70,10 @@ def _save(runs: Sequence[Run], path: Path) -> None:
 
 
 def _label(comparison: Comparison, group: Group) -> str:
-    """Return a group's options on one line, by their last names, without those that do not apply to it."""
+    """Return a group's options on one line, without their prefixes and without options that do not apply to it."""
     named = zip(comparison.options, group.options, strict=True)
-    told = [f"{name.rpartition('.')[2]}={_shown(value)}" for name, value in named if value != ABSENT]
-    return " ".join(told) or ("the others" if comparison.options else "all runs")
+    shown = [f"{name.rpartition('.')[2]}={_shown(value)}" for name, value in named if value != ABSENT]
+    return " ".join(shown) or ("the others" if comparison.options else "all runs")
 
 
 def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list[list[Cell]]]:
@@ -81,8 +81,8 @@ def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list
     groups = comparison.groups
     differences = [group.difference for group in groups]
     columns: list[tuple[str, list[Cell]]] = [
-        (name.rpartition(".")[2], [_shown(group.options[place]) for group in groups])
-        for place, name in enumerate(comparison.options)
+        (name.rpartition(".")[2], [_shown(group.options[index]) for group in groups])
+        for index, name in enumerate(comparison.options)
     ]
     columns = columns or [("runs", ["all"])]
     columns += [
@@ -96,24 +96,24 @@ def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list
         partner = task.reference_metric or "baseline at equal cost"
         columns.append((partner, [_rounded(group.partner) for group in groups]))
     if task.reference_metric is not None or task.baseline is not None:
-        means = [_rounded(one.mean if one else None, "+") for one in differences]
-        for place in comparison.baseline:
-            means[place] = "baseline"
+        means = [_rounded(paired.mean if paired else None, "+") for paired in differences]
+        for index in comparison.baseline:
+            means[index] = "baseline"
         intervals = [
-            None if one is None or one.low is None else f"{one.low:+.4f} … {one.high:+.4f}"
-            for one in differences
+            None if paired is None or paired.low is None else f"{paired.low:+.4f} … {paired.high:+.4f}"
+            for paired in differences
         ]
         columns += [("difference", means), (f"{task.confidence:.0%} interval", intervals)]
-        # How many pairs there are says nothing if every run has a partner.
+        # If every run has a partner, the number of pairs is n.
         if any(group.difference and group.difference.pairs < len(group.values) for group in groups):
-            columns.append(("pairs", [str(one.pairs) if one else None for one in differences]))
+            columns.append(("pairs", [str(paired.pairs) if paired else None for paired in differences]))
     return [name for name, _ in columns], [
         list(row) for row in zip(*(cells for _, cells in columns), strict=True)
     ]
 
 
 def _shown(option: str) -> str:
-    """Return an option's value, with long numbers (drawn by a search) in four digits."""
+    """Return an option's value, rounding long numbers (sampled by a search) to four digits."""
     if len(option) <= 8:
         return option
     try:
@@ -132,12 +132,12 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     if task.reference_metric is not None:
         notes.append(f"difference: {task.metric} − {task.reference_metric} of the same run")
     elif comparison.baseline:
-        of = [_label(comparison, comparison.groups[one]) for one in comparison.baseline]
+        baselines = [_label(comparison, comparison.groups[index]) for index in comparison.baseline]
         if task.cost_metric is None:
-            notes.append(f"difference: from the run of {of[0]} with the same seed")
+            notes.append(f"difference: from the run of {baselines[0]} with the same seed")
         else:
             notes.append(
-                f"baseline at equal cost: the curve through {', '.join(of)} at the same {task.cost_metric}, "
+                f"baseline at equal cost: the curve through {', '.join(baselines)} at the same {task.cost_metric}, "
                 "seed by seed; – outside the curve"
             )
     for name, others in comparison.together.items():
@@ -147,8 +147,8 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
 
 
 def _report(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
-    """Write the comparison in every form, and print its table and notes."""
-    from mom.plots.comparison import write_figures  # here, as Matplotlib takes a second to import
+    """Write the comparison in every format, and print its table and notes."""
+    from mom.plots.comparison import write_figures  # local because Matplotlib takes a second to import
 
     headings, rows = _table(comparison, task)
     notes = _notes(comparison, task)

@@ -1,4 +1,4 @@
-"""Task ``cost``: parameters, depth, FLOPs, cache and memory of models, without training."""
+"""Task ``cost``: report the parameters, depth, FLOPs, cache, and memory of models, without training."""
 
 from __future__ import annotations
 
@@ -60,21 +60,21 @@ ROWS = (
     "  memory/optimizer",
     "  memory/working",
 )
-"""Metrics in the order of the table; ``usage`` stands for a row per pool."""
+"""Metrics in the order of the table; ``usage`` becomes a row per pool."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print the costs of each model, and write them to ``cost.json``.
 
-    The models are those of ``models`` and of ``init``; without either, the one of the model group. A sequence has
-    ``data.sequence_length`` tokens; memory is measured for ``data.batch_size`` sequences, with the
-    ``trainer.precision`` and ``trainer.accelerator`` of a training.
+    The models are those in ``models`` and ``init``; without either, the chosen model. A sequence has
+    ``data.sequence_length`` tokens; memory is measured for ``data.batch_size`` sequences on ``trainer.accelerator``
+    with ``trainer.precision``.
 
     Returns:
         All numbers as ``<model>/<name>``, or as ``<name>`` if there is one model.
 
     Raises:
-        UsageError: a model does not exist or is shorter than the sequence, or weights cannot be used.
+        UsageError: a model does not exist or has too few positions, or weights cannot be used.
     """
     task = config.task
     assert isinstance(task, CostConfig)
@@ -101,7 +101,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             **{f"usage/{name}": value for name, value in usage.items()},
             "flops/forward_actual": flops_per_token(weights.config, length, usage).total * length,
         }
-    device = _device(config.trainer.accelerator)
+    device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     if task.measure_memory:
         for name, model_config in configs.items():
             columns[name] |= measure_in_processes(model_config, config, device, build_adamw)
@@ -121,10 +121,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> dict[str, Any]:
-    """Find the largest pool, K or H of the chosen model that costs no more than ``reference_model``.
-
-    Prints its neighbors, too, and the overrides to use.
-    """
+    """Find and print the largest pool, K, or H with which the chosen model costs no more than ``reference_model``."""
     assert task.budget is not None and task.reference_model is not None
     vocabulary, name = _vocabulary(config), task.reference_model
     base, reference = config.model_config(vocabulary), _preset("reference_model", name, config, vocabulary)
@@ -192,7 +189,7 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
 
 
 def _model_configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
-    """Return the models to measure, by name; that of ``init`` is added by the caller."""
+    """Return the configurations of ``models``, or of the chosen model, by name."""
     vocabulary = _vocabulary(config)
     if task.models is None:
         return {} if config.init is not None else {"model": config.model_config(vocabulary)}
@@ -201,12 +198,12 @@ def _model_configs(config: RunConfig, task: CostConfig) -> dict[str, MoMConfig]:
 
 
 def _overrides() -> Sequence[str]:
-    """Return the overrides of the command line; none if the task was not started by it."""
+    """Return the overrides of the command line; none if the task was started from Python."""
     return HydraConfig.get().overrides.task if HydraConfig.initialized() else ()
 
 
 def _vocabulary(config: RunConfig) -> int:
-    """Return the size of the vocabulary; if it is null, the size of a tokenizer trained by this request."""
+    """Return ``model.vocab_size``, or if it is null, the vocabulary size of a tokenizer trained by this request."""
     trained = config.data.tokenizer_vocab_size if isinstance(config.data, DataConfig) else 50257
     size = config.model.get("vocab_size")
     return trained if size is None else size
@@ -247,7 +244,7 @@ def _measured_usage(model: MoMForCausalLM, config: RunConfig, task: CostConfig) 
 
 
 def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
-    """Return up to four batches of the data's validation windows, tokenized by the model's own tokenizer."""
+    """Return up to four batches of validation windows, tokenized by the model's own tokenizer."""
     if not isinstance(config.data, DataConfig):
         raise UsageError(f"task.routed_on must be random for data={config.data.kind}, got validation")
     assert config.init is not None
@@ -256,10 +253,6 @@ def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
     windows = TokenWindows(prepared.validation, config.data.sequence_length)
     loader: DataLoader[Any] = DataLoader(windows, batch_size=config.data.batch_size)
     return [batch["input_ids"] for batch, _ in zip(loader, range(4), strict=False)]
-
-
-def _device(accelerator: str) -> str:
-    return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], path: Path) -> None:

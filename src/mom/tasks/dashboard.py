@@ -1,4 +1,4 @@
-"""Task ``dashboard``: a Weights & Biases workspace with all metrics in sections, figures and samples."""
+"""Task ``dashboard``: create a Weights & Biases workspace with all metrics in sections, figures, and samples."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ OPEN = ("val", "train", "depth")
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Write the workspace's specification, and save it to Weights & Biases unless that is offline.
-
-    It is offline with ``WANDB_MODE=offline`` (or ``wandb offline``), or without an API key.
+    """Write the workspace's specification, and save it to Weights & Biases unless :func:`is_offline`.
 
     Returns:
-        ``sections`` and ``panels``, their numbers, and ``url``, the address of the workspace or null.
+        The numbers of ``sections`` and ``panels``, and the ``url`` of the workspace, or null if it was not saved.
 
     Raises:
-        UsageError: the package ``wandb-workspaces`` is not installed, or there is no default for ``task.entity``.
+        UsageError: ``wandb-workspaces`` is not installed, or there is no default for ``task.entity``.
     """
     task = config.task
     assert isinstance(task, DashboardConfig)
@@ -44,7 +42,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         if entity is None:
             raise UsageError("task.entity must be a user or team of Weights & Biases, got null")
     workspace = build_workspace(entity or "", task.project, task.title)
-    # The form in which save() sends it.
+    # The same format as save() sends.
     specification = workspace._to_model().model_dump(mode="json", by_alias=True)
     if run.writes:
         write_json_atomic(run.path / FILE, specification)
@@ -61,13 +59,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def build_workspace(entity: str, project: str, title: str) -> Any:
-    """Build a ``wandb_workspaces.workspaces.Workspace`` with a section per group and a panel per metric.
-
-    Args:
-        entity: the user or team.
-        project: the project, as in ``logger.wandb.project``.
-        title: the workspace's name.
-    """
+    """Build a ``wandb_workspaces.workspaces.Workspace`` with a section per group and a panel per metric."""
     import wandb_workspaces.reports.v2 as panels
     import wandb_workspaces.workspaces as workspaces
 
@@ -94,7 +86,7 @@ def build_workspace(entity: str, project: str, title: str) -> Any:
 
 
 def is_offline() -> bool:
-    """Return whether Weights & Biases is set to offline or has no API key."""
+    """Return whether Weights & Biases is offline (``WANDB_MODE=offline`` or ``wandb offline``) or has no API key."""
     import wandb
 
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):

@@ -28,16 +28,16 @@ from mom.training.language_modeling import SummarizationModule
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Evaluate the model of ``init`` on the data of the request and print a table.
+    """Evaluate the model in ``init`` on the request's data and print a table.
 
-    The model's own tokenizer is used. On GLUE and XSum a fine-tuned model is measured as at the end of its fine-tuning.
+    The model's own tokenizer is used. GLUE and XSum are measured as at the end of ``task=finetune``.
 
     Returns:
         The results of :func:`mom.evaluation.language.evaluate_text`, :func:`mom.evaluation.glue.measure_glue`,
-        :func:`mom.evaluation.xsum.measure_xsum` or :func:`mom.evaluation.harness.run_harness`.
+        :func:`mom.evaluation.xsum.measure_xsum`, or :func:`mom.evaluation.harness.run_harness`.
 
     Raises:
-        UsageError: weights, tokenizer or data cannot be used; raised before anything is measured.
+        UsageError: weights, tokenizer, or data cannot be used; raised before measuring.
     """
     task, data, init = config.task, config.data, config.init
     assert isinstance(task, EvaluateConfig) and init is not None
@@ -58,7 +58,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirectory) -> dict[str, Any]:
-    """Measure a fine-tuned classifier on the validation sets of its task, and predict the test sets."""
+    """Measure a fine-tuned classifier on its task's validation sets, and write predictions for the test sets."""
     glue = TASKS[data.name]
     model = find_classifier(init)
     if model is None:
@@ -83,7 +83,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
 
 
 def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirectory) -> dict[str, Any]:
-    """Measure a language model on summaries of the validation documents, and of the test documents if there are any."""
+    """Measure a language model by its summaries of the validation documents and, if there are any, test documents."""
     model = load_model(init)
     check_length(data.sequence_length, model.config.max_positions)
     examples = XsumDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
@@ -99,7 +99,7 @@ def evaluate_harness(
     tokenizer: PreTrainedTokenizerFast,
     run: RunDirectory,
 ) -> dict[str, Any]:
-    """Measure a language model on tasks of the harness; print and return ``harness/<task>/<metric>``."""
+    """Measure a language model on tasks of the harness, and print and return :func:`run_harness`'s results."""
     device = Fabric(accelerator=config.trainer.accelerator, devices=1).device
     model.to(device)
     results = run_harness(

@@ -18,9 +18,9 @@ FOLDER = "export"
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Export the model of ``init``, a language model or a classifier, to ``export/`` in the run directory.
+    """Export the language model or classifier in ``init`` to ``export/`` in the run directory.
 
-    If ``init`` is a checkpoint in a run directory, the model card contains the results of that run.
+    If ``init`` is a run's checkpoint, the model card contains the results of that run.
 
     Returns:
         ``export/folder`` and ``parameters``.
@@ -46,10 +46,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def run_results(init: Path) -> tuple[dict[str, Any] | None, str]:
-    """Read the results of the run that wrote a checkpoint, and say in a sentence where they were measured.
+    """Return the results of the run that wrote a checkpoint, and a sentence on where they were measured.
 
-    A run's summary describes its last weights, that of a fine-tuning its best; other checkpoints of the run have no
-    results.
+    A run's summary describes its last weights, or after fine-tuning its best; other checkpoints have no results.
     """
     directory = init.absolute().parent.parent
     request, summary = read_request(directory), read_summary(directory)

@@ -31,27 +31,27 @@ from mom.training.trainer import num_processes
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Fine-tune, load the best checkpoint by validation score, and measure it.
+    """Fine-tune, load the checkpoint with the best validation score, and measure it.
 
-    GLUE's test sets are predicted, too. With ``task.tasks`` or ``task.seeds`` each combination is trained in a
-    directory of its own, ``<task>/seed_<n>``, from the same weights, and a row of means and standard deviations is
-    printed. For XSum the score is the negative loss, and ROUGE of generated summaries is measured.
+    For GLUE, predictions for the test sets are written, too. With ``task.tasks`` or ``task.seeds`` each combination
+    starts from the same weights and trains in its own directory, ``<task>/seed_<n>``; a row of means and standard
+    deviations is printed. For XSum the score is the negative loss, and ROUGE of generated summaries is measured.
 
-    With ``ckpt``, or ``resume=auto`` and a ``last.ckpt`` in the run directory, training resumes from there. Of several
-    trainings ``resume=auto`` resumes the interrupted one and skips the finished ones.
+    Training resumes from ``ckpt``, or with ``resume=auto`` from ``last.ckpt`` in the run directory if it exists. With
+    several combinations, ``resume=auto`` skips finished combinations and resumes an interrupted one.
 
     Returns:
-        For one GLUE training: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
-        ``majority/<metric>`` (always predicting the majority class) and the other final metrics. For several: the
+        For one GLUE task and seed: ``val/score``, ``val/<metric>`` (times 100, of the best checkpoint), ``steps``,
+        ``majority/<metric>`` (always predicting the majority class), and the other final metrics. For several: the
         results of :func:`mom.evaluation.glue.glue_row`. For XSum: ``val/loss`` and the results of
         :func:`mom.evaluation.xsum.measure_summaries`.
 
     Raises:
-        UsageError: weights, tokenizer or data cannot be used; raised before anything is trained.
+        UsageError: weights, tokenizer, or data cannot be used; raised before training.
     """
     task, data = config.task, config.data
     assert isinstance(task, FinetuneConfig)
-    # The best weights are loaded into the full model, which no process holds under FSDP.
+    # The best weights are loaded into the full model, but under FSDP each process has only a shard.
     if config.trainer.strategy == "fsdp":
         raise UsageError("trainer.strategy must be auto or ddp for task=finetune, got fsdp")
     if isinstance(data, XsumConfig):
@@ -71,7 +71,7 @@ def finetune_glue(
             "ckpt cannot be combined with task.tasks or task.seeds; resume=auto resumes each of them"
         )
     names = task.tasks or [data.name]
-    # Read everything before training anything, so that a missing file of the ninth task is reported now.
+    # Read all data before training, so that a missing file of the ninth task is reported now.
     model = load_classifier(init, TASKS[names[0]].labels, option=option)
     check_length(data.sequence_length, model.config.max_positions)
     tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
@@ -146,10 +146,7 @@ def finetune_xsum(
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
-    """Return the optimizer steps of ``epochs`` passes over a process's ``num_batches`` batches.
-
-    ``trainer.limit_train_batches`` limits the batches of a pass.
-    """
+    """Return the optimizer steps of ``epochs`` passes over ``num_batches`` batches, or ``limit_train_batches``."""
     limit = config.trainer.limit_train_batches
     if isinstance(limit, int):
         num_batches = min(num_batches, limit)

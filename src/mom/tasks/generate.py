@@ -24,17 +24,16 @@ GENERATIONS = "generations.jsonl"
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Continue each prompt with the model of ``init``.
+    """Continue each prompt with the model in ``init``.
 
-    Prompts and continuations are printed as they are generated (with beam search, at the end), and written to
-    ``generations.jsonl``, a line ``{"prompt", "completion", "tokens"}`` per prompt. The same seed gives the same
-    continuations.
+    Prompts and continuations are printed as they are generated (with beam search, at the end) and written to
+    ``generations.jsonl``, one line ``{"prompt", "completion", "tokens"}`` per prompt.
 
     Returns:
-        ``prompts`` and ``tokens``: the number of prompts, and of generated tokens in total.
+        The number of ``prompts``, and of generated ``tokens`` in total.
 
     Raises:
-        UsageError: weights, tokenizer or prompts cannot be used; raised before anything is generated.
+        UsageError: weights, tokenizer, or prompts cannot be used; raised before generating.
     """
     task = config.task
     assert isinstance(task, GenerateConfig) and config.init is not None
@@ -44,7 +43,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts]
     options = generation_options(task, tokenizer)
     seed_everything(config.seed, workers=True, verbose=False)
-    # One device, as a Trainer would choose it.
+    # The device that a Trainer would choose.
     model.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
     count = 0
     with (run.path / GENERATIONS).open("w", encoding="utf-8") as file:
@@ -90,7 +89,7 @@ def read_prompts(path: Path) -> Iterator[str]:
 def encode(
     tokenizer: PreTrainedTokenizerFast, prompt: str, task: GenerateConfig, config: MoMConfig
 ) -> torch.Tensor:
-    """Tokenize a prompt, int64 [1, T]; an empty prompt becomes the end-of-text token, which precedes every text.
+    """Tokenize a prompt, int64 [1, T]; an empty prompt becomes the end-of-text token, which precedes texts in training.
 
     Raises:
         UsageError: prompt and continuation together exceed the model's positions.
@@ -130,7 +129,7 @@ def continue_prompt(
     options: GenerationConfig,
 ) -> list[int]:
     """Print a prompt and its continuation, and return the generated tokens."""
-    # Beam search may still replace any token, so its result is printed at the end.
+    # Beam search can replace earlier tokens, so its result is printed only at the end.
     streamer = TextStreamer(tokenizer, skip_special_tokens=True) if options.num_beams == 1 else None
     sequence = model.generate(
         input_ids=ids.to(model.device),

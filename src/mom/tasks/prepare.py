@@ -11,14 +11,14 @@ from mom.runs.directory import RunDirectory
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Prepare the corpus of the request, or find it in the cache, and print its sizes.
+    """Prepare the request's corpus, or find it in the cache, and print its sizes.
 
     Returns:
         ``data/fingerprint``, ``data/folder``, ``data/vocab_size``, and for ``train`` and ``validation``
-        ``data/<split>_tokens``, ``_documents`` and ``_bytes``.
+        ``data/<split>_tokens``, ``_documents``, and ``_bytes``.
 
     Raises:
-        UsageError: the corpus, the tokenizer or the cache cannot be used.
+        UsageError: the corpus, the tokenizer, or the cache cannot be used.
     """
     assert isinstance(config.data, DataConfig)
     prepared = prepare(config.data)

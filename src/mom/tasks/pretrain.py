@@ -1,4 +1,4 @@
-"""Task ``pretrain``: train a language model, plain or Mixture-of-Modules, in the paper's two phases or in one."""
+"""Task ``pretrain``: train a plain transformer or a Mixture-of-Modules, in the paper's two phases or in one."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ Results = dict[str, float]
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Train, validate, and print the results.
 
-    With ``ckpt``, or ``resume=auto`` and a ``last.ckpt`` in the run directory, the main phase resumes from there;
-    ``resume=auto`` also resumes an earlier phase that was interrupted. Otherwise a model with stages starts from a
-    plain transformer: that of ``init``, or one trained first for ``task.plain_steps`` steps (phase 1, in ``plain/``).
-    With ``task.baseline``, the plain transformer also continues training for as many steps as the MoM (in
+    The main phase resumes from ``ckpt``, or with ``resume=auto`` from ``last.ckpt`` in the run directory if it exists;
+    ``resume=auto`` also resumes an interrupted earlier phase. Otherwise a model with stages starts from a plain
+    transformer: the one in ``init``, or one that is first trained for ``task.plain_steps`` steps (phase 1, in
+    ``plain/``). With ``task.baseline``, the plain transformer also continues training for as many steps as the MoM (in
     ``baseline/``), with the same data order and schedule, for comparison.
 
     Returns:
-        The flat summary: the main phase's results by metric name, those of the other phases with the prefix
-        ``plain/`` or ``baseline/``, ``data/fingerprint`` and the token counts.
+        The main phase's results by metric name, those of the other phases with the prefix ``plain/`` or ``baseline/``,
+        ``data/fingerprint``, and the token counts.
 
     Raises:
-        UsageError: a checkpoint, weights or data cannot be used; raised before anything is trained.
+        UsageError: a checkpoint, weights, or data cannot be used; raised before training.
     """
     assert isinstance(config.task, PretrainConfig) and isinstance(config.data, DataConfig)
     resume = checkpoint_to_resume(config, run)
     if resume is not None:
-        # Before the data is prepared; the size of the vocabulary may only be known afterwards.
+        # Check this before preparing the data, which may be what determines the vocabulary size.
         size = config.model.get("vocab_size") or resume.model_config["vocab_size"]
         check_architecture(resume, config.model_config(size).to_dict())
     initialized = partial(initialized_once, config.trainer.strategy)
@@ -93,7 +93,7 @@ def _from_plain(
     """Run phase 1 unless ``start`` is given, upcycle, and train the baseline.
 
     Returns:
-        The MoM to train, and the results of the phases.
+        The MoM to train, and the results of phase 1 and the baseline.
     """
     assert isinstance(config.task, PretrainConfig)
     initialized = partial(initialized_once, config.trainer.strategy)
@@ -110,7 +110,7 @@ def _from_plain(
         if is_sharded(start):  # this process has only a shard
             with initialized():
                 start = load_model(run.path / "plain" / CHECKPOINTS / LAST)
-    # Seed again, so that phase 2 does not depend on whether phase 1 ran here or init gave its result.
+    # Seed again, so that phase 2 is the same whether phase 1 runs here or init provides its result.
     seed_everything(config.seed, workers=True, verbose=False)
     with initialized():
         model = initialize_from(start, model_config)  # a copy, so the baseline does not change it
@@ -123,7 +123,7 @@ def _from_plain(
 
 
 def _phase_1_config(config: RunConfig) -> RunConfig:
-    """Return the request with phase 1's own warm-up."""
+    """Return the request with ``task.plain_warmup_steps`` as the optimizer's warmup."""
     assert isinstance(config.task, PretrainConfig)
     if config.task.plain_warmup_steps is None:
         return config

@@ -1,4 +1,4 @@
-"""Task ``upcycle``: turn a plain transformer into a Mixture-of-Modules model, written as a folder to start from."""
+"""Task ``upcycle``: convert a plain transformer to a Mixture-of-Modules, as a folder that ``init`` can name."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ FOLDER = "model"
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Upcycle the plain model of ``init`` into the model of the request, in ``<run>/model``.
+    """Upcycle the plain transformer in ``init`` to the requested model, in ``<run>/model``.
 
     Returns:
-        ``parameters``, ``parameters/plain`` and ``depth/graph``.
+        ``parameters``, ``parameters/plain``, and ``depth/graph``.
 
     Raises:
         UsageError: the weights cannot be used, or the shapes or layers do not fit.
@@ -39,7 +39,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         setattr(model_config, name, getattr(plain.config, name))
     plan = build_plan(config.task, model_config, plain.config.graph_depth)
 
-    seed_everything(config.seed, workers=True, verbose=False)  # the routers start at random
+    seed_everything(config.seed, workers=True, verbose=False)  # for the routers' weights
     model = upcycle(plain, model_config, plan)
     layers = (plan or UpcyclingPlan.consecutive(model_config)).describe()
     print_table(build_table(["", ""], layers, title=f"Layers of {config.init}", texts=2, show_header=False))

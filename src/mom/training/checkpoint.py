@@ -1,4 +1,4 @@
-"""Checkpoints: written atomically, read without running code, and checked before training resumes from them."""
+"""Checkpoints: write them atomically, read them without running code, and check them before resuming."""
 
 from __future__ import annotations
 
@@ -32,20 +32,15 @@ NOT_ARCHITECTURE = frozenset({"initializer_range"})
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a temporary file in the same folder, syncs it to disk, then renames it.
 
-    A checkpoint's name therefore always refers to a complete file, the new or the previous one. A replaced
-    ``last.ckpt`` is kept as ``previous.ckpt``, in case the disk loses a file that it reported as written. Reads plain
-    data only (``weights_only=True``); PyTorch rejects a pickle that contains code.
+    A checkpoint's name therefore always refers to a complete file. A replaced ``last.ckpt`` is kept as
+    ``previous.ckpt``, in case the disk loses a file that it reported as written. Reads plain data only
+    (``weights_only=True``); PyTorch rejects a pickle that contains code.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``, replacing an existing file.
-
-        Raises:
-            TypeError: if ``storage_options`` are given.
-            OSError: if it cannot be written; the existing file stays, and no temporary file remains.
-        """
+        """Write ``checkpoint`` to ``path``, replacing an existing file, which stays if this fails."""
         if storage_options is not None:
             raise TypeError(
                 "AtomicCheckpointIO writes to a local folder and does not support storage_options"
@@ -70,7 +65,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def _keep(path: Path, name: Path) -> None:
-    """Keep the file under a second name; ``path`` itself stays in place if the file system has hard links."""
+    """Give the file a second name; without hard links in the file system, it loses the first."""
     link = temporary_path(name)
     try:
         os.link(path, link)
@@ -104,7 +99,7 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
         option: the option that names it, for the error.
 
     Raises:
-        UsageError: it is missing or damaged, contains code, or was not written by our training.
+        UsageError: it is missing or damaged, contains code, or was not written by :class:`TrainingModule`.
     """
     path = Path(path)
     if not path.is_file():
@@ -131,7 +126,7 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
 
 
 def _check_sums(path: Path, option: str) -> None:
-    """Reject a file whose contents do not match their checksums, which PyTorch's loader does not verify."""
+    """Verify the file's checksums, which PyTorch's loader ignores."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
@@ -142,10 +137,7 @@ def _check_sums(path: Path, option: str) -> None:
 
 
 def last_checkpoint(folder: str | Path) -> ResumePoint | None:
-    """Find the newest usable checkpoint of a phase: ``last.ckpt``, or, with a warning, ``previous.ckpt``.
-
-    Args:
-        folder: the folder with the checkpoints.
+    """Return the newest usable checkpoint in a folder: ``last.ckpt``, or, with a warning, ``previous.ckpt``.
 
     Returns:
         The checkpoint; ``None`` if neither file exists.
@@ -172,17 +164,9 @@ def last_checkpoint(folder: str | Path) -> ResumePoint | None:
 
 
 def check_architecture(resume: ResumePoint, model_config: Mapping[str, Any]) -> None:
-    """Reject a checkpoint whose model differs from the requested one.
-
-    Args:
-        resume: the checkpoint.
-        model_config: the resolved fields of the requested model.
-
-    Raises:
-        UsageError: naming the options that differ, and both values.
-    """
-    # Its own options only: transformers adds fields, which change with its version. Options that an older checkpoint
-    # lacks have their defaults.
+    """Reject a checkpoint whose model differs from the requested one, and list the options that differ."""
+    # Compare only the options of MoMConfig: transformers adds fields, which change with its version. Options that an
+    # older checkpoint lacks get their defaults.
     found, wanted = (
         MoMConfig.from_dict(dict(fields)).as_mapping() for fields in (resume.model_config, model_config)
     )
@@ -199,20 +183,12 @@ def check_architecture(resume: ResumePoint, model_config: Mapping[str, Any]) -> 
 
 
 def list_options(options: Mapping[str, Any], names: Sequence[str]) -> str:
-    """Write options as users type them: ``d_model=64, top_k=2``."""
+    """Format options as users type them: ``d_model=64, top_k=2``."""
     return ", ".join(f"{name}={as_written(options.get(name))}" for name in names)
 
 
 def check_head(resume: ResumePoint, num_labels: int | None) -> None:
-    """Reject a checkpoint of a classifier with other outputs, or of a language model instead of a classifier.
-
-    Args:
-        resume: the checkpoint.
-        num_labels: outputs of the requested classifier; ``None`` for a language model.
-
-    Raises:
-        UsageError: naming both heads.
-    """
+    """Reject a checkpoint that is not a classifier with ``num_labels`` outputs (``None``: a language model)."""
     if resume.num_labels != num_labels:
         raise UsageError(f"ckpt={resume.path} is {_head(resume.num_labels)}, not {_head(num_labels)}")
 

@@ -17,9 +17,8 @@ class ClassificationModule(TrainingModule):
     """Trains a :class:`MoMForSequenceClassification`.
 
     Logs the losses of :class:`TrainingModule` (``task_loss``, ``balance_loss``, ``z_loss``), and after each
-    validation ``val/loss`` (the task loss), each metric times 100 as ``val/<metric>``, with the set's suffix if there
-    are several sets (``val/accuracy_matched``), and ``val/score``, the mean of the metrics, which selects the best
-    checkpoint.
+    validation ``val/loss`` (the task loss), each metric times 100 as ``val/<metric>``, and their mean ``val/score``,
+    which selects the best checkpoint. With several sets, metrics have the set's suffix (``val/accuracy_matched``).
 
     Args:
         model: the model to train, in place.
@@ -52,7 +51,7 @@ class ClassificationModule(TrainingModule):
     def validation_step(
         self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
-        """Measure one batch of a validation set; returns the outputs of :meth:`training_step`."""
+        """Measure one batch of a validation set; return :func:`step_outputs`."""
         output = self.run_model(batch)
         # One value per row, because MeanMetric ignores weights with nan_strategy="disable" (torchmetrics 1.9).
         self._val_loss.update(output.task_loss.expand(len(batch["labels"])))
@@ -80,7 +79,7 @@ class ClassificationModule(TrainingModule):
         return self.predictions(self.run_model(batch).logits)
 
     def predictions(self, logits: Tensor) -> Tensor:
-        """Return classes, int64 [B], or for a regression values, float [B], from logits [B, num_labels]."""
+        """Return classes, int64 [B], or for a regression its values, float [B], from logits [B, num_labels]."""
         return logits.float().squeeze(-1) if self.model.config.num_labels == 1 else logits.argmax(dim=-1)
 
     def _set_metrics(self, index: int) -> MetricCollection:

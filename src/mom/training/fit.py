@@ -1,4 +1,4 @@
-"""Fit a model: one phase of a run, from its data to its final metrics."""
+"""Train a model for one phase of a run, and collect its final metrics."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def fit_phase(
     max_steps: int,
     resume: ResumePoint | None = None,
 ) -> dict[str, float]:
-    """Train a language model in place and validate it, with :func:`fit_module`, which explains the arguments.
+    """Train a language model in place with :func:`fit_module`, which has the same arguments.
 
     Returns:
         The results of :func:`fit_module`, and ``compute/forward_memory``, the bytes of a forward pass over one batch.
@@ -71,18 +71,17 @@ def fit_module(
 ) -> dict[str, float]:
     """Train a module's model in place for ``max_steps`` optimizer steps and validate it.
 
-    Writes ``metrics.csv`` (or the files of the configured loggers), ``checkpoints/{last,best}.ckpt`` and the model's
-    ``tokenizer/`` to ``directory``.
+    Writes the loggers' files, ``checkpoints/{last,best}.ckpt``, and ``tokenizer/`` to ``directory``.
 
     Args:
-        config: the request; its seed is set again, so that every phase sees the same data order and dropout.
+        config: the request; its seed is set again, so that every phase has the same data order and dropout.
         module: the module to train.
         data: the data module, set up.
         tokenizer: the data's tokenizer, saved with the checkpoints.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
-        max_steps: optimizer steps of the whole phase, including those before ``resume``.
-        resume: a checkpoint to resume from: weights, optimizer, schedule and data order.
+        max_steps: optimizer steps of the phase, including those before ``resume``.
+        resume: a checkpoint to resume from: weights, optimizer, schedule, and data order.
 
     Returns:
         The results of :func:`collect_results`.
@@ -104,7 +103,7 @@ def fit_module(
             *build_callbacks(config, phase, bool(loggers)),
             RankAgreement(_shared_request(config, module, phase, max_steps, steps_before)),
             ExactResume(),
-            # Last, because it saves the state of all the others.
+            # Last, because it saves the state of all other callbacks.
             LastCheckpoint(checkpoints, lambda: interruption.requested),
         ]
         _set_default_dirpath(callbacks, checkpoints)
@@ -112,9 +111,11 @@ def fit_module(
         with interruption:
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
             if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
-                trainer.validate(module, datamodule=data, verbose=False)  # resumed after the last step
+                trainer.validate(
+                    module, datamodule=data, verbose=False
+                )  # training resumed after its last step
         if interruption.requested:
-            raise KeyboardInterrupt  # during the final validation; the last checkpoint is complete
+            raise KeyboardInterrupt  # requested during the final validation, so last.ckpt is complete
     return collect_results(trainer, module, callbacks)
 
 
@@ -122,8 +123,8 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
     """Collect the final metrics of a trainer.
 
     Returns:
-        The last validation's ``val/*``, where ``depth/*``, ``routing/*`` and ``compute/*`` lose their ``val/``;
-        ``parameters``, ``steps``, ``depth/graph``; and ``throughput/tokens_per_second``, ``throughput/mfu`` and
+        The last validation's ``val/*``, except that ``depth/*``, ``routing/*``, and ``compute/*`` lose the prefix;
+        ``parameters``, ``steps``, ``depth/graph``; and ``throughput/tokens_per_second``, ``throughput/mfu``, and
         ``throughput/training_flops`` if they were measured.
     """
     results: dict[str, float] = {
@@ -147,7 +148,7 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
 def _shared_request(
     config: RunConfig, module: TrainingModule, phase: str, max_steps: int, steps_before: int
 ) -> dict[str, Any]:
-    """Return what all ranks must agree on: the resolved configuration, and what is trained from where."""
+    """Return the request on which all ranks must agree: configuration, model, phase, and step to resume from."""
     request = dataclasses.asdict(config)
     request["data"] = {name: value for name, value in request["data"].items() if name not in _LOCAL_OPTIONS}
     return {
@@ -159,7 +160,7 @@ def _shared_request(
 
 
 def _set_default_dirpath(callbacks: list[Callback], checkpoints: Path) -> None:
-    """Point every ``ModelCheckpoint`` without a ``dirpath`` at the phase's checkpoints."""
+    """Make every ``ModelCheckpoint`` without a ``dirpath`` write to the phase's checkpoints."""
     for callback in callbacks:
         if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
             callback.dirpath = str(checkpoints.absolute())

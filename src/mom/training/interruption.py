@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the first asks training to stop after the current step, the second stops it at once."""
+"""Handle Ctrl-C and SIGTERM: the first stops training after the current step, the second at once."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Interruption:
     """A context in which the first SIGINT or SIGTERM only sets :attr:`requested`; the second interrupts at once.
 
-    A checkpoint taken in the middle of an optimizer step would hold half an update, so the training loop checks
+    A checkpoint taken during an optimizer step would contain half an update, so the training loop checks
     :attr:`requested` between steps, saves, and raises ``KeyboardInterrupt``.
 
     On exit the previous handlers are restored, and an interruption that Lightning turned into ``SystemExit`` (it
-    also leaves SIGINT ignored) is raised as ``KeyboardInterrupt`` again. Outside the main thread, where Python
-    handles no signals, nothing changes.
+    also leaves SIGINT ignored) is raised as ``KeyboardInterrupt`` again. Does nothing outside the main thread, where
+    Python handles no signals.
     """
 
     def __init__(self) -> None:

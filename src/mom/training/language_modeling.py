@@ -24,7 +24,7 @@ class LanguageModelingModule(TrainingModule):
         model_config: the fields of :class:`MoMConfig`.
         optimizer: the fields of ``OptimizerConfig``.
         model: weights to start from; ``None`` initializes new ones.
-        bytes_per_token: mean UTF-8 bytes of a validation token; if it is ``None`` or 0 (unknown),
+        bytes_per_token: mean UTF-8 bytes of a validation token; if it is unknown (``None`` or 0),
             ``val/bits_per_byte`` is not logged.
     """
 
@@ -54,7 +54,7 @@ class LanguageModelingModule(TrainingModule):
         return int(self._val_tokens.compute())
 
     def run_model(self, batch: Mapping[str, Tensor]) -> Any:
-        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``; compute no logits."""
+        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``, without storing logits."""
         return self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
@@ -64,7 +64,7 @@ class LanguageModelingModule(TrainingModule):
         )
 
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
-        """Measure one validation batch; returns the outputs of :meth:`training_step`."""
+        """Measure one validation batch; return :func:`step_outputs`."""
         output = self.run_model(batch)
         predicted = (batch["labels"][:, 1:] != -100).sum()
         self._val_nats.update(output.lm_loss * predicted)
@@ -77,7 +77,7 @@ class LanguageModelingModule(TrainingModule):
         self._val_tokens.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the averages over all predicted tokens of all ranks."""
+        """Log the averages over the predicted tokens of all ranks."""
         loss = self.validation_loss
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token:

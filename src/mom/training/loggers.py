@@ -34,7 +34,7 @@ def open_loggers(
     steps_before: int = 0,
     enabled: bool = True,
 ) -> Iterator[list[Logger]]:
-    """Build the request's loggers for one phase, and close them with its exit code.
+    """Build the request's loggers for one phase (:func:`build_loggers`), and close them with its exit code.
 
     Args:
         config: the request.
@@ -43,9 +43,6 @@ def open_loggers(
         data: its data module, whose fingerprint is logged.
         steps_before: optimizer steps before the checkpoint that is resumed.
         enabled: whether to log at all.
-
-    Yields:
-        The loggers; an empty list if not ``enabled``.
     """
     loggers = build_loggers(
         config.logger.values() if enabled else (),
@@ -74,16 +71,15 @@ def build_loggers(
 ) -> list[Logger]:
     """Build the configured loggers for one phase of a run.
 
-    Options that the configuration leaves open are filled in: files go to ``directory``, and wandb gets one run per
-    phase, grouped by run, with an id that is kept in the directory so that a resumed phase continues the same run.
+    Unset options get defaults: files go to ``directory``, and wandb has one run per phase, grouped by run, with an id
+    that is stored in the directory so that a resumed phase continues the same run.
 
     Args:
         nodes: the ``logger`` group.
         directory: where the phase writes.
         run: the run's name.
         phase: the phase's name.
-        hyperparameters: the resolved configuration, for every logger but CSV (the run directory holds it as
-            ``config.yaml``).
+        hyperparameters: the resolved configuration, for all loggers but CSV (the run directory has ``config.yaml``).
         steps_before: optimizer steps before the checkpoint that is resumed; an existing ``metrics.csv`` is
             continued from there.
     """
@@ -120,8 +116,8 @@ def _continue_csv(logger: CSVLogger, steps_before: int) -> None:
     if path.is_file():
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
-    # Lightning logs a step before counting it: the row of the first step says 0. A process that was killed may
-    # have left half a line, from a step after the checkpoint.
+    # Lightning logs a step before counting it, so the first step has number 0. A killed process may have left half a
+    # line, from a step after the checkpoint.
     kept = [row for row in rows if row["step"] and row["step"].isdigit() and int(row["step"]) < steps_before]
     names = sorted({name for row in kept for name, value in row.items() if value})
     writer.metrics_keys = names
@@ -132,11 +128,10 @@ def _continue_csv(logger: CSVLogger, steps_before: int) -> None:
 
 
 class _MetricsWriter(_ExperimentWriter):
-    """Lightning's writer of ``metrics.csv`` without its two risks: a lost file, and repeated rows.
+    """Lightning's writer of ``metrics.csv``, but without lost or repeated rows.
 
-    Lightning deletes the file of an earlier start, and truncates it to add a column whenever a metric is first
-    logged; a process killed in between would lose all rows. A row equal to the previous one was logged early, for a
-    checkpoint (:class:`~mom.callbacks.LastCheckpoint`).
+    Lightning deletes an existing file, and truncates it to add a column when a metric is first logged; a process killed
+    then would lose all rows. Rows repeat because :class:`~mom.callbacks.LastCheckpoint` logs early.
     """
 
     _previous_row = ""
@@ -150,7 +145,7 @@ class _MetricsWriter(_ExperimentWriter):
         self._previous_row = row
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace the file by a header and these rows."""
+        """Replace the file with a header and these rows."""
         path = Path(self.metrics_file_path)
         with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=self.metrics_keys)
@@ -166,9 +161,9 @@ class _MetricsWriter(_ExperimentWriter):
 
 
 def _run_id(directory: Path, name: str, is_resumed: bool) -> str:
-    """Return the id of a phase's wandb run: the one it started with if it is resumed, else a new one.
+    """Return the id of a phase's wandb run: a resumed phase keeps its id, others get a new one.
 
-    Under a wandb sweep agent it is the agent's id, which wandb uses regardless of the one it is given.
+    Under a wandb sweep agent it is the agent's id, because wandb ignores any other.
     """
     path = directory / RUN_ID
     if is_resumed and path.is_file():
@@ -182,7 +177,7 @@ def _run_id(directory: Path, name: str, is_resumed: bool) -> str:
 
 
 def _defaults(target: Any, directory: Path, run: str, phase: str, *, is_resumed: bool) -> dict[str, Any]:
-    """Return arguments for a logger class that the configuration need not give."""
+    """Return default arguments for a logger class."""
     if not isinstance(target, type):
         return {}
     if issubclass(target, CSVLogger | TensorBoardLogger):

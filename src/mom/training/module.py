@@ -1,4 +1,4 @@
-"""The base of our Lightning modules: a model, its optimizer, logged losses and routing records."""
+"""Base class of our Lightning modules: optimizer, sharding, gradient clipping, and logged losses."""
 
 from __future__ import annotations
 
@@ -21,13 +21,12 @@ from mom.training.sharding import is_sharded, shard
 
 
 class TrainingModule(LightningModule):
-    """Trains one of our models; a subclass runs a batch and measures a validation.
+    """Trains one of our models; subclasses run a batch and measure validation.
 
-    For each logged optimizer step, averaged over its micro-batches and ranks, logs ``train/loss`` (the training
-    objective), its terms before their coefficients, and ``train/routing_loss``, the sum of the routing terms with
-    their coefficients.
+    Logs, averaged over the micro-batches and ranks of an optimizer step, ``train/loss`` (the training objective), its
+    terms without their coefficients, and ``train/routing_loss``, the sum of the routing terms with their coefficients.
 
-    The hyperparameters are plain values (``model_config``, ``optimizer``), so a checkpoint of this module loads with
+    The hyperparameters are plain values (``model_config``, ``optimizer``), so a checkpoint loads with
     ``torch.load(weights_only=True)`` and describes its model.
 
     Args:
@@ -51,7 +50,7 @@ class TrainingModule(LightningModule):
         self.model = model
         if model.config.depth_target is not None and model.config.num_stages:
             losses = (*losses, "depth_loss")
-        # By default torchmetrics drops NaNs, which must be visible in the curves.
+        # By default torchmetrics drops NaNs, which should be visible in the curves.
         self._train_means = torch.nn.ModuleDict(
             {name: MeanMetric(nan_strategy="disable") for name in (*losses, "routing_loss")}
         )
@@ -66,7 +65,7 @@ class TrainingModule(LightningModule):
             shard(self.model, self._device_mesh["data_parallel"], self.trainer.strategy.root_device)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Train on one micro-batch; returns :func:`step_outputs`."""
+        """Train on one micro-batch; return :func:`step_outputs`."""
         output = self.run_model(batch)
         self._balance_over_ranks(output, batch)
         if logs_next_step(self.trainer):
@@ -94,9 +93,9 @@ class TrainingModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients; under ``bf16-mixed`` without Lightning, which rejects fused optimizers.
+        """Clip the gradients, under ``bf16-mixed`` without Lightning.
 
-        Lightning does so because gradients may still be scaled, which only float16 does.
+        Lightning rejects fused optimizers there because gradients may still be scaled, but only float16 scales them.
         """
         if self.trainer.precision == "bf16-mixed" and gradient_clip_val is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
@@ -121,9 +120,9 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def _balance_over_ranks(self, output: Any, batch: Mapping[str, Any]) -> None:
-        """Replace the rank's balance loss by that over all ranks, for ``balance_scope: global``.
+        """Replace the rank's balance loss with that over all ranks, for ``balance_scope: global``.
 
-        Done here because the model's forward pass must not wait for other ranks: all ranks run equally many
+        The model's forward pass cannot do this, because it must not wait for other ranks: ranks run equally many
         micro-batches in training, but not necessarily in validation or generation.
         """
         config = self.model.config

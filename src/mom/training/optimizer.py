@@ -14,11 +14,11 @@ from mom.model.routers.router import Router
 
 
 def vector_parameters(model: nn.Module) -> set[int]:
-    """Return the identities (``id``) of the parameters that are vectors, which are not decayed.
+    """Return the ``id`` of each parameter that is a vector and therefore not decayed.
 
-    A vector is a parameter of fewer than two dimensions (biases, LayerNorms), or one that its module declares
-    in its ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a
-    router's prior is one bias per round, so the number of dimensions alone would take both for matrices.
+    Vectors are parameters of fewer than two dimensions (biases, LayerNorms), and those that a module lists in
+    ``VECTORS``: a pool stacks the vectors of its N modules into one [N, D] tensor, and a router's prior has one bias
+    per round.
     """
     vectors: set[int] = set()
     for module in model.modules():
@@ -32,15 +32,15 @@ def vector_parameters(model: nn.Module) -> set[int]:
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, router_lr_multiplier: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Split a model's trainable parameters into AdamW groups, each parameter in exactly one.
+    """Split a model's trainable parameters into AdamW groups.
 
-    Matrices (including stacked matrices and embeddings) are decayed, vectors are not. Routers have groups of
-    their own, with ``lr * router_lr_multiplier``, because after upcycling they start untrained while everything
-    else is trained. Tied parameters count once; empty groups are omitted.
+    Matrices (including stacked matrices and embeddings) are decayed, vectors are not. Routers have their own groups,
+    with ``lr * router_lr_multiplier``, because after upcycling only the routers are untrained. Tied parameters count
+    once; empty groups are omitted.
 
     Returns:
         Dictionaries with ``name`` (``matrices``, ``vectors``, ``router_matrices``, ``router_vectors``),
-        ``params``, ``lr`` and ``weight_decay``.
+        ``params``, ``lr``, and ``weight_decay``.
     """
     vectors = vector_parameters(model)
     routers = [module for module in model.modules() if isinstance(module, Router)]
@@ -71,7 +71,7 @@ def build_adamw(
     Args:
         model: the model to optimize.
         options: the fields of ``OptimizerConfig``.
-        fused: whether one kernel does the whole update (CPU and CUDA); ``None`` lets PyTorch choose.
+        fused: whether to update in one kernel (CPU and CUDA); ``None`` lets PyTorch choose.
     """
     groups = parameter_groups(
         model,
@@ -95,7 +95,7 @@ def learning_rate_factor(
     Args:
         step: optimizer steps taken before this one.
         warmup_steps: steps below the peak.
-        max_steps: steps of the whole training.
+        max_steps: total number of steps.
         min_lr_ratio: final fraction of the peak under ``cosine``, also after ``max_steps``.
         schedule: ``cosine`` or ``constant``.
     """

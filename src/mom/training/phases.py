@@ -1,4 +1,4 @@
-"""The phases of a run: a directory for each, and the weights that one phase passes to the next."""
+"""Phases of a run: the directory of each, and the weights passed from one phase to the next."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mom.training.sharding import initialized_once
 
 
 def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> ResumePoint | None:
-    """Return the checkpoint to resume from: ``ckpt``, or with ``resume=auto`` the run directory's last one, if any."""
+    """Return the checkpoint to resume from, if any: ``ckpt``, or with ``resume=auto`` the run directory's last one."""
     if config.resume == "auto":
         return last_checkpoint(run.path / CHECKPOINTS)
     return None if config.ckpt is None else read_checkpoint(config.ckpt)
@@ -41,21 +41,20 @@ def run_phase(
     phase: str,
     max_steps: int,
 ) -> dict[str, float]:
-    """Fit one phase in ``<run>/<phase>``, with a configuration, status and summary of its own.
+    """Fit one phase in its own directory, ``<run>/<phase>``, with its own configuration, status, and summary.
 
-    With ``resume=auto`` a finished phase is not trained again, and an interrupted one resumes from its last
-    checkpoint.
+    With ``resume=auto`` a finished phase is skipped, and an interrupted phase resumes from its last checkpoint.
 
     Args:
         config: the request.
         model: the model to train, in place.
         data: the data module.
-        run: the directory of the whole run.
-        phase: the name of the phase and of its directory.
+        run: directory of the run.
+        phase: name of the phase and of its directory.
         max_steps: optimizer steps.
 
     Returns:
-        The results of ``fit_phase``, which are also written as ``summary.json``.
+        The results of :func:`fit_phase`, which are also written to ``summary.json``.
     """
     directory = RunDirectory(run.path / phase)
     resume = last_checkpoint(directory.path / CHECKPOINTS) if config.resume == "auto" else None
@@ -78,11 +77,7 @@ def run_phase(
 
 @contextmanager
 def subrun(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Record a part of a run in a directory of its own: configuration, status, and finally the summary.
-
-    Args:
-        directory: the part's directory.
-        config: its configuration, plain data.
+    """Record a part of a run in its own directory: configuration, status, and finally the summary.
 
     Yields:
         A dictionary that becomes the summary.
@@ -108,12 +103,12 @@ def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
 
 
 def initialize_from(source: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
-    """Build a model with the weights of ``source``, upcycled if that is plain and ``config`` has stages.
+    """Build a model with the weights of ``source``, upcycled if ``source`` is plain and ``config`` has stages.
 
     Options without weights (temperature, top_k, dropout, …) come from ``config``.
 
     Raises:
-        UsageError: the weights of ``source``, which the option ``init`` names, do not fit.
+        UsageError: the weights of ``source`` (from ``init``) do not fit.
     """
     if config.num_stages and not source.config.num_stages:
         return upcycle(source, config)

@@ -1,4 +1,4 @@
-"""Fully sharded training: each process holds a shard of the weights, gradients and optimizer state."""
+"""Fully sharded training: each process has a shard of the weights, gradients, and optimizer state."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from mom.runs.directory import process_rank
 class FullyShardedStrategy(ModelParallelStrategy):
     """PyTorch's FSDP2 over all processes, with a single checkpoint file that any number of processes can load.
 
-    By default Lightning's strategy shards across machines and uses tensor parallelism within each; here each process
-    holds one shard, regardless of how many there are.
+    Lightning's strategy shards across machines and uses tensor parallelism within each; here every process has its own
+    shard.
     """
 
     def __init__(self) -> None:
@@ -38,10 +38,10 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 @contextmanager
 def initialized_once(strategy: str) -> Iterator[None]:
-    """Build models inside with weights on the first process only, if ``strategy`` is ``fsdp``.
+    """Under ``fsdp``, let only the first process allocate weights for models built in this context.
 
-    The other processes build on PyTorch's meta device, which stores shapes but no data; :func:`shard` later sends
-    them their shards of the first process's weights.
+    The other processes use PyTorch's meta device, which stores no data; :func:`shard` later sends them their shards of
+    the first process's weights.
 
     Args:
         strategy: ``trainer.strategy``.
@@ -59,9 +59,9 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> Non
     The weights of a block or stage are gathered when it runs and freed afterwards; a stage is one unit, because all
     of its rounds use the same weights.
 
-    The weights are those of the first process, bit for bit. The model is moved to the meta device before any shard
-    is allocated, and the first process then broadcasts its weights tensor by tensor. So only the first process ever
-    holds the full model in memory (:func:`initialized_once`), and no device does.
+    The model moves to the meta device before any shard is allocated; then the first process broadcasts its weights
+    tensor by tensor. So only the first process ever has the full model in memory (:func:`initialized_once`), and no
+    device does.
 
     Args:
         model: on the CPU; on all processes but the first it may be on the meta device.
@@ -89,5 +89,5 @@ def shard(model: PreTrainedModel, mesh: DeviceMesh, device: torch.device) -> Non
 
 
 def is_sharded(model: Module) -> bool:
-    """Return whether this process holds only a shard of the weights."""
+    """Return whether this process has only a shard of the weights."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())

@@ -22,8 +22,8 @@ from mom.training.sharding import FullyShardedStrategy
 # Options of the trainer group that are ours, not Lightning's.
 _OWN_OPTIONS = ("on_nonfinite", "activation_checkpointing", "compile", "keep_freed_memory")
 
-# Lightning's advice that does not apply here: the run directory is ours, statistics are reduced over ranks
-# before they are logged, and windows of a memory-mapped file need no loader processes.
+# Advice of Lightning that does not apply: we manage the run directory, reduce statistics over ranks before logging,
+# and need no loader processes for windows of a memory-mapped file.
 _IRRELEVANT_ADVICE = (
     r".*does not have many workers.*",
     r".*Experiment logs directory .* exists and is not empty.*",
@@ -36,11 +36,10 @@ _IRRELEVANT_ADVICE = (
 
 
 def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Callback]:
-    """Build the configured callbacks and those that every training needs.
+    """Build the configured callbacks and those that every trainer needs.
 
-    Every training checks for non-finite values, resumes the random state, balances by bias, and validates after its
-    last step. ``LearningRateMonitor`` is omitted without loggers and the progress bar if it is turned off, because
-    Lightning rejects them then.
+    ``LearningRateMonitor`` is omitted without loggers, and the progress bar if it is disabled, because Lightning would
+    reject them.
     """
     callbacks = [_build_callback(node, phase) for node in config.callbacks.values()]
     omitted: tuple[type[Callback], ...] = () if has_loggers else (LearningRateMonitor,)
@@ -83,7 +82,7 @@ def build_trainer(
 
 
 def num_processes(config: RunConfig) -> int:
-    """Return the number of processes that the request trains on, as Lightning counts them, before any starts."""
+    """Return Lightning's number of processes for the request, without starting them."""
     _quiet_lightning()
     options = config.trainer
     return Trainer(
@@ -105,7 +104,7 @@ def _build_callback(node: NodeConfig, phase: str) -> Callback:
 
 
 def _plugins() -> list[Any]:
-    """Return our checkpoint writer; on Slurm also turn off Lightning's requeueing, as we stop and resume ourselves."""
+    """Return our checkpoint writer, and on Slurm disable Lightning's requeueing, because we resume runs ourselves."""
     plugins: list[Any] = [AtomicCheckpointIO()]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -113,7 +112,7 @@ def _plugins() -> list[Any]:
 
 
 def _quiet_lightning() -> None:
-    """Silence Lightning's banners, tips and irrelevant advice; other warnings stay."""
+    """Silence Lightning's banners, tips, and irrelevant advice, but not its other warnings."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in _IRRELEVANT_ADVICE:
