@@ -192,7 +192,7 @@ def _pretrained(kind: Any, source: str | Path, config: Any) -> Any:
 
 
 def _without_code(model: Model) -> Model:
-    """Forget that the model came from an exported folder, so that saving it does not claim to write one."""
+    """Remove the marks of an exported folder from the configuration, since saving the model does not write one."""
     for mark in ("auto_map", "mom_version"):
         if hasattr(model.config, mark):
             delattr(model.config, mark)

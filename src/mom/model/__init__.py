@@ -1,8 +1,8 @@
 """The mathematics of Mixture-of-Modules: configuration, pools, routers, dispatch, assembly, and heads.
 
 Read :mod:`mom.model.reference` first, then :mod:`mom.model.assembly`. The names below load on first use, so that
-:mod:`mom.model.options` can be read without PyTorch. The first one also registers the classes with transformers' Auto
-classes, so that exported folders load without their own code.
+:mod:`mom.model.options` can be imported without PyTorch. The first use also registers the classes with transformers'
+Auto classes, so that exported folders load without their own code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = list(_HOME)
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for (PEP 562)."""
+    """Load a public name on first use (PEP 562)."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     _register()

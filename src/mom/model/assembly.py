@@ -60,7 +60,7 @@ class RoutedPool(nn.Module):
 
 
 class Stage(nn.Module):
-    """H rounds of assembly over this stage's own pools, then one plain anchor block if the model has anchors."""
+    """H rounds of assembly over the stage's pools, followed by a plain anchor block if the model has anchors."""
 
     def __init__(self, config: MoMConfig, index: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class Stage(nn.Module):
 
         Args:
             x: residual stream, [B, T, D].
-            context: the rest of the sequence, shared by all attentions of this forward pass.
+            context: access to the rest of the sequence, shared by all attentions of this forward pass.
             token_ids: [B, T], for routers that need them.
             run: ``run(function, *arguments)`` calls the function; it may checkpoint activations.
             keep: called with the residual stream after each round and after the anchor.
@@ -136,5 +136,5 @@ class Stage(nn.Module):
         return RoundState(x, tuple(next_states), exited), self._record(*decisions)
 
     def compile_rounds(self, **options: Any) -> None:
-        """`torch.compile` one round for all rounds; see :meth:`mom.model.MoMModel.compile_layers`."""
+        """Compile the round that all rounds share; see :meth:`mom.model.MoMModel.compile_layers`."""
         self._assemble = torch.compile(self.assemble, **options)

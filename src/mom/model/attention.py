@@ -1,4 +1,4 @@
-"""Causal multi-head attention over q, k and v that are already projected, with padding, cache and skipped keys."""
+"""Causal multi-head attention over projected q, k, and v, with padding, a cache, and skipped keys."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mom.model.configuration import MoMConfig
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """The values that all attentions of one forward pass share.
+    """The values that all attentions of a forward pass share.
 
     Attributes:
         num_heads: attention heads.
-        mask: keys that each query may attend to, boolean [B, 1, T_query, T_key]; ``None`` means all earlier ones.
+        mask: keys that each query may attend to, boolean [B, 1, T_query, T_key]; ``None`` means all earlier keys.
         own_key: position of each query's own key, boolean [T_query, T_key]; needed with ``mask_skipped``.
         mask_skipped: ``skipped_kv: mask``; keys of tokens that ran no attention module are hidden from other tokens.
-        cache: keys and values of earlier tokens; each executed attention has a layer of its own.
+        cache: keys and values of earlier tokens; each executed attention has its own layer.
         real: tokens that are not padding, boolean [B, T]; ``None`` means all.
         angles: rotary positions (:func:`mom.model.components.rotation`); ``None`` without them.
     """
@@ -68,7 +68,7 @@ class AttentionContext:
             past = cache.get_seq_length() if cache is not None else 0
             query = torch.arange(length, device=x.device) + past
             own_key = query[:, None] == torch.arange(num_keys, device=x.device)  # (T_query, T_key)
-            # Padding would see no key, and its softmax be NaN; no real token reads its output.
+            # Without a key, the softmax of padding would be NaN; no real token reads its output.
             mask = mask | own_key
         angles = rotation(config, position_ids) if config.components.rotary else None
         real = None
@@ -77,7 +77,7 @@ class AttentionContext:
         return cls(config.num_heads, mask, own_key, mask_skipped, cache, real, angles)
 
     def step(self, layer_index: int) -> StepContext:
-        """Return the part of the context that one step of a pool needs."""
+        """Return the context of a pool's step."""
         return StepContext(self, layer_index)
 
     def attend(self, qkv: Tensor, layer_index: int, active: Tensor | None = None) -> Tensor:
@@ -86,7 +86,7 @@ class AttentionContext:
         Args:
             qkv: queries, keys, and values.
             layer_index: the layer in the cache.
-            active: tokens that have a key and value of their own, boolean [B, T]; ``None`` means all.
+            active: tokens that have a key and a value, boolean [B, T]; ``None`` means all.
         """
         batch, length, width = qkv.shape
         heads = qkv.view(batch, length, 3, self.num_heads, -1)
@@ -117,7 +117,7 @@ class AttentionContext:
 
 @dataclass(frozen=True)
 class StepContext:
-    """The rest of the sequence, as one step of a pool sees it.
+    """Access of a pool's step to the rest of the sequence.
 
     Attributes:
         sequence: values that all steps of this forward pass share.
@@ -137,9 +137,9 @@ class StepContext:
         return self.sequence.attend(qkv, self.layer_index, active)
 
     def with_past(self, x: Tensor, length: int) -> Tensor:
-        """Prepend the ``length`` previous tokens, [B, T, width] → [B, length + T, width], for layers that look back.
+        """Prepend the vectors of the ``length`` previous tokens, [B, T, width] → [B, length + T, width].
 
-        They come from the cache, which keeps the vectors of earlier calls; before a sequence's start there are zeros.
+        They come from the cache, which keeps the vectors of earlier calls; before a sequence's start they are zeros.
         """
         total = length + x.shape[1]
         if self.sequence.cache is not None:

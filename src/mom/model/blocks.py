@@ -1,4 +1,4 @@
-"""The plain block: bottom, anchor, and top blocks, and all of a plain transformer."""
+"""The plain block, used as bottom, anchor, and top block and as layer of a plain transformer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from mom.model.configuration import MoMConfig
 
 
 class ResidualProjection(nn.Linear):
-    """A projection into the residual stream, whose initial weights shrink with depth."""
+    """A projection into the residual stream; its initial weights are scaled down with the depth of the graph."""
 
 
 class PlainAttention(nn.Module):
-    """Norm, then causal self-attention: GPT-2's, or what ``config.block`` names."""
+    """A norm and causal self-attention with the components of ``config.block``."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class PlainAttention(nn.Module):
 
 
 class PlainFFN(nn.Module):
-    """Norm, then feed-forward: GPT-2's, or what ``config.block`` names (``fc`` holds SwiGLU's gate and value)."""
+    """A norm and a feed-forward with the components of ``config.block``; ``fc`` has SwiGLU's gate and value."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class PlainFFN(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then feed-forward, each added to the residual stream."""
+    """A layer: attention, then feed-forward, each added to the residual stream."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()

@@ -12,15 +12,15 @@ SPARE_TOKENS = 64
 class GrowingLayer(DynamicLayer):
     """A `DynamicLayer` that appends in place.
 
-    Its parent concatenates old and new at each token, which copies the whole cache: quadratic work over a sequence.
-    This one appends to a buffer, returns views of it, and grows it by half when it is full. Other operations of the
-    parent (reordering for beam search, cropping, repeating) replace ``keys`` and ``values``; when they are not the
-    views returned last, the next update starts a new buffer from them.
+    Its parent concatenates old and new at each token, which copies the entire cache: quadratic work over a sequence.
+    This class appends to a buffer, returns views of it, and grows it by half when it is full. Other operations of the
+    parent (reordering for beam search, cropping, repeating) replace ``keys`` and ``values``; if these are not the views
+    returned last, the next update copies them to a new buffer.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}  # name → (buffer, the view of it returned last)
+        self._buffers: dict[str, tuple[Tensor, Tensor]] = {}  # name → (buffer, its view returned last)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
@@ -51,7 +51,7 @@ class GrowingLayer(DynamicLayer):
 
 
 def prepare(cache: Cache, num_layers: int) -> None:
-    """Give a cache all its layers, and let those that are still empty append in place."""
+    """Add missing layers to a cache, and replace empty layers by layers that append in place."""
     missing = num_layers - len(cache.layers)
     cache.layers = [
         GrowingLayer() if type(layer) is DynamicLayer and not layer.is_initialized else layer

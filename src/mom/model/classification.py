@@ -1,4 +1,4 @@
-"""The classifier on the Mixture-of-Modules transformer, as a Hugging Face model."""
+"""The Mixture-of-Modules classifier, as a Hugging Face model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mom.model.routing import RoundRouting
 
 @dataclass
 class MoMSequenceClassifierOutput(ModelOutput):
-    """Output of the classifier: as :class:`mom.MoMCausalLMOutput`, with ``task_loss`` and logits [B, num_labels]."""
+    """Output of the classifier: like :class:`mom.MoMCausalLMOutput`, with ``task_loss`` and logits [B, num_labels]."""
 
     loss: Tensor | None = None
     task_loss: Tensor | None = None
@@ -33,7 +33,7 @@ class MoMSequenceClassifierOutput(ModelOutput):
 
 
 class MoMForSequenceClassification(MoMPreTrainedModel):
-    """A classifier, or with one label a regressor: a linear layer on the last token that is not padding."""
+    """A classifier, or a regressor with one label: a linear layer on the last token that is not padding."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__(config)
@@ -55,10 +55,10 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
         """Score each sequence; the arguments of :meth:`MoMModel.forward` and:
 
         Args:
-            labels: class of each sequence, int64 [B]; or its value, float [B], with one label.
+            labels: class of each sequence, int64 [B]; with one label, its value, float [B].
 
         Raises:
-            ValueError: several sequences are given without an attention mask, or ``pad_token_id``, to find their ends.
+            ValueError: several sequences are given without an attention mask or ``pad_token_id`` to find their ends.
         """
         output = self.model(
             input_ids=input_ids,

@@ -1,4 +1,4 @@
-"""The parts that ``block`` chooses: norm, positions, feed-forward activation."""
+"""The components that ``block`` selects: norm, positions, feed-forward activation."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mom.model.options import ModelOptions
 
 
 def build_norm(config: ModelOptions) -> nn.LayerNorm | nn.RMSNorm:
-    """Build the norm of a plain block, or the final one."""
+    """Build the norm of a plain block, or the final norm."""
     kind = nn.RMSNorm if config.components.rms_norm else nn.LayerNorm
     return kind(config.d_model, eps=config.layer_norm_epsilon)
 
@@ -33,9 +33,8 @@ def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: 
     """Apply RMSNorm to queries and keys within each head (Qwen3; Henry et al. 2020, arXiv 2010.04245).
 
     Args:
-        qkv: [..., 3D]; values stay.
-        query_scale: scale of the queries' norm, [..., D / heads].
-        key_scale: scale of the keys' norm, [..., D / heads].
+        qkv: [..., 3D]; values are unchanged.
+        query_scale, key_scale: scales of the norms, [..., D / heads].
         epsilon: epsilon of both norms.
     """
     query, key, value = qkv.chunk(3, dim=-1)
@@ -56,7 +55,7 @@ def rotation(config: ModelOptions, position_ids: Tensor) -> tuple[Tensor, Tensor
 
 
 def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn the pairs (i, i + half) of each head, [B, heads, T, D / heads], by their :func:`rotation`, as Llama does."""
+    """Rotate the pairs (i, i + half) of each head, [B, heads, T, D / heads], by :func:`rotation`, as Llama does."""
     cos, sin = (part.to(x.dtype) for part in angles)
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)

@@ -1,4 +1,4 @@
-"""The configuration of a Mixture-of-Modules language model, checked when it is made."""
+"""The configuration of a Mixture-of-Modules model, checked on construction."""
 
 from __future__ import annotations
 
@@ -17,15 +17,14 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     """The options of a Mixture-of-Modules model (Gong et al. 2024, arXiv 2407.06677).
 
     The order of computation is: embeddings, ``num_bottom_blocks`` plain blocks, then for each of ``num_stages`` stages
-    ``num_rounds`` rounds of assembly over that stage's own pools followed by one plain anchor block if ``anchors``,
-    then ``num_top_blocks`` plain blocks, the final norm and the output head. A plain transformer has ``num_stages=0``
-    and all its layers as bottom blocks.
+    ``num_rounds`` rounds of assembly over the stage's pools followed by a plain anchor block if ``anchors``, then
+    ``num_top_blocks`` plain blocks, the final norm, and the output head. A plain transformer has ``num_stages=0`` and
+    all its layers as bottom blocks.
 
     Args:
         pools: the pools of a stage in the order of a round: a list of kinds, ``[attention, ffn]`` by default, or a
             mapping from names to ``{kind, num_modules, top_k, skip, schedule}``, each of which has a default.
-        others: the options of :class:`mom.model.options.ModelOptions`, each with its default, range and meaning, and
-            those that the router kind declares itself.
+        others: the options of :class:`mom.model.options.ModelOptions`, and those that the router kind declares.
 
     Raises:
         InvalidOption: for the first invalid option; a ``ValueError``.

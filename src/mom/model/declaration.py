@@ -1,4 +1,4 @@
-"""Declarations of options: type, default, range, and help, once, as fields of a dataclass."""
+"""Declarations of options as dataclass fields, each with type, default, range, and help."""
 
 from __future__ import annotations
 
@@ -32,11 +32,10 @@ def option(
     """Declare an option as a dataclass field; its type is the annotation, with ``Literal`` for named choices.
 
     Args:
-        default: its default.
-        help: one line for users.
-        group: the Hydra group it belongs to, ``model`` or ``router``; ``None`` for ``config.json`` only.
-        routed: it means nothing to a model without stages, as everything in the group ``router``.
-        fill: computes a value that is null from the other options.
+        help: a line for users.
+        group: its Hydra group, ``model`` or ``router``; ``None`` for ``config.json`` only.
+        routed: it has no effect without stages, like everything in the group ``router``.
+        fill: computes the value from the other options if it is null.
         bounds: the range of a number by ``ge``, ``gt``, ``le``, and ``lt``, as in pydantic.
     """
     assert bounds.keys() <= _BOUNDS.keys()
@@ -58,11 +57,7 @@ class Declared:
     fill: Callable[[Any], Any] | None
 
     def check(self, value: Any, option: str = "") -> None:
-        """Check type and range.
-
-        Raises:
-            InvalidOption: under the name ``option``, or the option's own.
-        """
+        """Check type and range; raise :class:`InvalidOption` for ``option``, or else for the option's own name."""
         if not _fits(value, self.type) or not self._in_range(value):
             if get_origin(self.type) is Literal:
                 raise InvalidOption(option or self.name, value, one_of(value, get_args(self.type)))
@@ -76,7 +71,7 @@ class Declared:
         )
 
     def allowed(self) -> str:
-        """Write the allowed values in words."""
+        """Describe the allowed values."""
         bounds = " and ".join(f"{_BOUNDS[name][1]} {bound:g}" for name, bound in self.bounds.items())
         parts: list[str] = []
         for part in _parts(self.type):
@@ -117,11 +112,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 @cache
 def declared(owner: type) -> Mapping[str, Declared]:
-    """Return the options that a dataclass declares, by name.
-
-    Args:
-        owner: :class:`mom.model.options.ModelOptions`, or a kind of router or module.
-    """
+    """Return the options that a dataclass declares, by name: ``ModelOptions``, or a kind of router or module."""
     hints = get_type_hints(owner)
     return {
         item.name: Declared(item.name, hints[item.name], item.default, **item.metadata)

@@ -1,13 +1,13 @@
-"""Dispatch: one grouped linear map, with gather and weighted scatter, that all routed computation goes through.
+"""Dispatch: a grouped linear map with gather and weighted scatter, which all routed computation uses.
 
-For every row m of a dispatch, with g(m) the group it belongs to::
+For every row m of a dispatch, with group g(m)::
 
     out[target[m]] += weight[m] * (act(x[source[m]]) @ W[g(m)] + b[g(m)])
 
 Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
 nothing is sent to the host on a GPU. Rows after the last end (SKIP) are not computed. The map is a custom operator,
-so `torch.compile` sees one node with static shapes. On the CPU it is a loop over groups (each group's rows are
-gathered, multiplied, and scattered while they are in cache); elsewhere it is `torch.nn.functional.grouped_mm`.
+so `torch.compile` sees a single node with static shapes. On the CPU it loops over groups (each group's rows are
+gathered, multiplied, and scattered while they are in cache); elsewhere it calls `torch.nn.functional.grouped_mm`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,7 @@ class Dispatch(NamedTuple):
 
 
 def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
-    """Sort every (token, choice) by its group.
-
-    Args:
-        groups: group of each choice, integer [tokens, K]; ``num_groups`` or more is SKIP and sorts last.
-        num_groups: groups G.
-    """
+    """Sort all (token, choice) pairs by their group, [tokens, K]; ``num_groups`` or more is SKIP and comes last."""
     flat = groups.flatten()  # (M,)
     ordered, position = flat.sort(stable=True)
     bounds = torch.arange(num_groups, device=flat.device, dtype=ordered.dtype)
@@ -76,7 +71,7 @@ def grouped_linear(
         gather: take row m from ``x[dispatch.token[m]]``.
         scatter: add row m to ``out[dispatch.token[m]]``; tokens without a row get 0.
         row_weight: [M] in dispatch order; ``None`` means 1.
-        gelu: ``act`` is tanh-GELU, else the identity. The backward pass computes it again instead of keeping it.
+        gelu: ``act`` is tanh-GELU, else the identity. The backward pass recomputes it.
 
     Returns:
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
@@ -84,7 +79,7 @@ def grouped_linear(
     rows = dispatch.token, dispatch.ends, dispatch.row
     arguments = (x, weight, bias, row_weight, *rows, gather, scatter, gelu)
     if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return forward_by_loop(*arguments)  # what the operator calls; its overhead slows decoding
+        return forward_by_loop(*arguments)  # skip the operator, whose overhead slows down decoding
     return _grouped_linear(*arguments)
 
 
@@ -112,7 +107,7 @@ def forward_by_grouped_mm(
 
 
 def forward_by_loop(*arguments: Any) -> Tensor:
-    """Compute the same by a loop over groups, for the CPU."""
+    """Compute the map by a loop over groups, for the CPU."""
     x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
     for group, rows in _groups(ends):
@@ -151,7 +146,7 @@ def backward_by_grouped_mm(
     num_groups = weight.shape[0]
     group = _group_of_row(ends, token.numel())
     taken = (group < num_groups)[:, None]  # (M, 1)
-    # A SKIP row's gradient must be exactly 0 in every product below, whatever its memory holds.
+    # A SKIP row's memory is uninitialized; its gradient must be exactly 0 in every product below.
     grad_rows = torch.where(taken, grad.index_select(0, token) if scatter else grad, 0)  # (M, D_out)
     before = x.index_select(0, token) if gather else x  # (M, D_in)
     rows = _activated(before, gelu)
@@ -174,7 +169,7 @@ def backward_by_grouped_mm(
 
 
 def backward_by_loop(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the same by a loop over groups, for the CPU."""
+    """Compute the gradients by a loop over groups, for the CPU."""
     grad, x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
     grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
@@ -221,7 +216,7 @@ def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> Non
 
 
 def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # read once: checkpointing computes them again at each read
+    saved = ctx.saved_tensors  # read only once, because checkpointing recomputes them at each read
     flags = ctx.gather, ctx.scatter, ctx.gelu
     *grads, grad_row_weight = _grouped_linear_backward(grad.contiguous(), *saved, *flags)
     return *grads, None if saved[3] is None else grad_row_weight, *(None,) * 6
@@ -232,14 +227,14 @@ _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backwa
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
 def _flops(*arguments: Any, **_: Any) -> int:
-    """Count the rows that modules ran for, without SKIP, for PyTorch's FLOP counter."""
+    """Count the FLOPs of all rows but SKIP, for PyTorch's FLOP counter."""
     weight, ends = arguments[1], arguments[5]
     return 2 * int(ends[-1]) * weight.shape[1] * weight.shape[2]
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear_backward, get_raw=True)
 def _flops_backward(*arguments: Any, **_: Any) -> int:
-    """Count two matmuls for the forward pass's one."""
+    """Count two matmuls for each matmul of the forward pass."""
     return 2 * _flops(*arguments[1:])
 
 
@@ -252,7 +247,7 @@ def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 
 def _groups(ends: Tensor) -> list[tuple[int, slice]]:
-    """List each group that has rows, and its rows; host code, for the CPU only."""
+    """List the groups that have rows, with their rows; for the CPU only, since it reads values on the host."""
     stops = ends.tolist()
     return [
         (group, slice(start, stop))
@@ -267,7 +262,7 @@ def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:
 
 
 def sum_choices(y: Tensor, row: Tensor) -> Tensor:
-    """Sum the K rows of each token, [M, D] → [tokens, D]; a gather, so the order of summation is fixed."""
+    """Sum the K rows of each token, [M, D] → [tokens, D], by a gather, which fixes the order of summation."""
     num_tokens, num_choices = row.shape
     if num_choices == 1:
         return y.index_select(0, row[:, 0])

@@ -1,4 +1,4 @@
-"""The layout of one pool: which modules each round may choose, and which it prefers at first."""
+"""The layout of a pool: which modules each round may choose, and which it initially prefers."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ TopK = int | Literal["all"]
 
 @dataclass(frozen=True, kw_only=True)
 class PoolLayout:
-    """One pool of every stage as its router sees it; made by :meth:`mom.model.options.ModelOptions.pools`.
+    """The choices of a pool in every stage; built by :meth:`mom.model.options.ModelOptions.pools`.
 
-    A router has one output, or *slot*, for each of the N modules, and behind them ``num_skip_slots`` that mean SKIP
+    A router has an output, or *slot*, for each of the N modules, followed by ``num_skip_slots`` outputs that mean SKIP
     (one, except in checkpoints of the authors' code).
 
     Attributes:
         name: the pool's name, ``attention`` or ``ffn`` by default.
-        kind: its module kind, a :class:`mom.model.pools.PoolKind`.
-        router: its router's kind, a :class:`mom.model.routers.RouterKind`.
-        position: its position in a round, counted from 0.
+        kind: a :class:`mom.model.pools.PoolKind`.
+        router: a :class:`mom.model.routers.RouterKind`.
+        position: position in a round, counted from 0.
         num_modules: modules N.
         num_skip_slots: router outputs that mean SKIP.
         num_rounds: rounds H of a stage.
@@ -64,7 +64,7 @@ class PoolLayout:
         return self.num_slots if isinstance(self.top_k, str) else self.top_k
 
     def may_skip(self) -> bool:
-        """Return whether a token can run no module in a step, because SKIP may hold all K assignments."""
+        """Return whether a token can run no module in a step, because all K assignments can go to SKIP."""
         alone = self.num_selected() == 1 or self.skip_rule == "first"
         return self.skip and alone and self.router.may_skip(self)
 
@@ -73,7 +73,7 @@ class PoolLayout:
         return self.router.most_choices(self)
 
     def most_modules(self) -> float:
-        """Return the modules that a token runs in a step at most, on average over the rounds."""
+        """Return the maximum number of modules that a token runs in a step, averaged over rounds."""
         return self.router.most_modules(self)
 
     def layers(self) -> list[int]:
@@ -89,9 +89,9 @@ class PoolLayout:
     def reachable(self) -> list[list[bool]]:
         """Return which slots each round may choose, [H][slots].
 
-        ``all``: every module. ``layerwise``: round h only module h mod N. ``grouped``: the pool is split into
-        consecutive groups, as even as possible, one for each round (in a pool with fewer modules than rounds, some
-        modules are in two groups). SKIP is added to each round if the pool has it.
+        ``all``: every module. ``layerwise``: only module h mod N in round h. ``grouped``: the pool is split into
+        consecutive groups, as even as possible, one for each round (with fewer modules than rounds, some modules are in
+        two groups). SKIP is added to each round if the pool has it.
         """
         table = []
         for round_index in range(self.num_rounds):
@@ -112,11 +112,11 @@ class PoolLayout:
         return range(self.num_modules)
 
     def prior(self, kind: str, strength: float) -> list[list[float]]:
-        """Return the preference each round starts with, [H][slots], in units of the temperature.
+        """Return the initial preference of each round, [H][slots], in units of the temperature.
 
-        Round h < N: module h gets ``2 * strength``, SKIP ``strength``. Later rounds: SKIP gets ``2 * strength``
-        and, for ``looped``, module h mod N gets ``strength``. Everything else 0. In a ``grouped`` pool every round
-        prefers its whole group instead of module h.
+        In round h < N, module h gets ``2 * strength`` and SKIP gets ``strength``. In later rounds, SKIP gets ``2 *
+        strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a ``grouped`` pool
+        every round prefers its entire group instead of module h.
         """
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
         skip_slots = list(range(self.num_modules, self.num_slots))
@@ -151,13 +151,13 @@ ENTRY_OPTIONS = declared(_Entry)
 """Options of every pool's entry, by name."""
 
 RESERVED = "anchor, dropout"
-"""Names that a pool cannot have, because a stage has them for other parts."""
+"""Names that a pool cannot have, because other parts of a stage have them."""
 
 _NOT_POOLS = {*RESERVED.split(", "), "layouts", "training", "forward", "assemble", "count", "index"}
 
 
 def named_entries(pools: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, Any]]:
-    """Return the name and entry of each pool, from a mapping, or a list of kinds or of entries with a name."""
+    """Return (name, entry) of each pool, from a mapping, or from a list of kinds or of entries with a name."""
     if isinstance(pools, Mapping):
         return [(name, {} if entry is None else entry) for name, entry in pools.items()]
     entries = [{"name": item} if isinstance(item, str) else dict(item) for item in pools]
@@ -165,18 +165,14 @@ def named_entries(pools: Mapping[str, Any] | Sequence[Any]) -> list[tuple[Any, A
 
 
 def entries_as_list(pools: Mapping[str, Any] | Sequence[Any]) -> list[Any]:
-    """Return the pools as a list, whose order survives in files that sort the keys of mappings."""
+    """Return the pools as a list, which keeps its order in files that sort the keys of mappings."""
     if not isinstance(pools, Mapping):
         return list(pools)
     return [{"name": name, **entry} for name, entry in named_entries(pools)]
 
 
 def check_entries(pools: Mapping[str, Any] | Sequence[Any]) -> None:
-    """Check the names, kinds, and entries of pools.
-
-    Raises:
-        InvalidOption: the first that is invalid.
-    """
+    """Check the names, kinds, and entries of pools; raise :class:`InvalidOption` for the first invalid value."""
     if not pools:
         raise InvalidOption("pools", pools, "must name at least one pool")
     if not isinstance(pools, Mapping) and not all(isinstance(item, str | Mapping) for item in pools):

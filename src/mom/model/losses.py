@@ -1,7 +1,7 @@
-"""The losses: the language-model loss without its logits, and the auxiliary losses of routing.
+"""The language-model loss, computed in chunks, and the auxiliary losses of routing.
 
 In all functions, ``routing`` holds every round of every stage, stages in order, and ``mask`` marks the real tokens,
-[B, T]; ``None`` means all. The losses of routing are scalars, 0 for a model without routing.
+[B, T]; ``None`` means all. The auxiliary losses are scalars, 0 for a model without routing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def routing_losses(
     mask: Tensor | None,
     task_loss: Tensor,
 ) -> dict[str, Tensor]:
-    """Return the auxiliary losses and their sum with the task's, all scalars.
+    """Return the auxiliary losses, and their weighted sum with the task's loss.
 
     Returns:
         ``balance_loss``, ``z_loss``, with a ``depth_target`` also ``depth_loss``, and the total, ``loss``.
@@ -49,20 +49,20 @@ def balance_loss(
     include_skip: bool = True,
     scope: str = "microbatch",
 ) -> Tensor:
-    """Sum ``N' · Σ_i f_i P_i`` over pools (Fedus et al. 2021, eq. 4–6, with K choices); the gradient is that of ``P``.
+    """Sum ``N' · Σ_i f_i P_i`` over pools (Fedus et al. 2021, eq. 4–6, with K choices); only ``P`` has a gradient.
 
     A pool's rounds count together. ``f_i`` is the fraction of all K choices that went to i and ``P_i`` the mean
     probability of i, both over real tokens. The minimum, at perfect balance, is 1 for each pool.
 
-    With ``scope="global"``, the tokens of all ranks count together: each rank returns the loss of the whole
-    micro-batch, with the gradient of its own part times the number of ranks, so that averaging gradients over ranks
-    (as DDP does) gives the gradient of one process that holds all the tokens. The micro-batches of an accumulation
-    window still count one by one. Every rank must call it, since it is one all-reduce.
+    With ``scope="global"``, the tokens of all ranks count together: each rank returns the loss over all ranks, with the
+    gradient of its own part times the number of ranks, so that averaging gradients over ranks (as DDP does) gives the
+    gradient of a single process with all tokens. With gradient accumulation, each micro-batch counts separately. Every
+    rank must call it, since it runs an all-reduce.
 
     Args:
         num_rounds: rounds H in a stage.
         include_skip: SKIP is one of the N' = N+1 choices; otherwise only modules count.
-        scope: ``microbatch``, the tokens given; or ``global``, those of all ranks.
+        scope: ``microbatch`` for the given tokens; ``global`` for those of all ranks.
     """
     if not routing:
         return torch.zeros(())
@@ -73,7 +73,7 @@ def balance_loss(
 
 
 def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
-    """Return how often each of the N' choices was made, and the sum of its probabilities; both [N']."""
+    """Return the assignments to each of the N' choices, and the sum of its probabilities; both [N']."""
     num_slots = rounds[0].scores.shape[-1]
     probabilities = torch.stack([_probabilities(step, num_slots) for step in rounds])  # (H, B, T, N+1)
     selected = torch.stack([step.selected for step in rounds])  # (H, B, T, K)
@@ -88,7 +88,7 @@ def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: boo
 
 
 def _over_ranks(sums: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """Add the sums of all ranks in one all-reduce; the gradient goes to this rank's own, times the ranks."""
+    """Add the sums of all ranks in an all-reduce; this rank's sums get the gradient, times the number of ranks."""
     own = torch.cat([part for pair in sums for part in pair])
     total = own.detach().clone()
     dist.all_reduce(total)
@@ -101,8 +101,8 @@ def balance(chosen: Tensor, probability: Tensor) -> Tensor:
     """Return ``N' · Σ f P`` of one pool.
 
     Args:
-        chosen: how often each choice was made, [N'].
-        probability: the sum of its probabilities, [N'].
+        chosen: assignments to each choice, [N'].
+        probability: sum of its probabilities, [N'].
     """
     tiny = torch.finfo(probability.dtype).tiny
     shares = chosen / chosen.sum().clamp_min(tiny)
@@ -111,18 +111,14 @@ def balance(chosen: Tensor, probability: Tensor) -> Tensor:
 
 
 def _probabilities(step: Routing, num_slots: int) -> Tensor:
-    """Return the softmax, [B, T, N+1], several SKIP outputs summed; raw scores of a router are not probabilities."""
+    """Return the softmax of the logits, [B, T, N+1], with the outputs that mean SKIP summed."""
     probabilities = step.logits.softmax(dim=-1)
     skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
     return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
 
 
 def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Tensor:
-    """Count the assignments that each choice of a pool holds in each round, [R, N+1], int64, SKIP last.
-
-    Args:
-        choices: the pool's records of R rounds.
-    """
+    """Count the assignments to each choice of a pool in each of R rounds, [R, N+1], int64, SKIP last."""
     selected = torch.stack([choice.selected for choice in choices])  # (R, B, T, K)
     real = torch.ones_like(selected)
     if mask is not None:
@@ -134,10 +130,10 @@ def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Ten
 def choice_counts(
     routing: Sequence[RoundRouting], num_rounds: int, mask: Tensor | None = None
 ) -> list[Tensor]:
-    """Count the assignments that each choice of each pool holds, over all ``num_rounds`` rounds of its stage.
+    """Count the assignments to each choice of each pool over all ``num_rounds`` rounds of its stage.
 
     Returns:
-        One int64 [N+1] for each pool, SKIP last: stage by stage, in the order of a round.
+        An int64 [N+1] for each pool, SKIP last: stage by stage, in the order of a round.
     """
     return [count_choices(rounds, mask).sum(dim=0) for rounds in by_pool(routing, num_rounds)]
 
@@ -145,15 +141,15 @@ def choice_counts(
 def moved_bias(
     bias: Tensor, counts: Tensor, rate: float, *, open_choices: Tensor, include_skip: bool
 ) -> Tensor:
-    """Return the selection bias after one optimizer step, [N+1] (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
+    """Return the selection bias after an optimizer step, [N+1] (Wang et al. 2024, arXiv 2408.15664, algorithm 1).
 
-    ``b_i + rate · sign(mean load - load_i)``: the bias rises for choices below the mean load and falls for those above.
-    The rule of DeepSeek-V3 (arXiv 2412.19437, section 2.1.2) is the same.
+    ``b_i + rate · sign(mean load - load_i)``: the bias rises for choices below the mean load and falls for those above,
+    as in DeepSeek-V3 (arXiv 2412.19437, section 2.1.2).
 
     Args:
         bias: bias of each choice, SKIP last, [N+1].
-        counts: assignments of each choice in the step's batch, all micro-batches and ranks together, [N+1].
-        rate: step of a bias.
+        counts: assignments to each choice in the step, over all micro-batches and ranks, [N+1].
+        rate: change of a bias per step.
         open_choices: choices that some round can reach, boolean [N+1]; the others keep their bias and do not count.
         include_skip: balance SKIP too; otherwise its bias stays 0.
     """
@@ -179,18 +175,18 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
 
 
 def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
-    """Square the distance between effective depth and ``depth_target``, in units of the rounds.
+    """Return the squared distance between effective depth and ``depth_target``, relative to the number of rounds.
 
-    ``((d - depth_target) / (num_stages · num_rounds))²``, where d is the mean effective depth of the tokens given.
-    Whether a token runs a module in a step is not a smooth function of the scores, so its gradient is that of the
-    probability that it does, 1 - p_SKIP (a straight-through estimate: Bengio et al. 2013, arXiv 1308.3432).
+    ``((d - depth_target) / (num_stages · num_rounds))²``, where d is the mean effective depth of the given tokens.
+    Whether a token runs a module is not differentiable, so the gradient is that of the probability that it does,
+    1 - p_SKIP (a straight-through estimator: Bengio et al. 2013, arXiv 1308.3432).
     """
     assert config.depth_target is not None
     if not routing:
         return torch.zeros(())
     steps = [step for decisions in routing for step in decisions]
     hard = torch.stack([step.took_module.float() for step in steps])  # (pools · rounds, B, T)
-    # The first N probabilities are the modules', however many outputs mean SKIP.
+    # The first N probabilities are those of the modules, regardless of the number of SKIP outputs.
     soft = torch.stack([step.logits.softmax(-1)[..., : step.num_modules].sum(-1) for step in steps])
     ran = hard + soft - soft.detach()
     real = torch.ones_like(ran[0]) if mask is None else mask.to(ran.dtype)
@@ -198,15 +194,15 @@ def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tens
     return (fraction + (config.fixed_depth - config.depth_target) / len(routing)).square()
 
 
-# `torch.nn.functional.linear_cross_entropy` does the same in float32, but for bfloat16 inputs it returns the loss
-# rounded to bfloat16 (10.94 for 10.967), too coarse for a learning curve; this one sums in float32.
+# `torch.nn.functional.linear_cross_entropy` rounds the loss of bfloat16 inputs to bfloat16 (10.94 instead of 10.967),
+# too coarse for a learning curve; the function below sums in float32.
 
 CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at a time; larger chunks were no faster (docs/performance.md)."""
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """The gradients are computed in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
+    """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -219,7 +215,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Summed in the parameter's own precision.
         grad_weight = torch.zeros_like(weight) if needs_grad else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        # Allocated once: new memory for every chunk costs the CPU as much as the arithmetic on it.
+        # Allocate once: on a CPU, new memory for every chunk costs as much as the arithmetic.
         size = min(CHUNK_TOKENS, hidden.shape[0])
         logits_buffer = hidden.new_empty(size, weight.shape[0])
         float_buffer = torch.empty_like(logits_buffer, dtype=torch.float32)
@@ -255,10 +251,9 @@ def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore
     """Return the mean cross-entropy of ``hidden @ weight.T`` without materializing all logits at once.
 
     Args:
-        hidden: [M, D]; the matmuls run in its dtype, softmax and sums in float32.
+        hidden: [M, D]; matmuls run in its dtype, softmax and sums in float32.
         weight: the output head, [V, D].
-        labels: [M], int64.
-        ignore_index: label that is not counted.
+        labels: [M], int64; ``ignore_index`` is not counted.
 
     Returns:
         A scalar in nats, float32; NaN if no label counts, as in PyTorch.

@@ -31,7 +31,7 @@ from mom.model.routing import RoundRouting
 
 @dataclass
 class MoMModelOutput(ModelOutput):
-    """Output of the body.
+    """Output of the model without a head.
 
     Attributes:
         last_hidden_state: output of the final norm, [B, T, D].
@@ -73,7 +73,7 @@ class MoMCausalLMOutput(ModelOutput):
 
 
 class MoMPreTrainedModel(PreTrainedModel):
-    """Initialization and transformers' class attributes, shared by body and heads."""
+    """Base class: initialization and transformers' class attributes."""
 
     config_class = MoMConfig
     config: MoMConfig
@@ -85,7 +85,7 @@ class MoMPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialize as GPT-2 does; projections into the residual stream shrink with the depth of the graph."""
+        """Initialize as GPT-2 does; projections into the residual stream are scaled down with graph depth."""
         std = self.config.initializer_range
         if isinstance(module, Pool):
             module.reset_parameters(init.normal_, init.constant_)
@@ -111,7 +111,7 @@ class MoMPreTrainedModel(PreTrainedModel):
 
 
 class MoMEmbedding(nn.Module):
-    """Token embedding plus, unless positions are rotary, learned position embedding."""
+    """The token embedding and, unless positions are rotary, a learned position embedding."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ class MoMEmbedding(nn.Module):
 
 
 class MoMModel(MoMPreTrainedModel):
-    """The body: embeddings, bottom blocks, stages of assembly with their anchors, top blocks, final norm."""
+    """The model without a head: embeddings, bottom blocks, stages with their anchors, top blocks, final norm."""
 
     def __init__(self, config: MoMConfig) -> None:
         super().__init__(config)
@@ -158,20 +158,20 @@ class MoMModel(MoMPreTrainedModel):
         output_routing: bool = False,
         **kwargs: Any,
     ) -> MoMModelOutput:
-        """Run the body.
+        """Compute hidden states.
 
         Args:
             input_ids: [B, T].
             attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]).
-            position_ids: [B, T]; by default, real tokens are counted, so padding on either side changes nothing.
+            position_ids: [B, T]; by default, only real tokens count, so padding on either side has no effect.
             past_key_values: keys and values of earlier tokens.
-            inputs_embeds: token embeddings instead of ids, [B, T, D].
+            inputs_embeds: token embeddings instead of IDs, [B, T, D].
             use_cache: return a cache.
             output_hidden_states: return the residual stream after every block and round.
             output_routing: return the routing records.
 
         Raises:
-            ValueError: neither or both of ids and embeddings are given, or more tokens than ``max_positions``.
+            ValueError: not exactly one of IDs and embeddings is given, or more tokens than ``max_positions``.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
@@ -207,12 +207,10 @@ class MoMModel(MoMPreTrainedModel):
         )
 
     def compile_layers(self, **options: Any) -> None:
-        """`torch.compile` every block and every stage's round, in place; names in checkpoints stay the same.
+        """Compile every block and every stage's round in place; names in checkpoints stay the same.
 
-        Each compiles as one graph (``fullgraph=True``) and does not recompile for other tokens of the same shape.
-
-        Args:
-            options: options of `torch.compile`, such as ``mode`` or ``backend``.
+        Each compiles to one graph (``fullgraph=True``) and does not recompile for other tokens of the same shape.
+        ``options`` are those of `torch.compile`, such as ``mode`` or ``backend``.
         """
         for module in self.modules():
             if isinstance(module, Block):
@@ -244,7 +242,7 @@ class MoMModel(MoMPreTrainedModel):
 
 
 def _discard(x: Tensor) -> None:
-    """Keep nothing of the residual stream, so that its memory is freed on the way."""
+    """Discard the residual stream, so that its memory is freed."""
 
 
 def _run(function: Callable, *arguments: Any) -> Any:
@@ -252,31 +250,31 @@ def _run(function: Callable, *arguments: Any) -> Any:
 
 
 def _eager(function: Callable, *arguments: Any) -> Any:
-    """Ignore what :meth:`MoMModel.compile_layers` compiled: with a cache, every length would compile again."""
+    """Run without :meth:`MoMModel.compile_layers`: with a cache, every length would be compiled again."""
     with torch.compiler.set_stance("force_eager"):
         return function(*arguments)
 
 
 def _checkpointed(function: Callable, *arguments: Any) -> Any:
-    """Keep only the inputs and compute again in the backward pass; the routing that was returned first stays."""
+    """Store only the inputs and recompute in the backward pass; the routing returned first is kept."""
     return checkpoint(function, *arguments, use_reentrant=False)
 
 
 class MoMGenerationConfig(GenerationConfig):
     """Generation settings that take only the special tokens from the model's configuration.
 
-    Its ``temperature`` and ``top_k`` are the router's, not those of sampling.
+    Its ``temperature`` and ``top_k`` belong to the router, not to sampling.
     """
 
     @classmethod
     def from_model_config(cls, model_config: Any) -> GenerationConfig:
-        """Take the special tokens of a configuration or its dictionary."""
+        """Return settings with the special tokens of a configuration or its dictionary."""
         config = model_config if isinstance(model_config, dict) else model_config.to_dict()
         return cls(**{name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")})
 
 
 class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
-    """The language model: the body and a head, tied to the token embedding unless the configuration unties it."""
+    """The language model, with a head that is tied to the token embedding by default."""
 
     generation_config_class = MoMGenerationConfig
     _tied_weights_keys = {"lm_head.weight": "model.embedding.token.weight"}  # noqa: RUF012 (transformers reads a dict)
@@ -305,8 +303,8 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         """Predict the next token; the arguments of :meth:`MoMModel.forward` and:
 
         Args:
-            labels: target tokens, [B, T], shifted here, so ``labels=input_ids`` trains a language model; -100 is not
-                counted. Their loss is computed without materializing all logits at once.
+            labels: target tokens, [B, T], shifted here, so pass ``labels=input_ids`` to train; -100 is ignored. The
+                loss is computed without materializing all logits at once.
             output_logits: return logits.
             logits_to_keep: number of last positions that get logits (0: all), or the positions themselves.
         """
@@ -325,7 +323,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None
         if output_logits:
-            # A slice from -0 keeps everything, which is what 0 means.
+            # A slice from -0 keeps all positions, as intended for 0.
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # (B, T kept, V)
         losses: dict[str, Any] = {}
@@ -341,7 +339,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         )
 
     def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the next tokens that count, in nats; a scalar."""
+        """Return the mean cross-entropy of the next tokens, in nats; a scalar."""
         before = hidden[:, :-1].flatten(0, 1)  # (B · (T-1), D)
         before = before.to(product_dtype(before))
         return chunked_cross_entropy(before, self.lm_head.weight, labels[:, 1:].flatten())

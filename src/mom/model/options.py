@@ -1,7 +1,7 @@
-"""Every option of a model: type, default, range, and help, declared once, without loading PyTorch.
+"""All options of a model with type, default, range, and help, readable without PyTorch.
 
-Kinds of routers and modules declare options of their own in the same way; import :mod:`mom.model.routers` and
-:mod:`mom.model.pools` first to have the built-in ones.
+Kinds of routers and modules declare their own options in the same way; import :mod:`mom.model.routers` and
+:mod:`mom.model.pools` first to register the built-in kinds.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mom.model.registry import routers as router_kinds
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of one kind of block.
+    """The components of a kind of block.
 
     Attributes:
         rms_norm: norms are RMSNorm (Zhang and Sennrich 2019, arXiv 1910.07467), without shift; else LayerNorm.
@@ -53,7 +53,7 @@ BLOCKS = {
 """Values of the option ``block``."""
 
 routed = partial(option, routed=True)
-"""Declares an option that means nothing to a model without stages."""
+"""Declares an option that has no effect without stages."""
 
 
 @dataclass(kw_only=True, repr=False)
@@ -140,7 +140,7 @@ class ModelOptions:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Make and check options from a mapping as users write it, with options of router kinds.
+        """Build and check options from a mapping as users write it, including options of router kinds.
 
         Raises:
             InvalidOption: for the first option that is unknown or invalid.
@@ -160,7 +160,7 @@ class ModelOptions:
 
     @property
     def components(self) -> Components:
-        """The parts that ``block`` names."""
+        """The components that ``block`` selects."""
         return BLOCKS[self.block]
 
     @property
@@ -172,7 +172,7 @@ class ModelOptions:
 
     @property
     def graph_depth(self) -> int:
-        """Blocks a token passes at most: bottom + top + anchors + stages x rounds."""
+        """Maximum number of blocks that a token passes: bottom + top + anchors + stages x rounds."""
         per_stage = self.num_rounds + int(self.anchors)
         return self.num_bottom_blocks + self.num_top_blocks + self.num_stages * per_stage
 
@@ -182,12 +182,12 @@ class ModelOptions:
         return self.graph_depth - self.num_stages * self.num_rounds
 
     def _attentions_per_stage(self) -> int:
-        """Attentions that a token passes in a stage, its anchor's included."""
+        """Return the number of attentions that a token passes in a stage, including its anchor's."""
         return self.num_rounds * sum(layout.kind.attends for layout in self.pools()) + int(self.anchors)
 
     @property
     def num_attentions(self) -> int:
-        """Attentions that a token passes, plain or assembled; each has a layer of a cache."""
+        """Number of attentions that a token passes, plain or assembled; each has a cache layer."""
         in_stages = self.num_stages * self._attentions_per_stage() if self.num_stages else 0
         return self.num_bottom_blocks + in_stages + self.num_top_blocks
 
@@ -196,7 +196,7 @@ class ModelOptions:
         return self.num_bottom_blocks + (stage + 1) * self._attentions_per_stage() - 1
 
     def cache_layer(self, stage: int, round_index: int, layout: PoolLayout) -> int:
-        """Return the cache layer of one step: those of attentions in order, then those of pools that stream."""
+        """Return the cache layer of a step: first those of attentions in order, then those of pools that stream."""
         kinds = [pool.kind for pool in self.pools()]
         before = kinds[: layout.position]
         if layout.kind.attends:
@@ -208,13 +208,13 @@ class ModelOptions:
 
     @property
     def num_cache_layers(self) -> int:
-        """Layers of a cache: one for each attention, and one for each step of a pool that streams."""
+        """Number of cache layers: one for each attention, and one for each step of a pool that streams."""
         streaming = sum(layout.kind.streams for layout in self.pools()) if self.num_stages else 0
         return self.num_attentions + self.num_stages * self.num_rounds * streaming
 
     @property
     def router_kind(self) -> Any:
-        """The kind that ``router`` names, with its options: a :class:`mom.model.routers.RouterKind`."""
+        """The router kind with its options, a :class:`mom.model.routers.RouterKind`."""
         kind = router_kinds.find(self.router)
         given = {name: getattr(self, name) for name in declared(kind) if hasattr(self, name)}
         return kind(**given)
@@ -228,7 +228,7 @@ class ModelOptions:
         kind = pool_kinds.find(entry.get("kind", name), f"pools.{name}.kind")
 
         def value(key: str) -> Any:
-            """Return the pool's own value, else that of its kind, such as ``ffn_top_k``, else the model's."""
+            """Return the value in the pool's entry, else that of its kind, such as ``ffn_top_k``, else the model's."""
             flat = getattr(self, f"{kind.name}_{key}", None)
             own = entry.get(key, flat)
             return getattr(self, key) if own is None else own
@@ -249,7 +249,7 @@ class ModelOptions:
         )
 
     def as_mapping(self) -> dict[str, Any]:
-        """Return every option that this model has, by the name that users write."""
+        """Return all options of the model, by the name that users write."""
         names = [*declared(ModelOptions), *declared(router_kinds.find(self.router))]
         values = {name: getattr(self, name) for name in names}
         return values | {"pools": entries_as_list(values.pop("pool_specs"))}
@@ -257,11 +257,7 @@ class ModelOptions:
     # Checks, in the order of the options.
 
     def check_options(self) -> None:
-        """Fill in the options that follow from others, and check all.
-
-        Raises:
-            InvalidOption: for the first invalid option.
-        """
+        """Fill in options that depend on others, and check all; raise :class:`InvalidOption` if one is invalid."""
         for name, declaration in declared(ModelOptions).items():
             declaration.check(getattr(self, name), "pools" if name == "pool_specs" else "")
         for name, declaration in declared(router_kinds.find(self.router)).items():
@@ -334,7 +330,7 @@ class ModelOptions:
 
 
 def kind_options() -> dict[str, Declared]:
-    """Return the options that the registered router kinds declare themselves, by name."""
+    """Return the options that the registered router kinds declare, by name."""
     options: dict[str, Declared] = {}
     for kind in router_kinds.values():
         options |= declared(kind)

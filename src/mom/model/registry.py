@@ -41,11 +41,7 @@ def as_yaml(value: Any) -> str:
 
 
 class Registry(dict[str, Any]):
-    """Classes by the name that users write.
-
-    Args:
-        option: the option whose values the names are.
-    """
+    """Classes by name, which are the values of ``option``."""
 
     def __init__(self, option: str) -> None:
         super().__init__()
@@ -82,7 +78,7 @@ class Registry(dict[str, Any]):
 
 
 def one_of(value: Any, names: Iterable[str]) -> str:
-    """Write the rule that a value must be one of ``names``, with the nearest one if ``value`` looks like a typo."""
+    """Return the rule that a value must be one of ``names``, with the nearest name if ``value`` looks like a typo."""
     known = list(names)
     close = difflib.get_close_matches(str(value).lower(), known, n=1)
     hint = f" (did you mean {close[0]}?)" if close else ""

@@ -1,4 +1,4 @@
-"""From router scores to a choice: softmax, top-K, weights, and the record that the model returns."""
+"""Turn router scores into choices: softmax, top-K, weights, and the record that the model returns."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from torch.autograd.function import once_differentiable
 
 
 class Routing(NamedTuple):
-    """The decisions of one router in one round, for every token.
+    """The decisions of a router in a round, for every token.
 
     Attributes:
         scores: router scores, [B, T, N+1], float32; probabilities unless ``score_function`` is ``identity``.
             The last column is SKIP (the sum over all outputs that mean SKIP).
         selected: the K choices, best first, [B, T, K], int64; index N is SKIP.
         weights: weight of each choice, [B, T, K], float32.
-        logits: input of the softmax: router outputs over temperature, -inf for unreachable ones, [B, T, slots],
+        logits: input of the softmax: router outputs over temperature, -inf for unreachable slots, [B, T, slots],
             float32.
     """
 
@@ -41,7 +41,7 @@ class Routing(NamedTuple):
 
 
 class RoundRouting(NamedTuple):
-    """The decisions of one round, one for each pool, in the order of ``config.pools()``."""
+    """The decisions of a round: a record for each pool, in the order of ``config.pools()``."""
 
     attention: Routing
     ffn: Routing
@@ -56,12 +56,7 @@ def round_type(names: tuple[str, ...]) -> Callable[..., RoundRouting]:
 
 
 def by_pool(routing: Sequence[RoundRouting], num_rounds: int) -> list[tuple[Routing, ...]]:
-    """Return the H records of each pool of each stage; stage by stage, pools in the order of a round.
-
-    Args:
-        routing: every round of every stage, stages in order.
-        num_rounds: rounds H in a stage.
-    """
+    """Return the H records of each pool of each stage, stage by stage, pools in the order of a round."""
     stages = (routing[start : start + num_rounds] for start in range(0, len(routing), num_rounds))
     return [records for stage in stages for records in zip(*stage, strict=True)]
 
@@ -102,9 +97,9 @@ def choose(
         normalize: make the K weights sum to 1.
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
         straight_through: replace weights by their sign and pass gradients through.
-        leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it holds all K assignments.
+        leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it gets all K assignments.
         reachable: slots that this round may choose, boolean [slots], or for each token [B, 1 or T, slots]; all by
-            default. If they are fewer than K, SKIP holds the other assignments with weight 0.
+            default. If there are fewer than K, SKIP gets the other assignments with weight 0.
         ranking: scores for ranking only, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
         bias: added to the scores for ranking only, [slots].
@@ -133,7 +128,7 @@ def choose(
     if normalize:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     if reachable is not None:
-        # A round with fewer slots than assignments, as with ``top_k: all`` and a schedule: SKIP holds the rest.
+        # A round with fewer slots than assignments, as with ``top_k: all`` and a schedule: SKIP gets the rest.
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
     if straight_through:
         weights = _StraightThroughSign.apply(weights)

@@ -1,4 +1,4 @@
-"""Module kinds, one file each; importing this package registers them, without loading PyTorch."""
+"""Module kinds, one per file; importing this package registers them, without loading PyTorch."""
 
 from mom.model.pools.attention import Attention
 from mom.model.pools.ffn import FFN

@@ -11,7 +11,7 @@ from mom.model.registry import register_pool
 
 @register_pool("attention")
 class Attention(PoolKind):
-    """Modules (norm_i, W_qkv_i, W_o_i); with ``qk_norm`` also scales of the norms of queries and keys."""
+    """Modules (norm_i, W_qkv_i, W_o_i), and with ``qk_norm`` the scales of the norms of queries and keys."""
 
     label = "attention"
     in_plain_blocks = True
@@ -33,7 +33,7 @@ class Attention(PoolKind):
         return 2 * options.d_model
 
     def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
-        """Assemble q, k and v, attend once, assemble the output (paper, section 3.1)."""
+        """Assemble q, k, and v, attend once, and assemble the output (paper, section 3.1)."""
         options, rows = pool.config, pool.rows(x, routing, folded, sorts=pool.config.qk_norm)
         if options.qk_norm:  # queries and keys are normalized module by module, before they are summed
             qkv = rows.sum(self._normalized(pool, rows.project_in(), rows.module), options.weight_qkv)

@@ -12,10 +12,10 @@ from mom.model.options import ModelOptions
 class PoolKind:
     """A kind of module, registered with :func:`mom.model.registry.register_pool`.
 
-    A module is a norm, a projection that reads the normalized residual stream, and a projection back into it. The
-    host, :class:`mom.model.pools.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
+    A module is a norm, a projection of the normalized residual stream, and a projection back into it. The host,
+    :class:`mom.model.pools.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
     ``<projection>_weight`` [N, rows, columns], ``<projection>_bias`` [N, columns], and the ``scales``. A kind's
-    options are fields declared with :func:`mom.model.declaration.option`; a pool's entry in ``pools`` gives them.
+    options are fields declared with :func:`mom.model.declaration.option` and set in a pool's entry in ``pools``.
     Import PyTorch inside methods to keep the options readable without it.
     """
 
@@ -25,11 +25,11 @@ class PoolKind:
     num_modules: ClassVar[int] = 4
     """Default number of modules in a pool."""
     in_plain_blocks: ClassVar[bool] = False
-    """Whether a plain block has such a module under the kind's name, which upcycling copies."""
+    """Whether plain blocks have such a module under the kind's name, for upcycling to copy."""
     attends: ClassVar[bool] = False
-    """Whether a step calls ``context.attend``, which needs a layer of the cache."""
+    """Whether a step calls ``context.attend``, which needs a cache layer."""
     streams: ClassVar[bool] = False
-    """Whether a step calls ``context.with_past``, which needs a layer of the cache."""
+    """Whether a step calls ``context.with_past``, which needs a cache layer."""
     folds: ClassVar[bool] = True
     """Whether the first projection is a matmul, into which the norms' scales may be folded."""
 
@@ -38,7 +38,7 @@ class PoolKind:
         raise NotImplementedError
 
     def scales(self, options: ModelOptions) -> dict[str, int | None]:
-        """Return the lengths of one module's other vectors, which start at 1; ``None`` for those it lacks."""
+        """Return the lengths of a module's other vectors, which are initialized to 1; ``None`` omits a vector."""
         return {}
 
     def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
@@ -57,7 +57,7 @@ class PoolKind:
         raise NotImplementedError
 
     def num_parameters(self, options: ModelOptions) -> int:
-        """Return the parameters of one module."""
+        """Return the number of parameters of a module."""
         parts = options.components
         norm = options.d_model * (1 if parts.rms_norm else 2)
         weights = sum(rows * columns for rows, columns in self.projections(options).values())
@@ -65,11 +65,11 @@ class PoolKind:
         return norm + weights + biases + sum(length or 0 for length in self.scales(options).values())
 
     def flops(self, options: ModelOptions) -> int:
-        """Return the FLOPs of one module per token: 2 per weight."""
+        """Return the FLOPs of a module per token: 2 per weight."""
         return 2 * sum(rows * columns for rows, columns in self.projections(options).values())
 
     def flops_per_key(self, options: ModelOptions) -> int:
-        """Return the FLOPs of a step per token and key it attends to, however many modules run."""
+        """Return the FLOPs of a step per token and attended key, regardless of the number of modules."""
         return 0
 
     def cached_numbers(self, options: ModelOptions) -> int:

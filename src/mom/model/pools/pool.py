@@ -1,9 +1,9 @@
 """The host of a pool: the weights of N modules of one kind, stacked along the first axis.
 
-A module carries its own norm. All modules of a pool normalize the same input, so the normalization is computed once and
-each module's scale and shift are folded into its first projection: W LN(x) = (W · scale) x̂ + W shift. RMSNorm is the
-same without a shift. Folding costs one pass over the weights per forward pass, applying them one per module and token;
-with few tokens, applying is cheaper (:func:`worth_folding`).
+Each module has its own norm. All modules of a pool normalize the same input, so the normalization is computed once and
+each module's scale and shift are folded into its first projection: W LN(x) = (W · scale) x̂ + W shift. RMSNorm has no
+shift. Folding costs a pass over the weights per forward pass, applying the norms costs one per token and module; with
+few tokens, applying is cheaper (:func:`worth_folding`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,9 @@ from mom.model.routing import Routing
 
 
 class Pool(nn.Module):
-    """N modules of one kind, stacked: the weights that :class:`mom.model.pools.PoolKind` states.
+    """The stacked weights of N modules of a kind; :class:`mom.model.pools.PoolKind` lists them.
 
-    A weight that the configuration leaves out (biases with ``block: llama``) is ``None``.
-
-    Args:
-        config: the model's options.
-        layout: the pool.
+    A weight that the configuration omits (biases with ``block: llama``) is ``None``.
     """
 
     norm_weight: nn.Parameter
@@ -50,22 +46,22 @@ class Pool(nn.Module):
         for name, length in self.kind.scales(config).items():
             self._add(name, length, 1.0)
         matrices = {f"{name}_weight" for name in projections}
-        # Vectors of N modules: AdamW does not decay them, though they have two dimensions.
+        # Stacked vectors: AdamW does not decay them, although they have two dimensions.
         self.VECTORS = frozenset(name for name, _ in self.named_parameters() if name not in matrices)
 
     def _add(self, name: str, length: int | None, value: float) -> None:
-        """Register a vector of each module, [N, length]."""
+        """Register a vector per module, [N, length]."""
         vector = None if length is None else nn.Parameter(torch.full((self.num_modules, length), value))
         self.register_parameter(name, vector)
 
     def reset_parameters(
         self, normal: Callable[..., object], constant: Callable[[Tensor, float], object]
     ) -> None:
-        """Initialize as GPT-2 does, the last projection scaled by the depth of the graph.
+        """Initialize as GPT-2 does, with the last projection scaled by the depth of the graph.
 
         Args:
             normal: ``normal(tensor, mean, std)`` fills a tensor with random numbers.
-            constant: ``constant(tensor, value)`` fills one with a value.
+            constant: ``constant(tensor, value)`` fills a tensor with a value.
         """
         std = self.config.initializer_range
         normal(getattr(self, f"{self._first}_weight"), 0.0, std)
@@ -74,12 +70,12 @@ class Pool(nn.Module):
             constant(getattr(self, name), 0.0 if name.endswith("_bias") else 1.0)
 
     def forward(self, num_rows: int) -> Folded:
-        """Cast the weights to the dtype of the matmuls, and fold the norms in where that is cheaper.
+        """Cast the weights to the dtype of the matmuls, and fold in the norms if that is cheaper.
 
-        Nothing but this call reads the projections, so that what PEFT adds to them (LoRA) counts everywhere.
+        Only this call reads the projections, so that PEFT's changes to them (LoRA) apply everywhere.
 
         Args:
-            num_rows: rows of computation, tokens x K x rounds, that will use them.
+            num_rows: rows of computation that will use the weights, tokens x K x rounds.
         """
         weight, bias = getattr(self, f"{self._first}_weight"), self._bias(self._first)
         out = getattr(self, f"{self._last}_weight"), self._bias(self._last)
@@ -94,7 +90,7 @@ class Pool(nn.Module):
         return Folded(*(tensor.to(dtype) for tensor in tensors))
 
     def _bias(self, name: str) -> Tensor:
-        """Return a projection's biases, [N, columns]; zeros if it has none, which the dispatch adds all the same."""
+        """Return a projection's biases, [N, columns], zeros if it has none."""
         bias, weight = getattr(self, f"{name}_bias"), getattr(self, f"{name}_weight")
         return weight.new_zeros(weight.shape[0], weight.shape[2]) if bias is None else bias
 
@@ -109,13 +105,9 @@ class Pool(nn.Module):
     def rows(
         self, x: Tensor, routing: Routing, folded: Folded, *, sorts: bool = False
     ) -> SortedRows | AllRows:
-        """Return the rows of computation of one step, in the cheaper of two forms.
+        """Return the rows of computation of a step on x, [B, T, D], in the cheaper of two forms.
 
-        Args:
-            x: residual stream, [B, T, D].
-            routing: the modules and weights of each token.
-            folded: the pool's weights for this forward pass.
-            sorts: always sort the rows by module.
+        ``sorts`` always sorts the rows by module.
         """
         normal = self.normalized(x).flatten(0, 1)  # (tokens, D)
         if not sorts and should_run_all_modules(len(normal), folded.in_weight.numel()):
@@ -124,12 +116,7 @@ class Pool(nn.Module):
 
 
 def worth_folding(num_rows: int, num_columns: int) -> bool:
-    """Return whether to fold norms into the weights: [N, D, D_in] is scaled once, or ``num_rows`` rows of D are.
-
-    Args:
-        num_rows: rows that the norms would be applied to.
-        num_columns: columns that they would be folded into, N x D_in.
-    """
+    """Return whether scaling weights, N x D_in columns of length D, is cheaper than scaling ``num_rows`` rows."""
     return num_rows >= num_columns
 
 

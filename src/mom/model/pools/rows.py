@@ -1,8 +1,8 @@
-"""The rows of computation of one step: a row for each module that a token runs.
+"""The rows of computation of a step: a row for each module that a token runs.
 
 :class:`SortedRows` sorts them by module. With very few tokens, as in decoding with a cache, even sorting costs more
-than the matmuls; then :class:`AllRows` runs every module for every token, and a table of weights, 0 for modules that
-were not chosen, sums them in one matmul.
+than the matmuls; then :class:`AllRows` runs every module for every token and sums them with a table of weights, which
+are 0 for modules that were not chosen, in a single matmul.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mom.model.routing import Routing
 
 
 class Folded(NamedTuple):
-    """A pool's weights, cast for the matmuls; used by all rounds of one forward pass.
+    """A pool's weights, cast to the dtype of the matmuls, for all rounds of a forward pass.
 
     Attributes:
         in_weight: [N, D, D_in].
@@ -54,11 +54,11 @@ class SortedRows:
         self.weight = routing.weights.flatten().index_select(0, self._dispatch.position)  # (M,)
 
     def project_in(self) -> Tensor:
-        """Return every row's norm and first projection, [M, columns]; rows of SKIP are 0."""
+        """Apply norm and first projection to every row, [M, columns]; rows of SKIP are 0."""
         return self._project_in(scatter=False)
 
     def sum_projected_in(self, *, weighted: bool) -> Tensor:
-        """Return the same summed over each token's rows, with or without their weights, [tokens, columns]."""
+        """Apply norm and first projection, and sum each token's rows, optionally by weight, [tokens, columns]."""
         return self._project_in(scatter=True, row_weight=self.weight if weighted else None)
 
     def _project_in(self, **how: Any) -> Tensor:
@@ -66,22 +66,20 @@ class SortedRows:
         if folded.norm_weight is not None and folded.norm_bias is not None:
             rows = normal.index_select(0, self.token)  # (M, D)
             module = self.module.clamp(max=len(folded.norm_weight) - 1)
-            # One step, as in LayerNorm itself: rounded once, to the same bits.
+            # A single operation, which rounds once like LayerNorm itself and gives the same bits.
             normal = torch.addcmul(folded.norm_bias[module], rows, folded.norm_weight[module])
         normal, gather = normal.to(folded.in_weight.dtype), folded.norm_weight is None
         return grouped_linear(normal, folded.in_weight, folded.in_bias, self._dispatch, gather=gather, **how)
 
     def sum(self, rows: Tensor, weighted: bool) -> Tensor:
-        """Sum each token's rows, with or without their weights, [M, columns] → [tokens, columns]."""
+        """Sum each token's rows, optionally by weight, [M, columns] → [tokens, columns]."""
         rows = rows * self.weight.to(rows.dtype)[:, None] if weighted else rows
         return sum_choices(rows, self._dispatch.row)
 
     def sum_projected_out(self, rows: Tensor, *, activate: bool = False) -> Tensor:
-        """Return the last projection of every row, summed by weight over each token's, [M, rows] → [tokens, D].
+        """Apply the last projection and sum each token's rows by weight, [M, rows] → [tokens, D].
 
-        Args:
-            rows: the input of the last projection.
-            activate: apply the feed-forward's activation to it first.
+        ``activate`` applies the feed-forward's activation first.
         """
         gated = self._config.components.gated
         if activate and gated:
@@ -89,7 +87,7 @@ class SortedRows:
         return self._project_out(rows, gather=False, gelu=activate and not gated)
 
     def sum_projected_out_of_tokens(self, x: Tensor) -> Tensor:
-        """Return the same for rows that share their token's input, [tokens, rows] → [tokens, D]."""
+        """Apply the last projection to inputs that a token's rows share, and sum, [tokens, rows] → [tokens, D]."""
         return self._project_out(x, gather=True)
 
     def _project_out(self, x: Tensor, **how: Any) -> Tensor:
@@ -139,35 +137,26 @@ ALL_MODULES_MAX_WEIGHTS = 2**19
 def should_run_all_modules(num_tokens: int, num_weights: int) -> bool:
     """Return whether to run every module for every token instead of sorting tokens by module.
 
-    This is for decoding, so without gradients only. The wasted computation must cost less than the sorting, so both
-    the tokens and the weights must be few; the bounds are measured (docs/performance.md, "Decoding").
-
-    Args:
-        num_tokens: tokens of this forward pass, B x T.
-        num_weights: entries of the pool's first projection, all modules together.
+    This is for decoding, so only without gradients. The wasted computation must cost less than sorting, so tokens
+    (B x T) and weights (of the first projection, all modules together) must be few; the bounds are measured
+    (docs/performance.md, "Decoding").
     """
     few = num_tokens <= ALL_MODULES_MAX_TOKENS and num_weights <= ALL_MODULES_MAX_WEIGHTS
     return few and not torch.is_grad_enabled()
 
 
 def choice_table(selected: Tensor, values: Tensor, num_modules: int) -> Tensor:
-    """Spread the values of the K choices over the modules, [B, T, K] → [tokens, N], 0 for modules not chosen.
-
-    Args:
-        selected: [B, T, K]; ``num_modules`` or more is SKIP.
-        values: [B, T, K].
-        num_modules: modules N.
-    """
+    """Scatter the values of the K choices, [B, T, K], to a table of modules, [tokens, N], 0 for modules not chosen."""
     table = values.new_zeros(selected.shape[0] * selected.shape[1], num_modules + 1)
     table.scatter_(1, selected.flatten(0, 1), values.flatten(0, 1))
     return table[:, :num_modules]
 
 
 def sum_modules(rows: Tensor, table: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Sum every module's linear map of every token by a table of weights, in one matmul.
+    """Apply every module's linear map to every token, and sum by a table of weights, in a single matmul.
 
     Args:
-        rows: each token's rows, [tokens, N, D_in]; [tokens, 1, D_in] if the modules share one.
+        rows: each token's rows, [tokens, N, D_in]; [tokens, 1, D_in] if the modules share a row.
         table: :func:`choice_table`, [tokens, N].
         weight: [N, D_in, D_out].
         bias: [N, D_out].

@@ -1,4 +1,4 @@
-"""Router kinds, one file each; importing this package registers them, without loading PyTorch."""
+"""Router kinds, one per file; importing this package registers them, without loading PyTorch."""
 
 from mom.model.routers.gru import GRU
 from mom.model.routers.kind import RouterKind

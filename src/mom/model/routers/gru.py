@@ -12,7 +12,7 @@ from mom.model.routers.kind import HiddenRouterKind
 
 @register_router("gru")
 class GRU(HiddenRouterKind):
-    """A GRU cell over the rounds, read out linearly, so that a choice knows the earlier ones (paper, section 3.2)."""
+    """A GRU cell over rounds with a linear output, so that choices depend on earlier choices (paper, section 3.2)."""
 
     def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
         from torch import nn

@@ -1,4 +1,4 @@
-"""The base class of router kinds: options, whether a router learns, its layers, its cost, and how it scores."""
+"""The base class of router kinds: options, layers, scores, and cost."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from mom.model.options import ModelOptions
 class RouterKind:
     """A way to choose modules, registered with :func:`mom.model.registry.register_router`.
 
-    A kind holds no weights: :meth:`layers` makes them for the host, :class:`mom.model.routers.router.Router`, which
-    adds reachability, temperature, prior, noise, and balance bias to what :meth:`score` returns and ranks the outcome.
-    A kind's options are fields declared with :func:`mom.model.declaration.option`. Import PyTorch inside methods to
-    keep the options readable without it.
+    A kind holds no weights: :meth:`layers` builds them for the host, :class:`mom.model.routers.router.Router`, which
+    applies reachability, temperature, prior, noise, and balance bias to the result of :meth:`score` and ranks it. A
+    kind's options are fields declared with :func:`mom.model.declaration.option`. Import PyTorch inside methods to keep
+    the options readable without it.
     """
 
     name: ClassVar[str]
     learns: ClassVar[bool] = True
-    """Whether scores depend on weights; if not, temperature, prior, noise and balance bias do not apply."""
+    """Whether scores depend on weights; if not, temperature, prior, noise, and balance bias do not apply."""
 
     def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
-        """Return the layers of one router by name (PyTorch modules); they become attributes of the host."""
+        """Return a router's layers (PyTorch modules) by name; they become attributes of the host."""
         return {}
 
     def score(self, router: Any, x: Any, state: Any, round_index: int, token_ids: Any) -> tuple[Any, ...]:
-        """Score every slot in one round.
+        """Score every slot in a round.
 
         Args:
             router: the host, which has the layers as attributes.
@@ -46,19 +46,19 @@ class RouterKind:
         raise NotImplementedError
 
     def state_size(self, options: ModelOptions) -> int:
-        """Return the size of a token's state, in numbers."""
+        """Return the size of a token's state."""
         return 0
 
     def num_parameters(self, options: ModelOptions, layout: PoolLayout) -> int:
-        """Return the parameters of one router's layers."""
+        """Return the number of parameters of a router's layers."""
         return sum(weight.numel() for weight in self._weights(options, layout))
 
     def flops(self, options: ModelOptions, layout: PoolLayout) -> int:
-        """Return the FLOPs of one router per token and round; by default one matmul per weight matrix."""
+        """Return the FLOPs of a router per token and round; by default a matmul per weight matrix."""
         return 2 * sum(weight.numel() for weight in self._weights(options, layout) if weight.ndim > 1)
 
     def _weights(self, options: ModelOptions, layout: PoolLayout) -> list[Any]:
-        """Return the parameters of one router's layers, without data."""
+        """Return the parameters of a router's layers on the meta device."""
         import torch
 
         with torch.device("meta"):
@@ -74,7 +74,7 @@ class RouterKind:
         return True
 
     def can_spare(self, modules: Collection[int]) -> bool:
-        """Return whether some modules are removable if each round keeps enough choices."""
+        """Return whether these modules can be removed if each round keeps enough choices."""
         return True
 
     def most_choices(self, layout: PoolLayout) -> int:
@@ -82,7 +82,7 @@ class RouterKind:
         return min(sum(row) for row in layout.reachable())
 
     def most_modules(self, layout: PoolLayout) -> float:
-        """Return the modules that a token runs in a step at most, on average over the rounds."""
+        """Return the maximum number of modules that a token runs in a step, averaged over rounds."""
         rounds, top_k = layout.num_rounds, layout.num_selected()
         return sum(min(top_k, len(layout.modules_of(h))) for h in range(rounds)) / rounds
 

@@ -1,4 +1,4 @@
-"""A router of one layer."""
+"""A router with a single layer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mom.model.routers.kind import RouterKind
 
 @register_router("linear")
 class Linear(RouterKind):
-    """One linear layer; no state."""
+    """A linear layer without state."""
 
     def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
         from torch import nn

@@ -1,4 +1,4 @@
-"""A router of two layers."""
+"""A router with two layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mom.model.routers.kind import HiddenRouterKind
 
 @register_router("mlp")
 class MLP(HiddenRouterKind):
-    """Linear, ReLU, Linear; no state."""
+    """Two linear layers with a ReLU between them, without state."""
 
     def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
         from torch import nn

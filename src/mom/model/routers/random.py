@@ -1,4 +1,4 @@
-"""A fixed random choice instead of a router: the baseline that a router must beat."""
+"""A fixed random choice, the baseline that a learned router must beat."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mom.model.routers.kind import RouterKind
 
 @register_router("random")
 class Random(RouterKind):
-    """A fixed random choice per token id and round, uniform over the reachable slots.
+    """A fixed random choice per token ID and round, uniform over the reachable slots.
 
-    The choice is a hash of token id, round, slot, and pool, so it is the same in every batch, on every device, and in
-    every process, and needs no table.
+    The choice is a hash of token ID, round, slot, and pool, so it is the same in every batch, device, and process, and
+    needs no table.
     """
 
     learns = False
@@ -40,7 +40,7 @@ class Random(RouterKind):
 
 
 def _hash_to_unit(key: Any) -> Any:
-    """Map integers to floats in [0, 1): rounds of multiply, shift and xor within 31 bits, exact on every device."""
+    """Hash integers to floats in [0, 1) by multiplications, shifts, and xors within 31 bits, exact on every device."""
     mask = 0x7FFFFFFF
     value = key & mask
     for multiplier in (0x45D9F3B, 0x119DE1F3, 0x45D9F3B):

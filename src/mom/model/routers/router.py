@@ -1,7 +1,7 @@
-"""The host of a router: each round, from a token's residual stream (and the router's state) to a choice of modules.
+"""The host of a router kind, which chooses modules from a token's residual stream and the router's state.
 
-One router serves all rounds of a stage for one pool. Every token has a state of its own, which starts at zero in each
-stage: nothing passes between tokens here, and decoding needs no cache for it.
+A router serves all rounds of a stage for one pool. Every token has its own state, which starts at zero in each stage,
+so tokens are independent here and decoding needs no cache for routers.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ NOISE_KINDS = ("gaussian", "gumbel")
 
 
 class Router(nn.Module):
-    """A router of one pool: the layers of its :class:`mom.model.routers.RouterKind`, and all that kinds share.
+    """The router of a pool, with the layers of its :class:`mom.model.routers.RouterKind`.
 
-    It adds reachability, temperature, prior, noise, and balance bias to the kind's scores and makes the choice.
+    It applies reachability, temperature, prior, noise, and balance bias to the kind's scores and ranks the choices.
 
     Args:
         config: the model's options.
@@ -52,32 +52,27 @@ class Router(nn.Module):
         self.all_reachable = all(map(all, layout.reachable()))
         has_prior = config.router_prior != "none" and self.kind.learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
-        # One for each module and SKIP, [N+1]; a buffer, since a rule changes it and not a gradient.
+        # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
         bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
         self.register_buffer("balance_bias", bias)
         for name, layer in self.kind.layers(config, layout).items():
             setattr(self, name, layer)
 
     def set_top_k(self, top_k: int) -> None:
-        """Choose K slots from now on, at most the configuration's; ``normalize_weights: auto`` follows it."""
+        """Set K, at most the configured K; ``normalize_weights: auto`` follows it."""
         assert 1 <= top_k <= self.layout.num_selected()
         self.top_k = top_k
         normalize = self.config.normalize_weights
         self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)
 
     def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
-        """Add noise to the ranking in training from now on.
-
-        Args:
-            kind: ``gaussian`` or ``gumbel``; ``None`` for no noise.
-            scale: factor of the noise.
-        """
+        """Set the noise that is added to the ranking in training: ``gaussian``, ``gumbel``, or ``None``."""
         assert kind in (None, *NOISE_KINDS)
         self.noise_kind = kind
         self.noise_scale.fill_(scale)  # a tensor, since `torch.compile` would treat a number as a constant
 
     def set_temperature(self, temperature: float | None) -> None:
-        """Divide logits by another temperature from now on; ``None`` restores the configuration's."""
+        """Set the temperature; ``None`` restores the configured temperature."""
         if temperature is None:
             self.temperature = None
         elif self.temperature is None:
@@ -86,7 +81,7 @@ class Router(nn.Module):
             self.temperature.fill_(temperature)  # a tensor, as above
 
     def _noise(self, logits: Tensor) -> Tensor | None:
-        """Draw the noise of one round, [B, T, slots]; ``None`` outside of training or without noise."""
+        """Draw the noise of a round, [B, T, slots]; ``None`` outside of training or without noise."""
         if self.noise_kind is None or not self.training:
             return None
         if self.noise_kind == "gaussian":
@@ -95,16 +90,12 @@ class Router(nn.Module):
         return -self.noise_scale * torch.empty_like(logits).exponential_().clamp_min(tiny).log()
 
     def initial_prior(self) -> Tensor:
-        """Return the prior that training starts from, [H, slots], in logits."""
+        """Return the prior's initial value, [H, slots], in logits."""
         table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
         return torch.tensor(table) * self.config.temperature
 
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
-        """Initialize the tables: buffers that no checkpoint holds, prior, and balance bias.
-
-        Args:
-            copy: ``copy(destination, source)``, the initializer's way to overwrite a tensor.
-        """
+        """Initialize the non-persistent buffers, the prior, and the balance bias by ``copy(destination, source)``."""
         copy(self.reachable, torch.tensor(self.layout.reachable()))
         copy(self.noise_scale, torch.zeros(()))
         if self.prior is not None:
@@ -113,26 +104,23 @@ class Router(nn.Module):
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
 
     def slot_bias(self) -> Tensor | None:
-        """Return the balance bias of each slot, [slots], float32: all slots that mean SKIP share one."""
+        """Return the balance bias of each slot, [slots], float32; all slots that mean SKIP share a bias."""
         if self.balance_bias is None:
             return None
         bias, modules = self.balance_bias.float(), self.layout.num_modules
         return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
 
     def can_spare(self, modules: Collection[int]) -> bool:
-        """Return whether every round could still make its choices without these modules."""
+        """Return whether every round has enough choices without these modules."""
         fewest = int(self._reachable_without(modules).sum(dim=-1).min())
         return fewest >= self._top_k_without(modules) and self.kind.can_spare(modules)
 
     @contextmanager
     def without(self, modules: Collection[int]) -> Iterator[None]:
-        """Choose, within the context, as a router whose pool never had these modules (module ablation).
+        """Remove modules from the pool within the context (module ablation).
 
-        No round can reach them, so the softmax runs over the others alone: the model equals one that is built without
+        No round can reach them, so the softmax runs only over the others: the model equals one that is built without
         their router outputs and weights.
-
-        Args:
-            modules: their indices in the pool.
 
         Raises:
             ValueError: a round would have fewer than K choices.
@@ -157,7 +145,7 @@ class Router(nn.Module):
         return reachable
 
     def _top_k_without(self, modules: Collection[int]) -> int:
-        """Return K without these modules, of which ``top_k: all`` would choose each."""
+        """Return K without these modules, which decreases with ``top_k: all``."""
         return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
 
     def forward(

@@ -1,4 +1,4 @@
-"""A fixed order instead of a router."""
+"""Modules in a fixed order, without a learned choice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mom.model.routers.kind import RouterKind
 
 @register_router("sequential")
 class Sequential(RouterKind):
-    """Round h takes module h mod N with weight 1; SKIP holds the other K-1 assignments with weight 0."""
+    """Chooses module h mod N in round h with weight 1; the other K-1 assignments go to SKIP with weight 0."""
 
     learns = False
 
@@ -24,7 +24,7 @@ class Sequential(RouterKind):
         return 0
 
     def open_slots(self, router: Any, round_index: int) -> Any:
-        """Return one module per round, regardless of the schedule."""
+        """Return the only module of a round, regardless of the schedule."""
         slots = router.reachable.new_zeros(router.layout.num_slots)
         slots[round_index % router.layout.num_modules] = True
         return slots
