@@ -1,6 +1,6 @@
-"""A router of your own: two projections of a token, multiplied, then read out linearly.
+"""A custom router that multiplies two projections of each token.
 
-Import this module (or name it in ``plugins``) and choose it with ``router.router=bilinear router.bilinear_rank=16``.
+Name this module in ``plugins`` (or import it) and choose it with ``router.router=bilinear router.bilinear_rank=16``.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from mom.model.routers import RouterKind
 
 @register_router("bilinear")
 class Bilinear(RouterKind):
-    """Two projections, multiplied element by element, then a linear read-out; no state."""
+    """Two projections, multiplied elementwise, then a linear layer; no state."""
 
     bilinear_rank: int = option(32, "width of the two projections", group="router", ge=1)
 

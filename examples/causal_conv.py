@@ -1,7 +1,7 @@
-"""A module kind of your own: causal depthwise convolutions as a third pool.
+"""A custom module kind: causal depthwise convolutions as a third pool.
 
-Import this module (or name it in ``plugins``) and choose it with ``model.pools=[attention, causal_conv, ffn]``. A token
-sees the ``kernel_size`` - 1 tokens before it, in decoding from the cache; padding counts as zeros.
+Name this module in ``plugins`` (or import it) and choose it with ``model.pools=[attention, causal_conv, ffn]``. A token
+sees the ``kernel_size`` - 1 tokens before it, during decoding from the cache; padding counts as zeros.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from mom.model.registry import register_pool
 
 @register_pool("causal_conv")
 class CausalConv(PoolKind):
-    """Modules (norm_i, depthwise kernel_i, W_out_i): the kernel slides over time, one filter for each channel."""
+    """Modules (norm_i, depthwise kernel_i, W_out_i): the kernel slides over time, with one filter per channel."""
 
     label = "convolution"
     streams = True
@@ -32,7 +32,7 @@ class CausalConv(PoolKind):
 
     def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
         rows = pool.rows(x, routing, folded, sorts=True)
-        # A column of ones is 0 where there is no token, so that a norm's shift does not leak in from there.
+        # Append ones that become 0 for missing tokens, so that a norm's shift applies to real tokens only.
         signal = F.pad(pool.normalized(x), (0, 1), value=1.0)  # (B, T, D + 1)
         if context.real is not None:
             signal = signal * context.real[..., None]

@@ -59,7 +59,7 @@ class DataConfig(DataSection):
         validation_fraction: fraction of documents held out for validation.
         max_bytes: stop after this many UTF-8 bytes of text; None reads everything.
         cache_dir: directory for token files; None is ``$MOM_CACHE`` or ``~/.cache/mom``.
-        num_processes: processes that tokenize; None is one per CPU.
+        num_processes: threads that tokenize; None is one per CPU.
     """
 
     kind: Literal["language_modeling"] = "language_modeling"
