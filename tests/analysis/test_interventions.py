@@ -33,7 +33,7 @@ def loss_of(model: MoMForCausalLM, batches: list[torch.Tensor]) -> float:
         with torch.no_grad():
             log_p = model(input_ids=ids).logits[:, :-1].log_softmax(-1)
         sums.append(-log_p.gather(-1, ids[:, 1:, None]))
-    return float(torch.cat([one.flatten() for one in sums]).mean())
+    return float(torch.cat([losses.flatten() for losses in sums]).mean())
 
 
 def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None:
@@ -48,15 +48,15 @@ def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None
     assert measured.tokens == 2 * 11 + 6
     assert measured.loss == pytest.approx(loss_of(model, batches), rel=1e-5)
     assert measured.alone == {module: pytest.approx(loss, rel=1e-5) for module, loss in expected.items()}
-    # Again and again what costs least; one module of three and SKIP have to be left for K = 2.
+    # Repeatedly remove the module with the smallest loss increase; K = 2 requires one of three modules and SKIP.
     removed: list[Module] = []
     for module, loss in measured.greedy:
         losses = {}
         for other in list_modules(model):
             if other not in removed:
                 dropped: dict[tuple[int, str], list[int]] = {}
-                for one in [*removed, other]:
-                    dropped.setdefault((0, one.kind), []).append(one.number)
+                for absent in [*removed, other]:
+                    dropped.setdefault((0, absent.kind), []).append(absent.number)
                 if max(map(len, dropped.values())) <= 2:
                     losses[other] = loss_of(built_without(model, dropped), batches)
         assert loss == pytest.approx(min(losses.values()), rel=1e-5)
@@ -137,7 +137,7 @@ def test_similarity_of_outputs_follows_its_definition() -> None:
     generator = torch.Generator().manual_seed(0)
     outputs = torch.randn(4, 30, 5, generator=generator)
     rotation = torch.linalg.qr(torch.randn(5, 5, generator=generator)).Q
-    outputs[3] = 2.5 * outputs[0] @ rotation + 1.0  # turned, scaled and shifted: CKA does not see it
+    outputs[3] = 2.5 * outputs[0] @ rotation + 1.0  # CKA is invariant to rotation, scale, and shift
     cosine, cka = output_similarity(outputs)
     for i, j in combinations(range(4), 2):
         x, y = outputs[i].double().numpy(), outputs[j].double().numpy()
@@ -156,7 +156,7 @@ def test_copies_of_a_module_are_similar() -> None:
     with torch.no_grad():
         for parameter in pool.parameters():
             parameter[2] = parameter[0]
-        # The same function written otherwise: the LayerNorm's scale moved into the projection after it.
+        # The same function in another form: the LayerNorm's scale is folded into the projection.
         pool.fc_weight[2] *= pool.norm_weight[0][:, None]
         pool.norm_bias[2] /= pool.norm_weight[0]
         pool.norm_weight[2] = 1.0

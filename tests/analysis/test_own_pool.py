@@ -1,4 +1,4 @@
-"""An analysis of a model with a third pool of a user's own kind: traces, tables, ablation, report."""
+"""An analysis of a model with a third pool of a custom kind: traces, tables, ablation, report."""
 
 from __future__ import annotations
 

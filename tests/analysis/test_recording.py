@@ -49,18 +49,18 @@ def test_windows_hold_the_text_in_order(
     batches = list(batch_windows(split_windows(files, length, END), batch, most))
     documents, current = [], 0
     for ids in texts:
-        for one in ids:
+        for token in ids:
             documents.append(current)
-            current += int(one == END)
+            current += int(token == END)
         if len(ids) and ids[-1] != END:
             current += 1
-    flat = [one for group in batches for one in group]
+    flat = [window for group in batches for window in group]
 
-    assert all(len({len(one.ids) for one in group}) == 1 and len(group) <= batch for group in batches)
-    assert all(1 <= len(one.ids) <= length for one in flat)
+    assert all(len({len(window.ids) for window in group}) == 1 and len(group) <= batch for group in batches)
+    assert all(1 <= len(window.ids) <= length for window in flat)
     np.testing.assert_array_equal(
-        np.concatenate([np.empty(0), *(one.ids for one in flat)]), np.concatenate(texts)[:most]
+        np.concatenate([np.empty(0), *(window.ids for window in flat)]), np.concatenate(texts)[:most]
     )
     np.testing.assert_array_equal(
-        np.concatenate([np.empty(0), *(one.document for one in flat)]), documents[:most]
+        np.concatenate([np.empty(0), *(window.document for window in flat)]), documents[:most]
     )

@@ -94,9 +94,9 @@ def test_the_tokens_that_distinguish_a_module() -> None:
         own, overall = places[slot, kind] / places[slot].sum(), places[:, kind].sum() / places.sum()
         return own * math.log(own / overall)
 
-    # Type 1 is as frequent everywhere and goes everywhere: it sets no module apart, though most places are its own.
-    assert [one["token_id"] for one in slots[0]] == [0, 2]
-    assert [one["token_id"] for one in slots[1]] == [3]
+    # Type 1 is equally frequent everywhere, so it distinguishes no module, although it has most assignments.
+    assert [token["token_id"] for token in slots[0]] == [0, 2]
+    assert [token["token_id"] for token in slots[1]] == [3]
     assert slots[0][0]["places"] == 8
     assert slots[0][0]["share"] == pytest.approx(0.8)
     assert slots[0][0]["lift"] == pytest.approx((8 / 50) / (10 / 100))

@@ -40,9 +40,9 @@ def test_choices_losses_and_depths_are_those_of_the_model(tmp_path: Path, change
         for position in range(part.shape[1]):
             token = start + position
             depth = {"effective": 0.0, "weighted": 0.0, "modules": 0.0}
-            for index, one in enumerate(output.routing):
+            for index, decided in enumerate(output.routing):
                 for kind in ("attention", "ffn"):
-                    choice = getattr(one, kind)
+                    choice = getattr(decided, kind)
                     size = getattr(config, f"num_{kind}_modules")
                     selected, weights = (
                         choice.selected[0, position].tolist(),
@@ -94,12 +94,12 @@ def test_choices_losses_and_depths_are_those_of_the_model(tmp_path: Path, change
     np.testing.assert_allclose(
         [row["weight"] for row in found], [row[-1] for row in expected_rows], atol=1e-5
     )
-    whole = [tuple(row.values()) for row in traces.tokens().to_pylist()]
-    assert [row[:5] for row in whole] == [row[:5] for row in expected_tokens]
-    assert [row[5] is None for row in whole] == [row[5] is None for row in expected_tokens]
-    losses = [(row[5] or 0.0, other[5] or 0.0) for row, other in zip(whole, expected_tokens, strict=True)]
+    full = [tuple(row.values()) for row in traces.tokens().to_pylist()]
+    assert [row[:5] for row in full] == [row[:5] for row in expected_tokens]
+    assert [row[5] is None for row in full] == [row[5] is None for row in expected_tokens]
+    losses = [(row[5] or 0.0, other[5] or 0.0) for row, other in zip(full, expected_tokens, strict=True)]
     np.testing.assert_allclose(*zip(*losses, strict=True), rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose([row[6:] for row in whole], [row[6:] for row in expected_tokens], rtol=1e-5)
+    np.testing.assert_allclose([row[6:] for row in full], [row[6:] for row in expected_tokens], rtol=1e-5)
 
 
 def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,7 +123,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, monkeypatch: pytest.
         groups = [file.metadata.row_group(n).num_rows for n in range(file.num_row_groups)]
 
     assert written == [64 * (number // 2) for number in range(20)]
-    # 640 tokens, 64 in a group, K = 2 places, 4 rounds of 2 pools
+    # 640 tokens, 64 per group, K = 2, 4 rounds of 2 pools
     assert groups == [64 * 2] * (10 * 4 * 2)
 
 
@@ -139,23 +139,23 @@ def test_a_group_has_one_stage_round_and_pool(tmp_path: Path, monkeypatch: pytes
         seen.setdefault((stage, number, kind), []).extend(rows["token"].to_pylist()[::2])
 
     assert len(seen) == 2 * 4 * 2
-    assert all(one == list(range(100)) for one in seen.values())
+    assert all(positions == list(range(100)) for positions in seen.values())
     assert sum(len(rows) for *_, rows in traces.steps(first=40)) == 64 * 2 * 2 * 8
 
 
 def test_only_some_stages_and_tokens(tmp_path: Path) -> None:
     ids = some_ids(64)
-    whole, model = recorded(tmp_path / "whole", ids, num_stages=2)
+    full, model = recorded(tmp_path / "whole", ids, num_stages=2)
     part, _ = recorded(tmp_path / "part", ids, model=model, stages=[1], num_tokens=40)
 
     assert set(part.routing()["stage"].to_pylist()) == {1}
-    # A row's 40 tokens are 16 + 16 + 8 here and 16 + 16 + 16 there, so only whole windows see the same.
-    assert part.routing(first=32) == whole.routing(first=32, stage=1)
+    # A row's 40 tokens are 16 + 16 + 8 here and 16 + 16 + 16 there, so only complete windows are equal.
+    assert part.routing(first=32) == full.routing(first=32, stage=1)
     assert part.num_tokens == 40
     assert part.tokens(["token_id"])["token_id"].to_pylist() == ids[:40].tolist()
-    assert part.tokens(["effective_depth"], first=32) == whole.tokens(["effective_depth"], first=32)
+    assert part.tokens(["effective_depth"], first=32) == full.tokens(["effective_depth"], first=32)
     assert part.header.stages == [1]
-    assert set(whole.routing(["choice"], kind="ffn", round=2, stage=0)["choice"].to_pylist()) <= {0, 1, 2, 3}
+    assert set(full.routing(["choice"], kind="ffn", round=2, stage=0)["choice"].to_pylist()) <= {0, 1, 2, 3}
 
 
 def test_a_recording_that_fails_leaves_nothing(tmp_path: Path) -> None:

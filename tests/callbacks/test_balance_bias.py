@@ -1,4 +1,4 @@
-"""The routers' biases move once for each optimizer step, by the loads of its whole batch."""
+"""The routers' biases change once per optimizer step, by the loads of all its micro-batches."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATE = 0.01
 
 
 class Biases(Callback):
-    """Keeps every router's bias after each micro-batch."""
+    """Records every router's bias after each micro-batch."""
 
     def __init__(self) -> None:
         self.seen: list[list[torch.Tensor]] = []

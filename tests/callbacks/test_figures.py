@@ -1,4 +1,4 @@
-"""The figures' sums against a count over tokens, and where the figures go."""
+"""The figures' sums, compared with counts over tokens, and the files and loggers they go to."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ALL = [
 
 
 def keep(monkeypatch, drawn: dict, name: str) -> None:
-    """Let a drawing function also keep what it was given."""
+    """Wrap a drawing function to record its arguments."""
     module = depth_figures if name.startswith("depth_") else figures
     draw = getattr(module, name)
 
@@ -52,10 +52,10 @@ def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monk
 
     outputs = recorder.validation_outputs
     chosen = [
-        torch.cat([one["routing"][r].attention.selected[one["attention_mask"]] for one in outputs])
+        torch.cat([output["routing"][r].attention.selected[output["attention_mask"]] for output in outputs])
         for r in range(4)
     ]
-    wanted = [torch.bincount(one.flatten(), minlength=4).tolist() for one in chosen]
+    wanted = [torch.bincount(choices.flatten(), minlength=4).tolist() for choices in chosen]
     assert drawn["module_use"][0]["attention"].tolist() == wanted
     lines = drawn["depth_by_loss"][0]
     predicted = losses = 0
@@ -72,7 +72,7 @@ def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monk
             losses += int((real & (loss >= 3) & (loss < 4)).sum())
     assert lines["effective"].tokens.sum() == predicted
     assert lines["effective"].tokens[3] == losses > 0
-    tokens = sum(int(one["attention_mask"].sum()) for one in outputs)
+    tokens = sum(int(output["attention_mask"].sum()) for output in outputs)
     assert drawn["depth_by_frequency"][0]["weighted"].tokens.sum() == tokens
     assert drawn["use_over_time"][0].tolist() == [1, 2, 3]
 

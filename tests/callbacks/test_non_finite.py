@@ -1,4 +1,4 @@
-"""A step whose gradient is not finite is not taken, and the message says whose it was."""
+"""Steps with a non-finite gradient are stopped or skipped, and the message names the cause."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_
 
 
 class Break(Callback):
-    """Breaks a module's output, or a gradient, in the training batches given."""
+    """Makes a module's output or a gradient non-finite in given training batches."""
 
     def __init__(self, batches: set[int], gradient: bool = False) -> None:
         self.batches, self.gradient, self.batch = batches, gradient, -1
@@ -33,7 +33,7 @@ class Break(Callback):
 
 
 class Weights(Callback):
-    """Keeps a copy of one weight after every micro-batch."""
+    """Records a weight after every micro-batch."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []

@@ -1,4 +1,4 @@
-"""Statistics, figures and schedules of a model with a third pool of a user's own kind."""
+"""Statistics, figures, and schedules of a model with a third pool of a custom kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_every_metric_and_figure_has_the_third_pool(tmp_path):
     logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
     sections = routing_names(THREE_POOLS).values()
     expected = {*depth_names(THREE_POOLS), *(name for names in sections for name in names)}
-    expected -= {f"routing/{pool}/agreement" for pool in THREE_POOLS}  # goes to the loggers directly
+    expected -= {f"routing/{pool}/agreement" for pool in THREE_POOLS}  # is logged directly
     assert expected <= set(logged) and {f"val/{name}" for name in expected} <= set(logged)
     assert set(statistics.history) == {"steps", *THREE_POOLS}
     assert len(list((tmp_path / "figures").iterdir())) == 6

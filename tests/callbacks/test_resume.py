@@ -1,4 +1,4 @@
-"""Random numbers go on where they stopped."""
+"""A resumed run continues with the saved random state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_the_state_is_put_back_once_before_the_first_batch():
     wanted = torch.rand(4)
     resumed = ExactResume()
     resumed.load_state_dict(state)
-    torch.manual_seed(9)  # start-up draws something else
+    torch.manual_seed(9)  # startup draws other random numbers
     resumed.on_train_batch_start(Trainer(accelerator="cpu"), None)
     assert torch.equal(torch.rand(4), wanted)
     after = torch.get_rng_state()

@@ -1,4 +1,4 @@
-"""Agreement and paths against a count over one token at a time."""
+"""Agreement and paths, compared with counts token by token."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_modu
 
 
 def path_of(routing, row: int, column: int) -> tuple:
-    """What one token took, step by step, whatever the order."""
+    """Return the choices of a token step by step, in any order within a step."""
     return tuple(
         tuple(sorted(getattr(record, pool).selected[row, column].tolist()))
         for record in routing
@@ -41,10 +41,10 @@ def test_agreement_is_within_stages_and_over_real_tokens():
 
 def test_keys_are_the_same_for_the_same_path_only():
     routing, _ = random_pass(3, rows=8, length=40)
-    # Few rounds and choices, so that paths meet.
+    # Few rounds and choices, so that some paths are equal.
     routing = tuple(
-        type(one)(*(pool._replace(selected=pool.selected.clamp(max=1)) for pool in one))
-        for one in routing[:2]
+        type(record)(*(pool._replace(selected=pool.selected.clamp(max=1)) for pool in record))
+        for record in routing[:2]
     )
     keys = path_keys(routing)
     seen: dict[tuple, int] = {}
@@ -74,15 +74,15 @@ def test_metrics_of_a_window_equal_a_count_token_by_token(tmp_path, monkeypatch,
         for output in outputs
         for row, column in output["attention_mask"].nonzero().tolist()
     ]
-    whole = [len(set(taken[start : start + 10])) for start in range(0, len(taken) - 9, 10)]
-    assert len(taken) % 10 and len(whole) > 3
+    counts = [len(set(taken[start : start + 10])) for start in range(0, len(taken) - 9, 10)]
+    assert len(taken) % 10 and len(counts) > 3
     found = stepped or trainer.callback_metrics
-    wanted = sum(whole) / len(whole)
+    wanted = sum(counts) / len(counts)
     assert float(found[f"{prefix}routing/paths_per_thousand_tokens"]) == pytest.approx(wanted)
     same = [
         choices[index] == choices[index - 1]
         for output in outputs
-        for choices in torch.stack([one.attention.selected[..., 0] for one in output["routing"]], -1)[
+        for choices in torch.stack([record.attention.selected[..., 0] for record in output["routing"]], -1)[
             output["attention_mask"]
         ].tolist()
         for index in range(1, 4)
@@ -109,8 +109,8 @@ def test_a_logged_step_in_each_interval_is_measured(tmp_path):
     trainer.fit(small_module(), datamodule=FixedBatches([token_batch(seed) for seed in range(11)], []))
     assert due == [4, 6, 10, 11]
     with (tmp_path / "metrics.csv").open(newline="") as file:
-        told = [int(row["step"]) for row in csv.DictReader(file) if row["routing/ffn/agreement"]]
-    assert told == [3, 5, 9, 10], "Lightning's count of the steps before, and none repeated"
+        logged_steps = [int(row["step"]) for row in csv.DictReader(file) if row["routing/ffn/agreement"]]
+    assert logged_steps == [3, 5, 9, 10], "Lightning counts from 0, and no step is repeated"
 
 
 def test_an_interval_of_nothing_is_refused():

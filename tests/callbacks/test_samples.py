@@ -1,4 +1,4 @@
-"""Samples are the most likely continuation, and change nothing of the training."""
+"""Samples are greedy continuations, and do not affect training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Each scalar that a schedule can move: noise, prior, temperature, K, rounds, coefficients, learning rate."""
+"""The scalars that a schedule can change: noise, prior, temperature, K, rounds, coefficients, learning rate."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_modu
 
 
 class Scales(Callback):
-    """Keeps what each micro-batch is run with."""
+    """Records the scalars of each micro-batch."""
 
     def __init__(self) -> None:
         self.seen: list[tuple[str | None, float]] = []
@@ -30,7 +30,7 @@ class Scales(Callback):
 
 
 class Priors(Callback):
-    """Keeps the prior after every micro-batch, and what the optimizer made of it before the decay."""
+    """Records the prior after every micro-batch, and after the optimizer step before its shift."""
 
     def __init__(self) -> None:
         self.seen: list[torch.Tensor] = []
@@ -40,7 +40,7 @@ class Priors(Callback):
 
 
 class Rules(Callback):
-    """Keeps whether each micro-batch's weights are made to sum to 1."""
+    """Records whether the weights of each micro-batch are normalized."""
 
     def __init__(self) -> None:
         self.seen: list[bool] = []
@@ -81,7 +81,7 @@ def test_gumbel_noise_of_scale_one_samples_by_the_probabilities():
     pairs = torch.bincount(4 * routing.selected[0, :, 0] + routing.selected[0, :, 1], minlength=16) / 40_000
     for first in range(4):
         for second in range(4):
-            # Without replacement: the second among those that the first left.
+            # Without replacement: the second is drawn from the remaining modules.
             expected = 0.0 if first == second else float(p[first] * p[second] / (1 - p[first]))
             assert float(pairs[4 * first + second]) == pytest.approx(expected, abs=0.01)
     chosen = routing.scores.gather(-1, routing.selected)
@@ -110,7 +110,7 @@ def priors(tmp_path, steps: int | None, lr: float) -> tuple[list[torch.Tensor], 
     before, after = Priors(), Priors()
     decay = Schedule("prior_strength", end=None if steps is None else 0.0, last_step=steps)
     fit(tmp_path, module, [before, decay, after], steps=5)
-    taken = [one - other for one, other in zip(before.seen, after.seen, strict=True)]
+    taken = [old - new for old, new in zip(before.seen, after.seen, strict=True)]
     return (after.seen if lr < 1e-12 else taken), initial
 
 
@@ -135,7 +135,7 @@ def test_without_steps_the_prior_stays(tmp_path):
 
 
 def test_a_linear_schedule_takes_equal_parts_of_the_prior_bit_for_bit(tmp_path):
-    """As ``prior.sub_(initial / steps)`` did, on which the studies of the prior stand."""
+    """It equals ``prior.sub_(initial / steps)``, which the studies of the prior used."""
     module = small_module(router_prior="ordered", router_prior_strength=10.0, optimizer={"lr": 1e-2})
     initial = module.model.model.stages[0].ffn.router.prior.detach().clone()
     before, after = Priors(), Priors()
@@ -178,7 +178,7 @@ def test_temperature_divides_the_logits_and_ends_as_configured(tmp_path):
     fit(tmp_path, module, [Schedule("temperature", start=1.0), recorder], **VALIDATE_EACH_STEP)
     assert all(router.temperature is None for router in module.modules() if isinstance(router, Router))
     batch = recorder.train_outputs[0]
-    hot, cold = (small_module(temperature=one) for one in (1.0, 0.2))
+    hot, cold = (small_module(temperature=temperature) for temperature in (1.0, 0.2))
     for first, wanted in ((hot, True), (cold, False)):
         with torch.no_grad():
             expected = first.model(token_batch(0)["input_ids"], output_routing=True).routing

@@ -1,4 +1,4 @@
-"""Schedules over training: curves, resuming, what is logged, and what is rejected."""
+"""Schedules: curves, resuming, logging, and errors."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ def test_a_resumed_training_continues_bit_for_bit(tmp_path):
         )
 
     batches = [token_batch(seed) for seed in range(6)]
-    whole, resumed = (small_module(router_prior="ordered", top_k=2, num_rounds=3) for _ in range(2))
-    trainer(tmp_path / "whole").fit(whole, datamodule=FixedBatches(batches, []))
+    full, resumed = (small_module(router_prior="ordered", top_k=2, num_rounds=3) for _ in range(2))
+    trainer(tmp_path / "whole").fit(full, datamodule=FixedBatches(batches, []))
     trainer(tmp_path / "resumed").fit(
         resumed,
         datamodule=FixedBatches(batches[3:] * 2, []),
         ckpt_path=tmp_path / "whole" / "at-step=3.ckpt",
     )
-    assert all((value == resumed.state_dict()[name]).all() for name, value in whole.state_dict().items())
+    assert all((value == resumed.state_dict()[name]).all() for name, value in full.state_dict().items())
 
 
 def test_a_plain_transformer_has_nothing_to_schedule(tmp_path):
@@ -100,7 +100,7 @@ def test_a_plain_transformer_has_nothing_to_schedule(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
         (
             {"name": "temprature"},
@@ -118,13 +118,13 @@ def test_a_plain_transformer_has_nothing_to_schedule(tmp_path):
         ({"name": "prior_strength", "last_step": 0}, r"last_step must be above first_step \(0\), got 0"),
     ],
 )
-def test_arguments_that_cannot_be_are_rejected(given, said):
-    with pytest.raises(ValueError, match=said):
+def test_invalid_arguments_are_rejected(given, message):
+    with pytest.raises(ValueError, match=message):
         Schedule(**given)
 
 
 @pytest.mark.parametrize(
-    ("schedule", "changes", "said"),
+    ("schedule", "changes", "message"),
     [
         (
             Schedule("gumbel_noise", 1.0),
@@ -154,8 +154,8 @@ def test_arguments_that_cannot_be_are_rejected(given, said):
         (Schedule("gumbel_noise", 1.0, first_step=10), {}, "first_step must be below 10"),
     ],
 )
-def test_schedules_that_do_not_fit_the_model_or_the_training_are_rejected(schedule, changes, said):
-    with pytest.raises(ValueError, match=said):
+def test_schedules_that_do_not_fit_the_model_or_the_training_are_rejected(schedule, changes, message):
+    with pytest.raises(ValueError, match=message):
         schedule.check_fits(small_config(**changes), 10)
     schedule.check_fits(small_config(num_stages=0), 5)
 
@@ -163,8 +163,8 @@ def test_schedules_that_do_not_fit_the_model_or_the_training_are_rejected(schedu
 def test_only_the_last_of_several_schedules_ends_as_configured():
     first, second = Schedule("top_k", 1, 2, "step", 0, 3), Schedule("top_k", 2, 3, "step", 3, 6)
     config = small_config(top_k=3)
-    for one in (first, second):
-        one.check_fits(config, 10, [first, second])
+    for schedule in (first, second):
+        schedule.check_fits(config, 10, [first, second])
     with pytest.raises(ValueError, match="end must be 3"):
         first.check_fits(config, 10, [second, first])
 
@@ -183,7 +183,7 @@ def test_a_request_is_rejected_before_anything_is_trained(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (
             ["callbacks.router_noise.scale=2.0", "callbacks.router_noise.steps=500"],
@@ -213,10 +213,10 @@ def test_a_request_is_rejected_before_anything_is_trained(tmp_path):
         ),
     ],
 )
-def test_an_old_spelling_is_answered_with_the_new_one(overrides, said):
+def test_an_error_for_an_old_option_names_the_new_option(overrides, message):
     with pytest.raises(Exception) as error:
         composed(CONF, overrides)
-    assert str(explain(error.value, CONF, overrides)) == said
+    assert str(explain(error.value, CONF, overrides)) == message
 
 
 def test_an_old_node_is_answered_with_the_new_one(tmp_path):

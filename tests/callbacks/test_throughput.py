@@ -1,4 +1,4 @@
-"""Tokens per second by a clock of our own: what is counted and what is left out."""
+"""Tokens per second, measured with a fake clock."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_modu
 
 
 class Clock(Callback):
-    """A clock that a training batch moves by ``step`` seconds (the first by 100) and a validation by 1000."""
+    """A fake clock: a training batch takes ``step`` seconds (the first 100), a validation 1000."""
 
     def __init__(self, step: float) -> None:
         self.now, self.step, self.first = 0.0, step, True
@@ -31,8 +31,8 @@ class Clock(Callback):
 def clock(monkeypatch) -> Clock:
     clock = Clock(step=2.0)
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: clock.now)
-    # Timed by that clock, a matrix product would take no time at all.
-    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype: (1e6, "said by the test"))
+    # By that clock, a matmul would take no time.
+    monkeypatch.setattr(throughput, "peak_flops", lambda device, dtype: (1e6, "set by the test"))
     return clock
 
 
@@ -52,7 +52,7 @@ def test_the_rate_leaves_out_validation_and_the_first_step(tmp_path, clock):
     assert recorder.logged[3]["throughput/tokens"] == 64
     assert recorder.logged[3]["throughput/tokens_per_second"] == pytest.approx(64 / 106)
     assert recorder.logged[7]["throughput/tokens"] == 128
-    # The batch after the validation starts the clock again before this callback's own clock moves.
+    # The batch after the validation restarts the clock before the fake clock advances.
     assert recorder.logged[7]["throughput/tokens_per_second"] == pytest.approx(64 / 8)
     assert monitor.tokens_per_second == pytest.approx(96 / 12)
 
@@ -95,12 +95,12 @@ def test_mfu_is_useful_operations_over_what_the_device_can_do(tmp_path, clock):
     config, logged = module.model.config, recorder.logged[2]
     used = [
         [
-            (getattr(one, pool).selected < 3).sum(-1).float().mean()
-            for one in recorder.train_outputs[2]["routing"]
+            (getattr(record, pool).selected < 3).sum(-1).float().mean()
+            for record in recorder.train_outputs[2]["routing"]
         ]
         for pool in ("attention", "ffn")
     ]
-    usage = dict(zip(("attention", "ffn"), (float(sum(one)) / 4 for one in used), strict=True))
+    usage = dict(zip(("attention", "ffn"), (float(sum(counts)) / 4 for counts in used), strict=True))
     assert usage["attention"] < 2  # SKIP was chosen somewhere
     flops = 3 * flops_per_token(config, 8, usage).total
     assert logged["throughput/flops"] == pytest.approx(flops * 16 / 2, rel=1e-5)
@@ -120,7 +120,7 @@ def test_sequences_of_several_lengths_count_each_with_its_own(tmp_path, clock):
 def test_operations_of_training_add_up_over_logged_steps_and_a_resume(tmp_path):
     lengths = [4, 16, 8, 8, 4]
     batches = [token_batch(seed, length=length) for seed, length in enumerate(lengths)]
-    module = small_module(num_stages=0)  # each token costs what its position costs, whatever the weights
+    module = small_module(num_stages=0)  # the cost depends only on the position, not on the routing
     options = {"log_every_n_steps": 2, "limit_val_batches": 0}
 
     def trained(monitor, batches, max_steps):
@@ -128,10 +128,10 @@ def test_operations_of_training_add_up_over_logged_steps_and_a_resume(tmp_path):
         trainer.fit(module, datamodule=FixedBatches(batches, []))
         return monitor
 
-    whole = trained(ThroughputMonitor(), batches, 5).training_flops
-    # The mean length of the tokens between two logged steps is exact, as operations grow linearly with it.
+    total = trained(ThroughputMonitor(), batches, 5).training_flops
+    # The mean length of the tokens between two logged steps is exact, as FLOPs grow linearly with it.
     costs = [2 * length * 3 * flops_per_token(module.model.config, length).total for length in lengths]
-    assert whole == pytest.approx(sum(costs), rel=1e-9)
+    assert total == pytest.approx(sum(costs), rel=1e-9)
 
     first = ThroughputMonitor()
     first.load_state_dict({"tokens": 0, "flops": 0.0, "pending": (0, 0)})
@@ -144,7 +144,7 @@ def test_operations_of_training_add_up_over_logged_steps_and_a_resume(tmp_path):
 
 
 class StopsAfter(Callback):
-    """Ends training after so many steps."""
+    """Ends training after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps

@@ -1,4 +1,4 @@
-"""A window is a whole logged optimizer step, all its micro-batches, or a whole validation."""
+"""A window is a logged optimizer step with all its micro-batches, or a validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_modu
 
 
 def expected(outputs: list[dict], config) -> dict[str, float]:
-    """The metrics of all outputs together."""
+    """Compute the metrics of all outputs together."""
     depth, pools = None, {"attention": None, "ffn": None}
     for output in outputs:
         measured = depth_sums(
@@ -83,14 +83,14 @@ def test_flops_are_of_the_modules_that_ran_and_of_real_tokens(tmp_path):
 
 
 class Gradients(Callback):
-    """Keeps the routers' gradients of every optimizer step, before clipping."""
+    """Records the routers' gradients at every optimizer step, before clipping."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
         named = pl_module.model.named_parameters()
-        squares = [(one.grad**2).sum() for name, one in named if "stages.0.ffn.router." in name]
+        squares = [(parameter.grad**2).sum() for name, parameter in named if "stages.0.ffn.router." in name]
         self.norms.append(float(sum(squares)) ** 0.5)
 
 
@@ -116,7 +116,7 @@ def test_the_history_holds_every_logged_step_and_outlives_a_resume(tmp_path):
     again.load_state_dict(statistics.state_dict())
     assert again.history["steps"].tolist() == [2, 4]
     output = recorder.train_outputs[3]
-    chosen = torch.cat([one.ffn.selected[output["attention_mask"]] for one in output["routing"]])
+    chosen = torch.cat([record.ffn.selected[output["attention_mask"]] for record in output["routing"]])
     assert again.history["ffn"][1, 0].tolist() == torch.bincount(chosen.flatten(), minlength=4).tolist()
 
 

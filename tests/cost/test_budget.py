@@ -1,4 +1,4 @@
-"""The solver, compared with trying every value."""
+"""The solver, compared with an exhaustive search."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ MEASURES = costs(length=16, batch_size=2, number_bytes=4)
 
 
 def tried(config, field, limit, cost) -> int | None:
-    """Return the largest of the first sixteen values that fits, trying each."""
+    """Return the largest of the values up to 16 that fits, by exhaustive search."""
     made = {value: with_value(config, field, value) for value in range(1, 17)}
-    fitting = [value for value, one in made.items() if one is not None and cost(one) <= limit]
+    fitting = [
+        value for value, candidate in made.items() if candidate is not None and cost(candidate) <= limit
+    ]
     return max(fitting, default=None)
 
 

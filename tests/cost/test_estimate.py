@@ -75,9 +75,9 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
                 ("ffn", model.config.num_ffn_modules),
             )
         ]
-        usage = dict(zip(("attention", "ffn"), (sum(one) / len(one) for one in ran), strict=True))
+        usage = dict(zip(("attention", "ffn"), (sum(counts) / len(counts) for counts in ran), strict=True))
     ours = flops_per_token(model.config, 16, usage)
-    # It counts full attention, not causal: T keys per query, where ours counts (T + 1) / 2.
+    # It counts T keys per query, as in full attention; ours counts (T + 1) / 2.
     full = ours.attention * 2 * 16 / 17
     assert counter.get_total_flops() == pytest.approx(
         (ours.total - ours.attention + full) * ids.numel(), rel=0.01
@@ -92,7 +92,7 @@ def test_training_flops_equal_pytorchs_counter(block):
         model(input_ids=ids, labels=ids, output_logits=False).loss.backward()
     ours = flops_per_token(model.config, 16)
     full = ours.total - ours.attention + ours.attention * 2 * 16 / 17
-    # The last position predicts nothing, and the first projection of all needs no gradient of its input.
+    # The last position predicts nothing, and the very first projection needs no gradient of its input.
     assert counter.get_total_flops() == pytest.approx(3 * full * ids.numel(), rel=0.02)
 
 

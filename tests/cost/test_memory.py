@@ -14,13 +14,13 @@ def test_memory_of_a_forward_and_of_a_training_step():
     forward = measure_memory(*request, "forward")["memory/forward"]
     training = measure_memory(*request, "training")
     model = small_model(d_model=32)
-    weights = sum(one.nbytes for one in (*model.parameters(), *model.buffers()))
-    parameters = sum(one.nbytes for one in model.parameters())
+    weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
+    parameters = sum(tensor.nbytes for tensor in model.parameters())
     logits = model(input_ids=tokens(2, 16)).logits.nbytes
     assert forward > weights + logits
     assert training["memory/parameters"] == weights
     assert 2 * parameters <= training["memory/optimizer"] < 2.01 * parameters + 1000
-    assert training["memory/working"] > parameters  # the gradients at least
+    assert training["memory/working"] > parameters  # at least the gradients
     parts = ("parameters", "optimizer", "working")
     assert training["memory/training"] == sum(training[f"memory/{part}"] for part in parts)
     kept = measure_memory(fields, (2, 16), "32-true", "cpu", True, build_adamw, OPTIMIZER, "training")

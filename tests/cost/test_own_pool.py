@@ -1,4 +1,4 @@
-"""The cost of a model with a third pool of a user's own kind."""
+"""The cost of a model with a third pool of a custom kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cache: where it is, and what dead processes leave in it."""
+"""The cache: its location, and leftovers of dead processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Corpora: order, names, what is left out, and the fingerprint."""
+"""Corpora: order, names, skipped files, and the fingerprint."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ TEXTS = ["", *some_texts(12)]
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """A folder in the form of a data set, and a cache of the library's own."""
+    """A folder that the datasets library can read, and an empty cache for the library."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", str(tmp_path / "hub"))
     (tmp_path / "set").mkdir()
     table = pyarrow.table({"text": TEXTS, "id": list(range(len(TEXTS)))})
@@ -175,7 +175,7 @@ def test_a_dataset_gives_the_tokens_of_the_same_text(folder):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"path": "nowhere"}, r"data\.path must be a dataset .*nowhere"),
         ({"text_column": "body"}, r"data\.text_column: .* has no column body; its columns are text, id"),
@@ -183,7 +183,7 @@ def test_a_dataset_gives_the_tokens_of_the_same_text(folder):
         ({"split": "test"}, r"data\.path must be .*test"),
     ],
 )
-def test_missing_data_is_rejected(folder, streaming, changes, said):
-    with pytest.raises(UsageError, match=said):
+def test_missing_data_is_rejected(folder, streaming, changes, message):
+    with pytest.raises(UsageError, match=message):
         prepare(config(folder, **{"streaming": streaming, **changes}))
     assert not list((folder / "cache").glob("*.bin"))

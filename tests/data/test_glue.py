@@ -1,4 +1,4 @@
-"""GLUE's nine tasks in the forms their files come in, and what is refused."""
+"""GLUE's nine tasks in all file formats, and errors."""
 
 from __future__ import annotations
 
@@ -216,8 +216,8 @@ def test_truncation_takes_from_the_longer_and_is_counted(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         data = module(tmp_path, sequence_length=12)
     lengths = [len(ids) for ids, _ in data.splits["train"]]
-    whole = [len(ids) for ids, _ in module(tmp_path).splits["train"]]
-    cut = sum(length > 12 for length in whole)
+    full_lengths = [len(ids) for ids, _ in module(tmp_path).splits["train"]]
+    cut = sum(length > 12 for length in full_lengths)
     assert cut > 0
     assert max(lengths) == 12
     assert f"rte train: 6 rows, {cut} of them truncated to 12 tokens" in caplog.text

@@ -1,4 +1,4 @@
-"""The data module in a real Trainer: what is trained on, and that it resumes exactly."""
+"""The data module in a real Trainer: batches, and exact resumption."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
 
 
 class Recorder(pl.LightningModule):
-    """Trains one number and notes every batch that it trained on."""
+    """Trains a single number and records every training batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,13 +113,13 @@ def test_resuming_from_every_step_gives_the_same_batches(
 ) -> None:
     config = dataclasses.replace(config, num_workers=workers)
     options = {"val_check_interval": 3, "check_val_every_n_epoch": None}
-    whole = fit(config, 32, every_step(tmp_path), **options).seen  # more than two epochs
+    full = fit(config, 32, every_step(tmp_path), **options).seen  # more than two epochs
     epoch = len(epoch_batches(config))
     assert 8 <= epoch < 16
-    assert whole[:epoch] != whole[epoch : 2 * epoch]
+    assert full[:epoch] != full[epoch : 2 * epoch]
     for step in range(1, 32) if workers == 0 else (4, epoch, epoch + 1):
         rest = fit(config, 32, ckpt_path=tmp_path / f"step={step}.ckpt", **options).seen
-        assert rest == whole[step:], f"resumed after step {step}"
+        assert rest == full[step:], f"resumed after step {step}"
 
 
 def epoch_batches(config: DataConfig) -> list[dict[str, torch.Tensor]]:
@@ -131,9 +131,9 @@ def epoch_batches(config: DataConfig) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(("step", "workers"), [(2, 0), (3, 0), (5, 0), (6, 0), (3, 1)])
 def test_epochs_cut_short(config: DataConfig, tmp_path: Path, step: int, workers: int) -> None:
     config = dataclasses.replace(config, num_workers=workers)
-    whole = fit(config, 8, every_step(tmp_path), limit_train_batches=3).seen
+    full = fit(config, 8, every_step(tmp_path), limit_train_batches=3).seen
     rest = fit(config, 8, ckpt_path=tmp_path / f"step={step}.ckpt", limit_train_batches=3).seen
-    assert rest == whole[step:]
+    assert rest == full[step:]
 
 
 def test_checkpoint_made_while_validating(config: DataConfig, tmp_path: Path) -> None:
@@ -141,11 +141,11 @@ def test_checkpoint_made_while_validating(config: DataConfig, tmp_path: Path) ->
         def on_validation_end(self, trainer: pl.Trainer, _: pl.LightningModule) -> None:
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
 
-    whole = fit(config, 20, Save(), val_check_interval=4).seen
+    full = fit(config, 20, Save(), val_check_interval=4).seen
     saved = sorted(int(path.stem) for path in tmp_path.iterdir())
     assert len(saved) >= 4
     for step in saved:
-        assert fit(config, 20, ckpt_path=tmp_path / f"{step}.ckpt", val_check_interval=4).seen == whole[step:]
+        assert fit(config, 20, ckpt_path=tmp_path / f"{step}.ckpt", val_check_interval=4).seen == full[step:]
 
 
 def test_batch_that_was_interrupted_is_seen_again(config: DataConfig, tmp_path: Path) -> None:
@@ -153,12 +153,12 @@ def test_batch_that_was_interrupted_is_seen_again(config: DataConfig, tmp_path: 
         def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, error: BaseException) -> None:
             trainer.save_checkpoint(tmp_path / "interrupted.ckpt")
 
-    whole = fit(config, 6).seen
+    full = fit(config, 6).seen
     model = Recorder()
     model.interrupt_at = 4
     with pytest.raises(KeyError):
         fit(config, 6, SaveOnError(), model=model)
-    assert fit(config, 6, ckpt_path=tmp_path / "interrupted.ckpt").seen == whole[4:]
+    assert fit(config, 6, ckpt_path=tmp_path / "interrupted.ckpt").seen == full[4:]
 
 
 def test_state_counts_batches_trained_on_not_fetched(config: DataConfig, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def test_other_data_is_rejected(
 
 
 class Ranks(LanguageModelingDataModule):
-    """One of several processes."""
+    """A process of several."""
 
     def __init__(self, config: DataConfig, rank: int, world_size: int) -> None:
         super().__init__(config, seed=3)
@@ -221,7 +221,7 @@ def test_both_splits_are_divided_among_the_ranks(config: DataConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"sequence_length": 100_000},
@@ -234,8 +234,8 @@ def test_both_splits_are_divided_among_the_ranks(config: DataConfig) -> None:
         ),
     ],
 )
-def test_corpus_too_small(config: DataConfig, change: dict[str, object], said: str) -> None:
-    with pytest.raises(UsageError, match=said):
+def test_corpus_too_small(config: DataConfig, change: dict[str, object], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         LanguageModelingDataModule(dataclasses.replace(config, **change), seed=0).setup()
 
 

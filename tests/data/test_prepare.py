@@ -1,4 +1,4 @@
-"""Preparation: what is in the files, what makes a new cache folder, and what faults leave behind."""
+"""Preparation: file contents, cache keys, and recovery from failures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.helpers.texts import cache_contents, never, some_texts, text_config
 
 
 def decoded(file: TokenFile, prepared: PreparedCorpus) -> list[str]:
-    """The documents of a token file as text."""
+    """Return the documents of a token file as text."""
     ends = np.flatnonzero(file.tokens == prepared.tokenizer.eos_token_id)
     starts = np.concatenate([[0], ends + 1])
     assert starts[-1] == file.count, "the last document has no end"
@@ -66,10 +66,10 @@ def test_given_tokenizer_is_known_by_its_content(tmp_path: Path, monkeypatch: py
     trained = prepare(config)
     for name in ("one", "two"):
         trained.tokenizer.save_pretrained(str(tmp_path / name))
-    one = prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "one")))
-    assert one.train.tokens.tolist() == trained.train.tokens.tolist()
+    first = prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "one")))
+    assert first.train.tokens.tolist() == trained.train.tokens.tolist()
     monkeypatch.setattr(preparing, "_build", never)
-    assert prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "two"))).key == one.key
+    assert prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "two"))).key == first.key
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
 
 
 def prepare_beside_another(config: DataConfig, both: Any, results: Any) -> None:
-    """In a process of its own: find nothing in the cache, as the other one does, then prepare."""
+    """Prepare in another process, after both processes found nothing in the cache."""
     find, build, built = preparing._open, preparing._build, []
     looks = itertools.count()
 
@@ -175,13 +175,13 @@ def test_two_processes_at_once_build_once(tmp_path: Path) -> None:
     processes = [spawn.Process(target=prepare_beside_another, args=(config, both, results)) for _ in range(2)]
     for process in processes:
         process.start()
-    one, other = (results.get(timeout=120) for _ in processes)
+    first, other = (results.get(timeout=120) for _ in processes)
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    assert sorted([one[0], other[0]]) == [0, 1]
-    assert one[1:] == other[1:]
-    assert cache_contents(config) == [one[1].path.parent.name]
+    assert sorted([first[0], other[0]]) == [0, 1]
+    assert first[1:] == other[1:]
+    assert cache_contents(config) == [first[1].path.parent.name]
 
 
 def test_python_stdlib(tmp_path: Path) -> None:

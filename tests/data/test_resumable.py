@@ -20,7 +20,7 @@ def in_batches(sampler: ResumableSampler) -> list[list[int]]:
 def global_steps(
     num_samples: int, batch_size: int, world_size: int, seed: int = 0, state: dict[str, int] | None = None
 ) -> list[set[int]]:
-    """The samples that all ranks together see in each step of what is left of an epoch."""
+    """Return the samples of all ranks in each remaining step of an epoch."""
     per_rank = []
     for rank in range(world_size):
         sampler = ResumableSampler(num_samples, batch_size, seed, rank, world_size)
@@ -56,7 +56,7 @@ def test_resuming_anywhere_with_any_number_of_ranks(data: st.DataObject) -> None
     batch_size, world_size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))
     order = [next(iter(step)) for step in global_steps(num_samples, 1, 1)]
     sampler = ResumableSampler(num_samples, batch_size, 0, 0, world_size)
-    # Two runs one after the other, each left in the middle, the second with other ranks than the first.
+    # Two consecutive runs, each interrupted, the second with another number of ranks.
     steps = data.draw(st.integers(0, sampler.num_steps))
     state = sampler.state_after(steps)
     if state["epoch"] == 0:

@@ -1,4 +1,4 @@
-"""Rows of files and of the Hub: places, strings, and what is wrong with them."""
+"""Rows of files and of the Hub: places, strings, and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The user's files: what is read from them, and what is said about those that cannot be read."""
+"""The user's files: their documents, and errors for unreadable files."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_torn_parquet(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         (b"{broken", ":2"),
         (b'["text"]', ":2 must be a JSON object, got list"),
@@ -117,12 +117,12 @@ def test_torn_parquet(tmp_path: Path) -> None:
         (b'{"text": "\xff"}', "byte 24"),
     ],
 )
-def test_broken_jsonl_line_is_named(tmp_path: Path, line: bytes, said: str) -> None:
+def test_broken_jsonl_line_is_named(tmp_path: Path, line: bytes, message: str) -> None:
     path = write(tmp_path / "a.jsonl", b'{"text": "x"}\n' + line + b'\n{"text": "y"}\n')
     error = str(rejected(path))
     assert error.startswith(("cannot read data.path: ", "cannot read data.text_column: "))
     assert str(path) in error
-    assert said in error
+    assert message in error
 
 
 def test_null_text_is_an_empty_document(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Token files: what is written is what is read."""
+"""Token files: writing, reading, and errors."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_token_dtype(vocab_size: int, dtype: str) -> None:
 
 
 def test_bits_per_byte(tmp_path: Path) -> None:
-    # Guessing evenly among 256 bytes costs 8 bits a byte; the end of the document is one token more.
+    # A uniform guess among 256 bytes costs 8 bits per byte; the end of the document is an additional token.
     writer = TokenWriter(tmp_path / "x.bin", np.dtype("uint16"), end_of_text=256)
     writer.write([(list(b"abc"), 3)])
     file = writer.finish("")
@@ -88,7 +88,7 @@ def test_bits_per_byte(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tokenizer, and the files that the usual script writes with it: ids in uint16, documents ended."""
+    """A tokenizer, and token files like those of common scripts: uint16 IDs, documents with an end of text."""
     folder = tmp_path_factory.mktemp("existing")
     tokenizer = small_tokenizer()
     tokenizer.save_pretrained(str(folder / "tokenizer"))
@@ -162,7 +162,7 @@ def foreign(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (missing, r"data\.path must be a folder with train\.bin and val\.bin, got "),
         (odd, r"data\.path: .*train\.bin must be a file of uint16 tokens of .*, got 3 bytes"),
@@ -172,11 +172,11 @@ def foreign(folder: Path) -> None:
         ),
     ],
 )
-def test_unreadable_files_are_rejected(folder, tmp_path, spoil, said):
+def test_unreadable_files_are_rejected(folder, tmp_path, spoil, message):
     for name in ("train.bin", "val.bin"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     spoil(tmp_path)
-    with pytest.raises(UsageError, match=said):
+    with pytest.raises(UsageError, match=message):
         prepare(config(folder, path=str(tmp_path)))
 
 

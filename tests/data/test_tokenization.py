@@ -22,11 +22,11 @@ from tests.helpers.texts import cache_contents, never, some_texts, text_config
 
 def test_batch_size_does_not_change_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(30)
-    whole = prepare(text_config(tmp_path / "a", texts))
+    full = prepare(text_config(tmp_path / "a", texts))
     monkeypatch.setattr(tokenization, "BATCH_BYTES", 500)
     small = prepare(text_config(tmp_path / "b", texts, num_processes=1))
-    assert small.key == whole.key
-    for ours, theirs in ((small.train, whole.train), (small.validation, whole.validation)):
+    assert small.key == full.key
+    for ours, theirs in ((small.train, full.train), (small.validation, full.validation)):
         assert ours.path.read_bytes() == theirs.path.read_bytes()
 
 
@@ -36,7 +36,7 @@ def test_held_out_fraction() -> None:
 
 
 class Listed(TextCorpus):
-    """A corpus of the texts given."""
+    """A corpus of given texts."""
 
     def __init__(self, texts: list[str]) -> None:
         self.texts, self.kind, self.option, self.max_bytes, self.path = (
@@ -68,7 +68,7 @@ def test_more_documents_move_none(texts: list[str], more: list[str], fraction: f
     before, after = held_out(texts, fraction), held_out(more + texts[::-1], fraction)
     if any(split_position(text) < int(fraction * 2**64) for text in before):
         assert after & set(texts) == before
-    else:  # one document was taken where the fraction gave none
+    else:  # the fraction selected none, so one document was taken
         assert len(before) == 1
 
 
@@ -98,14 +98,14 @@ def test_a_long_preparation_resumes_from_its_last_mark(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, error: BaseException
 ) -> None:
     texts = some_texts(60)
-    whole = prepare(text_config(tmp_path / "whole", texts))
+    full = prepare(text_config(tmp_path / "whole", texts))
     config = text_config(tmp_path / "killed", texts)
     monkeypatch.setattr(tokenization, "BATCH_BYTES", 1_000)
     monkeypatch.setattr(tokenization, "MARK_BYTES", 4_000)
     write, written = TokenWriter.write, []
 
     def failing(self: TokenWriter, documents: object) -> None:
-        write(self, documents)  # past the last mark, which has to be cut off
+        write(self, documents)  # past the last mark, so it must be cut off
         written.append(1)
         if len(written) == 21:
             raise error
@@ -121,7 +121,7 @@ def test_a_long_preparation_resumes_from_its_last_mark(
         resumed = prepare(config)
     (line,) = (r.getMessage() for r in caplog.records if "resuming after" in r.getMessage())
     assert 10 < int(line.split()[2]) < 50
-    for ours, theirs in ((resumed.train, whole.train), (resumed.validation, whole.validation)):
+    for ours, theirs in ((resumed.train, full.train), (resumed.validation, full.validation)):
         assert ours.path.read_bytes() == theirs.path.read_bytes()
         assert (ours.num_bytes, ours.num_documents) == (theirs.num_bytes, theirs.num_documents)
     assert cache_contents(config) == [resumed.folder.name]

@@ -1,4 +1,4 @@
-"""Tokenizers: training, loading, and what is refused."""
+"""Tokenizers: training, loading, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def trained() -> PreTrainedTokenizerFast:
 
 
 def write_gpt2(folder: Path, vocabulary: str = "encoder.json", merges: str = "vocab.bpe") -> Path:
-    """A GPT-2 tokenizer in miniature: the 256 bytes, two merges and the end of text."""
+    """Write a miniature GPT-2 tokenizer: the 256 bytes, two merges, and the end of text."""
     folder.mkdir(exist_ok=True)
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]

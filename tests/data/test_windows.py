@@ -1,4 +1,4 @@
-"""Windows and the order of them."""
+"""Windows of training and evaluation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Documents and summaries: read, split, cut to fit, labeled."""
+"""XSum: reading, splitting, truncation, and labels."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def test_truncation_spares_the_summary_and_is_counted(tmp_path, caplog):
     folder = write_xsum(tmp_path / "x")
     with caplog.at_level(logging.INFO):
         data = module(folder, sequence_length=40)
-    whole = module(folder)
+    full = module(folder)
     cut = 0
-    for short, long in zip(data.splits["train"], whole.splits["train"], strict=True):
+    for short, long in zip(data.splits["train"], full.splits["train"], strict=True):
         assert short.summary == long.summary
         assert len(short.prompt) + len(short.summary) <= 40
         assert short.prompt[-1:] == ids("|")
@@ -84,7 +84,7 @@ def test_truncation_spares_the_summary_and_is_counted(tmp_path, caplog):
         cut += len(short.prompt) < len(long.prompt)
     assert cut > 0
     assert f"xsum train: 8 rows, {cut} documents truncated to fit 40 tokens" in caplog.text
-    # When a summary is to be generated its length is not known, so the most that is allowed is kept free.
+    # The length of a generated summary is unknown, so the maximum is kept free.
     assert max(map(len, data.prompts("train"))) == 40 - 12
 
 

@@ -1,4 +1,4 @@
-"""The authors' checkpoints: the numbers that their code computed, and every option of their files."""
+"""The authors' checkpoints: results of the authors' code, and every option of the files."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_reproduces_choices_scores_logits_and_loss(folder):
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_reproduces_every_gradient(folder, tmp_path):
     expected = load_file(GOLDEN / folder / "expected.safetensors")
-    # A module that no token chose has no gradient in their code and one of zeros in ours.
+    # Modules that no token chose have no gradient in their code and a gradient of zeros in ours.
     weights = load_file(GOLDEN / folder / "model.safetensors")
     gradients = {
         name: expected.get(f"grad.{name}", torch.zeros_like(tensor)) for name, tensor in weights.items()
     }
-    # A checkpoint whose weights are the expected gradients puts each of them under our own name for it.
+    # Loading the expected gradients as a checkpoint translates their names to ours.
     shutil.copy(GOLDEN / folder / "config.json", tmp_path)
     save_file(gradients, tmp_path / "model.safetensors")
     wanted = {
@@ -79,7 +79,7 @@ def altered(tmp_path: Path, folder: str = "gru_top2", drop: str | None = None, *
 
 
 def without_pause(tmp_path: Path) -> Path:
-    """Write gru_top2 as a model without SKIP would be saved: routers have one output less."""
+    """Write gru_top2 like a model without SKIP, whose routers have one output less."""
     path = altered(tmp_path, enable_pause=False)
     weights = load_file(path / "model.safetensors")
     for name in [name for name in weights if ".router.router." in name]:
@@ -120,7 +120,7 @@ def test_other_options_change_the_function_they_name(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         (
             {"router_type": "dev_gru_softmax"},
@@ -144,18 +144,18 @@ def test_other_options_change_the_function_they_name(tmp_path):
         ({"drop": "ln_f"}, "requires the tensor transformer.ln_f.weight"),
     ],
 )
-def test_an_error_names_what_is_not_supported(tmp_path, changes, said):
+def test_an_error_names_what_is_not_supported(tmp_path, changes, message):
     with pytest.raises(UsageError) as error:
         load_authors_checkpoint(altered(tmp_path, **changes))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_an_error_names_damaged_and_missing_files(tmp_path):
     with pytest.raises(UsageError, match=r"the folder has no config\.json"):
         load_authors_checkpoint(tmp_path)
     path = altered(tmp_path)
-    whole = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+    content = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(content[: len(content) // 2])
     with pytest.raises(UsageError, match="not a complete weight file"):
         load_authors_checkpoint(path)
     (path / "config.json").write_text("{")

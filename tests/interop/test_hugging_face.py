@@ -1,4 +1,4 @@
-"""GPT-2, Llama, and Qwen3 to plain, plain to MoM: the same function, or an error that names what differs."""
+"""Converting GPT-2, Llama, and Qwen3, and upcycling: the same function, or an error that names the difference."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_load_model_loads_their_folders(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"num_key_value_heads": 1}, "llama.num_key_value_heads must be 2, got 1"),
         ({"head_dim": 16}, "llama.head_dim must be 8, got 16"),
@@ -183,7 +183,7 @@ def test_load_model_loads_their_folders(tmp_path):
         ),
     ],
 )
-def test_from_llama_rejects_what_our_blocks_do_not_compute(changes, said):
+def test_from_llama_rejects_what_our_blocks_do_not_compute(changes, message):
     with pytest.raises(UsageError) as error:
         from_llama(random_llama(**changes))
-    assert str(error.value) == said
+    assert str(error.value) == message

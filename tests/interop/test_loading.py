@@ -1,4 +1,4 @@
-"""One way to load a model: each kind loads, and an error names anything else."""
+"""Loading models: all supported kinds, and errors for anything else."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Payload:
 
 def test_an_error_names_what_cannot_be_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    whole = checkpoint_of(small_model(), tmp_path / "whole.ckpt").read_bytes()
-    (tmp_path / "torn.ckpt").write_bytes(whole[: len(whole) // 2])
+    content = checkpoint_of(small_model(), tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "torn.ckpt").write_bytes(content[: len(content) // 2])
     (tmp_path / "text.ckpt").write_text("not a checkpoint")
     (tmp_path / "empty").mkdir()
     torch.save({"weights": torch.zeros(3)}, tmp_path / "foreign.ckpt")
@@ -63,7 +63,7 @@ def test_an_error_names_what_cannot_be_loaded(tmp_path, monkeypatch):
     checkpoint_of(
         small_model(), tmp_path / "unfit.ckpt", state_dict={"model.lm_head.weight": torch.zeros(2, 2)}
     )
-    for name, said in {
+    for name, message in {
         "torn.ckpt": "not a complete checkpoint of a run",
         "text.ckpt": "not a complete checkpoint of a run",
         "foreign.ckpt": "it has no state_dict",
@@ -75,7 +75,7 @@ def test_an_error_names_what_cannot_be_loaded(tmp_path, monkeypatch):
     }.items():
         with pytest.raises(UsageError) as error:
             load_model(tmp_path / name)
-        assert str(error.value).startswith(("init must be ", "cannot load init=")) and said in str(
+        assert str(error.value).startswith(("init must be ", "cannot load init=")) and message in str(
             error.value
         ), name
         assert "\n" not in str(error.value)

@@ -28,7 +28,7 @@ def adapted(**changes):
         r=2, lora_alpha=4, target_modules=[], target_parameters=WEIGHTS, task_type="CAUSAL_LM"
     )
     model = small_model(**changes)
-    torch.manual_seed(0)  # the updates begin at random
+    torch.manual_seed(0)  # the updates are random
     return peft.get_peft_model(model, config)
 
 
@@ -51,12 +51,14 @@ def test_it_starts_as_the_model_and_trains_nothing_but_the_updates():
     with torch.no_grad():
         assert torch.equal(model(input_ids=ids).logits, base(input_ids=ids).logits)
 
-    trainable = {name for name, one in model.named_parameters() if one.requires_grad}
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(trainable) == 2 * len(WEIGHTS) and all(".pool." in name for name in trainable)
     model, losses = trained(model)
     assert losses[-1] < losses[0] - 0.05
-    for name, one in model.named_parameters():
-        assert (one.grad is not None and bool(one.grad.abs().sum() > 0)) == (name in trainable), name
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (name in trainable), (
+            name
+        )
 
 
 def test_merged_it_is_the_base_plus_an_update_of_low_rank_for_each_module():

@@ -1,4 +1,4 @@
-"""Plain to MoM: the same function if it must be, or an error that names what differs."""
+"""Upcycling: the same function if possible, or an error that names the difference."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_plan_says_which_layer_goes_where():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"d_model": 32}, "model.d_model must be 16, as in the plain model of init, got 32"),
         ({"vocab_size": 62}, "model.vocab_size must be 61, as in the plain model of init, got 62"),
@@ -101,11 +101,11 @@ def test_a_plan_says_which_layer_goes_where():
         ),
     ],
 )
-def test_shapes_that_do_not_fit_are_an_error(changes, said):
+def test_shapes_that_do_not_fit_are_an_error(changes, message):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0)
     with pytest.raises(UsageError) as error:
         upcycle(plain, small_config(**changes))
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_only_plain_models_are_upcycled():
@@ -132,7 +132,7 @@ def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"block": "gpt2"}, "model.block must be llama, as in the plain model of init, got gpt2"),
         ({"qk_norm": True}, "model.qk_norm must be false, as in the plain model of init, got true"),
@@ -143,11 +143,11 @@ def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
         ),
     ],
 )
-def test_upcycling_rejects_other_components(changes, said):
+def test_upcycling_rejects_other_components(changes, message):
     plain = small_model(num_stages=0, num_bottom_blocks=6, num_top_blocks=0, block="llama")
     with pytest.raises(UsageError) as error:
         upcycle(plain, small_config(**({"block": "llama"} | changes)))
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
 
 
 def test_an_untied_head_is_upcycled_too():

@@ -1,4 +1,4 @@
-"""Depth against a recomputation that looks at one token of one round at a time."""
+"""Depth compared with a recomputation token by token and round by round."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def depths_of(routing):
 def test_depths_of_tokens_and_their_sums():
     routing, mask = random_pass(1)
     depths, slow = depths_of(routing), slow_depths([(routing, mask)])
-    for name, one in depths.items():
-        np.testing.assert_allclose(one[mask], slow[name], rtol=1e-6)
+    for name, depth in depths.items():
+        np.testing.assert_allclose(depth[mask], slow[name], rtol=1e-6)
     graph = FIXED + STAGES * ROUNDS
     bins = depth_bins(depths, mask, fixed_depth=FIXED, graph_depth=graph)
     counts = np.bincount(np.round((np.array(slow["effective"]) - FIXED) * 2).astype(int), minlength=13)

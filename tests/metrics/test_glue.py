@@ -1,4 +1,4 @@
-"""GLUE's metrics against numbers computed by hand."""
+"""GLUE's metrics, compared with numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_predictions_that_are_all_alike_have_no_correlation():
     for names, guess, truth in (
         (("pearson", "spearman"), torch.ones(4), torch.tensor([1.0, 2.0, 3.0, 4.0])),
         (("matthews", "f1"), torch.zeros(4, dtype=torch.int64), torch.tensor([0, 1, 0, 1])),
-        # Uneven classes, for which torchmetrics' own Matthews correlation is not 0; each other way round too.
+        # Imbalanced classes, for which torchmetrics' own Matthews correlation is not 0; both ways round.
         (("matthews",), torch.ones(7, dtype=torch.int64), torch.tensor([0, 1, 1, 1, 1, 0, 1])),
         (("matthews",), torch.zeros(7, dtype=torch.int64), torch.tensor([0, 1, 1, 1, 1, 0, 1])),
         (("matthews",), torch.tensor([0, 1, 1, 1, 1, 0, 1]), torch.ones(7, dtype=torch.int64)),

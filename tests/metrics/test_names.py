@@ -1,4 +1,4 @@
-"""Every name that a run logs, in every logger, in the dashboard, and explained in docs/metrics.md."""
+"""Names of the metrics: logged by all loggers, in the dashboard, and explained in docs/metrics.md."""
 
 from __future__ import annotations
 
@@ -39,19 +39,22 @@ CALLBACKS = {
 
 
 def names(node: Any) -> set[str]:
-    """Every name of the dashboard's sections."""
+    """Return all names in the dashboard's sections."""
     return {name for section in node.values() for name in section}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A run that logs everything there is, everywhere."""
+    """A run that logs all metrics with all loggers."""
     folder = tmp_path_factory.mktemp("logged")
     base = tiny_request(folder)
     config = tiny_request(
         folder,
         logger=LOGGERS,
-        callbacks={name: {"_target_": one.target, **one.arguments} for name, one in base.callbacks.items()}
+        callbacks={
+            name: {"_target_": callback.target, **callback.arguments}
+            for name, callback in base.callbacks.items()
+        }
         | CALLBACKS,
         data={"batch_size": 32},
         trainer={"max_steps": 4, "val_check_interval": 2, "accumulate_grad_batches": 2},
@@ -72,7 +75,7 @@ def logged(folder) -> set[str]:
 
 
 def documented() -> set[str]:
-    """Names in code spans of the page, pools written out."""
+    """Return the names in code spans of the page, with pool names filled in."""
     found = set()
     for span in re.findall(r"`([^`\s]+/[^`\s]+)`", PAGE):
         found |= {span.replace("{pool}", pool) for pool in ("attention", "ffn")}
@@ -81,7 +84,7 @@ def documented() -> set[str]:
 
 def test_every_metric_is_in_the_dashboard_and_on_the_page(logged):
     assert logged <= names(SECTIONS)
-    # All but what other options bring: a depth target.
+    # All but the metric that only a depth target adds.
     assert names(SECTIONS) - logged <= {"train/depth_loss"}
     plain = {name if name in documented() else name.removeprefix("val/") for name in names(SECTIONS)}
     assert plain <= documented()
@@ -129,9 +132,9 @@ def test_wandb_has_the_same_names_the_figures_the_samples_and_where_the_run_come
     assert re.fullmatch("[0-9a-f]{64}", known["data"]["fingerprint"])
     assert known["environment"]["torch"] == torch.__version__
     assert known["code"]["commit"] is None or re.fullmatch("[0-9a-f]{40}", known["code"]["commit"])
-    (run,) = {(one.run.run_group, one.run.project) for one in records if one.run.run_id}
+    (run,) = {(record.run.run_group, record.run.project) for record in records if record.run.run_id}
     assert run == ("run", "mom")
-    exits = [one.exit.exit_code for one in records if one.WhichOneof("record_type") == "exit"]
+    exits = [record.exit.exit_code for record in records if record.WhichOneof("record_type") == "exit"]
     assert exits == [0]
 
 

@@ -1,4 +1,4 @@
-"""Routing metrics against a recomputation that looks at one token of one round at a time."""
+"""Routing metrics compared with a recomputation token by token and round by round."""
 
 from __future__ import annotations
 
@@ -44,17 +44,17 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
                 steps += 1
                 places += len(taken)
                 skip_places += taken.count(size)
-                skipped += all(one == size for one in taken)
-                for one in taken:
-                    if one < size:
-                        load[index // ROUNDS, one] += 1
+                skipped += all(slot == size for slot in taken)
+                for slot in taken:
+                    if slot < size:
+                        load[index // ROUNDS, slot] += 1
                 p = choice.scores[row, column].tolist()
                 entropies.append(-sum(x * math.log(x) for x in p) / math.log(size + 1))
                 first_weights.append(float(choice.weights[row, column, 0]))
-                for one in taken:
-                    chosen[index // ROUNDS, one] += 1
+                for slot in taken:
+                    chosen[index // ROUNDS, slot] += 1
                 probability[index // ROUNDS] += p
-    assert 0 < skipped < steps, "the example says nothing"
+    assert 0 < skipped < steps, "the example must skip some steps"
     assert metrics["skip_rate"] == pytest.approx(skipped / steps, rel=1e-12)
     assert metrics["skip_share"] == pytest.approx(skip_places / places, rel=1e-9)
     assert metrics["load_max_over_mean"] == pytest.approx(np.mean(load.max(1) / load.mean(1)), rel=1e-12)
@@ -63,7 +63,9 @@ def test_routing_equals_a_recomputation_step_by_step(pool, size):
     assert metrics["first_weight"] == pytest.approx(np.mean(first_weights), rel=1e-6)
     np.testing.assert_array_equal(assignments_by_choice(collect(sums)), chosen)
     for include_skip, slots in ((True, size + 1), (False, size)):
-        f, p = (one[:, :slots] / one[:, :slots].sum(1, keepdims=True) for one in (chosen, probability))
+        f, p = (
+            counts[:, :slots] / counts[:, :slots].sum(1, keepdims=True) for counts in (chosen, probability)
+        )
         wanted = np.mean(slots * (f * p).sum(1))
         found = routing_metrics(collect(sums), balance_skip=include_skip)["balance_loss"]
         assert found == pytest.approx(wanted, rel=1e-5)
@@ -88,7 +90,7 @@ def test_an_unused_module_and_an_unused_pool_are_dead():
     metrics = routing_metrics(collect(routing_sums([first, skip], mask, num_stages=2)))
     assert metrics["dead_fraction"] == 0.75
     assert metrics["skip_rate"] == metrics["skip_share"] == 0.5
-    # Stage 0: all on one of two modules, 2. Stage 1 ran nothing and counts 0.
+    # Stage 0 uses one of two modules: 2. Stage 1 ran no module and counts 0.
     assert metrics["load_max_over_mean"] == 1
     assert metrics["entropy"] == pytest.approx(math.log(2) / math.log(3))
 
@@ -104,11 +106,11 @@ def test_padding_alone_says_nothing():
 
 def test_use_and_flow_equal_a_count_token_by_token():
     routing, mask = random_pass(0)
-    sums = pool_sums([one.ffn for one in routing], mask)
+    sums = pool_sums([record.ffn for record in routing], mask)
     use = np.zeros((len(routing), N_FFN + 1))
     flow = np.zeros((len(routing) - 1, N_FFN + 1, N_FFN + 1))
     for row, column in mask.nonzero().tolist():
-        path = [one.ffn.selected[row, column].tolist() for one in routing]
+        path = [record.ffn.selected[row, column].tolist() for record in routing]
         for index, places in enumerate(path):
             for slot in places:
                 use[index, slot] += 1

@@ -1,4 +1,4 @@
-"""Sums over ranks and their way to the host."""
+"""Sums over ranks and their transfer to the host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The auxiliary losses against their formulas, one token at a time."""
+"""The auxiliary losses, compared with their formulas token by token."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from tests.helpers.models import small_model, tokens
 
 
 def formula(decided, name: str, mask: torch.Tensor, include_skip: bool) -> float:
-    """N' · Σ f_i P_i of one pool, by counting."""
+    """Compute N' · Σ f_i P_i of a pool by counting."""
     size = getattr(decided[0], name).scores.shape[-1]
     counts, sums = [0.0] * size, [0.0] * size
-    for routing in (getattr(one, name) for one in decided):
+    for routing in (getattr(record, name) for record in decided):
         for row, column in mask.nonzero().tolist():
             for choice in routing.selected[row, column].tolist():
                 counts[choice] += 1
@@ -61,7 +61,7 @@ def test_balance_loss_pushes_the_router_away_from_collapse():
     output = model(input_ids=ids, labels=ids, output_routing=True)
     router = model.model.stages[0].ffn.router
     (gradient,) = torch.autograd.grad(output.balance_loss, router.output.bias)
-    load = torch.stack([one.ffn.selected for one in output.routing]).flatten().bincount(minlength=4)
+    load = torch.stack([record.ffn.selected for record in output.routing]).flatten().bincount(minlength=4)
     assert float(gradient[load.argmax()]) > 0 > float(gradient[load.argmin()])
 
 

@@ -1,4 +1,4 @@
-"""The cache that appends in place, against the one that joins anew."""
+"""The cache that appends in place, compared with the one that concatenates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`torch.compile`: one graph, the same numbers, no second compilation for another routing."""
+"""`torch.compile`: a single graph, the same numbers, and no recompilation for other routing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_compiled_layers_give_the_same_loss_and_gradients(changes):
 
 
 def test_decoding_with_a_cache_leaves_compiled_layers_alone():
-    """Every length would be another shape, and a compilation of its own."""
+    """Each length would be compiled separately."""
     model, ids = small_model().eval(), tokens(2, 6)
     options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     expected = model.generate(ids, **options)

@@ -1,4 +1,4 @@
-"""A configuration that cannot be is refused, in one line that names the field."""
+"""Invalid configurations are rejected with a one-line message that names the field."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "config_0.1.json"
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"d_model": 0}, "d_model must be an integer of at least 1, got 0"),
         ({"d_model": 18, "num_heads": 4}, "d_model must be a multiple of num_heads (4), got 18"),
@@ -84,10 +84,10 @@ GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "config_0.1.json"
         ({"absorbing_skip": True, "top_k": 1, "router": "sequential"}, "absorbing_skip must be false if"),
     ],
 )
-def test_refusals_name_field_value_and_what_is_allowed(changes, said):
+def test_errors_name_field_value_and_allowed_values(changes, message):
     with pytest.raises(ValueError) as error:
         small_config(**changes)
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)
 
 
 def test_graph_depth_and_its_alias():
@@ -104,7 +104,7 @@ def test_round_trip_through_a_dictionary():
 
 
 def test_a_configuration_of_version_0_1_says_all_that_it_means():
-    """Defaults have changed since; the file has every value, whether or not it was the default then."""
+    """Defaults have changed since; the file contains every value, including the defaults of its time."""
     fields = json.loads(GOLDEN_CONFIG.read_text())
     config = MoMConfig.from_dict(dict(fields))
     assert (config.temperature, config.router_prior, config.router_dim) == (1.0, "none", 8)

@@ -1,4 +1,4 @@
-"""The penalty on depth against its definition, its gradient against that of probabilities, and what it does."""
+"""The depth penalty: its definition, its gradient, and its effect in training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def padded(rows: int = 3, length: int = 9) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def measured_depth(model, routing, mask) -> float:
-    """As the callback measures it."""
+    """Measure depth like the callback."""
     config = model.config
     pools = [layout.name for layout in config.pools()]
     sums = depth_sums(
@@ -61,10 +61,10 @@ def test_value_is_of_the_measured_depth_and_gradient_of_the_probabilities(change
     ours = torch.autograd.grad(output.depth_loss, parameters, retain_graph=True, allow_unused=True)
     theirs = torch.autograd.grad(surrogate, parameters, allow_unused=True)
     assert any(gradient is not None and gradient.abs().max() > 1e-5 for gradient in theirs)
-    for name, one, other in zip(names, ours, theirs, strict=True):
-        if other is None:
-            other = torch.zeros_like(model.get_parameter(name))
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-3, msg=name)
+    for name, gradient, expected in zip(names, ours, theirs, strict=True):
+        if expected is None:
+            expected = torch.zeros_like(model.get_parameter(name))
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("target", [3.5, 4.75])
@@ -96,7 +96,7 @@ def test_without_a_target_there_is_no_penalty_and_a_plain_model_has_none():
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"top_k": 2}, "depth_target must be null with top_k 2 and skip_rule share"),
         ({"top_k": 1, "depth_target": 2.5}, "depth_target must be between 3 and 7, or null, got 2.5"),
@@ -117,7 +117,7 @@ def test_without_a_target_there_is_no_penalty_and_a_plain_model_has_none():
         ({"top_k": 1, "depth_coefficient": -1}, "depth_coefficient must be a number of at least 0, got -1"),
     ],
 )
-def test_a_target_that_cannot_be_met_is_refused(changes, said):
+def test_an_unreachable_target_is_rejected(changes, message):
     with pytest.raises(ValueError) as error:
         small_config(**({"depth_target": 5} | changes))
-    assert str(error.value).startswith(said)
+    assert str(error.value).startswith(message)

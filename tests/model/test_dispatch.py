@@ -1,4 +1,4 @@
-"""The grouped linear map against its definition, row by row, for every implementation."""
+"""All implementations of the grouped linear map, compared with its definition row by row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mom.model.dispatch import grouped_linear, sort_by_group
 
 
 def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row, gelu):
-    """The definition: one (token, choice) at a time. ``row`` says where each stands in dispatch order."""
+    """The definition, for each (token, choice); ``row`` is its position in dispatch order."""
     num_tokens, num_choices = groups.shape
     rows = [torch.zeros(weight.shape[-1], dtype=x.dtype) for _ in range(groups.numel())]
     for token in range(num_tokens):
@@ -31,7 +31,7 @@ def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row, gelu):
 
 @st.composite
 def routings(draw):
-    """Choices of K different groups per token, SKIP (the number of groups) included."""
+    """Return K distinct groups per token; the number of groups means SKIP."""
     num_groups = draw(st.integers(1, 5))
     num_choices = draw(st.integers(1, num_groups + 1))
     num_tokens = draw(st.integers(1, 9))
@@ -68,7 +68,7 @@ def test_equals_its_definition_in_value_and_every_gradient(
     options = {"gather": gather, "scatter": scatter, "row_weight": row_weight, "gelu": gelu}
     expected = naive(x, weight, bias, groups, row=dispatch.row, **options)
     grad = torch.randn(expected.shape, generator=generator)
-    # Where every row is SKIP it depends on nothing, which autograd must be told.
+    # If every row is SKIP, the output depends on nothing and has no gradient function.
     expected = expected + 0 * sum(leaf.sum() for leaf in leaves)
     expected_grads = torch.autograd.grad(expected, leaves, grad)
 
@@ -112,7 +112,7 @@ def test_sorting_keeps_every_choice_once_and_puts_skip_last(routing):
 def test_memory_of_skip_rows_never_reaches_a_result():
     groups = torch.full((64, 2), 3)
     dispatch = sort_by_group(groups, 3)
-    torch.full((64 * 2, 32), float("nan"))  # what a new buffer may hold
+    torch.full((64 * 2, 32), float("nan"))  # a new buffer may contain NaN
     x = torch.randn(64, 16, requires_grad=True)
     weight, bias = torch.randn(3, 16, 32, requires_grad=True), torch.randn(3, 32, requires_grad=True)
     out = grouped_linear(x, weight, bias, dispatch, gather=True, scatter=True, row_weight=torch.ones(128))

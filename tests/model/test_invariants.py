@@ -1,4 +1,4 @@
-"""What must hold for every model: causality, independence of rows and padding, caching, gradients, saving."""
+"""Invariants of all models: causality, independence of rows and padding, caching, gradients, saving."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_a_batch_equals_its_rows(changes):
 def test_cached_decoding_equals_the_full_forward_token_by_token(changes):
     model = small_model(**changes)
     ids = tokens(3, 12)
-    whole = model(input_ids=ids).logits
+    full = model(input_ids=ids).logits
     output = model(input_ids=ids[:, :5], use_cache=True)
     logits = [output.logits]
     for position in range(5, 12):
@@ -57,7 +57,7 @@ def test_cached_decoding_equals_the_full_forward_token_by_token(changes):
             input_ids=ids[:, position : position + 1], past_key_values=output.past_key_values, use_cache=True
         )
         logits.append(output.logits)
-    torch.testing.assert_close(torch.cat(logits, dim=1), whole, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(logits, dim=1), full, atol=1e-5, rtol=1e-4)
     assert len(output.past_key_values.layers) == model.config.graph_depth
 
 

@@ -1,4 +1,4 @@
-"""The chunked loss against PyTorch's over whole logits."""
+"""The chunked loss, compared with PyTorch's loss of all logits."""
 
 from __future__ import annotations
 

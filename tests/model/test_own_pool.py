@@ -1,4 +1,4 @@
-"""A third pool of a user's own kind: causal depthwise convolutions, against a loop and in every way a model runs."""
+"""A third pool of a custom kind: causal depthwise convolutions, compared with a loop in all modes of the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def conv_model(**changes: Any) -> MoMForCausalLM:
 
 
 def convolved(model: MoMForCausalLM, x: torch.Tensor, routing: Any) -> torch.Tensor:
-    """The update of one sequence by the first stage's convolutions, a token and a module at a time."""
+    """Return the update of a sequence by the first stage's convolutions, token by token and module by module."""
     pool = model.model.stages[0].causal_conv.pool
     size = pool.kernel_weight.shape[1]
     out = torch.zeros_like(x)

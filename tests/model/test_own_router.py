@@ -1,4 +1,4 @@
-"""A router of a user's own: what it states is all that the rest needs."""
+"""A custom router kind: its declarations are all that the rest of the code needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two ways to run a pool, sorted by module or every module for every token, give the same."""
+"""Both ways to run a pool, sorted by module or all modules for all tokens, agree."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_running_every_module_gives_what_sorting_by_module_gives(changes, folds,
         with torch.no_grad():
             outputs[bound] = model(input_ids=ids, output_routing=True)
     assert torch.equal(outputs[0].routing[-1].ffn.selected, outputs[10**6].routing[-1].ffn.selected)
-    assert not torch.equal(outputs[0].logits, outputs[10**6].logits)  # two ways indeed
+    assert not torch.equal(outputs[0].logits, outputs[10**6].logits)  # both ways were used
     torch.testing.assert_close(outputs[10**6].logits, outputs[0].logits, atol=1e-5, rtol=1e-4)
 
 

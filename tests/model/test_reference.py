@@ -1,4 +1,4 @@
-"""The model against the reference: logits, routing, and the gradient of every parameter."""
+"""The model, compared with the reference: logits, routing, and the gradient of every parameter."""
 
 from __future__ import annotations
 

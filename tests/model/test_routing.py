@@ -1,4 +1,4 @@
-"""Choice, schedules, priors and routers."""
+"""Choices, schedules, priors, and routers."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_schedules():
     ]
     grouped = layout(num_modules=6, num_rounds=3, schedule="grouped").reachable()
     assert [[slot for slot in range(7) if row[slot]] for row in grouped] == [[0, 1, 6], [2, 3, 6], [4, 5, 6]]
-    # A pool smaller than the rounds: every round has a module, in order, none left out.
+    # With fewer modules than rounds, every round has a module, in order, and all are used.
     few = layout(num_modules=2, num_rounds=4, schedule="grouped", skip=False).reachable()
     assert [row.index(True) for row in few] == [0, 0, 1, 1]
 

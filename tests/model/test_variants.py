@@ -1,6 +1,6 @@
-"""The transformers that MoM contains, each against a plain implementation written here: values and gradients.
+"""Other architectures as special cases of MoM, each compared with a plain implementation: values and gradients.
 
-The plain ones are made of `torch.nn.functional` and a loop over layers and tokens. They read the weights of the
+The plain implementations use `torch.nn.functional` and a loop over layers and tokens. They read the weights of the
 model as tensors, and nothing else of it.
 """
 
@@ -33,7 +33,7 @@ def norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
 
 
 def attention(pool, i: int, x: Tensor, heads: int, seen: Tensor | None = None) -> Tensor:
-    """GPT-2's attention with weights i, [T, D] → [T, D]; ``seen`` [T]: keys that others than themselves see."""
+    """GPT-2's attention with weights i, [T, D] → [T, D]; ``seen`` [T]: keys that other tokens can attend to."""
     length, width = x.shape
     qkv = norm(x, pool.norm_weight[i], pool.norm_bias[i]) @ pool.qkv_weight[i] + pool.qkv_bias[i]
     q, k, v = qkv.view(length, 3, heads, width // heads).permute(1, 2, 0, 3)
@@ -61,14 +61,14 @@ def head(model: MoMForCausalLM, x: Tensor) -> Tensor:
 
 
 def keeps(model: MoMForCausalLM, part, x: Tensor, layer: int) -> Tensor:
-    """Probability that a router prefers the layer to passing it by: a two-way softmax over its two outputs, [T]."""
+    """Probability that a router runs the layer instead of skipping it: a softmax over its two outputs, [T]."""
     out = part.router.output
     pair = torch.stack([x @ out.weight[layer] + out.bias[layer], x @ out.weight[-1] + out.bias[-1]], dim=-1)
     return (pair / model.config.temperature).softmax(-1)[:, 0]
 
 
 def plain_stack(model: MoMForCausalLM, ids: Tensor, order: list[int]) -> Tensor:
-    """GPT-2 whose layers are those of ``order``, one after the other."""
+    """GPT-2 with the layers in ``order``."""
     stage, x = model.model.stages[0], embed(model, ids)
     for i in order:
         x = x + attention(stage.attention.pool, i, x, model.config.num_heads)
@@ -77,7 +77,7 @@ def plain_stack(model: MoMForCausalLM, ids: Tensor, order: list[int]) -> Tensor:
 
 
 def layer_skip(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Layers in order; before each half a token's own gate keeps it (scaled by its probability) or passes it by."""
+    """Layers in order; before each half, a gate per token runs it (scaled by its probability) or skips it."""
     stage, x = model.model.stages[0], embed(model, ids)
     for i in range(LAYERS):
         p = keeps(model, stage.attention, x, i)
@@ -90,7 +90,7 @@ def layer_skip(model: MoMForCausalLM, ids: Tensor) -> Tensor:
 
 
 def early_exit(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Layers in order; before each a token may leave, and is not touched by that layer nor any later one."""
+    """Layers in order; before each layer a token may exit, and then skips that layer and all later ones."""
     stage, x = model.model.stages[0], embed(model, ids)
     inside = torch.ones(len(ids)).bool()
     for i in range(LAYERS):
@@ -103,7 +103,7 @@ def early_exit(model: MoMForCausalLM, ids: Tensor) -> Tensor:
 
 
 def mixture_of_depths(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Routed and plain blocks in turn; a token takes a routed block whole or passes it by."""
+    """Alternating routed and plain blocks; a token runs or skips an entire routed block."""
     x, heads = embed(model, ids), model.config.num_heads
     for stage in model.model.stages:
         p = keeps(model, stage.attention, x, 0)
@@ -121,7 +121,7 @@ def mixture_of_depths(model: MoMForCausalLM, ids: Tensor) -> Tensor:
 
 
 def mixture_of_experts(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Each layer has its attention and its own experts; a token runs the best K, by renormalized softmax."""
+    """Each layer has an attention and its own experts; a token runs the top K, with renormalized softmax weights."""
     stage, x, config = model.model.stages[0], embed(model, ids), model.config
     experts, k = config.num_ffn_modules // LAYERS, config.ffn_top_k
     for i in range(LAYERS):
@@ -176,7 +176,7 @@ def variant(case: str) -> MoMForCausalLM:
     model = small_model(**STACK | CASES[case][0])
     with torch.no_grad():
         for stage in model.model.stages:
-            stage.attention.router.output.bias[:-1] += 0.3  # so that most stay and some leave
+            stage.attention.router.output.bias[:-1] += 0.3  # so that most tokens stay and some exit
     return model
 
 
@@ -188,9 +188,9 @@ def test_equals_a_plain_implementation_in_value_and_every_gradient(case):
     ours = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     if model.config.pools()[0].may_skip():
         left = torch.stack(
-            [one.attention.selected == one.attention.scores.shape[-1] - 1 for one in output.routing]
+            [record.attention.selected == record.attention.scores.shape[-1] - 1 for record in output.routing]
         )
-        assert 0.05 < left.float().mean() < 0.95  # the case is about something
+        assert 0.05 < left.float().mean() < 0.95  # the test is not vacuous
 
     model.zero_grad()
     logits = torch.stack([CASES[case][1](model, row) for row in ids])
@@ -206,18 +206,18 @@ def test_equals_a_plain_implementation_in_value_and_every_gradient(case):
 @pytest.mark.parametrize("case", ["early exit", "mixture of depths", "experts, best two"])
 def test_padding_and_cached_decoding_change_nothing(case):
     model, ids = variant(case), tokens(2, 9)
-    whole = model(input_ids=ids).logits
+    full = model(input_ids=ids).logits
     cache, steps = None, []
     for at in range(9):
         out = model(input_ids=ids[:, at : at + 1], past_key_values=cache, use_cache=True)
         cache = out.past_key_values
         steps.append(out.logits)
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(torch.cat(steps, dim=1), full, atol=2e-5, rtol=1e-4)
     for left in (0, 3):
         padded, mask = torch.zeros(2, 12, dtype=torch.long), torch.zeros(2, 12, dtype=torch.long)
         padded[:, left : left + 9], mask[:, left : left + 9] = ids, 1
         logits = model(input_ids=padded, attention_mask=mask).logits[:, left : left + 9]
-        torch.testing.assert_close(logits, whole, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(logits, full, atol=2e-5, rtol=1e-4)
 
 
 def test_who_has_left_stays_away():
@@ -225,8 +225,8 @@ def test_who_has_left_stays_away():
     routing = model(input_ids=ids, output_routing=True).routing
     skip = model.config.num_attention_modules
     away, shares = torch.zeros(4, 9).bool(), []
-    for one in routing:
-        for step in one:
+    for decisions in routing:
+        for step in decisions:
             assert (step.selected[..., 0] == skip)[away].all()
             assert (step.scores[away] == torch.eye(skip + 1)[skip]).all()
             away = away | (step.selected == skip).all(-1)
@@ -237,9 +237,11 @@ def test_who_has_left_stays_away():
 @pytest.mark.parametrize("skip_slots", [1, 2])
 def test_routers_learn_nothing_from_who_has_left(skip_slots):
     outputs = torch.randn(1, 4, 3 + skip_slots, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    gone = torch.tensor([[True, False, True, False]])
-    decided = leave(choose(outputs, num_modules=3, top_k=2, normalize=True), gone)
-    assert decided.selected[gone].tolist() == [[3, 3]] * 2 and decided.weights[gone].tolist() == [[1, 0]] * 2
+    exited = torch.tensor([[True, False, True, False]])
+    decided = leave(choose(outputs, num_modules=3, top_k=2, normalize=True), exited)
+    assert (
+        decided.selected[exited].tolist() == [[3, 3]] * 2 and decided.weights[exited].tolist() == [[1, 0]] * 2
+    )
     loss = decided.scores.square().sum() + decided.weights.square().sum() + decided.logits.logsumexp(-1).sum()
     loss.backward()
-    assert (outputs.grad[gone] == 0).all() and (outputs.grad[~gone] != 0).any(-1).all()
+    assert (outputs.grad[exited] == 0).all() and (outputs.grad[~exited] != 0).any(-1).all()

@@ -1,4 +1,4 @@
-"""A router without some modules, against a model that was built without them."""
+"""Routers without some modules, compared with a model built without them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ POOLS = ("attention", "ffn")
 
 
 def built_without(model: MoMForCausalLM, removed: dict[tuple[int, str], list[int]]) -> MoMForCausalLM:
-    """A model whose pools never had the modules: their rows, columns and priors deleted from the weights.
+    """Build a model without the modules, by deleting their rows, columns, and priors from the weights.
 
-    Every stage has to lose as many of a kind, since a configuration has one number for all.
+    Every stage must lose the same number of modules, since the configuration has a single number for all stages.
     """
     config = model.config
     sizes = {kind: getattr(config, f"num_{kind}_modules") for kind in POOLS}
     kept = {}
     state = dict(model.state_dict())
-    for (stage, kind), gone in removed.items():
-        kept[kind] = [one for one in range(sizes[kind]) if one not in gone]
+    for (stage, kind), numbers in removed.items():
+        kept[kind] = [number for number in range(sizes[kind]) if number not in numbers]
         slots = [*kept[kind], *range(sizes[kind], sizes[kind] + config.num_skip_slots)]
         place = f"model.stages.{stage}.{kind}."
         for name in [name for name in state if name.startswith(place)]:
@@ -33,7 +33,7 @@ def built_without(model: MoMForCausalLM, removed: dict[tuple[int, str], list[int
                 state[name] = state[name][slots]
             elif name.endswith(".prior"):
                 state[name] = state[name][:, slots]
-    smaller = {f"num_{kind}_modules": len(one) for kind, one in kept.items()}
+    smaller = {f"num_{kind}_modules": len(numbers) for kind, numbers in kept.items()}
     other = MoMForCausalLM(MoMConfig.from_dict(config.to_dict() | smaller)).eval()
     other.load_state_dict(state)
     return other
@@ -63,12 +63,12 @@ def test_a_module_out_of_reach_is_one_that_was_never_there(changes: dict[str, An
         for kind in POOLS
     }
     if 2 in (model.config.top_k, model.config.ffn_top_k):
-        removed = {place: gone[:1] for place, gone in removed.items()}
+        removed = {place: numbers[:1] for place, numbers in removed.items()}
     routers = {place: getattr(model.model.stages[place[0]], place[1]).router for place in removed}
     with torch.no_grad():
         before = model(input_ids=ids).logits
         expected = built_without(model, removed)(input_ids=ids).logits
-        contexts = [routers[place].without(gone) for place, gone in removed.items()]
+        contexts = [routers[place].without(numbers) for place, numbers in removed.items()]
         for context in contexts:
             context.__enter__()
         found = model(input_ids=ids).logits
@@ -89,7 +89,7 @@ def test_a_random_router_takes_the_next_in_its_order() -> None:
     def chosen() -> torch.Tensor:
         with torch.no_grad():
             routing = model(input_ids=ids, output_routing=True).routing
-        return torch.stack([one.ffn.selected for one in routing])
+        return torch.stack([record.ffn.selected for record in routing])
 
     before = chosen()
     with router.without([2]):
@@ -103,7 +103,7 @@ def test_a_random_router_takes_the_next_in_its_order() -> None:
     ("changes", "modules", "spared"),
     [
         ({"top_k": 2}, [0, 1], True),
-        ({"top_k": 2}, [0, 1, 2], False),  # only SKIP would be left for two places
+        ({"top_k": 2}, [0, 1, 2], False),  # only SKIP would be left for two assignments
         ({"top_k": 2, "skip": False}, [0, 1], False),
         ({"top_k": 1}, [0, 1, 2], True),
         ({"top_k": 1, "skip": False}, [0, 1, 2], False),

@@ -1,4 +1,4 @@
-"""Figures of depth: what they draw is what the arrays hold."""
+"""Figures of depth, compared with the given arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_bins_of_frequency_weigh_every_token():
     kinds = rng.zipf(1.6, size=5000) % 300
     depths = rng.integers(4, 20, size=5000) / 2 + (kinds == 1)
     tokens = np.bincount(kinds, minlength=310)
-    sums = [np.bincount(kinds, weights=one, minlength=310) for one in (depths, depths**2)]
+    sums = [np.bincount(kinds, weights=values, minlength=310) for values in (depths, depths**2)]
     binned = depth_metrics.binned_by_frequency(tokens, *sums)
     assert binned.tokens.sum() == 5000
     frequency = 1e6 * tokens[kinds] / 5000
@@ -44,4 +44,4 @@ def test_depth_by_loss_leaves_empty_bins_out():
     assert binned.std()[[0, 2]].tolist() == [1, 0]
     figure = depth_figures.depth_by_loss({"effective": binned, "attention": binned}, run=RUN)
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[0.5, 2.5]] * 2
-    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "told apart without color"
+    assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "distinguishable without color"

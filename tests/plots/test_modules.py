@@ -1,4 +1,4 @@
-"""Figures of single modules show the numbers they are given."""
+"""Figures of single modules, compared with the given numbers."""
 
 from __future__ import annotations
 

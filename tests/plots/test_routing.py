@@ -1,4 +1,4 @@
-"""Figures show the numbers they were given: read back from what was drawn."""
+"""Figures of routing: the drawn numbers are those given."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUN = "2026-01-01_00-00-00-abcd"
 
 
 def random_flow(rounds: int, slots: int, seed: int = 0) -> np.ndarray:
-    """Counts of tokens that moved at random, as many in each round."""
+    """Return counts of random moves between choices, with the same total in each round."""
     choices = np.random.default_rng(seed).integers(slots, size=(rounds, 500))
     flow = np.zeros((rounds - 1, slots, slots))
     for r in range(rounds - 1):
@@ -27,7 +27,7 @@ def twice(array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def texts(figure) -> list[str]:
-    return [one.get_text() for one in figure.findobj(Text) if one.get_text()]
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
 
 
 def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
@@ -35,9 +35,9 @@ def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
     ffn = np.array([[1, 1, 1, 1], [8, 0, 0, 2], [0, 1, 0, 1]])
     figure = figures.module_use({"attention": attention, "FFN": ffn}, run=RUN)
     left, right = figure.axes[:2]
-    assert [one.get_text() for one in left.texts] == ["75", "25", "0", "0", "0", "100", "0", "0", "0"]
-    assert [one.get_text() for one in right.texts][:8] == ["25"] * 4 + ["80", "0", "0", "20"]
-    assert [one.get_text() for one in right.get_xticklabels()] == ["0", "1", "2", "SKIP"]
+    assert [text.get_text() for text in left.texts] == ["75", "25", "0", "0", "0", "100", "0", "0", "0"]
+    assert [text.get_text() for text in right.texts][:8] == ["25"] * 4 + ["80", "0", "0", "20"]
+    assert [text.get_text() for text in right.get_xticklabels()] == ["0", "1", "2", "SKIP"]
     assert left.images[0].get_cmap().name == HEAT
     assert RUN in figure.get_suptitle()
 
@@ -45,7 +45,7 @@ def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
 def test_stages_are_told_apart():
     use = np.ones((6, 3))
     axis = figures.module_use(twice(use), num_stages=2).axes[0]
-    assert [one.get_text() for one in axis.get_yticklabels()] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
     assert len(axis.lines) == 1 and set(axis.lines[0].get_ydata()) == {2.5}
 
 
@@ -92,4 +92,4 @@ def test_arrays_of_another_shape_are_refused():
 def test_a_figure_becomes_a_whole_file(tmp_path):
     path = write_figure(figures.module_use(twice(np.ones((2, 3)))), tmp_path / "new" / "use.png")
     assert imread(path).ndim == 3
-    assert [one.name for one in path.parent.iterdir()] == ["use.png"]
+    assert [file.name for file in path.parent.iterdir()] == ["use.png"]

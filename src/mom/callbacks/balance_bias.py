@@ -28,7 +28,7 @@ class BalanceBias(StepCallback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any, **__: Any
     ) -> None:
-        """Count this micro-batch; after the last one of the optimizer step, move the biases."""
+        """Count this micro-batch; at the end of the optimizer step, move the biases."""
         config = get_model_config(pl_module)
         if not config.balance_bias_rate or not outputs["routing"]:
             return

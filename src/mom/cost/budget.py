@@ -38,7 +38,7 @@ def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Calla
 
 
 def options_of(config: MoMConfig, field: str) -> tuple[str, ...]:
-    """Return the model options that a field stands for, such as ``num_rounds`` or ``pools.ffn.num_modules``."""
+    """Return the model options of a field, such as ``num_rounds`` or ``pools.ffn.num_modules``."""
     if field == "modules":
         flat = {layout.name: f"num_{layout.kind.name}_modules" for layout in config.pools()}
         if not isinstance(config.pool_specs, Mapping) and all(

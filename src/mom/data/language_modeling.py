@@ -121,7 +121,7 @@ class LanguageModelingDataModule(ResumableDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return a loader of this rank's validation batches, in order; the last one may be incomplete.
+        """Return a loader of this rank's validation batches, in order; the last may be incomplete.
 
         Each rank reads every ``world_size``-th window, and all ranks read the same number: a rank with an extra batch
         would wait for the others forever if the model is sharded. The last ``num_windows % world_size`` windows are

@@ -110,7 +110,7 @@ def write_token_files(
     """Tokenize a corpus into the token files of both splits.
 
     The calling thread reads documents and writes tokens. Each batch is encoded in another thread, for which the library
-    uses threads of its own; while one batch's IDs are copied to Python, which takes one thread, the next is encoded.
+    uses its own threads; while a batch's IDs are copied to Python, on a single thread, the next batch is encoded.
 
     Args:
         folder: the folder for the files and the mark.

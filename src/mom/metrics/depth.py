@@ -22,7 +22,7 @@ WEIGHTED_STEP = 0.25
 """Blocks in a bin of the distribution of weighted depth."""
 
 LOSS_EDGES = tuple(range(17))
-"""Bins of the loss, in nats; the last one includes everything above."""
+"""Bins of the loss, in nats; the last includes everything above."""
 
 
 def module_weights(choice: Routing) -> Tensor:

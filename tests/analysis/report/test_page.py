@@ -1,4 +1,4 @@
-"""The report's data and text: they survive the round trip, and no text becomes markup."""
+"""The report's data and text: they round-trip, and text never becomes markup."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from tests.helpers.traces import recorded
 NASTY = 'a</script><script>alert(1)</script><!-- & "quoted" \u2028 模块 naïve 😀 <b>module</b>'
 
 
-def unpacked(one: dict) -> np.ndarray:
-    values = np.frombuffer(base64.b64decode(one["data"]), dtype=f"<{one['type']}")
-    if "low" not in one:
+def unpacked(column: dict) -> np.ndarray:
+    values = np.frombuffer(base64.b64decode(column["data"]), dtype=f"<{column['type']}")
+    if "low" not in column:
         return values
-    real = one["low"] + values.astype(float) * (one["high"] - one["low"]) / one["steps"]
-    return np.where(values > one["steps"], np.nan, real)
+    real = column["low"] + values.astype(float) * (column["high"] - column["low"]) / column["steps"]
+    return np.where(values > column["steps"], np.nan, real)
 
 
 @settings(deadline=None)
@@ -47,9 +47,9 @@ def test_integers_survive_the_round_trip(values: list[int]) -> None:
 @given(st.lists(st.floats(-1e6, 1e6) | st.just(float("nan")), max_size=20))
 def test_real_numbers_survive_within_a_step(values: list[float]) -> None:
     given_values = np.array(values)
-    one = packed_real(given_values)
-    step = (one["high"] - one["low"]) / one["steps"]
-    found = unpacked(one)
+    column = packed_real(given_values)
+    step = (column["high"] - column["low"]) / column["steps"]
+    found = unpacked(column)
 
     np.testing.assert_array_equal(np.isnan(found), np.isnan(given_values))
     assert np.all(np.isnan(found) | (np.abs(found - given_values) <= 0.51 * step + 1e-9))
@@ -103,19 +103,19 @@ def test_the_viewer_gets_the_recorded_data(tmp_path: Path, count: int) -> None:
     assert data["rounds"] == [[stage, number] for stage in range(2) for number in range(4)]
     assert (data["bottom"], data["top"], data["anchors"]) == (1, 1, True)
     assert data["kinds"]["ffn"]["modules"] == 2 and data["kinds"]["attention"]["modules"] == 3
-    for kind, one in data["kinds"].items():
-        choice = unpacked(one["choice"]).reshape(size, 8, one["places"])
-        weight = unpacked(one["weight"]).reshape(choice.shape)
+    for kind, pool in data["kinds"].items():
+        choice = unpacked(pool["choice"]).reshape(size, 8, pool["places"])
+        weight = unpacked(pool["weight"]).reshape(choice.shape)
         for token, index, place in np.ndindex(choice.shape):
             row = rows[(token, *data["rounds"][index], kind, place)]
             assert choice[token, index, place] == row["choice"]
             assert weight[token, index, place] == pytest.approx(row["weight"], abs=1e-4)
     columns = traces.tokens(first=size).to_pydict()
-    names = [one["name"].split(" (")[0].replace(" ", "_") for one in data["measures"]]
-    for name, one in zip(names[:3], data["measures"][:3], strict=True):
-        np.testing.assert_allclose(unpacked(one["values"]), columns[name], atol=1e-3)
+    names = [measure["name"].split(" (")[0].replace(" ", "_") for measure in data["measures"]]
+    for name, measure in zip(names[:3], data["measures"][:3], strict=True):
+        np.testing.assert_allclose(unpacked(measure["values"]), columns[name], atol=1e-3)
     assert np.isnan(unpacked(data["measures"][3]["values"])).tolist() == [
-        one is None for one in columns["loss"]
+        loss is None for loss in columns["loss"]
     ]
 
 
@@ -124,7 +124,7 @@ def test_the_first_measure_that_differs_colors(tmp_path: Path) -> None:
     shared, _ = recorded(tmp_path / "share", ids, vocab_size=VOCABULARY)
     first, _ = recorded(tmp_path / "first", ids, vocab_size=VOCABULARY, skip_rule="first")
 
-    # With two places, one of which at most is SKIP's, every token has the same effective depth.
+    # With two assignments, of which at most one goes to SKIP, every token has the same effective depth.
     assert viewer_data(shared, tokenizer, 40)["colored_by"] == 1
     assert viewer_data(first, tokenizer, 40)["colored_by"] == 0
 

@@ -82,15 +82,17 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Traces, list
 @pytest.fixture
 def opened(browser: Browser, report: tuple[Path, Traces, list[str]]) -> Iterator[Opened]:
     with browser.new_context(viewport={"width": 1280, "height": 900}) as context:
-        one = Opened(context.new_page(), *report[1:])
-        one.page.on("console", lambda message: one.complaints.append(message.text))
-        one.page.on("pageerror", lambda error: one.complaints.append(str(error)))
-        one.page.on("dialog", lambda dialog: (one.complaints.append(dialog.message), dialog.dismiss()))
-        one.page.on("request", lambda request: one.requests.append(request.url))
-        one.page.goto(report[0].as_uri())
-        yield one
-        assert one.complaints == []
-        assert one.requests == [report[0].as_uri()]
+        report_page = Opened(context.new_page(), *report[1:])
+        report_page.page.on("console", lambda message: report_page.complaints.append(message.text))
+        report_page.page.on("pageerror", lambda error: report_page.complaints.append(str(error)))
+        report_page.page.on(
+            "dialog", lambda dialog: (report_page.complaints.append(dialog.message), dialog.dismiss())
+        )
+        report_page.page.on("request", lambda request: report_page.requests.append(request.url))
+        report_page.page.goto(report[0].as_uri())
+        yield report_page
+        assert report_page.complaints == []
+        assert report_page.requests == [report[0].as_uri()]
 
 
 def path_of(traces: Traces, token: int) -> dict[tuple[int, int, str], list[tuple[int, float]]]:
@@ -108,7 +110,7 @@ def shown_path(page: Page) -> list[tuple[str, list[list[str]]]]:
         """() => [...document.querySelectorAll("#path tr[data-round]")].map((row) => [
             row.querySelector("th").textContent,
             [...row.querySelectorAll("td")].map((cell) => [...cell.querySelectorAll(".choice")].map(
-                (line) => [...line.children].map((one) => one.textContent).join(" "))),
+                (line) => [...line.children].map((node) => node.textContent).join(" "))),
         ])"""
     )
 
@@ -121,7 +123,7 @@ def expected_path(traces: Traces, token: int) -> list[tuple[str, list[list[str]]
         for kind in ("attention", "ffn"):
             skip = traces.header.num_modules(kind)
             lines = choices[stage, number, kind]
-            cells.append([f"{'SKIP' if one == skip else one} {weight:.3f}" for one, weight in lines])
+            cells.append([f"{'SKIP' if choice == skip else choice} {weight:.3f}" for choice, weight in lines])
         rows.append((f"{stage}.{number}", cells))
     return rows
 
@@ -132,18 +134,18 @@ def same_path(shown: list[Any], expected: list[Any]) -> None:
     for (_, cells), (_, wanted) in zip(shown, expected, strict=True):
         for lines, others in zip(cells, wanted, strict=True):
             assert [line.split()[0] for line in lines] == [line.split()[0] for line in others]
-            weights, reference = ([float(line.split()[1]) for line in one] for one in (lines, others))
+            weights, reference = ([float(line.split()[1]) for line in side] for side in (lines, others))
             assert weights == pytest.approx(reference, abs=1.01e-3)
 
 
 def test_the_text_is_there_token_by_token(opened: Opened) -> None:
     shown = opened.page.evaluate(
-        "() => [...document.querySelectorAll('.token')].map((one) => one.textContent)"
+        "() => [...document.querySelectorAll('.token')].map((node) => node.textContent)"
     )
 
     assert len(shown) == len(opened.texts)
-    for text, one in zip(shown, opened.texts, strict=True):
-        assert text == one.replace("\n", "⏎\n")
+    for text, token_text in zip(shown, opened.texts, strict=True):
+        assert text == token_text.replace("\n", "⏎\n")
     assert "</script>" in "".join(opened.texts)
     windows = opened.page.locator(".window").count()
     assert windows == -(-len(opened.texts) // 32)
@@ -186,17 +188,17 @@ def test_a_filter_finds_the_tokens_that_the_rows_list(
     page.set_checked("#filter-first", first)
     expected = sorted({row["token"] for row in opened.traces.routing(kind=kind).to_pylist() if took(row)})
     marked = page.evaluate(
-        "() => [...document.querySelectorAll('.match')].map((one) => Number(one.id.slice(1)))"
+        "() => [...document.querySelectorAll('.match')].map((node) => Number(node.id.slice(1)))"
     )
 
     assert marked == expected
     assert 0 < len(expected) < len(opened.texts)
     assert page.inner_text("#status").startswith(f"{len(expected)} of {len(opened.texts)} tokens took ")
     page.click("#match-next")
-    after = next((one for one in expected if one > 0), expected[0])
+    after = next((index for index in expected if index > 0), expected[0])
     assert page.get_attribute(f"#t{after}", "aria-selected") == "true"
     page.click("#match-previous")
-    before = [one for one in expected if one < after]
+    before = [index for index in expected if index < after]
     assert page.get_attribute(f"#t{(before or expected)[-1]}", "aria-selected") == "true"
     page.click("#filter-clear")
     assert page.locator(".match").count() == 0
@@ -236,7 +238,7 @@ def test_the_keyboard_reaches_everything(opened: Opened) -> None:
         "() => document.activeElement.getBoundingClientRect().top"
         " === document.getElementById('t0').getBoundingClientRect().top"
     )
-    # One stop for the whole text, then on to the path.
+    # The text has a single tab stop, followed by the path.
     assert page.locator(".token[tabindex='0']").count() == 1
     page.keyboard.press("Tab")
     assert focused() == "path"
@@ -248,31 +250,31 @@ def test_a_screen_reader_gets_names_and_announcements(opened: Opened) -> None:
     assert page.get_attribute("#status", "aria-live") == "polite"
     unnamed = page.evaluate(
         "() => [...document.querySelectorAll('.token')].filter("
-        "(one) => !one.textContent.replaceAll('⏎', '').trim() && !one.getAttribute('aria-label')).length"
+        "(node) => !node.textContent.replaceAll('⏎', '').trim() && !node.getAttribute('aria-label')).length"
     )
     assert unnamed == 0
-    assert page.evaluate("() => [...document.images].filter((one) => !one.alt).length") == 0
+    assert page.evaluate("() => [...document.images].filter((node) => !node.alt).length") == 0
     for name in ("Color by", "pool", "module", "round", "first choice only"):
         assert page.get_by_label(name, exact=True).count() == 1
-    newline = next(index for index, one in enumerate(opened.texts) if "\n" in one and not one.strip())
+    newline = next(index for index, text in enumerate(opened.texts) if "\n" in text and not text.strip())
     assert "line end" in (page.get_attribute(f"#t{newline}", "aria-label") or "")
 
 
 def test_colors_have_a_legend(opened: Opened) -> None:
     page = opened.page
-    choices = page.evaluate("() => [...document.getElementById('color').options].map((one) => one.text)")
+    choices = page.evaluate("() => [...document.getElementById('color').options].map((node) => node.text)")
     assert choices[0].startswith("effective depth") and choices[3].startswith("loss")
     for label in choices:
         page.select_option("#color", label=label)
         used = page.evaluate(
-            "() => [...new Set([...document.querySelectorAll('.token')].map((one) => one.className.split(' ')[1]))]"
+            "() => [...new Set([...document.querySelectorAll('.token')].map((node) => node.className.split(' ')[1]))]"
         )
         legend = page.evaluate(
-            "() => [...document.querySelectorAll('#legend .swatch')].map((one) => one.className.split(' ')[1])"
+            "() => [...document.querySelectorAll('#legend .swatch')].map((node) => node.className.split(' ')[1])"
         )
         assert set(used) - {"none"} <= set(legend)
         assert 1 <= len(legend) <= 7
-    # The loss has no value where a window ends, and every other has one.
+    # Only the loss at the end of a window has no value.
     assert page.locator(".token.none").count() == page.locator(".window").count()
 
 
