@@ -1,4 +1,4 @@
-"""Single values: types, ranges, names, and the wording of errors."""
+"""Checks of single values: types, ranges, names, and error messages."""
 
 from __future__ import annotations
 
@@ -49,11 +49,11 @@ def test_fitting_values_are_taken(value: Any, hint: Any, expected: Any) -> None:
 
 
 @pytest.mark.parametrize(("value", "hint"), MISFITS)
-def test_misfits_are_refused_with_what_is_allowed(value: Any, hint: Any) -> None:
-    with pytest.raises(UsageError) as refused:
+def test_misfits_are_rejected_with_what_is_allowed(value: Any, hint: Any) -> None:
+    with pytest.raises(UsageError) as raised:
         conform("group.name", value, hint)
 
-    assert str(refused.value) == f"group.name must be {describe(hint)}, got {as_written(value)}"
+    assert str(raised.value) == f"group.name must be {describe(hint)}, got {as_written(value)}"
 
 
 def test_a_misspelled_choice_is_answered_with_the_nearest() -> None:
@@ -97,7 +97,7 @@ def test_hints_of_other_classes_are_left_alone() -> None:
         (float("inf"), {"ge": 0}),
     ],
 )
-def test_numbers_out_of_range_are_refused(value: float, bounds: dict[str, float]) -> None:
+def test_numbers_out_of_range_are_rejected(value: float, bounds: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=r"^x must be "):
         in_range("x", value, **bounds)
 
@@ -108,13 +108,13 @@ def test_numbers_on_the_bound_and_none_pass() -> None:
 
 
 def test_a_range_is_written_in_digits() -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as raised:
         in_range("seed", -1, ge=0, le=2**32 - 1)
 
-    assert str(refused.value) == "seed must be between 0 and 4,294,967,295, got -1"
+    assert str(raised.value) == "seed must be between 0 and 4,294,967,295, got -1"
 
 
-def test_unknown_names_are_refused_with_the_nearest_or_the_list() -> None:
+def test_unknown_names_are_rejected_with_the_nearest_or_the_list() -> None:
     with pytest.raises(
         UsageError, match=r"^unknown option data\.batch_sise; did you mean data\.batch_size\?$"
     ):

@@ -1,4 +1,4 @@
-"""Hydra's errors, each as one line about one option."""
+"""Hydra's errors are converted to one line about one option."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page about extending shows the examples as they are, and its commands are requests."""
+"""docs/extending.md contains the examples verbatim, and its commands are valid requests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = re.findall(r"^    python run\.py ((?:.*\\\n)*.*)$", PAGE, re.MULTILIN
 
 @pytest.fixture(autouse=True)
 def without_plugins() -> Iterator[None]:
-    """Leave the registries as they were; the modules stay imported, so their kinds are put back for the next test."""
+    """Unregister the kinds that a test registers."""
     kinds = dict(registry.routers), dict(registry.pools)
     yield
     for registered, before in zip((registry.routers, registry.pools), kinds, strict=True):

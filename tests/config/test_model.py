@@ -1,4 +1,4 @@
-"""Groups that follow from the declared options: defaults, files, help, documentation, refusals without PyTorch."""
+"""Groups derived from declared options: defaults, files, help, documentation, and errors without PyTorch."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_page_of_options_is_the_table_of_the_declarations() -> None:
 
 
 @pytest.mark.parametrize("line", ["model.top_k=99", "router.temperature=0", "model.topk=2"])
-def test_an_option_out_of_range_is_refused_without_pytorch(line: str, tmp_path: Path) -> None:
+def test_an_option_out_of_range_is_rejected_without_pytorch(line: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-X", "importtime", str(ROOT / "run.py"), line],
         capture_output=True,

@@ -1,4 +1,4 @@
-"""Nodes: targets, keywords, and what a constructor refuses."""
+"""Nodes: targets, arguments, and errors of constructors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mom.errors import UsageError
 
 
 class Thing:
-    """Stands for a callback."""
+    """Stand-in for a callback."""
 
     def __init__(self, count: int, name: str | None = None) -> None:
         if count < 0:
@@ -21,7 +21,7 @@ class Thing:
 
 
 class Anything:
-    """Takes any keyword."""
+    """Accepts any keyword."""
 
     def __init__(self, **options: Any) -> None:
         self.options = options
@@ -32,10 +32,10 @@ def node(given: object, target: str = "Thing") -> NodeConfig:
     return NodeConfig.from_mapping("callbacks.thing", content)
 
 
-def refusal(action: Any) -> str:
-    with pytest.raises(UsageError) as refused:
+def error_message(action: Any) -> str:
+    with pytest.raises(UsageError) as raised:
         action()
-    return str(refused.value)
+    return str(raised.value)
 
 
 def test_extra_keywords_are_added_and_win() -> None:
@@ -45,13 +45,15 @@ def test_extra_keywords_are_added_and_win() -> None:
 
 
 @pytest.mark.parametrize("given", [3, None, ["a"]])
-def test_what_is_no_node_is_refused(given: object) -> None:
-    assert refusal(lambda: node(given)).startswith("callbacks.thing must be null or a group of options ")
+def test_an_invalid_node_is_rejected(given: object) -> None:
+    assert error_message(lambda: node(given)).startswith(
+        "callbacks.thing must be null or a group of options "
+    )
 
 
 @pytest.mark.parametrize("target", [None, 3, "Thing", ""])
 def test_a_target_is_a_dotted_path(target: object) -> None:
-    message = refusal(lambda: NodeConfig.from_mapping("callbacks.thing", {"_target_": target}))
+    message = error_message(lambda: NodeConfig.from_mapping("callbacks.thing", {"_target_": target}))
 
     assert message.startswith("callbacks.thing._target_ must be the dotted path of a class, got ")
 
@@ -60,7 +62,7 @@ def test_a_target_is_a_dotted_path(target: object) -> None:
 def test_a_target_has_to_exist(target: str) -> None:
     found = NodeConfig.from_mapping("callbacks.thing", {"_target_": target})
 
-    message = refusal(found.check)
+    message = error_message(found.check)
     assert "callbacks.thing._target_" in message
     assert target in message
 
@@ -69,19 +71,20 @@ def test_keywords_are_compared_with_the_signature() -> None:
     node({"count": 1}).check()
     node({"whatever": 1}, "Anything").check()
 
-    message = refusal(node({"cuont": 1}).check)
+    message = error_message(node({"cuont": 1}).check)
     assert message == "unknown option callbacks.thing.cuont; did you mean callbacks.thing.count?"
 
 
 def test_types_are_compared_with_the_signature() -> None:
-    assert refusal(node({"count": "x"}).check) == "callbacks.thing.count must be an integer, got x"
+    assert error_message(node({"count": "x"}).check) == "callbacks.thing.count must be an integer, got x"
     assert (
-        refusal(node({"count": 1, "name": 2}).check) == "callbacks.thing.name must be a string or null, got 2"
+        error_message(node({"count": 1, "name": 2}).check)
+        == "callbacks.thing.name must be a string or null, got 2"
     )
 
 
-def test_what_the_constructor_refuses_is_one_line() -> None:
-    message = refusal(node({"count": -1}).check_builds)
+def test_a_constructors_error_becomes_one_line() -> None:
+    message = error_message(node({"count": -1}).check_builds)
 
     assert message == "callbacks.thing.count must not be negative"
 

@@ -1,4 +1,4 @@
-"""Plugins: imported before the request is checked, by option or entry point, and never for a checkpoint's sake."""
+"""Plugins are imported before the request is checked, by option or entry point, and never for a checkpoint."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Mine(RouterKind):
 
 @pytest.fixture
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A module that registers a router, importable for the time of a test."""
+    """Write a module that registers a router, and make it importable during the test."""
     (tmp_path / "my_plugin.py").write_text(ROUTER)
     monkeypatch.syspath_prepend(tmp_path)
     yield "my_plugin"
@@ -112,7 +112,7 @@ def test_installed_packages_bring_plugins_as_entry_points(mine: str, monkeypatch
 
 
 def run(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own."""
+    """Run the command line in its own process."""
     return subprocess.run(
         [sys.executable, str(ROOT / "run.py"), *line],
         capture_output=True,
@@ -135,10 +135,10 @@ def test_a_router_of_your_own_trains_and_needs_its_plugin_to_load(tmp_path: Path
     assert (written["plugins"], written["router"]["bilinear_rank"]) == (["examples.bilinear_router"], 4)
     weights = next((tmp_path / "run").rglob("last.ckpt"))
     load = ("task=generate", f"init={weights}", "prompt=x", "task.max_new_tokens=2")
-    refused = run(tmp_path, *load)
-    assert refused.returncode == 2
-    assert refused.stderr.startswith(f"error: cannot load init={weights}: router must be one of ")
-    assert refused.stderr.endswith(
+    failed = run(tmp_path, *load)
+    assert failed.returncode == 2
+    assert failed.stderr.startswith(f"error: cannot load init={weights}: router must be one of ")
+    assert failed.stderr.endswith(
         "got bilinear; if a plugin registers it, import that with plugins=[my_package.my_module]\n"
     )
     assert run(tmp_path, *load, line[0]).returncode == 0

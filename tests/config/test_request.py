@@ -1,4 +1,4 @@
-"""The whole request: binding, and the checks across groups."""
+"""Requests: binding, and checks across groups."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def request(**changes: Any) -> dict[str, Any]:
     return {"run_dir": "somewhere", "model": SMALL, "data": {"sequence_length": 32}, **changes}
 
 
-def refusal(action: Any) -> str:
-    with pytest.raises(UsageError) as refused:
+def error_message(action: Any) -> str:
+    with pytest.raises(UsageError) as raised:
         action()
-    return str(refused.value)
+    return str(raised.value)
 
 
 def test_an_empty_request_has_every_default() -> None:
@@ -41,7 +41,7 @@ def test_interpolations_are_resolved() -> None:
     assert config.task.plain_steps == 3
 
 
-def test_nodes_are_read_and_null_ones_left_out() -> None:
+def test_nodes_are_read_and_null_nodes_omitted() -> None:
     node = {"_target_": "a.B", "count": 1}
     config = bind(request(callbacks={"one": node, "two": None}))
 
@@ -72,8 +72,8 @@ def test_nodes_are_read_and_null_ones_left_out() -> None:
         ({"seed": "???"}, "cannot resolve seed: "),
     ],
 )
-def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
-    assert refusal(lambda: bind(request(**changes))).startswith(message)
+def test_an_invalid_request_is_rejected(changes: dict[str, Any], message: str) -> None:
+    assert error_message(lambda: bind(request(**changes))).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -96,12 +96,12 @@ def test_what_cannot_be_is_refused(changes: dict[str, Any], message: str) -> Non
         ),
     ],
 )
-def test_a_model_that_cannot_be_is_refused_by_its_option(
+def test_an_invalid_model_is_rejected_by_its_option(
     model: dict[str, Any], router: dict[str, Any], message: str
 ) -> None:
     wanted = request(model={**SMALL, **model}, router=router)
 
-    assert refusal(lambda: bind(wanted).check_buildable()).startswith(message)
+    assert error_message(lambda: bind(wanted).check_buildable()).startswith(message)
 
 
 def test_one_choice_may_be_renormalized_where_no_router_learns() -> None:
@@ -110,11 +110,11 @@ def test_one_choice_may_be_renormalized_where_no_router_learns() -> None:
     bind(request(model={**SMALL, "top_k": 1}, router=router)).check_buildable()
 
 
-def test_the_model_takes_the_tokenizers_vocabulary_unless_told_otherwise() -> None:
+def test_the_vocabulary_size_defaults_to_the_tokenizers() -> None:
     assert bind(request()).model_config(300).vocab_size == 300
     larger = bind(request(model={**SMALL, "vocab_size": 512}))
     assert larger.model_config(300).vocab_size == 512
-    assert refusal(lambda: larger.model_config(600)).startswith(
+    assert error_message(lambda: larger.model_config(600)).startswith(
         "model.vocab_size must be null or at least 600"
     )
 
@@ -142,13 +142,13 @@ def test_every_model_and_router_option_is_a_field_of_the_model() -> None:
         ({"accelerator": "tpu"}, "trainer.accelerator must be auto"),
     ],
 )
-def test_what_this_machine_lacks_is_refused(trainer: dict[str, Any], message: str) -> None:
+def test_what_this_machine_lacks_is_rejected(trainer: dict[str, Any], message: str) -> None:
     config = bind(request(trainer=trainer))
 
-    assert refusal(config.check_buildable).startswith(message)
+    assert error_message(config.check_buildable).startswith(message)
 
 
-def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_devices_than_there_are_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.accelerators import CUDAAccelerator
 
     monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))
@@ -156,14 +156,16 @@ def test_more_devices_than_there_are_is_refused(monkeypatch: pytest.MonkeyPatch)
     bind(request(trainer={"accelerator": "gpu", "devices": 2})).check_buildable()
     config = bind(request(trainer={"accelerator": "gpu", "devices": 3}))
 
-    assert refusal(config.check_buildable).startswith("trainer.devices must be at most 2, ")
+    assert error_message(config.check_buildable).startswith("trainer.devices must be at most 2, ")
 
 
 def test_callbacks_are_checked_against_their_classes() -> None:
     node = {"_target_": "lightning.pytorch.callbacks.ModelCheckpoint", "mode": "least"}
     config = bind(request(callbacks={"checkpoint": node}))
 
-    assert refusal(config.check_buildable).startswith("cannot build callbacks.checkpoint with mode=least: ")
+    assert error_message(config.check_buildable).startswith(
+        "cannot build callbacks.checkpoint with mode=least: "
+    )
 
 
 def test_a_request_is_frozen() -> None:

@@ -1,4 +1,4 @@
-"""Each group's own checks."""
+"""Checks of each group."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_defaults_hold_and_are_frozen(section: type[Section]) -> None:
+def test_defaults_are_valid_and_frozen(section: type[Section]) -> None:
     made = section()
 
     with pytest.raises(dataclasses.FrozenInstanceError):
@@ -61,13 +61,13 @@ def test_defaults_hold_and_are_frozen(section: type[Section]) -> None:
 
 
 @pytest.mark.parametrize(("section", "given", "message"), REFUSED)
-def test_what_cannot_be_is_refused_by_its_dotted_name(
+def test_an_invalid_option_is_rejected_by_its_dotted_name(
     section: type[Section], given: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as raised:
         section.from_mapping(given)
 
-    assert str(refused.value).startswith(message)
+    assert str(raised.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_conversions_are_kept() -> None:
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_an_unknown_name_is_refused(section: type[Section]) -> None:
+def test_an_unknown_name_is_rejected(section: type[Section]) -> None:
     with pytest.raises(
         UsageError, match=rf"^unknown option {section.group}\.zzz; the options of {section.group} are "
     ):

@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclasses.dataclass(frozen=True)
 class Ended:
-    """How one rank ended: its exit code (negative: the signal) and what it printed."""
+    """Exit code (negative: the signal) and output of one rank."""
 
     code: int
     output: str
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """Return an unused port of this machine."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
@@ -30,17 +30,17 @@ def free_port() -> int:
 def launch(
     scenario: str, folder: Path, *arguments: str, world_size: int = 2, timeout: float = 300
 ) -> list[Ended]:
-    """Run a scenario on ``world_size`` processes that find each other over a free port.
+    """Run a scenario on ``world_size`` processes that communicate over a free port.
 
     Args:
         scenario: a function of :mod:`tests.distributed.scenarios`.
         folder: where the scenario writes; its first argument.
-        arguments: its others.
-        world_size: processes.
-        timeout: seconds for all together; a process that is still there then is killed and fails the test.
+        arguments: its other arguments.
+        world_size: number of processes.
+        timeout: seconds after which each process still running is killed and the test fails.
 
     Returns:
-        How each rank ended, in their order.
+        The result of each rank, in order.
     """
     port = free_port()
     shared = os.environ | {
@@ -77,6 +77,6 @@ def launch(
 
 
 def launch_all(scenario: str, folder: Path, *arguments: str, world_size: int = 2) -> None:
-    """Run a scenario that every rank has to end well."""
+    """Run a scenario, and check that every rank succeeds."""
     for rank, ended in enumerate(launch(scenario, folder, *arguments, world_size=world_size)):
         assert ended.code == 0, f"rank {rank} ended with {ended.code}:\n{ended.output}"

@@ -1,6 +1,6 @@
-"""What one rank does; ``python -m tests.distributed.scenarios <scenario> <folder> …`` on each.
+"""Scenarios for one rank: ``python -m tests.distributed.scenarios <scenario> <folder> …``.
 
-Also imported by the tests, which run the same phases in one process to compare.
+The tests also import this module, to run the same phases in one process for comparison.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.helpers.runs import CHANGES, tiny_request
 
 STEPS = 4
 
-# Trained on 4 windows in each micro-batch, by one rank or by two, and what is special about each.
+# Changes to a request that trains on 4 windows per micro-batch, on one rank or two.
 EQUAL: dict[str, dict[str, Any]] = {
     "plainly": {},
     "balance": {"router": {"balance_scope": "global", "balance_coefficient": 1.0}},
@@ -40,7 +40,7 @@ EQUAL: dict[str, dict[str, Any]] = {
         "trainer": {"accumulate_grad_batches": 2, "activation_checkpointing": True},
         "router": {"balance_bias_rate": 0.05, "balance_coefficient": 0.0},
     },
-    # Round h may only take module h mod 6 of 6: with 3 rounds three modules never get a token.
+    # Round h can use only module h mod 6 of 6: with 3 rounds, three modules never get a token.
     "starved": {
         "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1}
     },
@@ -52,14 +52,14 @@ EQUAL: dict[str, dict[str, Any]] = {
 
 
 def request(folder: Path, world_size: int, **changes: Any) -> Any:
-    """The tiny request on some processes, with 4 windows in a micro-batch of all together."""
+    """Return the tiny request on ``world_size`` processes, with 4 windows per micro-batch in total."""
     trainer = {"max_steps": STEPS, "val_check_interval": 3, "devices": world_size}
     if world_size > 1:
         trainer["strategy"] = "ddp"
     groups = {
         "trainer": trainer | changes.pop("trainer", {}),
         "data": {"batch_size": 4 // world_size} | changes.pop("data", {}),
-        # A larger epsilon, below which rounding in a gradient would decide the size of its step.
+        # With a smaller epsilon, rounding errors in tiny gradients would determine the size of a step.
         "optimizer": {"eps": 1e-3} | changes.pop("optimizer", {}),
     }
     return tiny_request(folder, **groups, **changes)
@@ -68,7 +68,7 @@ def request(folder: Path, world_size: int, **changes: Any) -> Any:
 def train(
     config: Any, directory: Path, *, resume: bool = False, extra: tuple[Callback, ...] = ()
 ) -> dict[str, float]:
-    """One phase of a request."""
+    """Train one phase of a request."""
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
     seed_everything(config.seed, verbose=False)
@@ -91,12 +91,12 @@ def train(
 
 
 def is_timed(metric: str) -> bool:
-    """Whether a metric is of the clock, or of what one rank measured for all, and so differs from run to run."""
+    """Return whether a metric depends on time, or on the tokens of one rank, and so differs between runs."""
     return metric.startswith("throughput/") and metric != "throughput/tokens"
 
 
 class KillAt(Callback):
-    """Kills this process, as ``kill -9`` does, after ``step`` steps and ``batch`` more micro-batches."""
+    """Kills this process with SIGKILL after ``step`` steps and ``batch`` more micro-batches."""
 
     def __init__(self, step: int, batch: int = 0) -> None:
         self.step, self.left = step, batch
@@ -112,7 +112,7 @@ class KillAt(Callback):
 
 
 class Diverge(Callback):
-    """Lets the last LayerNorm put out NaN in the third micro-batch."""
+    """Makes the last LayerNorm return NaN in the third micro-batch."""
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2:
@@ -123,16 +123,16 @@ RESUMED = {"model": {"dropout": 0.1}, "trainer": {"max_steps": 6, "accumulate_gr
 
 
 def equal(folder: Path) -> None:
-    """Every entry of EQUAL on two ranks; the reference of resuming; requests that differ; divergence."""
+    """Train every entry of EQUAL on two ranks, the reference for resuming, differing requests, and a diverging run."""
     rank = int(os.environ["RANK"])
     for name, changes in EQUAL.items():
         train(request(folder, 2, **changes), folder / f"two-{name}")
-    train(request(folder, 2, **RESUMED), folder / "whole")
+    train(request(folder, 2, **RESUMED), folder / "reference")
     differing = request(folder, 2, optimizer={"lr": 1e-2 if rank == 0 else 1e-3})
     try:
         train(differing, folder / "differing")
-    except UsageError as refusal:
-        (folder / f"refusal-{rank}.txt").write_text(str(refusal))
+    except UsageError as raised:
+        (folder / f"error-{rank}.txt").write_text(str(raised))
     try:
         extra = (Diverge(),) if rank == 1 else ()
         train(request(folder, 2, **EQUAL["accumulation"]), folder / "diverging", extra=extra)
@@ -142,11 +142,11 @@ def equal(folder: Path) -> None:
 
 
 class Shares(Callback):
-    """Sees that only rank 0 ever holds all weights, that a rank ends up with about half of them, and that these
-    are, to the bit, those that one process would have started with."""
+    """Checks that only rank 0 ever has all weights, that each rank ends up with about half of them, and that they equal
+    the initial weights of a single process bit for bit."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        if trainer.global_rank > 0:  # on a meta device nothing is held
+        if trainer.global_rank > 0:  # the meta device stores no data
             assert all(parameter.is_meta for parameter in pl_module.model.parameters())
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -166,7 +166,7 @@ class Shares(Callback):
 
 
 def train_sharded(folder: Path) -> None:
-    """Sharded over two ranks: trained, stopped and gone on with; global balance; accumulation."""
+    """Train sharded over two ranks, stop, and resume, with a global balance loss and accumulation."""
     for steps in (2, STEPS):
         changes = EQUAL["accumulation"]["trainer"] | {"strategy": "fsdp", "max_steps": steps}
         config = request(
@@ -177,7 +177,7 @@ def train_sharded(folder: Path) -> None:
 
 
 def two_phases(folder: Path, name: str, world_size: int) -> None:
-    """The pretrain task, of a model whose rounds may not reach every module; sharded over several ranks."""
+    """Pretrain a model whose rounds reach only some modules, sharded if there are several ranks."""
     from mom.tasks import pretrain
 
     changes: dict[str, Any] = {
@@ -192,23 +192,23 @@ def two_phases(folder: Path, name: str, world_size: int) -> None:
 
 
 def dying(folder: Path) -> None:
-    """Rank 1 is killed in the middle of an accumulation window after the first validation."""
+    """Kill rank 1 during gradient accumulation, after the first validation."""
     extra = (KillAt(4, batch=1),) if os.environ["RANK"] == "1" else ()
     train(request(folder, 2, **RESUMED), folder / "killed", extra=extra)
 
 
 def resumed(folder: Path) -> None:
-    """What was killed goes on."""
+    """Resume the killed run."""
     train(request(folder, 2, **RESUMED), folder / "killed", resume=True)
 
 
 def pretraining(folder: Path, name: str, phase: str) -> None:
-    """The pretrain task on one process, killed in one of its phases inside an accumulation window."""
+    """Pretrain on one process that is killed during gradient accumulation in one of the phases."""
     _pretrain(folder, name, lambda its: [KillAt(3, 1)] if its == phase else [])
 
 
 def saving(folder: Path, name: str) -> None:
-    """As before, but killed the moment that the first ``last.ckpt`` has its name, within a training step."""
+    """Pretrain on one process that is killed right after renaming the first ``last.ckpt``, within a training step."""
     save = AtomicCheckpointIO.save_checkpoint
 
     def save_and_die(self: Any, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:

@@ -1,4 +1,4 @@
-"""`run.py` started by torchrun and by SLURM, for real: two processes on the CPU, one run."""
+"""Runs started by torchrun and Slurm: two processes on the CPU, one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ REQUEST = (
 
 
 def environment(folder: Path, **variables: object) -> dict[str, str]:
-    """This one, and where a run's files go."""
+    """Return this process's environment with added variables."""
     return os.environ | {
         "MOM_CACHE": str(folder / "cache"),
         "OMP_NUM_THREADS": "1",
@@ -43,7 +43,7 @@ def torchrun(folder: Path, run: Path) -> list[subprocess.Popen]:
 
 
 def slurm(folder: Path, run: Path) -> list[subprocess.Popen]:
-    """What ``srun`` sets for each of two tasks on one node."""
+    """Start two processes with the variables that ``srun`` sets for two tasks on one node."""
     port = free_port()
     tasks = []
     for rank in range(2):
@@ -56,7 +56,7 @@ def slurm(folder: Path, run: Path) -> list[subprocess.Popen]:
             "SLURM_NTASKS_PER_NODE": 2,
             "SLURM_PROCID": rank,
             "SLURM_LOCALID": rank,
-            "MASTER_PORT": port,  # by itself it is the job's number, which another test may have too
+            "MASTER_PORT": port,  # the default depends on the job's id, which another test may share
         }
         tasks.append(
             start([sys.executable, "run.py", *REQUEST, f"run_dir={run}"], environment(folder, **variables))
@@ -72,7 +72,7 @@ def start(command: list[str], variables: dict[str, str]) -> subprocess.Popen:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where both launchers' runs are."""
+    """Run both launchers in a folder."""
     folder = tmp_path_factory.mktemp("launchers")
     for launcher in (torchrun, slurm):
         processes = launcher(folder, folder / launcher.__name__)
@@ -95,7 +95,7 @@ def test_two_processes_are_one_run(folder, launcher):
     with (run / "metrics.csv").open(newline="") as file:
         steps = [row["step"] for row in csv.DictReader(file) if row["train/loss"]]
     assert steps == ["0", "1"]
-    # Two processes with 4 windows of 64 tokens each, and not two runs of one.
+    # Two processes with 4 windows of 64 tokens each, not two runs of one process.
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert len(checkpoint["callbacks"]["RandomState"]["ranks"]) == 2
     assert checkpoint["LanguageModelingDataModule"]["samples_consumed"] == 2 * 2 * 4

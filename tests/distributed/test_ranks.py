@@ -1,4 +1,4 @@
-"""Two processes over gloo: the same training as one, ranks that disagree, a rank that dies, resuming."""
+"""Two processes over gloo: equal to one process, differing requests, a rank that dies, and resuming."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.texts import some_texts, write_jsonl
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where two ranks ran the scenario ``equal``."""
+    """Run the scenario ``equal`` on two ranks in a folder."""
     folder = tmp_path_factory.mktemp("ranks")
     write_jsonl(folder / "texts.jsonl", some_texts(40))
     launch_all("equal", folder)
@@ -48,7 +48,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder, name):
         for key in compared:
             if key in left or key in right:
                 if key == "train/balance_loss" and name not in ("balance", "accumulation"):
-                    continue  # of one rank's tokens, so the mean over ranks is another number
+                    continue  # measured on one rank's tokens, so the mean over ranks differs
                 if key in ("train/loss", "train/routing_loss") and name not in ("balance", "accumulation"):
                     continue
                 assert float(right[key]) == pytest.approx(float(left[key]), rel=1e-4, abs=1e-5), key
@@ -67,10 +67,10 @@ def test_two_ranks_draw_their_tokens_together(folder):
         assert torch.equal(value, two["RoutingStatistics"][name]), name
 
 
-def test_ranks_that_were_asked_for_different_things_refuse_to_start(folder):
+def test_ranks_with_different_requests_do_not_start(folder):
     for rank in range(2):
-        refusal = (folder / f"refusal-{rank}.txt").read_text()
-        assert refusal == "optimizer.lr must be the same on every rank, got 0.01 on rank 0, 0.001 on rank 1"
+        message = (folder / f"error-{rank}.txt").read_text()
+        assert message == "optimizer.lr must be the same on every rank, got 0.01 on rank 0, 0.001 on rank 1"
     assert not (folder / "differing" / "checkpoints").exists()
 
 
@@ -82,7 +82,7 @@ def test_divergence_on_one_rank_stops_both_and_is_named_on_both(folder):
         )
 
 
-def test_a_rank_that_dies_ends_the_job_and_resuming_goes_on_bit_for_bit(folder):
+def test_a_rank_that_dies_ends_the_job_and_resuming_is_exact(folder):
     survivor, killed = launch("dying", folder)
     assert killed.code == -9
     assert survivor.code > 0, survivor.output
@@ -91,23 +91,23 @@ def test_a_rank_that_dies_ends_the_job_and_resuming_goes_on_bit_for_bit(folder):
     assert last(directory)["global_step"] < 5
     launch_all("resumed", folder)
 
-    whole, again = last(folder / "whole"), last(directory)
+    reference, again = last(folder / "reference"), last(directory)
     assert again["global_step"] == 6
-    assert_same(again["state_dict"], whole["state_dict"])
-    assert_same(again["optimizer_states"], whole["optimizer_states"])
-    assert_same(again["lr_schedulers"], whole["lr_schedulers"])
-    assert_same(again["callbacks"]["RandomState"], whole["callbacks"]["RandomState"])
+    assert_same(again["state_dict"], reference["state_dict"])
+    assert_same(again["optimizer_states"], reference["optimizer_states"])
+    assert_same(again["lr_schedulers"], reference["lr_schedulers"])
+    assert_same(again["callbacks"]["RandomState"], reference["callbacks"]["RandomState"])
     kept = [{k: v for k, v in row.items() if not is_timed(k)} for row in rows(directory)]
-    assert kept == [{k: v for k, v in row.items() if not is_timed(k)} for row in rows(folder / "whole")]
+    assert kept == [{k: v for k, v in row.items() if not is_timed(k)} for row in rows(folder / "reference")]
 
 
 def test_ranks_drop_out_different_positions(folder):
-    first, second = last(folder / "whole")["callbacks"]["RandomState"]["ranks"]
+    first, second = last(folder / "reference")["callbacks"]["RandomState"]["ranks"]
     assert not torch.equal(first["cpu"], second["cpu"])
 
 
-def test_another_number_of_ranks_goes_on_with_the_same_data(folder):
-    shutil.copytree(folder / "whole", folder / "fewer")
+def test_another_number_of_ranks_resumes_with_the_same_data(folder):
+    shutil.copytree(folder / "reference", folder / "fewer")
     longer = RESUMED | {"trainer": RESUMED["trainer"] | {"max_steps": 8}}
     seen = Seen()
     train(request(folder, 1, **longer), folder / "fewer", resume=True, extra=(seen,))
@@ -120,7 +120,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_data(folder):
 
 
 class Seen(Callback):
-    """Keeps the windows that were trained on."""
+    """Records the training windows."""
 
     def __init__(self) -> None:
         self.windows: list[torch.Tensor] = []
@@ -130,7 +130,7 @@ class Seen(Callback):
 
 
 def assert_same(left, right) -> None:
-    """Nested plain data and tensors, bit for bit."""
+    """Compare nested plain data and tensors bit for bit."""
     if isinstance(left, torch.Tensor):
         assert torch.equal(left, right)
     elif isinstance(left, dict):

@@ -36,7 +36,7 @@ def model(init):
 
 
 def task_files(folder: Path) -> Path:
-    """A multiple-choice task as the harness has them, with its data beside it."""
+    """Write a multiple-choice task of the harness and its data."""
     folder.mkdir()
     lines = "".join(json.dumps(row) + "\n" for row in ROWS)
     (folder / "rows.jsonl").write_text(lines, encoding="utf-8")
@@ -67,10 +67,10 @@ def evaluated(folder: Path, init: Path, **task: Any) -> dict[str, Any]:
 
 
 def log_p(model, ids: list[int], begin: int) -> float:
-    """log p of ``ids[begin:]`` after the tokens before them, one forward."""
+    """Return log p of ``ids[begin:]`` given the tokens before them, from one forward pass."""
     with torch.no_grad():
         scores = model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
-    return sum(float(scores[place - 1, ids[place]]) for place in range(begin, len(ids)))
+    return sum(float(scores[position - 1, ids[position]]) for position in range(begin, len(ids)))
 
 
 def asked(name: str, *arguments: Any) -> Any:
@@ -99,7 +99,7 @@ def test_rolling_windows_predict_every_token_once(model):
     ids = tokenizer(text)["input_ids"]
     length = model.config.max_positions
     assert len(ids) > 2 * length
-    # Windows of the model's length, the first after the end-of-text token; the last is moved back to be whole.
+    # Windows of the model's length, the first after the end-of-text token; the last is moved back to be full.
     stream = [tokenizer.eos_token_id, *ids]
     total, done = 0.0, 0
     while done < len(ids):
@@ -107,7 +107,7 @@ def test_rolling_windows_predict_every_token_once(model):
         start = max(0, end - length)
         with torch.no_grad():
             scores = model(input_ids=torch.tensor([stream[start:end]])).logits[0].double().log_softmax(-1)
-        total += sum(float(scores[place - start, ids[place]]) for place in range(done, end))
+        total += sum(float(scores[position - start, ids[position]]) for position in range(done, end))
         done = end
     for batch_size in (1, 4):
         (found,) = adapter(model, tokenizer, batch_size).loglikelihood_rolling(

@@ -18,7 +18,7 @@ def text_of(columns, caption=None) -> str:
     return out.getvalue()
 
 
-def test_it_holds_every_number_and_where_they_were_written():
+def test_it_has_every_number_and_the_directory():
     mom = {
         "val/loss": 4.2714,
         "val/perplexity": 71.62,

@@ -1,4 +1,4 @@
-"""ROUGE by hand and by another library; summaries in batches as one by one."""
+"""ROUGE against scores by hand and another library; batched summaries equal single ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind, made without training: a checkpoint and its tokenizer."""
+"""Run directories with a checkpoint and a tokenizer, created without training."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VOCABULARY = 300
 
 
 def small_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 300 tokens; the same one every time."""
+    """Train a byte-level BPE of 300 tokens, the same at every call."""
     return train_tokenizer(some_texts(40), VOCABULARY)
 
 
@@ -29,7 +29,7 @@ def write_run(
     tokenizer: PreTrainedTokenizerFast | None = None,
     **changes: Any,
 ) -> Path:
-    """A run directory with a checkpoint of a model and its tokenizer; returns the checkpoint."""
+    """Write a run directory with a checkpoint and its tokenizer; return the checkpoint's path."""
     tokenizer = tokenizer or small_tokenizer()
     if model is None:
         model = small_model(**{"vocab_size": VOCABULARY, "max_positions": 64, **changes})
@@ -46,7 +46,7 @@ def write_run(
 
 
 def request(folder: Path, task: dict[str, Any], **groups: Any) -> dict[str, Any]:
-    """The groups of a request for a task on a CPU that writes to ``folder/run``, to be bound."""
+    """Return the groups of a request for a task on the CPU, with the next unused ``folder/run<n>``."""
     trainer = {"accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1}
     number = next(n for n in itertools.count() if not (folder / f"run{n}").exists())
     return {

@@ -1,4 +1,4 @@
-"""Small files in GLUE's own form, as its download has them."""
+"""Small files in the format of GLUE's download."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ NAMES = {
 
 
 def sentences(number: int) -> list[str]:
-    """Texts with what trips readers up: quotes, a lone quote, other line ends, other scripts."""
+    """Return texts that are hard to parse: quotes, an unpaired quote, Unicode line breaks, other scripts."""
     odd = ('He said "yes', "a\u2028b", "naïve 模块", "it 's , fine . ", '"quoted"')
     return [f"{number}: {odd[number % len(odd)]}", f"{number} again"]
 
 
 def write_glue(root: Path, name: str, rows: dict[str, int] | None = None) -> Path:
-    """Write ``train``, ``dev`` and ``test`` of a task into ``root``; labels take turns; returns the task's folder."""
+    """Write ``train``, ``dev``, and ``test`` of a task, with alternating labels; return the task's folder."""
     folder = root / FOLDERS[name]
     folder.mkdir(parents=True)
     counts = rows or {"train": 6, "dev": 4, "test": 3}
@@ -87,7 +87,7 @@ def _row(name: str, split: str, number: int) -> list[str]:
 
 def _write(path: Path, rows: list[list[str]], header: Sequence[str] | None) -> None:
     lines = ["\t".join(row) for row in ([list(header)] if header else []) + rows]
-    # MRPC's files begin with a byte-order mark and end their lines as Windows does.
+    # MRPC's files have a byte-order mark and Windows line endings.
     windows = "MRPC" in str(path)
     text = ("\ufeff" if windows else "") + ("\r\n" if windows else "\n").join(lines) + "\n"
     path.write_bytes(text.encode("utf-8"))

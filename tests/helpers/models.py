@@ -1,4 +1,4 @@
-"""Small models with weights of useful size, so that every path matters in a comparison."""
+"""Small models with weights large enough that every path affects a comparison."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mom.model import MoMConfig, MoMForCausalLM
 
 
 def small_config(**changes: Any) -> MoMConfig:
-    """A configuration that runs in milliseconds; any field can be changed."""
+    """Return a configuration that runs in milliseconds, with changed fields."""
     fields: dict[str, Any] = {
         "vocab_size": 61,
         "max_positions": 32,
@@ -29,7 +29,7 @@ def small_config(**changes: Any) -> MoMConfig:
 
 
 def small_model(seed: int = 0, std: float = 0.25, **changes: Any) -> MoMForCausalLM:
-    """A model in evaluation mode with weights of standard deviation ``std`` (scales around 1), seeded."""
+    """Return a model in evaluation mode with random weights of standard deviation ``std`` (norm scales around 1)."""
     generator = torch.Generator().manual_seed(seed)
     model = MoMForCausalLM(small_config(**changes)).eval()
     with torch.no_grad():
@@ -45,5 +45,5 @@ def small_model(seed: int = 0, std: float = 0.25, **changes: Any) -> MoMForCausa
 
 
 def tokens(batch: int, length: int, seed: int = 0, vocab_size: int = 61) -> torch.Tensor:
-    """Random token ids, int64 [batch, length], seeded."""
+    """Return random token ids, int64 [batch, length]."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))

@@ -1,4 +1,4 @@
-"""The module kind of ``examples/causal_conv.py``, registered for a while."""
+"""Temporary registration of the module kind in ``examples/causal_conv.py``."""
 
 from __future__ import annotations
 

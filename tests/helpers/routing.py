@@ -1,4 +1,4 @@
-"""Random routing records, and the depths of their tokens by a loop over one token at a time."""
+"""Random routing records, and a reference implementation of their tokens' depths."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ N_ATTENTION, N_FFN, STAGES, ROUNDS, K, FIXED = 3, 4, 2, 3, 2, 4
 
 
 def random_choice(num_modules: int, generator: torch.Generator, shape: tuple[int, int]) -> Routing:
-    """A record of random scores; SKIP takes all places where it ranks first, as in ``skip_rule: first``."""
+    """Return a record of random scores; a SKIP ranked first takes all assignments, as in ``skip_rule: first``."""
     logits = 2 * torch.randn(*shape, num_modules + 1, generator=generator)
     scores = logits.softmax(-1)
     weights, selected = scores.topk(K, dim=-1)
@@ -21,7 +21,7 @@ def random_choice(num_modules: int, generator: torch.Generator, shape: tuple[int
 
 
 def random_pass(seed: int, rows: int = 3, length: int = 5) -> tuple[tuple[RoundRouting, ...], torch.Tensor]:
-    """Records of all rounds, and a mask with padding in it."""
+    """Return the records of all rounds, and a mask with padding."""
     generator = torch.Generator().manual_seed(seed)
     routing = tuple(
         RoundRouting(
@@ -35,7 +35,7 @@ def random_pass(seed: int, rows: int = 3, length: int = 5) -> tuple[tuple[RoundR
 
 
 def slow_depths(passes: list) -> dict[str, list[float]]:
-    """Depths of every real token, by the definitions of the design, one token at a time."""
+    """Return the depths of every real token by their definitions, one token at a time."""
     found: dict[str, list[float]] = {
         name: [] for name in ("effective", "attention", "ffn", "weighted", "modules")
     }

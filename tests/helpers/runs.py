@@ -53,7 +53,7 @@ SMALL_MODEL = {
 
 
 def tiny_request(folder: Path, **changes: Any) -> RunConfig:
-    """A whole request that trains on texts written to ``folder``; ``changes`` are merged into its groups."""
+    """Return a request that trains on texts written to ``folder``; ``changes`` are merged into its groups."""
     texts = folder / "texts.jsonl"
     if not texts.exists():
         write_jsonl(texts, some_texts(40))
@@ -91,7 +91,7 @@ def tiny_request(folder: Path, **changes: Any) -> RunConfig:
 
 
 class FixedBatches(LightningDataModule):
-    """The batches given, in order."""
+    """Data module of the given batches, in order."""
 
     validation_bytes_per_token = 2.0
 
@@ -107,7 +107,7 @@ class FixedBatches(LightningDataModule):
 
 
 def token_batch(seed: int, rows: int = 2, length: int = 8, padded: int = 0) -> dict[str, torch.Tensor]:
-    """Random tokens with ``padded`` padding positions at the end of the first row."""
+    """Return random tokens with ``padded`` padding positions at the end of the first row."""
     ids = torch.randint(61, (rows, length), generator=torch.Generator().manual_seed(seed))
     batch = {"input_ids": ids, "labels": ids.clone()}
     if padded:
@@ -120,7 +120,7 @@ def token_batch(seed: int, rows: int = 2, length: int = 8, padded: int = 0) -> d
 def small_module(
     seed: int = 0, optimizer: dict[str, Any] | None = None, **changes: Any
 ) -> LanguageModelingModule:
-    """A small model as Lightning trains it, seeded."""
+    """Return a small model's Lightning module."""
     torch.manual_seed(seed)
     config = small_config(**({"initializer_range": 0.5} | changes))  # routes differ from token to token
     options = OPTIMIZER | (optimizer or {})
@@ -128,7 +128,7 @@ def small_module(
 
 
 class Recorder(Callback):
-    """Keeps what every batch put out, and what was logged after every optimizer step and validation."""
+    """Records the outputs of every batch, and the metrics logged after every training batch."""
 
     def __init__(self) -> None:
         self.train_outputs: list[dict] = []
@@ -146,7 +146,7 @@ class Recorder(Callback):
 
 
 def plain_trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:
-    """A quiet CPU Trainer without loggers and checkpoints."""
+    """Return a CPU Trainer without loggers, checkpoints, and console output."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -164,7 +164,7 @@ def plain_trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Tr
 def write_record(
     folder: Path, options: dict[str, Any], summary: dict[str, Any], state: str = "succeeded"
 ) -> None:
-    """A run directory as the command line leaves it; options are dotted."""
+    """Write a run directory like that of the command line, from dotted options."""
     config: dict[str, Any] = {"task": {"name": "pretrain"}, "seed": 0, "run_dir": str(folder)}
     for name, value in options.items():
         group, _, inner = name.rpartition(".")
@@ -188,4 +188,4 @@ CHANGES = {
     "task": {"plain_steps": 5},
     "trainer": {"max_steps": 5, "accumulate_grad_batches": 2, "val_check_interval": 3},
 }
-"""Changes of :func:`tiny_request` that make a short pre-training in three phases."""
+"""Changes to :func:`tiny_request` for a short pretraining in three phases."""

@@ -13,7 +13,7 @@ WORDS = ("module", "router", "assembly", "round", "token", "anchor", "pool", "sk
 
 
 def some_texts(number: int, words: int = 60, seed: int = 0) -> list[str]:
-    """Texts of random words, all different."""
+    """Return different texts of random words."""
     draw = random.Random(seed)
     return [f"{i}: " + " ".join(draw.choices(WORDS, k=words)) + "\n" for i in range(number)]
 

@@ -1,4 +1,4 @@
-"""Offline runs of wandb read back; since 0.31 the library has no reader in Python.
+"""Read offline runs of wandb, which has no reader in Python since 0.31.
 
 The file is LevelDB's log (https://github.com/google/leveldb/blob/main/doc/log_format.md) after a header of 7
 bytes: blocks of 32 KiB, in them chunks of checksum (4 bytes), length (2), kind (1), and a part of a record.
@@ -16,7 +16,7 @@ FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
 
 
 def read_records(folder: Path) -> list[Record]:
-    """The records of the one offline run whose logger was given this folder."""
+    """Return the records of the only offline run in a logger's folder."""
     (path,) = (folder / "wandb").glob("offline-run-*/run-*.wandb")
     content, position = path.read_bytes(), FILE_HEADER
     assert content.startswith(b":W&B")

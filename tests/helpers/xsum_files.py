@@ -1,4 +1,4 @@
-"""Small files in XSum's form."""
+"""Small files in XSum's format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers.texts import some_texts
 
 
 def articles(number: int, seed: int = 0) -> list[dict]:
-    """Documents of two lines with summaries of a few words, all different."""
+    """Return different documents of two lines with summaries of a few words."""
     documents = some_texts(number, words=14, seed=seed)
     return [
         {
@@ -22,7 +22,7 @@ def articles(number: int, seed: int = 0) -> list[dict]:
 
 
 def write_xsum(folder: Path, **rows: int) -> Path:
-    """Write ``<split>.jsonl`` with so many rows for each split; returns the folder."""
+    """Write ``<split>.jsonl`` with the given number of rows for each split; return the folder."""
     folder.mkdir(exist_ok=True)
     for split, number in (rows or {"train": 8, "validation": 5, "test": 3}).items():
         lines = (json.dumps(row) + "\n" for row in articles(number, seed=len(split)))

@@ -1,4 +1,4 @@
-"""Comparing runs, against pandas and SciPy on the same numbers."""
+"""Comparisons of runs against pandas and SciPy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def write_grid(root: Path, seeds: int = 3) -> pd.DataFrame:
-    """Two routers (one with a prior of its own), two K, some seeds; the same as a table."""
+    """Write runs of two routers (one with its own prior), two values of K, and some seeds; return them as a table."""
     draw = np.random.default_rng(0)
     rows = []
     for router in ("gru", "mlp"):
@@ -97,7 +97,7 @@ def test_differences_from_the_runs_own_other_metric(tmp_path: Path) -> None:
 
 
 def test_a_curve_is_read_at_each_runs_own_cost(tmp_path: Path) -> None:
-    """Loss falls by a half for each doubling of the plain runs' cost, from a height of each seed's own."""
+    """The plain runs' loss falls by 0.5 per doubling of the cost, from a different level for each seed."""
     for seed in range(3):
         for steps in (100, 400, 800):
             summary = {"val/loss": 9 + seed - 0.5 * np.log2(steps), "cost": steps}
@@ -118,7 +118,7 @@ def test_a_curve_is_read_at_each_runs_own_cost(tmp_path: Path) -> None:
     )
     within = groups["within"].difference
     assert within is not None and (within.pairs, within.mean) == (3, pytest.approx(-1))
-    assert list(groups["outside"].others) == [0]  # 1,000 and 2,000 are past the end
+    assert list(groups["outside"].others) == [0]  # 1,000 and 2,000 are outside the curve
     assert [(run.folder.name, why) for run, why in found.left_out] == [("free", "has no cost")]
 
 
@@ -142,7 +142,7 @@ def test_runs_that_do_not_count_are_listed(tmp_path: Path) -> None:
     write_record(tmp_path / "runs" / "x" / "failed", {"seed": 9}, {"val/loss": 1.0}, "failed")
     write_record(tmp_path / "runs" / "y", {"seed": 9}, {"train/loss": 1.0})
     write_record(tmp_path / "runs" / "z", {"seed": 9}, {}, "running")
-    # A phase has no task of its own and belongs to its run.
+    # A phase has no task and belongs to its run.
     (tmp_path / "runs" / "0" / "plain").mkdir()
     (tmp_path / "runs" / "0" / "plain" / "config.yaml").write_text("phase: plain\n")
 
@@ -191,7 +191,7 @@ def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
     assert alone.options == ("pretrain",)
 
 
-def test_a_choice_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_choice_is_rejected(tmp_path: Path) -> None:
     write_record(tmp_path / "a", {"seed": 1, "model.top_k": 1}, {"val/loss": 1.0})
     write_record(tmp_path / "b", {"seed": 1, "model.top_k": 2}, {"val/loss": 2.0})
     runs = find_runs([str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The run directory: names, whole writes, refusals, and leaving nothing behind."""
+"""The run directory: names, atomic writes, errors, and cleanup."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def names(folder: Path) -> set[str]:
-    return {one.name for one in folder.iterdir()}
+    return {path.name for path in folder.iterdir()}
 
 
 def test_names_are_of_the_task_and_differ() -> None:
@@ -50,7 +50,7 @@ def test_processes_started_from_outside_need_one_name(monkeypatch: pytest.Monkey
     assert choose_run_dir("pretrain", "mine") == "mine"
 
 
-def test_files_hold_what_was_written(tmp_path: Path) -> None:
+def test_files_contain_what_was_written(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "a" / "b")
     run.write_config({"z": 1, "a": {"text": "ä", "none": None}})
     run.write_summary(
@@ -76,7 +76,7 @@ def test_a_later_status_replaces_the_earlier(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "status.json").read_text())["state"] == "succeeded"
 
 
-def test_a_full_disk_is_a_refusal_that_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = RunDirectory(tmp_path)
 
     def full(*_: object) -> None:
@@ -87,7 +87,7 @@ def test_a_full_disk_is_a_refusal_that_says_so(tmp_path: Path, monkeypatch: pyte
         run.status("running")
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     for path in (tmp_path / "file", tmp_path / "file" / "inside", tmp_path / ("x" * 300)):
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path) == {"file"}
 
 
-def test_a_folder_that_cannot_be_written_is_refused_and_removed(
+def test_a_folder_that_cannot_be_written_is_rejected_and_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def denied(**_: object) -> None:

@@ -1,4 +1,4 @@
-"""A folder's lock: one holder, released when the last process that holds it is gone."""
+"""A folder's lock has one holder and is released when the last process that holds it exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from mom.runs.lock import hold
 
-# Holds the lock of the folder it is given, and waits; with a command behind it, so does a child that inherits the lock.
+# Holds a folder's lock and waits; with a further argument, so does a child that inherits the lock.
 HOLDER = """
 import subprocess, sys
 from pathlib import Path
@@ -25,7 +25,7 @@ with hold(Path(sys.argv[1]), lambda: True) as descriptors:
 
 
 def start_holder(folder: Path, *child: str) -> tuple[subprocess.Popen[str], int]:
-    """Start a process that holds the lock of ``folder``; returns it with its child's process id."""
+    """Start a process that holds the lock of ``folder``; return it and its child's process id."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder), *child],
         stdin=subprocess.PIPE,
@@ -72,6 +72,6 @@ def test_a_child_keeps_the_lock_of_a_killed_process(tmp_path: Path) -> None:
             assert descriptors is None
     finally:
         os.kill(child, signal.SIGKILL)
-        holder.communicate()  # the child's end of the pipe is closed once it is gone
+        holder.communicate()  # returns once the child has exited and closed its end of the pipe
     with hold(tmp_path / "0", lambda: False) as descriptors:
         assert descriptors is not None

@@ -1,4 +1,4 @@
-"""The commit of the sources, and none of another project's."""
+"""Provenance names the commit of mom's sources, never that of another project."""
 
 from __future__ import annotations
 

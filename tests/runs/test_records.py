@@ -1,4 +1,4 @@
-"""What the folders of finished runs tell."""
+"""Records of finished runs, from directories and tables."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_run_that_did_not_succeed_has_no_number_and_says_why(tmp_path: Path) -
     assert found["failed"].why_not("val/loss") == "failed: loss is NaN"
 
 
-def test_a_place_without_runs_is_refused(tmp_path: Path) -> None:
+def test_a_directory_without_runs_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^cannot read runs from .*: there are no runs there$"):
         find_runs([str(tmp_path)])
     with pytest.raises(UsageError, match=r"^cannot read runs from .*nowhere: no such directory or table$"):
@@ -55,7 +55,7 @@ def test_a_place_without_runs_is_refused(tmp_path: Path) -> None:
         find_runs([str(tmp_path / "other.csv")])
 
 
-def test_a_table_holds_what_the_run_directories_hold(tmp_path: Path) -> None:
+def test_a_table_has_the_same_content_as_the_run_directories(tmp_path: Path) -> None:
     for place, options, summary in (
         ("plain/0", {"model.num_stages": 0, "optimizer.betas": [0.9, 0.95]}, {"val/loss": 0.1 + 0.2}),
         ("plain/1", {"model.num_stages": 0, "seed": 1, "optimizer.betas": [0.9, 0.95]}, {"val/loss": 2}),
@@ -75,13 +75,13 @@ def test_a_table_holds_what_the_run_directories_hold(tmp_path: Path) -> None:
     by_name = {run.folder.relative_to(table).as_posix(): run for run in find_runs([str(table)])}
     assert by_name["mom/0"].origin == {"commit": "abc with changes", "command": "python run.py 'a=[1,2]'"}
     assert by_name["failed"].why_not("val/loss") == "failed: loss is NaN"
-    # A table of rows of a table is the same table again.
+    # A table of the rows of a table is the same table.
     write_table(find_runs([str(table)]), tmp_path / "again.csv")
     assert (tmp_path / "again.csv").read_text() == table.read_text()
 
 
 def _described(runs: list[Run], root: Path) -> list[tuple]:
-    """Describe runs, in order, but for the directory that each has as an option."""
+    """Describe runs in order, without the option run_dir."""
     return [
         (
             run.folder.relative_to(root).as_posix(),

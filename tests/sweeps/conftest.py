@@ -1,4 +1,4 @@
-"""An empty working folder, and the command line of :mod:`tests.sweeps.program` in this process."""
+"""Fixtures: an empty working directory, and the command line of :mod:`tests.sweeps.program` in this process."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SOURCES = f"{program.ROOT}{os.pathsep}{program.ROOT / 'src'}"
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder; signals and variables are afterwards as they were."""
+def workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Change to an empty working directory; restore signal handlers and environment variables afterwards."""
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.delenv(name, raising=False)
@@ -34,8 +34,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def launch(place: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """The command line in this process; the jobs it starts are processes of the stand-in."""
+def launch(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Return a function that runs the command line in this process; its jobs run the stand-in task."""
 
     def run(*line: str) -> int:
         monkeypatch.setattr(sys, "argv", [program.__file__, *line])

@@ -1,8 +1,8 @@
-"""``run.py`` with a stand-in for the task, so that a job costs little; what it does hangs on the seed.
+"""``run.py`` with a fast stand-in for the task, whose behavior depends on the seed.
 
-1, 3: succeeds. 2: fails until the file ``mended`` is there. 6: is killed. 7: rejects the request.
-5: its loss grows with the learning rate; as a trial that is told to end it does.
-8: saves something to resume, says its process id in the pipe ``news``, and waits for a signal; resumed, it succeeds.
+1, 3: succeed. 2: fails until the file ``fixed`` exists. 6: kills itself. 7: rejects the request.
+5: its loss depends on the learning rate; as a trial it can be pruned.
+8: writes a checkpoint, writes its process id to the pipe ``started``, and waits for a signal; resumed, it succeeds.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     print("working")
-    if config.seed == 2 and not Path("mended").exists():
+    if config.seed == 2 and not Path("fixed").exists():
         raise ZeroDivisionError("no\nway")
     if config.seed == 6:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -40,7 +40,7 @@ def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if config.seed == 8 and config.resume is None:
         (run.path / "checkpoints").mkdir()
         (run.path / "checkpoints" / "last.ckpt").touch()
-        Path("news").write_text(f"{os.getpid()}\n")
+        Path("started").write_text(f"{os.getpid()}\n")
         signal.pause()
     return {
         "val/loss": float(config.seed),
@@ -50,7 +50,7 @@ def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def report(loss: float, journal: str, trial: int) -> None:
-    """What the callback of a trial does at a validation, without a training."""
+    """Report a loss as a trial's pruning callback does after a validation."""
     handle = open_trial(journal, trial)
     handle.report(loss, 1)
     if handle.should_prune():

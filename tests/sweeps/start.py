@@ -1,4 +1,4 @@
-"""A sweep in a process of its own, to be killed."""
+"""Start a sweep in its own process, so that a test can kill it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.sweeps import program
 
 
 def start_and_wait_until_blocked(*line: str) -> tuple[subprocess.Popen[bytes], int]:
-    """Start a sweep in the working folder; returns it once its job with seed 8 waits, and that job's process id."""
-    os.mkfifo("news")
+    """Start a sweep; return its process and, once the job with seed 8 waits, that job's process id."""
+    os.mkfifo("started")
     sweep = subprocess.Popen([sys.executable, program.__file__, *line], stdout=subprocess.DEVNULL)
-    return sweep, int(Path("news").read_text())
+    return sweep, int(Path("started").read_text())

@@ -1,4 +1,4 @@
-"""Whole sweeps with real processes: jobs that fail, are killed, are interrupted and go on; wrong requests."""
+"""Sweeps with real processes: jobs that fail, are killed, or are interrupted and resumed; invalid requests."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def the_line(capsys: pytest.CaptureFixture[str]) -> str:
     return line
 
 
-def test_failed_jobs_are_told_and_run_again_while_finished_ones_are_left(
+def test_failed_jobs_are_reported_and_rerun_but_finished_jobs_are_not(
     launch: Launch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert launch("-m", "seed=1,2,6,7", "model.top_k=1", "hydra.sweep.dir=s") == 1
 
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert [status(f"s/{job}")["state"] for job in range(4)] == ["succeeded", "failed", "failed", "failed"]
-    assert "s/0: seed=1 → output.txt\ns/0: succeeded, val/loss 1.0000\n" in told
-    failures = told.partition("└")[2].splitlines()[1:4]
+    assert "s/0: seed=1 → output.txt\ns/0: succeeded, val/loss 1.0000\n" in printed
+    failures = printed.partition("└")[2].splitlines()[1:4]
     assert failures == [
         "s/1: ZeroDivisionError: no way",
         "s/2: killed by SIGKILL: working",
@@ -54,9 +54,9 @@ def test_failed_jobs_are_told_and_run_again_while_finished_ones_are_left(
     ]
     assert "ZeroDivisionError: no\nway" in Path("s/1/output.txt").read_text()
 
-    # Again, with the fault mended, one seed more and two fewer: numbers have moved, folders have not.
+    # Again, with the fault fixed, one more seed and two fewer: job numbers change, directories do not.
     ended_at = status("s/0")["time"]
-    Path("mended").touch()
+    Path("fixed").touch()
     assert launch("-m", "seed=3,2,1", "model.top_k=1", "hydra.sweep.dir=s") == 0
     assert status("s/0")["time"] == ended_at
     assert [summary(f"s/{job}")["val/loss"] for job in (0, 1, 4)] == [1.0, 2.0, 3.0]
@@ -65,7 +65,7 @@ def test_failed_jobs_are_told_and_run_again_while_finished_ones_are_left(
     assert not Path("s/5").exists()
 
 
-def test_a_sweep_that_was_killed_waits_for_the_job_it_left_and_goes_on(launch: Launch) -> None:
+def test_a_killed_sweep_waits_for_its_remaining_job_and_resumes(launch: Launch) -> None:
     line = ("-m", "seed=1,8,3", "hydra.sweep.dir=s")
     sweep, job = start_and_wait_until_blocked(*line)
     sweep.kill()
@@ -76,7 +76,7 @@ def test_a_sweep_that_was_killed_waits_for_the_job_it_left_and_goes_on(launch: L
         False,
     ]
 
-    # The job outlived its sweep, and would hold the next one up: test_process.py shows that.
+    # The job outlived its sweep and would block the next sweep; see test_process.py.
     os.kill(job, signal.SIGKILL)
     assert launch(*line) == 0
     assert [summary(f"s/{number}")["resumed"] for number in range(3)] == [False, True, False]

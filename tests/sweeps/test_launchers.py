@@ -1,4 +1,4 @@
-"""The kinds of launchers: one after another, several at a time with GPUs shared out, and Slurm."""
+"""Launchers: one job at a time, several at a time on different GPUs, and Slurm."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_joblib_runs_every_job_and_shares_the_gpus_out(
     line = ("launcher=joblib", "launcher.num_workers=null", "launcher.gpus_per_job=2")
 
     assert launch("-m", "seed=1,2,3", *line, "hydra.sweep.dir=s") == 1
-    assert [one["val/loss"] for one in summaries()] == [1, 3]
-    assert {one["devices"] for one in summaries()} <= {"3,5", "7,9"}
+    assert [run["val/loss"] for run in summaries()] == [1, 3]
+    assert {run["devices"] for run in summaries()} <= {"3,5", "7,9"}
     assert json.loads(Path("s/1/status.json").read_text())["state"] == "failed"
 
 
 def test_slurm_runs_every_job(launch: Launch) -> None:
-    """By submitit's executor of this process; what it would hand to Slurm is tested below."""
+    """Run jobs with submitit's executor for this process; the script for Slurm is tested below."""
     assert launch("-m", "seed=1,3", "launcher=slurm", "launcher.cluster=debug", "hydra.sweep.dir=s") == 0
-    assert [one["val/loss"] for one in summaries()] == [1, 3]
+    assert [run["val/loss"] for run in summaries()] == [1, 3]
 
 
 SBATCH = """#!/bin/sh
@@ -48,14 +48,14 @@ echo "Submitted batch job 12"
 
 
 def test_what_slurm_is_handed_asks_for_what_the_trainer_needs(
-    place: Path, monkeypatch: pytest.MonkeyPatch
+    workdir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, text in (("sbatch", SBATCH.format(folder=place)), ("srun", "#!/bin/sh\n")):
-        program = place / "bin" / name
+    for name, text in (("sbatch", SBATCH.format(folder=workdir)), ("srun", "#!/bin/sh\n")):
+        program = workdir / "bin" / name
         program.parent.mkdir(exist_ok=True)
         program.write_text(text)
         program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{place / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{workdir / 'bin'}{os.pathsep}{os.environ['PATH']}")
     launcher = SlurmConfig(
         name="slurm",
         timeout_minutes=90,
@@ -68,12 +68,12 @@ def test_what_slurm_is_handed_asks_for_what_the_trainer_needs(
     )
     check_launcher(launcher)
     trainer = {"devices": 8, "num_nodes": 2, "accelerator": "gpu"}
-    job = Job((), "", {"trainer": trainer}, place / "s" / "4", resumes=True)
-    executor = launchers._slurm_executor(launcher, place / "logs")
+    job = Job((), "", {"trainer": trainer}, workdir / "s" / "4", resumes=True)
+    executor = launchers._slurm_executor(launcher, workdir / "logs")
     executor.update_parameters(**slurm_parameters(job, launcher))
     executor.submit(print)
 
-    lines = (place / "submitted.sh").read_text().splitlines()
+    lines = (workdir / "submitted.sh").read_text().splitlines()
     asked = {line.removeprefix("#SBATCH --") for line in lines if line.startswith("#SBATCH --")}
     assert {
         "job-name=mom-4",
@@ -100,13 +100,13 @@ def test_gpus_follow_the_accelerator_or_what_is_given(accelerator: str, given: i
     assert slurm_parameters(job, SlurmConfig(name="slurm", gpus_per_node=given))["gpus_per_node"] == gpus
 
 
-def test_a_cluster_that_is_not_here_is_refused(place: Path) -> None:
+def test_an_unavailable_cluster_is_rejected(workdir: Path) -> None:
     with pytest.raises(UsageError, match=r"^launcher.cluster=slurm is not available: "):
         check_launcher(SlurmConfig(name="slurm"))
 
 
 @pytest.mark.parametrize("kind", ["joblib", "slurm"])
-def test_a_library_that_is_missing_is_told(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_reported(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launchers.importlib.util, "find_spec", lambda name: None)
 
     with pytest.raises(
@@ -132,7 +132,7 @@ def test_shares_of_gpus(
     assert launchers._gpu_groups(JoblibConfig(name="joblib", **options)) == shares
 
 
-def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_workers_than_gpus_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
 
     with pytest.raises(
@@ -144,7 +144,7 @@ def test_more_workers_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
         check_launcher(JoblibConfig(name="joblib", num_workers=None, gpus_per_job=1))
 
 
-def test_options_of_another_launcher_are_refused() -> None:
+def test_options_of_another_launcher_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"^unknown option launcher.num_workers"):
         launcher_section({"name": "local", "num_workers": 2})
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""One job: its lock, its folder, and what is written where its process could not."""
+"""One job: its lock, its directory, and the status recorded for a process that could not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mom.runs.directory import RunDirectory
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import Stop, run_job, settle_abandoned, this_program
 
-# Stands for run.py: writes its overrides where run_dir says, and how it ended.
+# Stand-in for run.py: writes its overrides and status to run_dir.
 SUCCEEDS = """
 import json, os, sys
-folder = [one for one in sys.argv if one.startswith("run_dir=")][0][8:].strip("'").replace("\\\\'", "'")
+folder = [line for line in sys.argv if line.startswith("run_dir=")][0][8:].strip("'").replace("\\\\'", "'")
 open(folder + "/overrides", "w").write("\\n".join(sys.argv[1:]))
 open(folder + "/status.json", "w").write(json.dumps({"state": "succeeded", "error": None}))
 """
@@ -104,25 +104,25 @@ def test_a_process_that_says_nothing_is_marked_failed(tmp_path: Path, code: str,
     assert (job.state, error(job)) == ("failed", message)
 
 
-# Says that it is there, and hears one signal; the second one ends it.
+# Reports that it runs, ignores the first signal, and exits at the second.
 STUBBORN = """
 import signal, sys
 signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-open(sys.argv[-1].split("=", 1)[1].strip("'") + "/news", "w").write("here")
+open(sys.argv[-1].split("=", 1)[1].strip("'") + "/started", "w").write("here")
 while True:
     signal.pause()
 """
 
 
-def test_a_second_request_to_stop_ends_a_job_that_did_not_heed_the_first(tmp_path: Path) -> None:
+def test_a_second_request_to_stop_ends_a_job_that_ignored_the_first(tmp_path: Path) -> None:
     job = a_job(tmp_path / "0")
     job.folder.mkdir()
-    os.mkfifo(job.folder / "news")
+    os.mkfifo(job.folder / "started")
     stop = Stop()
 
     def ask(_: Job) -> None:
         threading.Thread(
-            target=lambda: ((job.folder / "news").read_text(), setattr(stop, "requests", 2))
+            target=lambda: ((job.folder / "started").read_text(), setattr(stop, "requests", 2))
         ).start()
 
     run(job, STUBBORN, stop, ask)
@@ -143,14 +143,14 @@ def test_a_job_waits_for_the_process_that_holds_its_lock(tmp_path: Path) -> None
     waiting.start()
     waiting.join(0.3)
     assert waiting.is_alive() and not begun
-    # The other process ends, and ended well: nothing is left to do.
+    # The other process ends successfully, so nothing is left to do.
     RunDirectory(job.folder).status("succeeded")
     os.close(held)
     waiting.join()
     assert not begun
 
 
-def test_a_job_that_is_asked_to_stop_while_it_waits_is_left_alone(tmp_path: Path) -> None:
+def test_a_job_that_is_stopped_while_it_waits_does_not_run(tmp_path: Path) -> None:
     job = a_job(tmp_path / "0")
     held = os.open(tmp_path / ".0.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -163,14 +163,14 @@ def test_a_job_that_is_asked_to_stop_while_it_waits_is_left_alone(tmp_path: Path
 def test_the_process_of_a_job_holds_its_lock(tmp_path: Path) -> None:
     job = a_job(tmp_path / "0")
     job.folder.mkdir()
-    os.mkfifo(job.folder / "news")
+    os.mkfifo(job.folder / "started")
     code = STUBBORN.replace('write("here")', 'write(str(__import__("os").getpid()))')
     pids: list[int] = []
     seen: list[bool] = []
 
     def look(_: Job) -> None:
         def inspect() -> None:
-            pids.append(int((job.folder / "news").read_text()))
+            pids.append(int((job.folder / "started").read_text()))
             other = os.open(tmp_path / ".0.lock", os.O_RDWR)
             try:
                 fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,7 +186,7 @@ def test_the_process_of_a_job_holds_its_lock(tmp_path: Path) -> None:
     assert error(job) == "killed by SIGKILL"
 
 
-def test_a_job_whose_process_is_gone_is_marked(tmp_path: Path) -> None:
+def test_a_job_whose_process_died_is_marked(tmp_path: Path) -> None:
     job = a_job(tmp_path / "0")
     RunDirectory(job.folder).status("running")
     settle_abandoned(job)
@@ -197,11 +197,11 @@ def test_a_job_whose_process_is_gone_is_marked(tmp_path: Path) -> None:
 def test_an_error_of_the_sweep_ends_the_job_before_its_lock_is_released(tmp_path: Path) -> None:
     job = a_job(tmp_path / "0")
     job.folder.mkdir()
-    os.mkfifo(job.folder / "news")
+    os.mkfifo(job.folder / "started")
     pids: list[int] = []
 
     def fail(_: Job) -> None:
-        pids.append(int((job.folder / "news").read_text()))
+        pids.append(int((job.folder / "started").read_text()))
         raise RuntimeError("no console")
 
     code = "import os, sys, time\n" + STUBBORN.splitlines()[3].replace('"here"', "str(os.getpid())")

@@ -1,4 +1,4 @@
-"""What a sweep says at its end."""
+"""Console output at the end of a sweep."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ def test_brackets_of_a_job_are_shown_and_its_state_too(
     (job.folder / "summary.json").write_text(json.dumps({"val/loss": 1.5}))
 
     print_jobs([job], tmp_path)
-    told = capsys.readouterr().out
-    assert "1 job\n" in "\n".join(line.rstrip() for line in told.splitlines()) + "\n"
-    assert "models=[mom_tiny]" in told and "succeeded" in told and "1.5000" in told
+    printed = capsys.readouterr().out
+    assert "1 job\n" in "\n".join(line.rstrip() for line in printed.splitlines()) + "\n"
+    assert "models=[mom_tiny]" in printed and "succeeded" in printed and "1.5000" in printed

@@ -1,4 +1,4 @@
-"""Searches with real processes: trials counted over starts, pruned, failing, killed and resumed."""
+"""Searches with real processes: trials that count across restarts, are pruned, fail, or are killed and resumed."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
     capsys.readouterr()
     assert launch(*LINE, "search.num_trials=5", *few[1:]) == 0
 
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     study = open_study(Path("s") / JOURNAL, SearchConfig(startup_trials=1))
     trials = study.get_trials()
     assert len(trials) == 5
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     assert len({trial.params["optimizer.lr"] for trial in trials}) == 5
-    # The median rule, by hand: a trial ends if it is worse than the median of those that were completed before.
+    # The median rule by hand: a trial is pruned if it is worse than the median of previously completed trials.
     completed: list[float] = []
     for trial in trials:
         loss = trial.intermediate_values[1]
@@ -66,10 +66,10 @@ def test_trials_of_all_starts_count_and_the_bad_ones_are_pruned(
         completed += [] if worse else [loss]
         state = json.loads(Path(f"s/{trial.number}/status.json").read_text())["state"]
         assert state == ("interrupted" if worse else "succeeded")
-        assert trial.number < 2 or (f"s/{trial.number}: pruned\n" in told) == worse
+        assert trial.number < 2 or (f"s/{trial.number}: pruned\n" in printed) == worse
     best = study.best_trial
-    assert f"Best trial: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in told
-    assert re.search(rf"│ +{best.value:.4f} │ .* │ s/{best.number} +│", told)
+    assert f"Best trial: python run.py seed=5 optimizer.lr={best.params['optimizer.lr']}\n" in printed
+    assert re.search(rf"│ +{best.value:.4f} │ .* │ s/{best.number} +│", printed)
 
 
 def test_a_killed_search_resumes_its_trial(launch: Launch) -> None:
@@ -85,12 +85,12 @@ def test_a_killed_search_resumes_its_trial(launch: Launch) -> None:
     assert json.loads(Path("s/0/summary.json").read_text())["resumed"]
 
 
-def test_a_trial_that_fails_is_told(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_trial_is_reported(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
     assert launch(*LINE, "search.num_trials=1", "seed=2") == 1
 
-    told = capsys.readouterr().out
-    assert "1 trials: 1 fail" in told
-    assert "trial 0: ZeroDivisionError: no way" in told
+    printed = capsys.readouterr().out
+    assert "1 trials: 1 fail" in printed
+    assert "trial 0: ZeroDivisionError: no way" in printed
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_a_wrong_search_is_one_line_and_starts_nothing(
 ) -> None:
     assert launch(*line) == 2
 
-    (told,) = capsys.readouterr().err.splitlines()
-    assert told.startswith(f"error: {message}")
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"error: {message}")
     assert not any(Path().iterdir())
 
 
-def test_without_optuna_a_search_is_refused(
+def test_without_optuna_a_search_is_rejected(
     launch: Launch, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(search.importlib.util, "find_spec", lambda name: None)
@@ -152,19 +152,19 @@ def test_a_trial_reports_its_validations_and_stops_where_the_others_were_better(
     trainer = plain_trainer(
         tmp_path, [callback], max_steps=6, val_check_interval=2, check_val_every_n_epoch=None
     )
-    with pytest.raises(SystemExit):  # what Lightning makes of an interruption
+    with pytest.raises(SystemExit):  # Lightning's conversion of an interruption
         trainer.fit(module, datamodule=FixedBatches(batches, batches[:1]))
 
     assert trainer.global_step == 4
     found = study.get_trials()[bad.number]
     assert (list(found.intermediate_values), found.user_attrs[PRUNED_AT]) == ([2, 4], 4)
-    # A phase in a folder inside the run's is not the search's business.
+    # The search ignores a phase in a subdirectory of the run.
     inner = plain_trainer(tmp_path / "plain", [PruneTrial(str(journal), bad.number)], max_steps=2)
     inner.fit(small_module(), datamodule=FixedBatches(batches, batches[:1]))
     assert list(study.get_trials()[bad.number].intermediate_values) == [2, 4]
 
 
-def test_a_trial_that_is_not_there_is_refused(tmp_path: Path) -> None:
+def test_a_missing_trial_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^callbacks.prune.journal must be "):
         open_trial(tmp_path / "x", 0)
     open_study(tmp_path / JOURNAL, SearchConfig())

@@ -1,4 +1,4 @@
-"""The file of a Weights & Biases sweep: what its agent would run, expanded by wandb's own functions."""
+"""The commands of a Weights & Biases sweep file, expanded by wandb's own functions, are valid requests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILE = yaml.safe_load((ROOT / "sweeps" / "wandb.yaml").read_text(encoding="utf-8
 
 
 def choices(parameter: dict[str, Any]) -> list[Any]:
-    """Every value of a parameter, or the ends of its range."""
+    """Return every value of a parameter, or the bounds of its range."""
     return parameter["values"] if "values" in parameter else [parameter["min"], parameter["max"]]
 
 
@@ -41,4 +41,6 @@ def test_what_the_agent_runs_is_a_request(command: list[str]) -> None:
     config.check_buildable()
     assert "wandb" in config.logger
     assert FILE["metric"]["name"] == config.callbacks["checkpoint"].arguments["monitor"]
-    assert set(FILE["parameters"]) == {one.partition("=")[0] for one in overrides[: len(FILE["parameters"])]}
+    assert set(FILE["parameters"]) == {
+        override.partition("=")[0] for override in overrides[: len(FILE["parameters"])]
+    }

@@ -1,4 +1,4 @@
-"""The whole of task=analyze: what it writes, and that its parts agree with each other and with task=evaluate."""
+"""The analyze task: its files agree with each other and with task=evaluate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.helpers.texts import some_texts, write_jsonl
 def analyzed(
     folder: Path, source: dict[str, Any], task: dict[str, Any] | None = None, **data: Any
 ) -> tuple[Path, dict]:
-    """Run the task on some texts; returns its folder and its summary."""
+    """Run the task on some texts; return its folder and summary."""
     config = bind(
         a_request(folder, source, {"name": "analyze", "ablation_tokens": 64, **(task or {})}, **data)
     )
@@ -57,7 +57,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
     folder, summary = analyzed(tmp_path, {"ckpt": str(checkpoint)})
     traces, model = Traces(folder), load_model(checkpoint)
     tokens = traces.tokens().to_pydict()
-    losses = [one for one in tokens["loss"] if one is not None]
+    losses = [loss for loss in tokens["loss"] if loss is not None]
 
     assert traces.header.source == str(checkpoint)
     assert summary["data/tokens"] == len(tokens["token"]) > 200
@@ -120,7 +120,7 @@ def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
     evaluated = evaluate.run(config, RunDirectory(config.run_dir))
     options = {"ablation": "none", "similarity_inputs": 0}
     whole, summary = analyzed(tmp_path, {"init": checkpoint}, options)
-    # evaluate leaves out what does not fill a window.
+    # task=evaluate skips tokens that do not fill a window.
     windows = evaluated["data/tokens"] // 31
     _, same = analyzed(tmp_path, {"init": checkpoint}, {**options, "num_tokens": 32 * windows})
 
@@ -138,7 +138,7 @@ def test_some_stages_of_all_documents(tmp_path: Path) -> None:
 
     assert set(traces.routing(["stage"])["stage"].to_pylist()) == {1}
     assert traces.num_tokens == summary["data/tokens"] == 100
-    # Without the other stage's counts nothing can be said of the whole.
+    # Without the other stage's counts there are no totals.
     assert "flops/forward_actual" not in summary and "removal/droppable" not in summary
     assert {row["how"] for row in rows_of(folder, "removal")} == {"whole", "alone"}
     assert (folder / "figures" / "similarity_0.png").is_file() and (
@@ -163,7 +163,7 @@ def test_some_stages_of_all_documents(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_cannot_be_analysed_is_refused(
+def test_an_invalid_request_is_rejected(
     tmp_path: Path, changes: dict[str, Any], task: dict[str, Any], data: dict[str, Any], message: str
 ) -> None:
     model = small_model(vocab_size=300, max_positions=64, **changes)

@@ -1,4 +1,4 @@
-"""What a model costs: the table's numbers against the built model, and what is measured."""
+"""The cost task: estimates against the built model, and measured memory."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def measure_cost(
     folder: Path, task: dict[str, Any] | None = None, **groups: Any
 ) -> tuple[dict[str, Any], dict]:
-    """The summary and ``cost.json``; memory is measured only where asked for."""
+    """Run the task, by default without measuring memory; return the summary and ``cost.json``."""
     groups = {
         "model": SMALL_MODEL,
         "router": {"router_dim": 8},
@@ -67,7 +67,7 @@ def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
             for ids in [torch.randint(300, (2, 16), generator=generator) for _ in range(4)]
         ]
     assert summary["usage/attention"] == pytest.approx(sum(one["attention"] for one in used) / 4)
-    assert 1 <= summary["usage/ffn"] < 2  # SKIP takes a place somewhere
+    assert 1 <= summary["usage/ffn"] < 2  # SKIP has some of the assignments
     usage = {name: summary[f"usage/{name}"] for name in ("attention", "ffn")}
     assert summary["flops/forward_actual"] == 16 * flops_per_token(model.config, 16, usage).total
     assert summary["flops/forward_actual"] < summary["flops/forward"]
@@ -106,7 +106,7 @@ def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsy
         GlobalHydra.instance().clear()
 
 
-def test_a_model_shorter_than_the_sequence_is_refused(tmp_path):
+def test_a_model_shorter_than_the_sequence_is_rejected(tmp_path):
     init = write_run(tmp_path / "of", small_model(vocab_size=300, max_positions=8))
     with pytest.raises(
         UsageError, match=r"data.sequence_length must be at most 8, the positions of .*, got 16"
@@ -138,13 +138,13 @@ def test_a_table_of_many_models_is_not_cut(tmp_path, monkeypatch, capsys):
         assert f"{summary[f'{name}/flops/forward'] / 1e9:.3f}" in row
 
 
-def test_options_of_the_model_hold_for_every_model_by_name(tmp_path, monkeypatch):
+def test_options_of_the_model_apply_to_every_model_by_name(tmp_path, monkeypatch):
     studies = Path(__file__).resolve().parents[2] / "benchmarks" / "studies"
     line = ["models=[gpt2_tiny,mom_tiny]", "model.num_rounds=2", "experiment=study/larger", "init=null"]
     assert on_the_line(tmp_path, monkeypatch, *line, "run_dir=costs", "--config-dir", str(studies)) == 0
 
     summary = json.loads((tmp_path / "costs/summary.json").read_text())
-    # The width is the experiment's.
+    # d_model is that of the experiment.
     shape = {"max_positions": 256, "d_model": 256, "num_heads": 8, "vocab_size": 4096}
     plain = MoMConfig(**shape, num_stages=0, num_bottom_blocks=8, num_top_blocks=0)
     assert summary["gpt2_tiny/parameters"] == num_parameters(plain)

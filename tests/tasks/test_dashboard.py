@@ -1,4 +1,4 @@
-"""The workspace: its specification offline, its saving online."""
+"""The dashboard task: the specification written offline, and the workspace saved online."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_online_the_workspace_is_saved_for_the_entity(tmp_path, monkeypatch):
     saved: list[Workspace] = []
     monkeypatch.setattr(dashboard, "is_offline", lambda: False)
     monkeypatch.setattr(Workspace, "save", lambda self: saved.append(self))
-    # The library asks the server for its address.
+    # The library asks the server for the workspace's URL.
     monkeypatch.setattr(
         Workspace, "url", property(lambda self: f"https://there/{self.entity}/{self.project}")
     )
@@ -55,6 +55,6 @@ def test_wandb_mode_decides(monkeypatch):
     assert dashboard.is_offline()  # tests/conftest.py sets WANDB_MODE=offline
 
 
-def test_an_empty_name_is_refused(tmp_path):
+def test_an_empty_name_is_rejected(tmp_path):
     with pytest.raises(UsageError, match=r"task\.project must be a name, got ''"):
         request(tmp_path, project="")

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of a model on text, against sums taken token by token."""
+"""Perplexity and bits per byte of a model on text, against sums over single tokens."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def evaluated(folder: Path, init: Path, task: dict[str, Any] | None = None, **da
 
 
 def tokens_of(folder: Path, split: str) -> torch.Tensor:
-    """The ids that the evaluation saw, as the cache holds them."""
+    """Return the evaluated token ids from the cache."""
     (found,) = (folder / "cache").glob("text-*")
     config = bind(
         {
@@ -64,7 +64,7 @@ def tokens_of(folder: Path, split: str) -> torch.Tensor:
 
 
 def nats(model, ids: torch.Tensor, targets: range) -> float:
-    """The sum over ``targets`` (positions in ``ids``) of -log p, one forward over all of ``ids``."""
+    """Return the sum of -log p over ``targets`` (positions in ``ids``), from one forward pass over ``ids``."""
     with torch.no_grad():
         log_p = model(input_ids=ids[None]).logits[0].log_softmax(-1)
     return -sum(float(log_p[t - 1, ids[t]]) for t in targets)
@@ -134,7 +134,7 @@ def test_text_shorter_than_a_window_is_one_window(tmp_path):
         ({"split": "train"}, {"validation_fraction": 0.999}, "task.split=train needs at least two tokens"),
     ],
 )
-def test_what_does_not_fit_the_model_is_refused(tmp_path, task, data, message):
+def test_what_does_not_fit_the_model_is_rejected(tmp_path, task, data, message):
     init = write_run(tmp_path / "first")
     if "tokenizer" in data:
         from mom.data.tokenizer import train_tokenizer

@@ -1,4 +1,4 @@
-"""Evaluation of a fine-tuned checkpoint: what fine-tuning measured of it at its end."""
+"""Evaluation of a fine-tuned checkpoint gives the results at the end of fine-tuning."""
 
 from __future__ import annotations
 
@@ -99,12 +99,12 @@ def test_xsum_is_measured_as_after_its_training(folder, capsys):
         ),
     ],
 )
-def test_what_cannot_be_measured_is_refused(folder, task, data, message):
+def test_an_invalid_request_is_rejected(folder, task, data, message):
     with pytest.raises(UsageError, match=f"^{message}"):
         evaluated(folder, first(folder), task, **data)
 
 
-def test_a_classifier_of_other_labels_is_refused(folder):
+def test_a_classifier_of_other_labels_is_rejected(folder):
     _, run = tuned_on_glue(folder, first(folder), {"epochs": 0.1}, name="rte")
     best = run / "checkpoints" / "best.ckpt"
     for name in ("cola", "mnli", "stsb"):

@@ -1,4 +1,4 @@
-"""An exported folder: what is in it, and that transformers loads it where there is no `mom`."""
+"""Exported folders: their content, and loading with transformers in an environment without mom."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ with torch.no_grad():
 text = pipeline("text-generation", model=folder, trust_remote_code=True)(
     "module router", max_new_tokens=6, do_sample=False
 )[0]["generated_text"]
-# The folder's code beside the package's: both are the same function.
+# The folder's code and the package compute the same function.
 del sys.modules["mom"]
 import mom.model
 from mom import MoMForCausalLM
@@ -98,7 +98,7 @@ def test_what_is_in_it(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MoMForCausalLM"]
     assert config["mom_version"] == mom.__version__
-    # It can be started from again, and what is saved from then on is not a folder with code.
+    # Training can start from the folder, and models saved afterwards contain no code.
     again = load_model(folder)
     assert not hasattr(again.config, "auto_map") and not hasattr(again.config, "mom_version")
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -148,7 +148,7 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
     assert "(pretrain language_modeling text)" in card
     assert "steps" not in card
 
-    # The best checkpoint is another one than the summary is of.
+    # The summary does not describe the best checkpoint.
     best = init.with_name("best.ckpt")
     init.rename(best)
     card = (exported(tmp_path, best) / "README.md").read_text(encoding="utf-8")
@@ -156,7 +156,7 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
     assert "3.25" not in card
 
 
-def test_without_a_tokenizer_it_is_refused(tmp_path):
+def test_without_a_tokenizer_it_is_rejected(tmp_path):
     init = write_run(tmp_path / "first")
     (tmp_path / "first" / "tokenizer").rename(tmp_path / "moved")
     with pytest.raises(UsageError, match=r"^no tokenizer found with .*; set data.tokenizer to its "):

@@ -1,4 +1,4 @@
-"""Fine-tuning as a whole: what it writes, what it says, what it refuses before it trains."""
+"""The finetune task: its files, its console output, and requests rejected before training."""
 
 from __future__ import annotations
 
@@ -90,11 +90,11 @@ def test_one_task(tmp_path, init, capsys):
     assert "tokenizer/tokenizer.json" in files
     assert summary["steps"] == 6
     assert {"val/accuracy", "val/score", "val/loss", "depth/effective", "parameters"} <= set(summary)
-    # Two of four validation rows have the commonest (here: the first) label.
+    # Two of four validation rows have the majority class (here: the first).
     assert summary["majority/accuracy"] == 50
     assert f"{summary['val/accuracy']:.2f}" in capsys.readouterr().out
 
-    # The prediction of the best checkpoint for every test row, by name.
+    # Predictions of the best checkpoint for all test rows, by name.
     lines = (run / "submission" / "RTE.tsv").read_text(encoding="utf-8").splitlines()
     assert [line.split("\t")[0] for line in lines] == ["index", "0", "1", "2"]
     assert {line.split("\t")[1] for line in lines[1:]} <= {"entailment", "not_entailment"}
@@ -129,7 +129,7 @@ def test_several_tasks_and_seeds_make_a_row(tmp_path, init, capsys):
     deviation = abs(scores["stsb"][0] - scores["stsb"][1]) / 2**0.5
     assert summary["stsb/score/deviation"] == pytest.approx(deviation, abs=1e-6)
     assert summary["glue/average"] == pytest.approx(sum(means.values()) / 2)
-    # Always the commonest label, or the mean score, has no correlation with the truth.
+    # A constant prediction has no correlation with the labels.
     assert summary["glue/majority"] == summary["cola/matthews/majority"] == 0
     assert json.loads((run / "cola" / "seed_2" / "status.json").read_text())["state"] == "succeeded"
     out = capsys.readouterr().out
@@ -186,7 +186,7 @@ def test_dropout_of_its_own(tmp_path, init):
         ({}, {"kind": "language_modeling", "corpus": "text"}, "unknown option data.name"),
     ],
 )
-def test_wrong_requests_are_refused_before_training(tmp_path, init, monkeypatch, task, data, message):
+def test_wrong_requests_are_rejected_before_training(tmp_path, init, monkeypatch, task, data, message):
     write_glue(tmp_path / "glue", "rte")
     monkeypatch.setattr(finetune, "fit_module", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(UsageError, match=f"^{message}"):
@@ -200,7 +200,7 @@ def test_text_is_not_what_finetuning_takes():
         bind(composed(CONF, ["task=finetune", "init=x", "data=python_stdlib"]))
 
 
-def test_a_batch_of_another_vocabulary_is_refused(tmp_path, init):
+def test_a_batch_of_another_vocabulary_is_rejected(tmp_path, init):
     write_glue(tmp_path / "glue", "rte")
     small = write_run(tmp_path / "small", vocab_size=VOCABULARY - 1)
     with pytest.raises(UsageError, match=r"^data.tokenizer must be .* at most 299 tokens, got .* with 300"):

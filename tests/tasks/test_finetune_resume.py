@@ -1,4 +1,4 @@
-"""A fine-tuning that was killed ends as it would have ended."""
+"""Fine-tuning that was killed and resumed gives the same results as without interruption."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.helpers.xsum_files import write_xsum
 from tests.tasks.test_finetune import CHECKPOINT
 from tests.tasks.test_pretrain_resume import FailAt, Killed, curve
 
-# Nine and eight rows in batches of two, two batches in a step: epochs end inside a window of accumulation.
+# Nine and eight rows in batches of two, two batches per step: epochs end during gradient accumulation.
 DATA = {
     "cola": {"kind": "glue", "name": "cola", "path": "glue", "sequence_length": 16, "batch_size": 2},
     "xsum": {
@@ -46,14 +46,14 @@ SLOW = OPTIMIZER | {"betas": [0.9, 0.95], "lr": 1e-9}  # no validation is better
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Weights, data, and a run on each that nothing interrupted."""
+    """Create weights, data sets, and an uninterrupted run on each data set."""
     folder = tmp_path_factory.mktemp("finetune")
     write_run(folder / "first", num_rounds=2)
     write_glue(folder / "glue", "cola", {"train": 9, "dev": 4, "test": 2})
     write_glue(folder / "glue", "mnli", {"train": 9, "dev": 3, "test": 2})
     write_xsum(folder / "xsum", train=8, validation=3)
     for name in DATA:
-        run(folder, f"whole-{name}", name)
+        run(folder, f"full-{name}", name)
     return folder
 
 
@@ -68,7 +68,7 @@ def run(
 ) -> dict[str, Any]:
     groups = DATA[name] | (data or {})
     groups["path"] = str(folder / groups["path"])
-    whole = request(
+    groups = request(
         folder,
         {"name": "finetune", "epochs": 3.0, "dropout": 0.1, **(task or {})},
         data=groups,
@@ -78,12 +78,12 @@ def run(
         logger={"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}},
         init=str(folder / "first" / "checkpoints" / "last.ckpt"),
     )
-    config = bind(whole | {"run_dir": str(folder / run_dir)} | changes)
+    config = bind(groups | {"run_dir": str(folder / run_dir)} | changes)
     return finetune.run(config, RunDirectory(config.run_dir))
 
 
 def killed(monkeypatch, folder: Path, run_dir: str, name: str, **changes: Any) -> None:
-    """Run, and end for no reason after three steps, in the middle of an accumulation window."""
+    """Start a run that dies after three steps, during gradient accumulation."""
     build = fit.build_callbacks
     with monkeypatch.context() as patch:
         patch.setattr(fit, "build_callbacks", lambda *given: [FailAt(3, 1), *build(*given)])
@@ -96,7 +96,7 @@ def without_time(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    """The last and the best weights, the optimizer, the curve, the summaries: bit for bit."""
+    """Compare the last and best weights, the optimizer, the curves, and the summaries, bit for bit."""
     for kind in ("last", "best"):
         one, two = (
             torch.load(where / "checkpoints" / f"{kind}.ckpt", weights_only=True) for where in (first, second)
@@ -122,7 +122,7 @@ def test_what_was_killed_ends_as_it_would_have_ended(folder, monkeypatch, name, 
     assert 0 < torch.load(last, weights_only=True)["global_step"] <= 3
     changes = {"resume": "auto"} if how == "resume" else {"ckpt": str(last), "init": None}
     run(folder, run_dir, name, **changes)
-    assert_equal_runs(folder / f"whole-{name}", folder / run_dir)
+    assert_equal_runs(folder / f"full-{name}", folder / run_dir)
 
 
 def test_what_stopped_early_is_not_trained_on(folder):
@@ -133,10 +133,10 @@ def test_what_stopped_early_is_not_trained_on(folder):
     assert without_time(again) == without_time(first)
 
 
-def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(folder, monkeypatch):
+def test_the_interrupted_combination_is_resumed_and_finished_ones_are_skipped(folder, monkeypatch):
     several = {"task": {"seeds": [1, 2], "epochs": 2.0}}
-    whole = run(folder, "seeds", "cola", **several)
-    # As if the second had just been killed: what it wrote at its end is not there.
+    reference = run(folder, "seeds", "cola", **several)
+    # As if the second had been killed just before it wrote its results.
     shutil.copytree(folder / "seeds", folder / "seeds-killed")
     second = folder / "seeds-killed" / "cola" / "seed_2"
     shutil.rmtree(second)
@@ -145,7 +145,7 @@ def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(fo
     first = folder / "seeds-killed" / "cola" / "seed_1" / "checkpoints" / "last.ckpt"
     before = first.stat().st_mtime_ns
 
-    assert run(folder, "seeds-killed", "cola", **several, resume="auto") == whole
+    assert run(folder, "seeds-killed", "cola", **several, resume="auto") == reference
     assert first.stat().st_mtime_ns == before
     assert_equal_runs(folder / "seeds" / "cola" / "seed_2", second)
 
@@ -153,30 +153,30 @@ def test_of_several_the_interrupted_one_goes_on_and_no_other_is_trained_again(fo
 @pytest.mark.parametrize(
     ("name", "ckpt", "changes", "message"),
     [
-        ("cola", "whole-cola", {"task": {"seeds": [1, 2]}}, "ckpt cannot be combined with task.tasks or task.seeds"),
+        ("cola", "full-cola", {"task": {"seeds": [1, 2]}}, "ckpt cannot be combined with task.tasks or task.seeds"),
         (
             "cola",
-            "whole-xsum",
+            "full-xsum",
             {},
             r"ckpt=.* is a language model, not a classifier with 2 label\(s\)",
         ),
-        ("xsum", "whole-cola", {}, "ckpt=.* must be a language model, not a classifier"),
-        ("cola", "whole-cola", {"data": {"name": "mnli"}}, r"ckpt=.* a classifier with 3 label\(s\), got one with 2"),
-        ("cola", "whole-cola", {"data": {"sequence_length": 17}}, r"data.sequence_length must be 16 as .* got 17"),
-        ("xsum", "whole-xsum", {"data": {"separator": "#"}}, r"cannot resume with data.path=.*xsum: "),
-        ("cola", "whole-cola", {"seed": 5}, "seed must be 0 as in the checkpoint, got 5"),
-        ("cola", "whole-cola", {"task": {"dropout": 0.2}}, "ckpt=.* has dropout=0.1, but .*dropout=0.2"),
+        ("xsum", "full-cola", {}, "ckpt=.* must be a language model, not a classifier"),
+        ("cola", "full-cola", {"data": {"name": "mnli"}}, r"ckpt=.* a classifier with 3 label\(s\), got one with 2"),
+        ("cola", "full-cola", {"data": {"sequence_length": 17}}, r"data.sequence_length must be 16 as .* got 17"),
+        ("xsum", "full-xsum", {"data": {"separator": "#"}}, r"cannot resume with data.path=.*xsum: "),
+        ("cola", "full-cola", {"seed": 5}, "seed must be 0 as in the checkpoint, got 5"),
+        ("cola", "full-cola", {"task": {"dropout": 0.2}}, "ckpt=.* has dropout=0.1, but .*dropout=0.2"),
         ("cola", "first", {}, "cannot resume from ckpt=.*: it has no optimizer_states"),
     ],
 )  # fmt: skip
 def test_checkpoints_that_training_cannot_go_on_from(folder, name, ckpt, changes, message):
     path = folder / ckpt / "checkpoints" / "last.ckpt"
     with pytest.raises(UsageError, match=f"^{message}"):
-        run(folder, "refused", name, **changes, ckpt=str(path), init=None)
+        run(folder, "rejected", name, **changes, ckpt=str(path), init=None)
 
 
-def test_a_run_of_other_data_is_not_gone_on_with(folder):
+def test_a_run_on_other_data_is_not_resumed(folder):
     with pytest.raises(
         UsageError, match=r"^ckpt=.* is a classifier with 2 label\(s\), not a classifier with 3"
     ):
-        run(folder, "whole-cola", "cola", data={"name": "mnli"}, resume="auto")
+        run(folder, "full-cola", "cola", data={"name": "mnli"}, resume="auto")

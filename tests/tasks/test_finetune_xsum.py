@@ -1,4 +1,4 @@
-"""Fine-tuning on XSum as a whole."""
+"""The finetune task on XSum."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
     assert f"validation {given[0]['id']}" in out
     assert f"{summary['lead/val/rougeL']:.2f}" in out
 
-    # The loss is that of the best checkpoint on the summaries' tokens.
+    # The loss of the best checkpoint on the summaries' tokens.
     best = load_model(run / "checkpoints" / "best.ckpt").eval()
     assert best.config.dropout == 0.1
     data = finetune.XsumDataModule(
@@ -92,8 +92,8 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
         ids = torch.tensor([[*row.prompt, *row.summary]])
         with torch.no_grad():
             log_p = best(input_ids=ids).logits[0].log_softmax(-1)
-        for place in range(len(row.prompt), ids.shape[1]):
-            nats -= float(log_p[place - 1, ids[0, place]])
+        for position in range(len(row.prompt), ids.shape[1]):
+            nats -= float(log_p[position - 1, ids[0, position]])
             count += 1
     assert summary["val/loss"] == pytest.approx(nats / count, rel=1e-4)
     assert summary["val/perplexity"] == pytest.approx(math.exp(nats / count), rel=1e-3)
@@ -107,7 +107,7 @@ def test_loss_summaries_and_rouge(tmp_path, capsys):
         ({}, {"sequence_length": 65}, "data.sequence_length must be at most 64, .*, got 65"),
     ],
 )
-def test_wrong_requests_are_refused_before_training(tmp_path, monkeypatch, task, data, message):
+def test_wrong_requests_are_rejected_before_training(tmp_path, monkeypatch, task, data, message):
     write_xsum(tmp_path / "xsum")
     monkeypatch.setattr(finetune, "fit_module", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(UsageError, match=f"^{message}"):

@@ -1,4 +1,4 @@
-"""Prompts and their continuations: on the terminal, in the file, as transformers would make them."""
+"""The generate task: continuations on the terminal and in the file equal those of transformers."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def generated(folder: Path, init: Path, seed: int = 0, **task: Any) -> list[dict
     return lines
 
 
-def likeliest(init: Path, prompt: str, count: int) -> str:
-    """Greedy decoding with a whole forward for each token."""
+def most_likely(init: Path, prompt: str, count: int) -> str:
+    """Decode greedily, with a full forward pass for each token."""
     model, tokenizer = load_model(init).eval(), small_tokenizer()
     ids = tokenizer(prompt)["input_ids"]
     start = len(ids)
@@ -40,12 +40,12 @@ def likeliest(init: Path, prompt: str, count: int) -> str:
     return tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-def test_the_likeliest_continuation_is_streamed_and_written(tmp_path, capsys):
+def test_the_most_likely_continuation_is_streamed_and_written(tmp_path, capsys):
     init = write_run(tmp_path / "first")
     (line,) = generated(tmp_path, init, prompt="module router", do_sample=False)
 
     assert line["prompt"] == "module router"
-    assert line["completion"] == likeliest(init, "module router", 8)
+    assert line["completion"] == most_likely(init, "module router", 8)
     assert "module router" + line["completion"] in capsys.readouterr().out
 
 
@@ -63,9 +63,9 @@ def test_the_seed_decides_what_is_drawn(tmp_path):
 
     assert same[0] == same[1]
     assert same[0] != generated(tmp_path, init, prompt="skip", seed=4)
-    # One token to draw from leaves no choice.
+    # Sampling from a single token is greedy.
     (narrow,) = generated(tmp_path, init, prompt="skip", top_k=1)
-    assert narrow["completion"] == likeliest(init, "skip", 8)
+    assert narrow["completion"] == most_likely(init, "skip", 8)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_a_file_of_prompts(tmp_path, name, text):
     lines = generated(tmp_path, init, prompts=str(tmp_path / name), do_sample=False)
 
     assert [line["prompt"] for line in lines] == ["module", "skip round"]
-    assert lines[1]["completion"] == likeliest(init, "skip round", 8)
+    assert lines[1]["completion"] == most_likely(init, "skip round", 8)
 
 
 def test_an_empty_prompt_begins_a_text(tmp_path):
@@ -112,7 +112,7 @@ def test_an_empty_prompt_begins_a_text(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_continued_is_refused(tmp_path, monkeypatch, task, message):
+def test_an_invalid_prompt_is_rejected(tmp_path, monkeypatch, task, message):
     monkeypatch.chdir(tmp_path)
     init = write_run(tmp_path / "first")
     Path("empty.txt").write_text("\n \n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A Hugging Face GPT-2 goes through every command that measures a Mixture-of-Modules."""
+"""Every task that measures a Mixture-of-Modules also accepts a Hugging Face GPT-2."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.tasks.test_generate import generated
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> tuple[Path, GPT2LMHeadModel]:
-    """A folder as transformers saves it, and the model in it."""
+    """Save a model with transformers; return the folder and the model."""
     folder = tmp_path_factory.mktemp("gpt2")
     tokenizer = small_tokenizer()
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Preparing as a task: the numbers it reports, and that training then begins at once."""
+"""The prepare task: its summary, and training from its cache."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The task as a whole: its phases, its summary, its refusals before anything is trained."""
+"""The pretrain task: its phases, its summary, and requests rejected before training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(folder: Path, name: str = "run", **changes):
 
 
 def files(folder: Path) -> set[str]:
-    """Every file but ``previous.ckpt``, which a phase has when it saved twice."""
+    """Return every file except ``previous.ckpt``, which exists only if a phase saved twice."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     return {name for name in found if not name.endswith("previous.ckpt")}
 
@@ -97,7 +97,7 @@ def test_phase_one_may_come_from_elsewhere(tmp_path):
     plain = tmp_path / "first" / "plain" / "checkpoints" / "last.ckpt"
     summary = run(tmp_path, "second", init=str(plain), task={"baseline": False})
     assert files(tmp_path / "second") == PHASE_FILES
-    # The same plain weights and the same seed make the same second phase.
+    # The same plain weights and seed give the same second phase.
     once, twice = (
         torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
         for name in ("first", "second")
@@ -117,21 +117,21 @@ def test_weights_of_the_same_kind_are_trained_on(tmp_path):
     assert second["val/loss"] < first["val/loss"]
 
 
-def test_ckpt_goes_on_and_resume_finds_its_own(tmp_path):
-    whole = run(tmp_path, "whole", trainer={"max_steps": 6})
-    last = tmp_path / "whole" / "checkpoints" / "last.ckpt"
+def test_ckpt_resumes_and_resume_finds_the_checkpoint(tmp_path):
+    reference = run(tmp_path, "reference", trainer={"max_steps": 6})
+    last = tmp_path / "reference" / "checkpoints" / "last.ckpt"
     longer = run(tmp_path, "longer", ckpt=str(last), trainer={"max_steps": 8})
     assert longer["steps"] == 8
     assert files(tmp_path / "longer") == PHASE_FILES
-    again = run(tmp_path, "whole", resume="auto")
-    assert again["val/loss"] == whole["val/loss"]
-    assert again["baseline/val/loss"] == whole["baseline/val/loss"]
+    again = run(tmp_path, "reference", resume="auto")
+    assert again["val/loss"] == reference["val/loss"]
+    assert again["baseline/val/loss"] == reference["baseline/val/loss"]
     fresh = run(tmp_path, "fresh", resume="auto", task={"plain_steps": 0})
     assert fresh["steps"] == 6
 
 
 @pytest.mark.parametrize("option", ["ckpt", "init"])
-def test_bad_checkpoints_are_refused_before_the_data_is_touched(tmp_path, monkeypatch, option):
+def test_bad_checkpoints_are_rejected_before_the_data_is_touched(tmp_path, monkeypatch, option):
     monkeypatch.setattr(
         pretrain, "LanguageModelingDataModule", lambda *_: pytest.fail("the data was touched")
     )
@@ -142,7 +142,7 @@ def test_bad_checkpoints_are_refused_before_the_data_is_touched(tmp_path, monkey
             run(tmp_path, **{option: str(path)})
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_before_the_data_is_touched(tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_architecture_is_rejected_before_the_data_is_touched(tmp_path, monkeypatch):
     run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
     last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
     monkeypatch.setattr(
@@ -152,7 +152,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_before_the_data_is_touc
         run(tmp_path, "second", ckpt=last, model={"num_rounds": 2})
 
 
-def test_weights_of_another_architecture_are_refused_before_training(tmp_path):
+def test_weights_of_another_architecture_are_rejected_before_training(tmp_path):
     run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
     last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
     with pytest.raises(UsageError, match=r"^init has .*d_model=16.*d_model=32"):

@@ -1,4 +1,4 @@
-"""A run that was killed, whatever it was doing, ends as it would have ended."""
+"""A run killed at any time and resumed gives the same results as without interruption."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.distributed.launch import launch
 from tests.distributed.scenarios import KillAt, is_timed
 from tests.helpers.runs import CHANGES, tiny_request
 
-# Dropout, biases, noise, a growing K, accumulation and validations inside a window: everything that a careless
-# resume would shift.
+# Dropout, biases, noise, a growing K, accumulation, and validations during accumulation: state that an inexact resume
+# would lose.
 PHASES = {"plain": "plain", "baseline": "baseline", "mom": "."}
 
 
@@ -31,25 +31,25 @@ def run(folder: Path, name: str, **changes):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A folder with a run that nothing interrupted."""
+    """Create a folder with an uninterrupted run."""
     folder = tmp_path_factory.mktemp("resume")
-    run(folder, "whole")
+    run(folder, "reference")
     return folder
 
 
 class Killed(BaseException):
-    """Ends the process's work at once, with nothing saved."""
+    """Ends the run at once, without saving."""
 
 
 class FailAt(KillAt):
-    """As :class:`KillAt`, but this process lives on."""
+    """Like :class:`KillAt`, but only ends the run, not this process."""
 
     def kill(self) -> None:
         raise Killed
 
 
 def run_until(monkeypatch, folder: Path, name: str, phase: str, **changes) -> None:
-    """Run, and end for no reason in the middle of an accumulation window of one phase."""
+    """Start a run that dies during gradient accumulation in one of its phases."""
     build = fit.build_callbacks
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -68,7 +68,7 @@ def curve(directory: Path) -> list[dict[str, str]]:
 
 
 def assert_equal_runs(first: Path, second: Path) -> None:
-    """The weights, the optimizers and the curves of every phase, bit for bit."""
+    """Compare the weights, optimizers, and curves of every phase, bit for bit."""
     for place in PHASES.values():
         one, two = (
             torch.load(directory / place / "checkpoints" / "last.ckpt", weights_only=True)
@@ -84,13 +84,13 @@ def assert_equal_runs(first: Path, second: Path) -> None:
 
 
 @pytest.mark.parametrize("phase", ["plain", "mom"])
-def test_an_interrupted_phase_goes_on_and_finished_ones_are_not_trained_again(folder, monkeypatch, phase):
+def test_an_interrupted_phase_is_resumed_and_finished_phases_are_skipped(folder, monkeypatch, phase):
     name = f"killed-{phase}"
     run_until(monkeypatch, folder, name, phase)
     assert (folder / name / "baseline").exists() == (phase == "mom")
     before = {path: path.stat().st_mtime_ns for path in (folder / name).rglob("plain/checkpoints/last.ckpt")}
     run(folder, name, resume="auto")
-    assert_equal_runs(folder / "whole", folder / name)
+    assert_equal_runs(folder / "reference", folder / name)
     if phase == "mom":
         assert all(path.stat().st_mtime_ns == time for path, time in before.items())
 
@@ -100,22 +100,22 @@ def test_kill_9_in_a_process_of_its_own(folder):
     assert ended.code == -9, ended.output
     assert not (folder / "killed-baseline" / "checkpoints").exists()
     run(folder, "killed-baseline", resume="auto")
-    assert_equal_runs(folder / "whole", folder / "killed-baseline")
+    assert_equal_runs(folder / "reference", folder / "killed-baseline")
 
 
 def test_killed_between_a_checkpoint_and_what_would_come_next_no_row_is_lost(folder):
-    """The first ``last.ckpt`` is that of a validation inside an accumulation window, which waits for its end."""
+    """The first ``last.ckpt`` is from a validation during gradient accumulation, and is written when that ends."""
     (ended,) = launch("saving", folder, "killed-saving", world_size=1)
     assert ended.code == -9, ended.output
     saved = torch.load(folder / "killed-saving" / "plain" / "checkpoints" / "last.ckpt", weights_only=True)
     steps = [row["step"] for row in curve(folder / "killed-saving" / "plain") if "train/loss" in row]
     assert saved["global_step"] == 2 and steps == ["0", "1"]
     run(folder, "killed-saving", resume="auto")
-    assert_equal_runs(folder / "whole", folder / "killed-saving")
+    assert_equal_runs(folder / "reference", folder / "killed-saving")
 
 
 class Vanish(Callback):
-    """Removes a folder once training has begun, before anything was validated."""
+    """Removes a folder after training has started, before the first validation."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -130,7 +130,7 @@ def test_data_that_vanish_do_not_disturb_the_training_under_way(folder, monkeypa
     monkeypatch.setattr(fit, "build_callbacks", lambda *given: [Vanish(cache), *build(*given)])
     run(folder, "vanished", data={"cache_dir": str(cache)})
     assert not cache.exists()
-    assert_equal_runs(folder / "whole", folder / "vanished")
+    assert_equal_runs(folder / "reference", folder / "vanished")
 
 
 def cut(content: bytes) -> bytes:
@@ -138,7 +138,7 @@ def cut(content: bytes) -> bytes:
 
 
 def spoil(content: bytes) -> bytes:
-    """One byte in the middle is another."""
+    """Change a byte in the middle."""
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 255]) + content[middle + 1 :]
 
@@ -160,12 +160,14 @@ def test_a_damaged_checkpoint_is_reported_and_the_previous_one_used(folder, monk
     assert "resume" in line.split("; ")[0]
     assert str(last) in line
     assert line.endswith(f"resuming from {checkpoints / 'previous.ckpt'} (step 2) instead")
-    whole = torch.load(folder / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    reference = torch.load(folder / "reference" / "checkpoints" / "last.ckpt", weights_only=True)[
+        "state_dict"
+    ]
     again = torch.load(last, weights_only=True)["state_dict"]
-    assert all(torch.equal(weight, again[name]) for name, weight in whole.items())
+    assert all(torch.equal(weight, again[name]) for name, weight in reference.items())
 
 
-def test_two_torn_checkpoints_are_refused_and_not_started_over(folder, monkeypatch):
+def test_two_torn_checkpoints_are_rejected_and_not_started_over(folder, monkeypatch):
     run_until(monkeypatch, folder, "lost", "mom")
     for path in (folder / "lost" / "checkpoints").iterdir():
         path.write_bytes(b"torn")
@@ -174,7 +176,7 @@ def test_two_torn_checkpoints_are_refused_and_not_started_over(folder, monkeypat
 
 
 def test_a_checkpoint_inside_an_accumulation_window_is_for_weights_only(folder):
-    best = folder / "whole" / "checkpoints" / "best.ckpt"
+    best = folder / "reference" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
     assert saved["inside_accumulation"] == (saved["global_step"] == 1)
     torch.save(saved | {"inside_accumulation": True}, folder / "inside.ckpt")

@@ -1,4 +1,4 @@
-"""Upcycling as a task: which layer goes where, what is written, what is refused."""
+"""The upcycle task: the mapping of layers, its files, and rejected requests."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ROUTER = {"router_dim": 8, "temperature": 0.2}
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory) -> Path:
-    """A GPT-2 of five layers, each different, in Hugging Face's form."""
+    """Save a Hugging Face GPT-2 with five different layers."""
     folder = tmp_path_factory.mktemp("gpt2")
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=300, n_positions=32, n_embd=16, n_head=2, n_layer=5, resid_pdrop=0.0)
@@ -46,7 +46,7 @@ def gpt2(tmp_path_factory) -> Path:
 
 
 def run(folder: Path, init: Path, task: dict[str, Any] | None = None, **changes: Any):
-    """The summary and the folder of one upcycling."""
+    """Run the task; return its summary and folder."""
     groups = {"model": MODEL | changes.pop("model", {}), "router": ROUTER | changes.pop("router", {})}
     groups["data"] = {"sequence_length": 32}
     config = bind(request(folder, {"name": "upcycle", **(task or {})}, init=str(init), **groups, **changes))
@@ -86,7 +86,7 @@ def test_walked_in_order_it_is_the_plain_model(tmp_path, gpt2):
     )
     ids = tokens(2, 16, vocab_size=300)
     ours, theirs = (load_model(path).eval()(ids).logits for path in (folder, gpt2))
-    # Bit for bit: with so few tokens, and as in training, the same operations run in the same order.
+    # Equal bit for bit, because the same operations run in the same order.
     assert torch.equal(ours, theirs)
 
 
@@ -114,7 +114,7 @@ def test_several_stages(tmp_path, gpt2):
 
 
 @pytest.mark.parametrize(
-    ("task", "model", "said"),
+    ("task", "model", "message"),
     [
         ({}, {"num_ffn_modules": 3}, r"init must have 6 layers .*, got a plain transformer with 5"),
         ({}, {"d_model": 32}, r"model\.d_model must be 16, as in the plain model of init, got 32"),
@@ -124,8 +124,8 @@ def test_several_stages(tmp_path, gpt2):
         ({"ffn_layers": [0]}, {}, r"task\.ffn_layers must have 2 layers \(2 per stage\), got 1: \[0\]"),
     ],
 )
-def test_what_does_not_fit_is_refused_and_nothing_written(tmp_path, gpt2, task, model, said):
-    with pytest.raises(UsageError, match=said):
+def test_what_does_not_fit_is_rejected_and_nothing_written(tmp_path, gpt2, task, model, message):
+    with pytest.raises(UsageError, match=message):
         run(tmp_path, gpt2, task, model=model)
     assert not list(tmp_path.rglob("model*"))
 

@@ -17,7 +17,7 @@ from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A checkpoint of a small model after one step."""
+    """Write a checkpoint of a small model after one step."""
     folder = tmp_path_factory.mktemp("trained")
     trainer = plain_trainer(folder, [], max_steps=1, limit_val_batches=0, enable_checkpointing=True)
     trainer.fit(small_module(), datamodule=FixedBatches([token_batch(0)], []))
@@ -33,7 +33,7 @@ class Unwritable:
 
 
 class Malicious:
-    """Would write a file when unpickled."""
+    """Writes a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
@@ -51,7 +51,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
 
 
-def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
+def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path):
     path, trap = tmp_path / "bad.ckpt", tmp_path / "sprung"
     torch.save({"state_dict": Malicious(trap)}, path)
     with pytest.raises(pickle.UnpicklingError):
@@ -61,14 +61,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path):
     assert not trap.exists()
 
 
-def test_a_whole_checkpoint_is_read(trained):
+def test_an_intact_checkpoint_is_read(trained):
     resume = read_checkpoint(trained)
     assert (resume.path, resume.step) == (trained, 1)
     config = small_config(initializer_range=0.3, use_cache=False)
-    check_architecture(resume, config.to_dict())  # neither changes what the weights mean
+    check_architecture(resume, config.to_dict())  # neither option changes the architecture
 
 
-def test_a_checkpoint_from_before_an_option_was_there_goes_on_without_it(trained):
+def test_a_checkpoint_from_before_an_option_existed_resumes(trained):
     resume = read_checkpoint(trained)
     del resume.model_config["block"], resume.model_config["balance_bias_rate"]
     wanted = MoMConfig.from_dict(torch.load(trained, weights_only=True)["hyper_parameters"]["model_config"])
@@ -82,8 +82,8 @@ def make_missing(path: Path, trained: Path) -> None:
 
 
 def make_torn(path: Path, trained: Path) -> None:
-    whole = trained.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
+    content = trained.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
 
 
 def make_empty(path: Path, trained: Path) -> None:
@@ -125,17 +125,17 @@ def make_without_optimizer(path: Path, trained: Path) -> None:
         make_without_optimizer,
     ],
 )
-def test_what_cannot_be_resumed_is_refused_in_one_line(make, tmp_path, trained):
+def test_what_cannot_be_resumed_is_rejected_in_one_line(make, tmp_path, trained):
     path = tmp_path / "some.ckpt"
     make(path, trained)
-    with pytest.raises(UsageError) as refusal:
+    with pytest.raises(UsageError) as raised:
         read_checkpoint(path)
-    assert "ckpt" in str(refusal.value)
-    assert str(path) in str(refusal.value)
-    assert "\n" not in str(refusal.value)
+    assert "ckpt" in str(raised.value)
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_a_checkpoint_of_another_architecture_is_refused_by_name(trained):
+def test_a_checkpoint_of_another_architecture_is_rejected_by_name(trained):
     resume = read_checkpoint(trained)
     other = small_config(d_model=32, top_k=1).to_dict()
     with pytest.raises(UsageError, match=r"^ckpt=.*d_model=16.*top_k=2.*d_model=32.*top_k=1"):

@@ -1,4 +1,4 @@
-"""The classifier's validation against numbers computed by hand, and its training."""
+"""Validation of the classifier against metrics computed by hand, and its training."""
 
 from __future__ import annotations
 

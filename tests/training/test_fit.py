@@ -22,7 +22,7 @@ from tests.helpers.runs import tiny_request
 
 
 class AtStep(Callback):
-    """Does something at the end of an optimizer step."""
+    """Runs an action at the end of an optimizer step."""
 
     def __init__(self, step: int, action) -> None:
         self.step, self.action = step, action
@@ -34,7 +34,7 @@ class AtStep(Callback):
 
 @pytest.fixture
 def extra(monkeypatch) -> list[Callback]:
-    """Callbacks put in with those of the request."""
+    """Return a list of callbacks that are added to those of the request."""
     callbacks: list[Callback] = []
     build = fit.build_callbacks
     monkeypatch.setattr(fit, "build_callbacks", lambda *given: [*callbacks, *build(*given)])
@@ -42,7 +42,7 @@ def extra(monkeypatch) -> list[Callback]:
 
 
 def train(folder: Path, name: str = "run", resume: Path | None = None, **changes) -> dict[str, float]:
-    """One phase of the tiny request into ``folder/name``."""
+    """Train one phase of the tiny request in ``folder/name``."""
     config = tiny_request(folder, **changes)
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
@@ -60,7 +60,7 @@ def train(folder: Path, name: str = "run", resume: Path | None = None, **changes
 
 
 def curve(folder: Path) -> dict[str, list[tuple[int, str]]]:
-    """(step, value as written) of every metric in ``metrics.csv``."""
+    """Return (step, value as written) of every metric in ``metrics.csv``."""
     found: dict[str, list[tuple[int, str]]] = {}
     with (folder / "metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -110,7 +110,7 @@ def test_the_last_step_is_validated_and_logged_whatever_the_intervals(tmp_path):
 
 
 def test_last_is_kept_even_where_no_validation_is_the_best(tmp_path):
-    # A learning rate that ruins the model: the first validation stays the best.
+    # The learning rate is too high, so the first validation stays the best.
     train(tmp_path, optimizer={"lr": 3.0, "warmup_steps": 3})
     checkpoints = tmp_path / "run" / "checkpoints"
     assert state(checkpoints / "best.ckpt")["global_step"] == 3
@@ -134,7 +134,7 @@ def test_without_callbacks_and_loggers_the_losses_and_the_last_checkpoint_remain
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_keeps_a_checkpoint_and_resumes_exactly(tmp_path, extra, number):
     changes = {"model": {"dropout": 0.1}}
-    train(tmp_path, "whole", **changes)
+    train(tmp_path, "reference", **changes)
     before = signal.getsignal(number)
     extra.append(AtStep(4, lambda: os.kill(os.getpid(), number)))
     with pytest.raises(KeyboardInterrupt):
@@ -146,12 +146,14 @@ def test_a_signal_stops_after_the_step_keeps_a_checkpoint_and_resumes_exactly(tm
     extra.clear()
     results = train(tmp_path, "run", resume=last, **changes)
     assert results["steps"] == 6
-    whole, resumed = (state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("whole", "run"))
-    for name, weight in whole["state_dict"].items():
+    reference, resumed = (
+        state(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("reference", "run")
+    )
+    for name, weight in reference["state_dict"].items():
         assert torch.equal(weight, resumed["state_dict"][name]), name
-    once, twice = curve(tmp_path / "whole"), curve(tmp_path / "run")
+    once, twice = curve(tmp_path / "reference"), curve(tmp_path / "run")
     for name in once:
-        # The others of this section are times.
+        # The other throughput metrics depend on the time.
         if not name.startswith("throughput/") or name in ("throughput/tokens", "throughput/training_flops"):
             assert twice[name] == once[name]
 
@@ -181,7 +183,7 @@ def test_a_signal_in_the_last_validation_is_not_lost(tmp_path, extra):
     assert state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 6
 
 
-def test_a_failure_leaves_the_last_checkpoint_whole(tmp_path, extra):
+def test_a_failure_leaves_the_last_checkpoint_intact(tmp_path, extra):
     def fail() -> None:
         raise RuntimeError("the data file vanished")
 
@@ -199,7 +201,7 @@ def test_resuming_at_the_end_only_validates(tmp_path):
 
 
 def test_lightning_is_quiet(tmp_path, capfd, recwarn):
-    train(tmp_path, "first")  # the corpus is prepared here, which shows a bar
+    train(tmp_path, "first")  # prepares the corpus, which shows a progress bar
     capfd.readouterr()
     train(tmp_path)
     captured = capfd.readouterr()

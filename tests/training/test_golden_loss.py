@@ -1,4 +1,4 @@
-"""A short training's losses against those written down: a change of the numbers must be a decision."""
+"""Losses of a short training against recorded losses, so that numbers change only on purpose."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIOR = {"router_prior": "looped", "temperature": 0.2}
 
 
 def losses(model: MoMForCausalLM, steps: int = 6) -> list[float]:
-    """Total loss of each step on one repeated batch."""
+    """Return the total loss of each step on one repeated batch."""
     optimizer, ids = build_adamw(model.train(), OPTIONS), tokens(4, 24)
     measured = []
     for _ in range(steps):
@@ -32,7 +32,7 @@ def losses(model: MoMForCausalLM, steps: int = 6) -> list[float]:
 
 
 def train(name: str) -> list[float]:
-    """The three ways a model comes to be."""
+    """Train a plain transformer, an upcycled MoM, or a MoM from scratch."""
     torch.manual_seed(0)
     if name == "plain":
         return losses(MoMForCausalLM(plain_config(small_config())))

@@ -28,12 +28,12 @@ def test_train_losses_are_means_over_the_micro_batches_of_a_step(tmp_path):
     assert recorder.logged[3]["train/loss"] != logged["train/loss"]
 
 
-def test_an_accumulated_step_equals_one_with_the_whole_batch(tmp_path):
-    whole = token_batch(0, rows=4)
-    halves = [{name: value[rows] for name, value in whole.items()} for rows in (slice(2), slice(2, 4))]
+def test_an_accumulated_step_equals_a_step_on_the_full_batch(tmp_path):
+    full = token_batch(0, rows=4)
+    halves = [{name: value[rows] for name, value in full.items()} for rows in (slice(2), slice(2, 4))]
     weights = []
-    for batches, accumulate in (([whole], 1), (halves, 2)):
-        # A large eps makes the update linear in the gradient, so that rounding stays rounding.
+    for batches, accumulate in (([full], 1), (halves, 2)):
+        # A large eps makes the update linear in the gradient, so that rounding errors stay small.
         module = small_module(optimizer={"eps": 1.0, "lr": 1.0}, balance_coefficient=0.0)
         options = {"max_steps": 1, "accumulate_grad_batches": accumulate, "limit_val_batches": 0}
         plain_trainer(tmp_path, [], **options).fit(module, datamodule=FixedBatches(batches, []))

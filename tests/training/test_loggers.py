@@ -1,4 +1,4 @@
-"""Loggers write into the run directory, under names that survive a resume."""
+"""Loggers write to the run directory, under names that stay the same after a resume."""
 
 from __future__ import annotations
 
@@ -81,18 +81,18 @@ def test_wandb_has_one_run_per_phase_with_an_id_of_ours(tmp_path, monkeypatch, g
 
 
 def wandb_records(path: Path) -> Iterator[Any]:
-    """The records of a run that the real library wrote offline: a LevelDB log of protocol buffers."""
+    """Yield the records of an offline wandb run: a LevelDB log of protocol buffers."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     content, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(content):
-        if 32_768 - at % 32_768 < 7:  # a record's head is never cut in two by a block's end
+        if 32_768 - at % 32_768 < 7:  # a record's header is never split between two blocks
             at += 32_768 - at % 32_768
             continue
         length, kind = struct.unpack_from("<HB", content, at + 4)
         whole += content[at + 7 : at + 7 + length]
         at += 7 + length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a full record, or its last part
             yield Record.FromString(whole)
             whole = b""
 
@@ -105,7 +105,7 @@ def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeyp
         for step in (steps_before, steps_before + 1):
             logger.log_metrics({"a": step / 3}, step)
         finish_loggers([logger], 0)
-        # Named by the second, the second start's folder might be the first one's.
+        # Folders are named by the second, so both starts could get the same one.
         (tmp_path / "wandb").rename(tmp_path / f"pieces-{steps_before}")
     wandb.teardown()  # waits until its service has written everything
     identity = (tmp_path / "wandb_run_id").read_text().strip()

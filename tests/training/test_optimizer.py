@@ -26,7 +26,7 @@ VECTORS_OF_A_STAGE = {
 
 
 def groups_by_name(model: nn.Module, **options: float) -> dict[str, dict]:
-    """The groups with the names of their parameters."""
+    """Return the groups with the names of their parameters."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, **({"lr": 1.0, "weight_decay": 0.1} | options))
     return {
@@ -37,7 +37,7 @@ def groups_by_name(model: nn.Module, **options: float) -> dict[str, dict]:
 
 @pytest.mark.parametrize("block", ["gpt2", "llama"])
 @pytest.mark.parametrize("router", ["gru", "mlp", "linear"])
-def test_every_parameter_stands_in_one_group_and_only_matrices_decay(router, block):
+def test_every_parameter_is_in_one_group_and_only_matrices_decay(router, block):
     model = small_model(router=router, router_prior="ordered", block=block, qk_norm=block == "llama")
     groups = groups_by_name(model, router_lr_multiplier=5.0)
     assert sum(len(group["names"]) for group in groups.values()) == len(list(model.parameters()))

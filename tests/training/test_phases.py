@@ -1,4 +1,4 @@
-"""Phases: a folder each, and the weights that go from one to the next."""
+"""Phases: their directories, and the weights passed from one to the next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_weights_are_taken_over_and_what_has_none_comes_from_the_request():
     assert not torch.equal(model(ids).logits, start(ids).logits)
 
 
-def test_a_plain_model_is_upcycled_where_stages_are_asked_for():
+def test_a_plain_model_is_upcycled_if_the_request_has_stages():
     config = small_config()
     start = MoMForCausalLM(plain_config(config))
     model = initialize_from(start, config)
@@ -39,13 +39,13 @@ def test_a_plain_model_is_upcycled_where_stages_are_asked_for():
 @pytest.mark.parametrize(
     "changes", [{"d_model": 32}, {"vocab_size": 99}, {"router": "mlp"}, {"num_stages": 0}]
 )
-def test_weights_of_another_architecture_are_refused_by_name(changes):
-    with pytest.raises(UsageError) as refusal:
+def test_weights_of_another_architecture_are_rejected_by_name(changes):
+    with pytest.raises(UsageError) as raised:
         initialize_from(small_model(), small_config(**changes))
     name = next(iter(changes))
-    assert str(refusal.value).startswith("init has weights of a model with ")
-    assert f"{name}={changes[name]}" in str(refusal.value)
-    assert f"{name}={getattr(small_config(), name)}" in str(refusal.value)
+    assert str(raised.value).startswith("init has weights of a model with ")
+    assert f"{name}={changes[name]}" in str(raised.value)
+    assert f"{name}={getattr(small_config(), name)}" in str(raised.value)
 
 
 class FakeData:

@@ -30,7 +30,7 @@ PHASES = {"plain": "plain", "baseline": "baseline", "mom": "."}
 
 
 def environment() -> dict[str, str]:
-    """What the last digits of a loss depend on, besides the code."""
+    """Return the versions and hardware that affect the last digits of a loss."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
 
 
 def losses(length: str, folder: Path) -> dict[str, float]:
-    """Train on one thread, in a process of its own; the last validation loss of each phase."""
+    """Train on one thread, in a new process; return the last validation loss of each phase."""
     command = [sys.executable, "run.py", *CHANGES[length], f"run_dir={folder}", "trainer.accelerator=cpu"]
     variables = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=ROOT, env=variables, check=True, capture_output=True, timeout=1200)

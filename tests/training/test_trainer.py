@@ -10,7 +10,7 @@ from mom.training.trainer import build_callbacks
 from tests.helpers.runs import tiny_request
 
 
-def test_bars_and_learning_rates_are_left_out_where_lightning_refuses_them(tmp_path):
+def test_callbacks_that_lightning_would_reject_are_omitted(tmp_path):
     monitor = {"_target_": "lightning.pytorch.callbacks.LearningRateMonitor"}
     bar = {"_target_": "mom.callbacks.StepProgressBar"}
     config = tiny_request(tmp_path, callbacks={"learning_rate_monitor": monitor, "bar": bar})
