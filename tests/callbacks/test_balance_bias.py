@@ -59,7 +59,7 @@ def test_each_step_moves_by_the_counts_of_all_its_micro_batches(tmp_path, checkp
             torch.testing.assert_close(bias, wanted)
 
 
-def test_it_balances_what_the_loss_leaves_collapsed(tmp_path):
+def test_it_balances_without_the_loss(tmp_path):
     batches = [token_batch(seed, rows=8) for seed in range(40)]
 
     def busiest(rate: float) -> float:

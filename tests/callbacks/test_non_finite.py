@@ -70,7 +70,7 @@ def test_a_gradient_that_alone_is_not_finite_is_named_by_its_parameter(tmp_path)
         fit(tmp_path, [Break({1}, gradient=True), NonFinite("stop")])
 
 
-def test_skip_leaves_the_step_out_and_goes_on(tmp_path, caplog):
+def test_skip_continues_without_the_step(tmp_path, caplog):
     weights = Weights()
     with caplog.at_level(logging.WARNING, "mom"):
         fit(tmp_path, [Break({2, 3}), NonFinite("skip"), weights])
@@ -80,13 +80,13 @@ def test_skip_leaves_the_step_out_and_goes_on(tmp_path, caplog):
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["step 3", "step 4"]
 
 
-def test_skipping_for_ever_ends(tmp_path):
+def test_skipping_forever_is_an_error(tmp_path):
     with pytest.raises(
         NonFiniteError, match=f"step {MAX_SKIPPED_IN_A_ROW}: .*{MAX_SKIPPED_IN_A_ROW} steps in a row"
     ):
         fit(tmp_path, [Break(set(range(99))), NonFinite("skip")], batches=MAX_SKIPPED_IN_A_ROW + 5)
 
 
-def test_another_action_is_refused():
+def test_another_action_is_rejected():
     with pytest.raises(ValueError, match="action must be stop or skip, got ignore"):
         NonFinite("ignore")

@@ -40,7 +40,7 @@ def test_in_a_terminal_it_is_one_line(tmp_path, capsys, monkeypatch):
     assert out.count("\n") == 1
 
 
-def test_disabled_it_says_nothing(tmp_path, capsys):
+def test_a_disabled_bar_prints_nothing(tmp_path, capsys):
     bar = StepProgressBar()
     bar.disable()
     train(tmp_path, bar)
@@ -50,7 +50,7 @@ def test_disabled_it_says_nothing(tmp_path, capsys):
     assert "4/4" in capsys.readouterr().out
 
 
-def test_a_failure_gives_the_terminal_back(tmp_path, monkeypatch):
+def test_a_failure_releases_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(progress, "Console", lambda file: Console(file=file, force_terminal=True, width=120))
     bar = StepProgressBar()
     monkeypatch.setattr(EffectiveDepth, "measure", lambda *_: 1 / 0)

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from mom.callbacks import ExactResume
 
 
-def test_the_state_is_put_back_once_before_the_first_batch():
+def test_the_state_is_restored_once_before_the_first_batch():
     torch.manual_seed(3)
     state = ExactResume().state_dict()
     wanted = torch.rand(4)

@@ -113,6 +113,6 @@ def test_a_logged_step_in_each_interval_is_measured(tmp_path):
     assert logged_steps == [3, 5, 9, 10], "Lightning counts from 0, and no step is repeated"
 
 
-def test_an_interval_of_nothing_is_refused():
+def test_an_interval_of_0_is_rejected():
     with pytest.raises(UsageError, match=r"every_n_steps must be .*, got 0"):
         RoutingPaths(every_n_steps=0)

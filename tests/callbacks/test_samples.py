@@ -48,7 +48,7 @@ def test_samples_are_greedy_and_leave_the_training_as_it_is(tmp_path):
     assert again.state_dict() == callback.state_dict()
 
 
-def test_a_prompt_without_room_is_refused_before_training(tmp_path):
+def test_a_prompt_that_is_too_long_is_rejected_before_training(tmp_path):
     with pytest.raises(UsageError, match=r"callbacks\.samples\.prompts must fit the model's 16 positions"):
         trained(tmp_path, [GeneratedSamples(prompts=["round " * 16], max_new_tokens=4)])
     assert not (tmp_path / "samples.jsonl").exists()

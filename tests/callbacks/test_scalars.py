@@ -63,7 +63,7 @@ VALIDATE_EACH_STEP = {"val_check_interval": 2, "limit_val_batches": 1}
 @pytest.mark.parametrize(
     ("steps", "scales"), [(2, [2.0, 1.0, 0.0, 0.0]), (None, [2.0, 1.5, 1.0, 0.5])], ids=["two", "all"]
 )
-def test_noise_goes_to_nothing_over_the_steps_and_nothing_stays(tmp_path, steps, scales):
+def test_noise_anneals_to_zero_and_is_removed(tmp_path, steps, scales):
     module, seen = small_module(), Scales()
     fit(tmp_path, module, [Schedule("gaussian_noise", start=2.0, last_step=steps), seen])
     assert seen.seen == [("gaussian" if scale else None, scale) for scale in scales for _ in range(2)]
@@ -114,21 +114,21 @@ def priors(tmp_path, steps: int | None, lr: float) -> tuple[list[torch.Tensor], 
     return (after.seen if lr < 1e-12 else taken), initial
 
 
-def test_the_prior_is_gone_after_so_many_steps(tmp_path):
+def test_the_prior_is_zero_after_the_last_step(tmp_path):
     seen, initial = priors(tmp_path, 4, lr=1e-30)
     for micro_batch, prior in enumerate(seen):
         step = (micro_batch + 1) // 2
         torch.testing.assert_close(prior, initial * (1 - min(step, 4) / 4), atol=1e-6, rtol=0)
 
 
-def test_the_same_is_taken_from_the_prior_whatever_was_learned(tmp_path):
+def test_the_prior_shifts_equally_regardless_of_its_learned_part(tmp_path):
     taken, initial = priors(tmp_path, 4, lr=1e-2)
     for micro_batch, part in enumerate(taken):
         due = micro_batch % 2 == 1 and micro_batch < 8
         torch.testing.assert_close(part, initial / 4 * due, atol=1e-6, rtol=0)
 
 
-def test_without_steps_the_prior_stays(tmp_path):
+def test_without_a_schedule_the_prior_is_constant(tmp_path):
     seen, initial = priors(tmp_path, None, lr=1e-30)
     for prior in seen:
         torch.testing.assert_close(prior, initial, atol=1e-6, rtol=0)
@@ -163,7 +163,7 @@ def test_each_step_has_its_k(tmp_path, top_k, at, expected):
     assert rules.seen == [k > 1 for k in found]
 
 
-def test_pools_of_different_k_grow_by_as_many(tmp_path):
+def test_pools_of_different_k_grow_equally(tmp_path):
     module, recorder = small_module(top_k=2, ffn_top_k=3), Recorder()
     fit(tmp_path, module, [Schedule("top_k", start=1, curve="step", last_step=2), recorder])
     found = [

@@ -219,7 +219,7 @@ def test_an_error_for_an_old_option_names_the_new_option(overrides, message):
     assert str(explain(error.value, CONF, overrides)) == message
 
 
-def test_an_old_node_is_answered_with_the_new_one(tmp_path):
+def test_an_error_for_an_old_node_names_the_new_node(tmp_path):
     noise = {"_target_": "mom.callbacks.RouterNoise", "scale": 1.0, "steps": 4}
     with pytest.raises(UsageError, match=r"use callbacks\.gumbel_noise\.start=1\.0 .*last_step=4"):
         tiny_request(tmp_path, callbacks=CALLBACKS | {"mine": noise})

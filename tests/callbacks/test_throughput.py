@@ -36,7 +36,7 @@ def clock(monkeypatch) -> Clock:
     return clock
 
 
-def test_the_rate_leaves_out_validation_and_the_first_step(tmp_path, clock):
+def test_the_rate_excludes_validation_and_the_first_step(tmp_path, clock):
     batches = [token_batch(seed) for seed in range(8)]  # 16 tokens each, 2 seconds each
     monitor, recorder = ThroughputMonitor(), Recorder()
     options = {
@@ -57,7 +57,7 @@ def test_the_rate_leaves_out_validation_and_the_first_step(tmp_path, clock):
     assert monitor.tokens_per_second == pytest.approx(96 / 12)
 
 
-def test_tokens_go_on_counting_after_a_resume_and_rates_start_anew(tmp_path):
+def test_a_resume_continues_counting_tokens_and_restarts_rates(tmp_path):
     first, second = ThroughputMonitor(), ThroughputMonitor()
     assert first.tokens_per_second is None
     trainer = plain_trainer(tmp_path, [first], max_steps=3, limit_val_batches=0)
@@ -88,7 +88,7 @@ def test_all_ranks_count(monkeypatch):
     assert monitor.state_dict()["tokens"] == 48
 
 
-def test_mfu_is_useful_operations_over_what_the_device_can_do(tmp_path, clock):
+def test_mfu_is_useful_flops_over_the_peak(tmp_path, clock):
     module, monitor, recorder = small_module(), ThroughputMonitor(), Recorder()
     trainer = plain_trainer(tmp_path, [monitor, clock, recorder], max_steps=3, limit_val_batches=0)
     trainer.fit(module, datamodule=FixedBatches([token_batch(seed) for seed in range(3)], []))
@@ -108,7 +108,7 @@ def test_mfu_is_useful_operations_over_what_the_device_can_do(tmp_path, clock):
     assert monitor.mfu == pytest.approx(flops * 8 / 1e6, rel=1e-5)
 
 
-def test_sequences_of_several_lengths_count_each_with_its_own(tmp_path, clock):
+def test_each_sequence_counts_with_its_own_length(tmp_path, clock):
     module, recorder = small_module(num_stages=0), Recorder()
     options = {"max_steps": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
     trainer = plain_trainer(tmp_path, [ThroughputMonitor(), clock, recorder], **options)
@@ -117,7 +117,7 @@ def test_sequences_of_several_lengths_count_each_with_its_own(tmp_path, clock):
     assert recorder.logged[1]["throughput/flops"] == pytest.approx(flops / 102, rel=1e-5)
 
 
-def test_operations_of_training_add_up_over_logged_steps_and_a_resume(tmp_path):
+def test_training_flops_add_up_over_logged_steps_and_a_resume(tmp_path):
     lengths = [4, 16, 8, 8, 4]
     batches = [token_batch(seed, length=length) for seed, length in enumerate(lengths)]
     module = small_module(num_stages=0)  # the cost depends only on the position, not on the routing

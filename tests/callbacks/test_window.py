@@ -37,7 +37,7 @@ def expected(outputs: list[dict], config) -> dict[str, float]:
     return found
 
 
-def test_a_training_window_is_a_whole_optimizer_step_of_those_that_log(tmp_path):
+def test_a_training_window_is_a_logged_optimizer_step(tmp_path):
     batches = [token_batch(seed, rows=1 + seed % 3, padded=seed % 4) for seed in range(9)]
     module = small_module(skip_rule="first")
     recorder = Recorder()
@@ -94,7 +94,7 @@ class Gradients(Callback):
         self.norms.append(float(sum(squares)) ** 0.5)
 
 
-def test_the_norm_of_the_routers_gradient_is_of_the_whole_step_before_clipping(tmp_path):
+def test_the_gradient_norm_is_that_of_the_optimizer_step_before_clipping(tmp_path):
     module, gradients, recorder = small_module(), Gradients(), Recorder()
     options = {"max_steps": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 1e-3}
     callbacks = [RoutingStatistics(), gradients, recorder]
@@ -106,7 +106,7 @@ def test_the_norm_of_the_routers_gradient_is_of_the_whole_step_before_clipping(t
     assert min(found) > 1e-3
 
 
-def test_the_history_holds_every_logged_step_and_outlives_a_resume(tmp_path):
+def test_the_history_has_every_logged_step_and_survives_a_resume(tmp_path):
     statistics, recorder = RoutingStatistics(), Recorder()
     batches = [token_batch(seed, padded=2) for seed in range(4)]
     options = {"max_steps": 4, "log_every_n_steps": 2, "limit_val_batches": 0}
@@ -140,7 +140,7 @@ def test_a_plain_model_logs_its_graph_depth_and_no_routing(tmp_path):
     assert not any("routing" in name for name in trainer.callback_metrics)
 
 
-def test_entropy_is_left_out_where_scores_are_no_probabilities(tmp_path):
+def test_entropy_is_omitted_if_scores_are_not_probabilities(tmp_path):
     module = small_module(score_function="identity")
     trainer = plain_trainer(tmp_path, [RoutingStatistics()])
     trainer.validate(module, datamodule=FixedBatches([], [token_batch(0)]), verbose=False)

@@ -75,6 +75,6 @@ def test_freed_memory_is_kept_with_glibc():
     assert run.stdout.split() == ["True", "True", "False"]
 
 
-def test_without_glibc_nothing_is_done(monkeypatch):
+def test_without_glibc_it_has_no_effect(monkeypatch):
     monkeypatch.setattr(measurement.sys, "platform", "darwin")
     assert measurement.keep_freed_memory() is False

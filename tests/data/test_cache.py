@@ -40,7 +40,7 @@ def test_leftovers_of_dead_processes_are_removed_but_not_work_in_progress(tmp_pa
     assert cache_contents(config) == sorted([alive.name, folder.name])
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_location_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOM_CACHE", str(tmp_path))
     assert cache_folder(DataConfig()) == tmp_path
     assert cache_folder(DataConfig(cache_dir="~/x")) == Path.home() / "x"

@@ -64,7 +64,7 @@ def test_the_submission_names_and_metrics_are_glues():
 
 
 @pytest.mark.parametrize("name", ["sst2", "rte", "mrpc", "stsb"])
-def test_a_missing_header_is_noticed(tmp_path, name):
+def test_a_missing_header_is_detected(tmp_path, name):
     folder = write_glue(tmp_path, name)
     expected = load(tmp_path, name)
     for file in folder.glob("*.tsv"):

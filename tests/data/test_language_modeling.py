@@ -88,7 +88,7 @@ def every_step(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=1, save_top_k=-1)
 
 
-def test_before_training(config: DataConfig) -> None:
+def test_data_is_ready_before_training(config: DataConfig) -> None:
     data = LanguageModelingDataModule(config, seed=0)
     with pytest.raises(RuntimeError, match="setup"):
         _ = data.tokenizer
@@ -148,7 +148,7 @@ def test_checkpoint_made_while_validating(config: DataConfig, tmp_path: Path) ->
         assert fit(config, 20, ckpt_path=tmp_path / f"{step}.ckpt", val_check_interval=4).seen == full[step:]
 
 
-def test_batch_that_was_interrupted_is_seen_again(config: DataConfig, tmp_path: Path) -> None:
+def test_an_interrupted_batch_is_repeated(config: DataConfig, tmp_path: Path) -> None:
     class SaveOnError(pl.Callback):
         def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, error: BaseException) -> None:
             trainer.save_checkpoint(tmp_path / "interrupted.ckpt")

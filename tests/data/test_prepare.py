@@ -34,7 +34,7 @@ def decoded(file: TokenFile, prepared: PreparedCorpus) -> list[str]:
     ]
 
 
-def test_every_text_comes_back_in_order_and_once(tmp_path: Path) -> None:
+def test_every_document_is_restored_once_in_order(tmp_path: Path) -> None:
     texts = [*some_texts(60), "quotes <|endoftext|> in the middle", "\tspaces \n\n and ends  "]
     prepared = prepare(text_config(tmp_path, texts))
     train, validation = (decoded(file, prepared) for file in (prepared.train, prepared.validation))

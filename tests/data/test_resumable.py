@@ -42,7 +42,9 @@ def global_steps(
     world_size=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
-def test_ranks_see_what_one_would(num_samples: int, batch_size: int, world_size: int, seed: int) -> None:
+def test_ranks_together_see_the_samples_of_a_single_rank(
+    num_samples: int, batch_size: int, world_size: int, seed: int
+) -> None:
     together = global_steps(num_samples, batch_size, world_size, seed)
     assert together == global_steps(num_samples, batch_size * world_size, 1, seed)
     seen = [sample for step in together for sample in step]

@@ -64,7 +64,7 @@ def held_out(texts: list[str], fraction: float) -> set[str]:
     more=st.lists(st.text(min_size=1), max_size=5),
     fraction=st.floats(0.01, 0.99),
 )
-def test_more_documents_move_none(texts: list[str], more: list[str], fraction: float) -> None:
+def test_adding_documents_moves_none(texts: list[str], more: list[str], fraction: float) -> None:
     before, after = held_out(texts, fraction), held_out(more + texts[::-1], fraction)
     if any(split_position(text) < int(fraction * 2**64) for text in before):
         assert after & set(texts) == before

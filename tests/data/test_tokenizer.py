@@ -45,7 +45,7 @@ def test_training_is_deterministic(trained: PreTrainedTokenizerFast) -> None:
     assert trained.eos_token_id == 0
 
 
-def test_training_stops_at_its_share_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_uses_a_limited_part_of_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = some_texts(50)
     monkeypatch.setattr(tokenizers, "TRAINING_BYTES", sum(len(text.encode()) for text in texts[:10]))
     assert tokenizer_identity(train_tokenizer(texts, 300)) == tokenizer_identity(
@@ -59,7 +59,7 @@ def test_vocabulary_must_hold_all_bytes() -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.just(f"a {END_OF_TEXT} b"))
-def test_every_text_comes_back(trained: PreTrainedTokenizerFast, text: str) -> None:
+def test_decoding_restores_every_text(trained: PreTrainedTokenizerFast, text: str) -> None:
     ids = text_encoder(trained).encode(text, add_special_tokens=False).ids
     assert trained.decode(ids) == text
     assert trained.eos_token_id not in ids
@@ -90,7 +90,7 @@ def test_broken_merges_error_names_the_line(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path))
 
 
-def test_merges_that_are_not_the_vocabularys(tmp_path: Path) -> None:
+def test_merges_of_another_vocabulary_are_rejected(tmp_path: Path) -> None:
     (write_gpt2(tmp_path) / "vocab.bpe").write_text("q q\n")
     with pytest.raises(UsageError, match=r"data\.tokenizer"):
         load_tokenizer(str(tmp_path))

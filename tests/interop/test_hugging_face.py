@@ -56,7 +56,7 @@ def random_gpt2(**changes) -> GPT2LMHeadModel:
     return model
 
 
-def test_from_gpt2_has_identical_logits_as_plain_blocks_and_as_a_pool_walked_in_order():
+def test_from_gpt2_has_identical_logits_as_plain_blocks_and_as_a_pool_in_order():
     gpt2 = random_gpt2(n_inner=40)
     ids = tokens(2, 12)
     expected = gpt2(input_ids=ids).logits
@@ -121,7 +121,7 @@ def random_llama(kind: str = "llama", **changes) -> LlamaForCausalLM | Qwen3ForC
 
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
-def test_identical_logits_as_plain_blocks_and_as_a_pool_walked_in_order(kind, changes):
+def test_identical_logits_as_plain_blocks_and_as_a_pool_in_order(kind, changes):
     llama = random_llama(kind, **changes)
     ids = tokens(2, 12)
     expected = llama(input_ids=ids).logits

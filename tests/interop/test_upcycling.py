@@ -15,7 +15,7 @@ from tests.helpers.plugins import THREE_POOLS, causal_conv
 
 
 @pytest.mark.parametrize("folds", [False, True])
-def test_two_stages_walked_in_order_equal_the_plain_model_exactly(monkeypatch, folds):
+def test_two_stages_in_order_equal_the_plain_model_exactly(monkeypatch, folds):
     """Bit for bit on the CPU if the pools apply their LayerNorms to the tokens, as they do with few tokens: the
     operations are then those of the plain model, in the same order.
 
@@ -71,7 +71,7 @@ def test_default_plan_is_consecutive_and_reads_well():
     ]
 
 
-def test_a_plan_says_which_layer_goes_where():
+def test_a_plan_sets_the_source_layers():
     config = small_config(num_attention_modules=2, num_ffn_modules=2)
     plain = small_model(num_stages=0, num_bottom_blocks=5, num_top_blocks=0)
     plan = UpcyclingPlan(bottom=(4,), stages=(StagePlan({"attention": (3, 0), "ffn": (1, 1)}, 2),), top=(0,))

@@ -97,7 +97,7 @@ def test_the_page_has_no_name_that_nothing_logs():
     assert mentioned <= names(SECTIONS) | set(SUMMARY)
 
 
-def test_the_summary_has_what_never_changes(folder):
+def test_the_summary_has_the_constant_metrics(folder):
     summary = json.loads((folder / "summary.json").read_text())
     assert all(summary[name] > 0 for name in SUMMARY)
     assert set(SUMMARY) <= documented()
@@ -138,7 +138,7 @@ def test_wandb_has_the_same_names_the_figures_the_samples_and_where_the_run_come
     assert exits == [0]
 
 
-def test_samples_are_kept_of_every_validation(folder):
+def test_samples_of_every_validation_are_kept(folder):
     rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert [(row["step"], row["prompt"]) for row in rows] == [
         (step, prompt) for step in sorted({row["step"] for row in rows}) for prompt in ("module", "")

@@ -95,7 +95,7 @@ def test_an_unused_module_and_an_unused_pool_are_dead():
     assert metrics["entropy"] == pytest.approx(math.log(2) / math.log(3))
 
 
-def test_padding_alone_says_nothing():
+def test_padding_alone_gives_no_metrics():
     routing, mask = random_pass(0)
     nothing = torch.zeros_like(mask)
     sums = depth_sums(routing, nothing, POOLS)

@@ -26,7 +26,7 @@ def formula(decided, name: str, mask: torch.Tensor, include_skip: bool) -> float
 
 @pytest.mark.parametrize("include_skip", [True, False])
 @pytest.mark.parametrize("padded", [True, False])
-def test_balance_loss_is_the_formula_summed_over_pools_padding_left_out(include_skip, padded):
+def test_balance_loss_is_the_formula_summed_over_pools_without_padding(include_skip, padded):
     model = small_model(num_stages=2, balance_skip=include_skip, num_ffn_modules=4)
     ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
     if padded:
@@ -82,7 +82,7 @@ def test_z_loss_is_the_mean_square_of_logsumexp():
 
 
 @pytest.mark.parametrize("padded", [True, False])
-def test_counts_are_those_of_every_place_of_every_pool(padded):
+def test_counts_are_those_of_all_assignments_of_every_pool(padded):
     model = small_model(num_stages=2, num_ffn_modules=4)
     ids, mask = tokens(3, 8), torch.ones(3, 8, dtype=torch.long)
     if padded:
@@ -98,7 +98,7 @@ def test_counts_are_those_of_every_place_of_every_pool(padded):
         assert counts[pool].tolist() == expected
 
 
-def test_a_bias_moves_towards_the_mean_load_of_what_can_be_chosen():
+def test_a_bias_moves_loads_towards_the_mean_of_reachable_choices():
     def moved(counts, *, open_choices=(True, True, True, True), include_skip=True):
         bias = torch.tensor([0.0, 1.0, 0.0, 0.0])
         after = moved_bias(

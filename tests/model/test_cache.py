@@ -50,7 +50,7 @@ def apply(layer, operation: str, amount: int, batch: int, seed: int):
 
 @settings(max_examples=60, deadline=None)
 @given(OPERATIONS)
-def test_any_sequence_of_operations_leaves_what_the_parent_leaves(operations):
+def test_any_sequence_of_operations_equals_the_parent(operations):
     ours, theirs = GrowingLayer(), DynamicLayer()
     batch = 2
     for seed, (operation, amount) in enumerate([("append", 5), *operations]):
@@ -97,7 +97,7 @@ def test_gradients_pass_through_cached_keys():
     assert torch.equal(first.grad, torch.full_like(first, 3.0))
 
 
-def test_a_model_puts_it_into_an_empty_cache_only():
+def test_a_model_adds_it_only_to_an_empty_cache():
     model = small_model()
     ids = tokens(1, 6)
     with torch.no_grad():

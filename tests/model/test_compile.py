@@ -33,7 +33,7 @@ def step(model, ids) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
-def test_the_whole_body_is_one_graph_for_every_routing(precision):
+def test_the_model_is_a_single_graph_for_every_routing(precision):
     model = small_model(num_rounds=2).train()
     counter = CompileCounterWithBackend("aot_eager")
     body = torch.compile(model.model, fullgraph=True, backend=counter)

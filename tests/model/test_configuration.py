@@ -103,7 +103,7 @@ def test_round_trip_through_a_dictionary():
     assert again.to_dict() == config.to_dict()
 
 
-def test_a_configuration_of_version_0_1_says_all_that_it_means():
+def test_a_configuration_of_version_0_1_loads_with_all_its_values():
     """Defaults have changed since; the file contains every value, including the defaults of its time."""
     fields = json.loads(GOLDEN_CONFIG.read_text())
     config = MoMConfig.from_dict(dict(fields))

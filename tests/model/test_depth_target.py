@@ -68,7 +68,7 @@ def test_value_is_of_the_measured_depth_and_gradient_of_the_probabilities(change
 
 
 @pytest.mark.parametrize("target", [3.5, 4.75])
-def test_training_comes_to_the_depth_asked_for(tmp_path, target):
+def test_training_reaches_the_target_depth(tmp_path, target):
     module = small_module(
         top_k=1, depth_target=target, depth_coefficient=10.0, balance_skip=False, optimizer={"lr": 3e-3}
     )

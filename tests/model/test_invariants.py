@@ -140,7 +140,7 @@ def test_generation_greedy_sampled_and_by_beam_search():
     )
 
 
-def test_sampling_does_not_take_the_routers_temperature_and_top_k_for_its_own(tmp_path):
+def test_sampling_ignores_the_routers_temperature_and_top_k(tmp_path):
     model = small_model(temperature=0.125, top_k=1)
     assert model.generation_config.temperature != 0.125 and model.generation_config.top_k != 1
     model.save_pretrained(tmp_path)
@@ -173,7 +173,7 @@ def test_every_module_gets_a_gradient_even_when_no_token_chose_it():
     assert float(pool.fc_weight.grad[1:].abs().max()) == 0
 
 
-def test_where_everything_is_skipped_the_stage_passes_its_input_on():
+def test_a_stage_that_skips_everything_returns_its_input():
     model = small_model(top_k=1)
     with torch.no_grad():
         for part in (model.model.stages[0].attention, model.model.stages[0].ffn):
@@ -219,7 +219,7 @@ def test_activation_checkpointing_changes_neither_values_nor_gradients_nor_recor
         torch.testing.assert_close(results[1][1][name], gradient, msg=name)
 
 
-def test_too_long_and_missing_inputs_are_refused():
+def test_too_long_and_missing_inputs_are_rejected():
     model = small_model()
     with pytest.raises(ValueError, match=r"at most max_positions \(32\) tokens, got 33"):
         model(input_ids=tokens(1, 33))

@@ -162,7 +162,7 @@ def test_it_is_saved_and_counted(tmp_path) -> None:
         ({"ffn": {"num_modules": 0}}, "pools.ffn.num_modules must be an integer of at least 1, got 0"),
     ],
 )
-def test_pools_that_cannot_be_are_refused(pools: Any, message: str) -> None:
+def test_invalid_pools_are_rejected(pools: Any, message: str) -> None:
     with pytest.raises(ValueError) as error:
         MoMConfig(pools=pools)
     assert str(error.value).startswith(message)

@@ -171,6 +171,6 @@ def test_training_loss_equals_the_reference_in_value_and_every_gradient(changes)
 @pytest.mark.parametrize(
     "changes", [{"score_function": "identity"}, {"straight_through": True}, {"ffn_skip_slots": 2}], ids=str
 )
-def test_options_of_the_authors_checkpoints_are_refused(changes):
+def test_options_of_the_authors_checkpoints_are_rejected(changes):
     with pytest.raises(ValueError, match="the reference needs softmax scores, one SKIP output"):
         ReferenceMoM.from_model(small_model(**changes))

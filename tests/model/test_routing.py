@@ -92,7 +92,7 @@ def test_noise_changes_the_choice_and_no_weight():
     assert raw.selected.flatten().tolist() == [3, 1] and raw.weights.flatten().tolist() == [-1.0, 1.0]
 
 
-def test_skip_takes_the_places_that_dropped_modules_leave():
+def test_skip_gets_the_assignments_of_unreachable_modules():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(2, 1, 4)
     reachable = torch.tensor([[True, False, False, True], [True, True, True, False]]).view(2, 1, 4)
     routing = choose(logits, num_modules=3, top_k=3, normalize=True, reachable=reachable)
@@ -132,7 +132,7 @@ def test_priors_prefer_order_then_skip():
     assert looped == [[3.0, 0, 1.5], [0, 3.0, 1.5], [1.5, 0, 3.0], [0, 1.5, 3.0]]
 
 
-def test_a_grouped_prior_prefers_the_rounds_whole_group():
+def test_a_grouped_prior_prefers_all_of_the_rounds_group():
     table = layout(num_modules=4, num_rounds=2, schedule="grouped").prior("looped", 1.0)
     assert table == [[2.0, 2.0, 0, 0, 1.0], [0, 0, 2.0, 2.0, 1.0]]
 

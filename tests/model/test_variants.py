@@ -220,7 +220,7 @@ def test_padding_and_cached_decoding_change_nothing(case):
         torch.testing.assert_close(logits, full, atol=2e-5, rtol=1e-4)
 
 
-def test_who_has_left_stays_away():
+def test_exited_tokens_stay_out():
     model, ids = variant("early exit"), tokens(4, 9)
     routing = model(input_ids=ids, output_routing=True).routing
     skip = model.config.num_attention_modules
@@ -235,7 +235,7 @@ def test_who_has_left_stays_away():
 
 
 @pytest.mark.parametrize("skip_slots", [1, 2])
-def test_routers_learn_nothing_from_who_has_left(skip_slots):
+def test_routers_get_no_gradient_from_exited_tokens(skip_slots):
     outputs = torch.randn(1, 4, 3 + skip_slots, generator=torch.Generator().manual_seed(0)).requires_grad_()
     exited = torch.tensor([[True, False, True, False]])
     decided = leave(choose(outputs, num_modules=3, top_k=2, normalize=True), exited)

@@ -54,7 +54,7 @@ def built_without(model: MoMForCausalLM, removed: dict[tuple[int, str], list[int
     ],
     ids=lambda changes: " ".join(f"{name}={value}" for name, value in changes.items()) or "default",
 )
-def test_a_module_out_of_reach_is_one_that_was_never_there(changes: dict[str, Any]) -> None:
+def test_a_removed_module_is_like_a_module_that_never_existed(changes: dict[str, Any]) -> None:
     model = small_model(**changes)
     ids = tokens(2, 12)
     removed = {
@@ -134,7 +134,7 @@ def test_every_round_must_keep_enough_choices(
     assert router.all_reachable is (changes.get("schedule") is None and changes.get("skip", True))
 
 
-def test_an_error_inside_brings_the_modules_back() -> None:
+def test_an_error_inside_restores_the_modules() -> None:
     router = small_model().model.stages[0].attention.router
     with pytest.raises(KeyError), router.without([1]):
         raise KeyError

@@ -38,7 +38,7 @@ def test_bins_of_frequency_weigh_every_token():
     assert depth_metrics.binned_by_frequency(np.zeros(3), np.zeros(3), np.zeros(3)).tokens.sum() == 0
 
 
-def test_depth_by_loss_leaves_empty_bins_out():
+def test_depth_by_loss_omits_empty_bins():
     binned = depth_metrics.Binned([0, 1, 2, 3], [2, 0, 1], [10.0, 0, 7.0], [52.0, 0, 49.0])
     assert binned.mean()[[0, 2]].tolist() == [5, 7] and np.isnan(binned.mean()[1])
     assert binned.std()[[0, 2]].tolist() == [1, 0]

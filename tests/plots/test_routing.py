@@ -42,7 +42,7 @@ def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
     assert RUN in figure.get_suptitle()
 
 
-def test_stages_are_told_apart():
+def test_stages_are_distinguished():
     use = np.ones((6, 3))
     axis = figures.module_use(twice(use), num_stages=2).axes[0]
     assert [text.get_text() for text in axis.get_yticklabels()] == ["0.0", "0.1", "0.2", "1.0", "1.1", "1.2"]
@@ -80,7 +80,7 @@ def test_use_over_time_draws_every_slot(slots):
         np.testing.assert_allclose(axis.collections[0].get_array().reshape(slots, 5), shares.T)
 
 
-def test_arrays_of_another_shape_are_refused():
+def test_arrays_of_another_shape_are_rejected():
     with pytest.raises(ValueError, match="array of attention must have 2 dimensions, got 1"):
         figures.module_use({"attention": np.ones(3), "FFN": np.ones((2, 3))})
     with pytest.raises(
@@ -89,7 +89,7 @@ def test_arrays_of_another_shape_are_refused():
         figures.module_use({"attention": np.ones((2, 3)), "FFN": np.ones((3, 3))})
 
 
-def test_a_figure_becomes_a_whole_file(tmp_path):
+def test_a_figure_is_written_atomically(tmp_path):
     path = write_figure(figures.module_use(twice(np.ones((2, 3)))), tmp_path / "new" / "use.png")
     assert imread(path).ndim == 3
     assert [file.name for file in path.parent.iterdir()] == ["use.png"]

@@ -71,7 +71,7 @@ class Schedule(StepCallback):
 
     @property
     def is_active(self) -> bool:
-        """Whether the schedule moves anything."""
+        """Whether the schedule changes anything."""
         return self.start is not None or self.end is not None
 
     def check_fits(

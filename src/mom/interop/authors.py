@@ -62,11 +62,11 @@ _POOLS = {"attention": "mot_attn", "ffn": "mot_ffn"}
 def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
     """Load a checkpoint of the authors' code as a model that computes the same logits.
 
-    Supported are ``router_type`` ``gru_softmax``, ``gru``, ``naive_softmax`` and ``naive``; pools of different sizes,
-    several chunks, and any ``routing_all_possible_path``, ``weighted_qkv``, ``use_ste``, ``enable_pause`` and
-    ``require_anchor_layer``. If a router has more outputs than its pool has modules, the extra ones all mean SKIP.
-    Rejected are ``dev`` and ``random`` routers, pools of one module (their code builds a block without a router), and
-    ``naive`` routers with more attention than feed-forward modules (their code fails).
+    It supports ``router_type`` ``gru_softmax``, ``gru``, ``naive_softmax``, and ``naive``; pools of different sizes,
+    several chunks, and any ``routing_all_possible_path``, ``weighted_qkv``, ``use_ste``, ``enable_pause``, and
+    ``require_anchor_layer``. Router outputs beyond the pool's modules mean SKIP. It rejects ``dev`` and ``random``
+    routers, pools of one module (for which the authors' code builds a block without a router), and ``naive`` routers
+    with more attention than feed-forward modules (for which the authors' code fails).
 
     Args:
         directory: contains ``config.json`` and ``model.safetensors`` (a single file, or shards with an index) or

@@ -62,7 +62,7 @@ def by_pool(routing: Sequence[RoundRouting], num_rounds: int) -> list[tuple[Rout
 
 
 class _StraightThroughSign(torch.autograd.Function):
-    """The sign of a weight, with the gradient of the weight clamped to [-1, 1]."""
+    """The sign of a weight; passes gradients through, clamped to [-1, 1]."""
 
     @staticmethod
     def forward(ctx: Any, weights: Tensor) -> Tensor:
