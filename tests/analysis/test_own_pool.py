@@ -37,10 +37,10 @@ def test_every_part_of_the_report_has_the_third_pool(tmp_path: Path) -> None:
     for pool, usage in routing.items():
         rows = traces.routing(["round", "choice"], kind=pool).to_pandas()
         counts = rows.groupby(["round", "choice"]).size()
-        assert usage.places.sum() == len(rows) == 60 * config.num_rounds
-        assert all(usage.places[place] == count for place, count in counts.items())
+        assert usage.assignments.sum() == len(rows) == 60 * config.num_rounds
+        assert all(usage.assignments[place] == count for place, count in counts.items())
     per_token = traces.tokens(["effective_depth", "modules_per_token"]).to_pandas()
-    skipped = {pool: int(usage.places[:, -1].sum()) for pool, usage in routing.items()}
+    skipped = {pool: int(usage.assignments[:, -1].sum()) for pool, usage in routing.items()}
     # A step in which a token runs a module counts a third of a block.
     expected = config.graph_depth - sum(skipped.values()) / 3 / 60
     assert depths.mean["effective_depth"] == pytest.approx(expected, rel=1e-5)

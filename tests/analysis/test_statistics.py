@@ -43,14 +43,14 @@ def test_use_flow_and_tokens_of_modules(
             for (token, index), choice in first.items()
             if (token, index + 1) in first
         )
-        for index, choice in np.ndindex(found[kind].places.shape):
-            assert found[kind].places[index, choice] == places[index, choice]
+        for index, choice in np.ndindex(found[kind].assignments.shape):
+            assert found[kind].assignments[index, choice] == places[index, choice]
             assert found[kind].weight[index, choice] == pytest.approx(weight[index, choice])
         for place in np.ndindex(found[kind].flow.shape):
             assert found[kind].flow[place] == flow[place]
         for place in np.ndindex(found[kind].by_type.shape):
             assert found[kind].by_type[place] == types[place]
-        assert found[kind].places.shape == (model.config.num_stages * rounds, slots)
+        assert found[kind].assignments.shape == (model.config.num_stages * rounds, slots)
 
 
 def test_depth_by_frequency_and_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

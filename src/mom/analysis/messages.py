@@ -154,7 +154,7 @@ def describe_use(header: Header, routing: Mapping[str, Routing]) -> str:
     parts = []
     for pool, usage in routing.items():
         slots = [*map(str, range(header.num_modules(pool))), "SKIP"]
-        shares = usage.places / np.maximum(usage.places.sum(axis=1, keepdims=True), 1)
+        shares = usage.assignments / np.maximum(usage.assignments.sum(axis=1, keepdims=True), 1)
         most = [f"{slots[row.argmax()]} ({row.max():.0%})" for row in shares]
         parts.append(f"{header.pools[pool].label}: {', '.join(most)}")
     return f"Heat maps. The most frequent choice in each round, from round 0 on: {'; '.join(parts)}."

@@ -29,13 +29,13 @@ class Routing:
     """Usage of one pool in S recorded stages: R = S·H rounds, N modules (column N is SKIP), V token types.
 
     Attributes:
-        places: assignments to each choice, [R, N+1].
+        assignments: number of assignments to each choice, [R, N+1].
         weight: sum of their weights, [R, N+1].
         flow: tokens by their first choice in a round and in the next recorded round, [R-1, N+1, N+1].
         by_type: assignments to each choice of a stage for each token type, [S, N+1, V].
     """
 
-    places: Counts
+    assignments: Counts
     weight: Floats
     flow: Counts
     by_type: Counts
@@ -83,10 +83,10 @@ def routing_statistics(
     before: dict[str, tuple[int, NDArray[Any]]] = {}
     for stage, number, pool, rows in traces.steps():
         own = sums[pool]
-        slots = own.places.shape[1]
+        slots = own.assignments.shape[1]
         index = row_of[stage] * header.num_rounds + number
         choice = rows["choice"].to_numpy().astype(np.int64)
-        own.places[index] += np.bincount(choice, minlength=slots)
+        own.assignments[index] += np.bincount(choice, minlength=slots)
         own.weight[index] += np.bincount(choice, weights=rows["weight"].to_numpy(), minlength=slots)
         pairs = choice * vocabulary + rows["token_id"].to_numpy()
         # Add only pairs that occur: a table of all choices and types per group would be slow.

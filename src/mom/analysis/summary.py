@@ -52,8 +52,8 @@ def summarize(
     }
     used = {}
     for pool, usage in routing.items():
-        used[pool] = float(usage.places[:, :-1].sum()) / (depths.tokens * len(usage.places))
-        facts[f"routing/{pool}/skip_share"] = float(usage.places[:, -1].sum() / usage.places.sum())
+        used[pool] = float(usage.assignments[:, :-1].sum()) / (depths.tokens * len(usage.assignments))
+        facts[f"routing/{pool}/skip_share"] = float(usage.assignments[:, -1].sum() / usage.assignments.sum())
     facts["flops/forward"] = flops_per_token(config, length).total * length
     if len(header.stages) == config.num_stages:
         facts["flops/forward_actual"] = flops_per_token(config, length, used).total * length
@@ -83,7 +83,7 @@ def draw_figures(
     """Draw every figure for which there is data, by file name; see :func:`summarize` for the arguments."""
     num_stages = len(header.stages)
     config = header.config
-    use = {pool_label(name): usage.places for name, usage in routing.items()}
+    use = {pool_label(name): usage.assignments for name, usage in routing.items()}
     names = {"effective_depth": "effective", "weighted_depth": "weighted"}
     drawn = {
         "module_use": ReportFigure(

@@ -28,7 +28,7 @@ def use_table(header: Header, routing: Mapping[str, Routing]) -> Rows:
     """
     rows: Rows = []
     for pool, usage in routing.items():
-        for index, (places, weight) in enumerate(zip(usage.places, usage.weight, strict=True)):
+        for index, (places, weight) in enumerate(zip(usage.assignments, usage.weight, strict=True)):
             for choice in range(len(places)):
                 rows.append(
                     {
@@ -68,7 +68,7 @@ def module_table(
     for pool, usage in routing.items():
         for row, stage in enumerate(header.stages):
             rounds = slice(row * header.num_rounds, (row + 1) * header.num_rounds)
-            places, weight = usage.places[rounds].sum(axis=0), usage.weight[rounds].sum(axis=0)
+            places, weight = usage.assignments[rounds].sum(axis=0), usage.weight[rounds].sum(axis=0)
             for choice in range(len(places)):
                 module = Module(stage, pool, choice)
                 is_skip = choice == header.num_modules(pool)
