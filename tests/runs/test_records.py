@@ -10,7 +10,7 @@ import pytest
 from mom.config.composition import composed
 from mom.errors import UsageError
 from mom.model.options import options_of
-from mom.runs.records import OF_STAGES, Run, find_runs, is_within, write_table
+from mom.runs.records import STAGE_OPTIONS, Run, find_runs, is_within, write_table
 from tests.helpers.runs import write_record
 from tests.test_configs import CONF
 
@@ -133,4 +133,4 @@ def test_options_that_only_stages_use_are_options() -> None:
     given = composed(CONF, [])
     names |= {f"{group}.{name}" for group in ("optimizer", "callbacks") for name in given[group]}
 
-    assert set(OF_STAGES) - {"router"} <= names
+    assert set(STAGE_OPTIONS) - {"router"} <= names

@@ -121,8 +121,8 @@ def unknown_option(group: str, name: str, known: Sequence[str]) -> UsageError:
     close = nearest(name, known)
     if close is not None:
         return UsageError(f"unknown option {option}; did you mean {prefix}{close}?")
-    place = f"options of {group}" if group else "options"
-    return UsageError(f"unknown option {option}; the {place} are {', '.join(known)}")
+    scope = f"options of {group}" if group else "options"
+    return UsageError(f"unknown option {option}; the {scope} are {', '.join(known)}")
 
 
 _REJECTED = object()

@@ -173,9 +173,9 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
         same = nearest(option, known)
     if same is not None:
         return UsageError(f"{unknown}; did you mean {same}?")
-    place = f"the options of {parent}" if siblings and parent else "the options"
+    scope = f"the options of {parent}" if siblings and parent else "the options"
     listed = siblings if siblings else [other for other in known if "." not in other]
-    return UsageError(f"{unknown}; {place} are {', '.join(listed)}")
+    return UsageError(f"{unknown}; {scope} are {', '.join(listed)}")
 
 
 def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:

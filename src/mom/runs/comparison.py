@@ -200,12 +200,12 @@ def _differing(
     """Return the options in which runs differ, one of each set that changes together, and the rest of each set."""
     names = list(dict.fromkeys(name for run in runs for name in run.options))
     for option, wanted in (("group_by", group_by or ()), ("ignore", ignore)):
-        for place in wanted:
-            if not any(is_within(name, place) for name in names):
-                hint = did_you_mean(place, names)
-                raise UsageError(f"task.{option} must list options of the runs, got {place}{hint}")
+        for prefix in wanted:
+            if not any(is_within(name, prefix) for name in names):
+                hint = did_you_mean(prefix, names)
+                raise UsageError(f"task.{option} must list options of the runs, got {prefix}{hint}")
     if group_by is not None:
-        return tuple(name for place in group_by for name in names if is_within(name, place)), {}
+        return tuple(name for prefix in group_by for name in names if is_within(name, prefix)), {}
     columns = {
         name: [run.options.get(name, ABSENT) for run in runs]
         for name in names

@@ -18,7 +18,7 @@ from mom.model.options import options_of
 from mom.runs.directory import read_provenance, read_request, read_status, read_summary
 from mom.runs.files import write_text_atomic
 
-OF_STAGES = (
+STAGE_OPTIONS = (
     "router",
     *(f"model.{name}" for name, declaration in options_of("model").items() if declaration.routed),
     "optimizer.router_lr_multiplier",
@@ -38,7 +38,7 @@ OF_STAGES = (
 )
 """Options and groups that do not affect a plain transformer (``num_stages: 0``)."""
 
-_FORMERLY_OF_STAGES = tuple(
+_FORMER_STAGE_OPTIONS = tuple(
     f"callbacks.{name}" for name in ("router_prior_decay", "router_noise", "top_k_growth")
 )
 """Such options in records from before schedules replaced them."""
@@ -51,7 +51,7 @@ class Run:
     Args:
         folder: the run directory; for a row of a table, the table's path and the run's name in it.
         options: its configuration, from dotted names to values as users write them, without the options in
-            :data:`OF_STAGES` for a plain transformer.
+            :data:`STAGE_OPTIONS` for a plain transformer.
         seed: random seed.
         status: content of ``status.json``.
         summary: content of ``summary.json``.
@@ -79,11 +79,11 @@ class Run:
         return f"has no {metric}" if state == "succeeded" else f"{state}{message}"
 
 
-def find_runs(places: Sequence[str]) -> list[Run]:
+def find_runs(sources: Sequence[str]) -> list[Run]:
     """Read the runs in run directories, in directories below them, or in tables of runs.
 
     Args:
-        places: run directories, directories that contain some (such as a sweep's), tables of runs (``study.csv``),
+        sources: run directories, directories that contain some (such as a sweep's), tables of runs (``study.csv``),
             a run or a group of runs in a table (``study.csv/plain/0``, ``study.csv/plain``), or patterns of these
             (``*``; ``**`` for directories).
 
@@ -91,19 +91,19 @@ def find_runs(places: Sequence[str]) -> list[Run]:
         UsageError: if one of them contains no run.
     """
     found: dict[Path, Run] = {}
-    for place in places:
-        table = next((path for path in (Path(place), *Path(place).parents) if path.suffix == ".csv"), None)
-        paths = [Path(path) for path in sorted(glob.glob(str(table or place), recursive=True))]
+    for source in sources:
+        table = next((path for path in (Path(source), *Path(source).parents) if path.suffix == ".csv"), None)
+        paths = [Path(path) for path in sorted(glob.glob(str(table or source), recursive=True))]
         if table is None:
             paths = [path for path in paths if path.is_dir()]
             runs = [run for path in paths for run in _runs_below(path)]
         else:
             paths = [path for path in paths if path.is_file()]
-            inside = Path(place).relative_to(table)
+            inside = Path(source).relative_to(table)
             runs = [run for path in paths for run in read_table(path) if _is_below(run.folder, path / inside)]
         if not runs:
             reason = "there are no runs there" if paths else "no such directory or table"
-            raise UsageError(f"cannot read runs from {as_written(place)}: {reason}")
+            raise UsageError(f"cannot read runs from {as_written(source)}: {reason}")
         found |= {run.folder.resolve(): run for run in runs}
     return list(found.values())
 
@@ -171,9 +171,9 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     write_text_atomic(path, text.getvalue())
 
 
-def is_within(name: str, *places: str) -> bool:
-    """Return whether ``places`` lists an option or one of its groups."""
-    return any(name == place or name.startswith(f"{place}.") for place in places)
+def is_within(name: str, *prefixes: str) -> bool:
+    """Return whether ``prefixes`` lists an option or one of its groups."""
+    return any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes)
 
 
 _TITLE = "# Options of the runs below; an option without a value has a column."
@@ -191,11 +191,11 @@ def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
     """Merge lists of names without duplicates; a new name goes after the name that it follows in its own list."""
     merged: list[str] = []
     for names in orders:
-        place = 0
+        position = 0
         for name in names:
             if name not in merged:
-                merged.insert(place, name)
-            place = merged.index(name) + 1
+                merged.insert(position, name)
+            position = merged.index(name) + 1
     return merged
 
 
@@ -215,7 +215,7 @@ def _runs_below(folder: Path) -> Iterator[Run]:
         return
     options = dict(_dotted(request))
     if options.get("model.num_stages") == "0":
-        unused = (*OF_STAGES, *_FORMERLY_OF_STAGES)
+        unused = (*STAGE_OPTIONS, *_FORMER_STAGE_OPTIONS)
         options = {name: value for name, value in options.items() if not is_within(name, *unused)}
     provenance = read_provenance(folder)
     commit = provenance.get("commit") or ""
