@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from omegaconf import OmegaConf
 
 from mom.callbacks import ExactResume, Schedule
 from mom.callbacks.scalars import SCALARS
 from mom.config.composition import composed, explain
 from mom.errors import UsageError
+from mom.model.routers.router import Router
 from tests.helpers.models import small_config
 from tests.helpers.runs import (
     CALLBACKS,
@@ -39,6 +41,11 @@ def test_curves(curve, expected):
     schedule = Schedule("gumbel_noise", 1.0, 0.0, curve, first_step=1, last_step=5)
     assert [schedule.value(step, 10) for step in range(6)] == pytest.approx(expected)
     assert schedule.value(9, 10) == expected[-1]
+
+
+def test_without_a_last_step_it_lasts_as_long_as_the_training():
+    schedule = Schedule("gumbel_noise", 1.0, 0.0)
+    assert [schedule.value(step, 4) for step in range(5)] == [1.0, 0.75, 0.5, 0.25, 0.0]
 
 
 def test_integers_are_rounded():
@@ -91,6 +98,36 @@ def test_a_resumed_training_continues_bit_for_bit(tmp_path):
     assert all((value == resumed.state_dict()[name]).all() for name, value in full.state_dict().items())
 
 
+class StopAt(Callback):
+    """Raises after ``step`` optimizer steps."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step >= self.step:
+            raise RuntimeError("stopped")
+
+
+@pytest.mark.parametrize("stop", [None, 2])
+def test_the_configured_values_return_wherever_the_schedules_end(tmp_path, stop):
+    module = small_module(balance_coefficient=0.25, num_rounds=3)
+    schedules = [
+        Schedule("balance_coefficient", 0.0, 1.0),
+        Schedule("gaussian_noise", 2.0, curve="constant"),
+        Schedule("temperature", 1.0, last_step=3),
+        Schedule("num_rounds", 1, curve="step", last_step=3),
+    ]
+    callbacks = schedules if stop is None else [*schedules, StopAt(stop)]
+    trainer = plain_trainer(tmp_path, callbacks, max_steps=4, limit_val_batches=0)
+    data = FixedBatches([token_batch(seed) for seed in range(4)], [])
+    with nullcontext() if stop is None else pytest.raises(RuntimeError, match="stopped"):
+        trainer.fit(module, datamodule=data)
+    assert (module.model.config.balance_coefficient, module.model.config.num_rounds) == (0.25, 3)
+    routers = [part for part in module.modules() if isinstance(part, Router)]
+    assert {(router.noise_kind, router.temperature) for router in routers} == {(None, None)}
+
+
 def test_a_plain_transformer_has_nothing_to_schedule(tmp_path):
     recorder = Recorder()
     schedule = Schedule("temperature", 1.0)
@@ -112,6 +149,10 @@ def test_a_plain_transformer_has_nothing_to_schedule(tmp_path):
         ),
         ({"name": "temperature", "start": 0.0}, "start must be a number above 0, got 0"),
         ({"name": "gumbel_noise", "start": -1.0}, "start must be a number of at least 0, got -1"),
+        ({"name": "gumbel_noise", "start": math.inf}, "start must be a number of at least 0, got inf"),
+        ({"name": "temperature", "end": math.nan}, "end must be a number above 0, got nan"),
+        ({"name": "top_k", "start": math.inf}, "start must be an integer of at least 1, got inf"),
+        ({"name": "top_k", "start": math.nan}, "start must be an integer of at least 1, got nan"),
         ({"name": "top_k", "start": 1.5}, "start must be an integer of at least 1, got 1.5"),
         ({"name": "top_k", "end": 0}, "end must be an integer of at least 1, got 0"),
         ({"name": "gumbel_noise", "first_step": -1}, "first_step must be at least 0, got -1"),

@@ -137,7 +137,7 @@ class Integer(Scalar):
     ends_as_configured = True
 
     def check_value(self, argument: str, value: float) -> None:
-        if value < 1 or value != int(value):
+        if not math.isfinite(value) or value < 1 or value != int(value):
             raise ValueError(f"{argument} must be an integer of at least 1, got {value:g}")
 
     def most(self, config: MoMConfig) -> float:
