@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from mom.metrics.depth import depth_bins, depth_metrics, depth_sums, moments_by, token_depths
+from mom.metrics.depth import bin_depths, depth_bins, depth_metrics, depth_sums, moments_by, token_depths
 from mom.metrics.sums import add, collect
+from mom.model import Routing
+from mom.model.routing import round_type
 from tests.helpers.routing import FIXED, POOLS, ROUNDS, STAGES, random_pass, slow_depths
 
 
@@ -65,3 +67,36 @@ def test_depths_of_tokens_and_their_sums():
     assert sums["tokens"][2] == len(own) > 0
     torch.testing.assert_close(sums["weighted/total"][2], own.sum())
     torch.testing.assert_close(sums["weighted/squares"][2], own.square().sum())
+
+
+def one_choice(takes: list[int]) -> Routing:
+    """A record of one module and K = 1 that each token takes (1), with a weight of 0.75, or skips (0)."""
+    selected = 1 - torch.tensor(takes)[None, :, None]
+    weights = torch.full(selected.shape, 0.75)
+    scores = torch.full((1, len(takes), 2), 0.5)
+    return Routing(scores, selected, weights, scores)
+
+
+def test_a_step_of_three_pools_is_a_third_of_a_block():
+    pools = ("attention", "conv", "ffn")
+    record = round_type(pools)
+    # The first token takes four modules of six, the second one.
+    routing = [
+        record(one_choice([1, 0]), one_choice([1, 0]), one_choice([1, 1])),
+        record(one_choice([1, 0]), one_choice([0, 0]), one_choice([0, 0])),
+    ]
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    metrics = depth_metrics(collect(depth_sums(routing, mask, pools)), pools, fixed_depth=2, graph_depth=4)
+    assert metrics["effective"] == pytest.approx(2 + 5 / 3 / 2)
+    assert metrics["weighted"] == pytest.approx(2 + 0.75 * 5 / 3 / 2)
+    assert [metrics[f"effective_{pool}"] for pool in pools] == [3.0, 2.5, 3.0]
+    assert metrics["modules_per_token"] == 4 + 5 / 2
+
+    depths = token_depths(routing, fixed_depth=2)
+    assert depths["effective"].tolist() == [pytest.approx([2 + 4 / 3, 2 + 1 / 3])]
+    assert depths["weighted"].tolist() == [pytest.approx([2 + 1.0, 2 + 0.25])]
+    assert depths["modules"].tolist() == [[8.0, 5.0]]
+    bins = depth_bins(depths, mask, fixed_depth=2, graph_depth=4, num_pools=3)
+    assert bins["effective"].tolist() == [0, 1, 0, 0, 1, 0, 0]
+    edges = bin_depths("effective", fixed_depth=2, graph_depth=4, num_pools=3)
+    assert edges.tolist() == pytest.approx([2 + step / 3 for step in range(7)])

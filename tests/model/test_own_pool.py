@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from mom import MoMConfig, MoMForCausalLM
 from mom.model import registry
-from tests.helpers.models import small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
+from tests.model.test_balance import formula
 
 POOLS = ["attention", "causal_conv", "ffn"]
 
@@ -142,6 +143,60 @@ def test_it_is_saved_and_counted(tmp_path) -> None:
         built = getattr(model.model.stages[0], name).pool
         counted = sum(parameter.numel() for parameter in built.parameters())
         assert counted == pool.num_modules * pool.kind.num_parameters(again.config)
+
+
+def test_every_step_has_a_layer_of_the_cache_to_itself() -> None:
+    pools: dict[str, Any] = {
+        "attention": {},
+        "short": {"kind": "causal_conv"},
+        "ffn": {},
+        "again": {"kind": "attention"},
+        "long": {"kind": "causal_conv"},
+    }
+    config = small_config(pools=pools, num_stages=2, num_rounds=3, num_bottom_blocks=2)
+    steps = [
+        config.cache_layer(stage, h, layout)
+        for stage in range(2)
+        for h in range(3)
+        for layout in config.pools()
+        if layout.kind.attends or layout.kind.streams
+    ]
+    anchors = [config.anchor_layer(stage) for stage in range(2)]
+    plain = [0, 1, config.num_attentions - 1]  # bottom and top
+    assert sorted([*steps, *anchors, *plain]) == list(range(config.num_cache_layers))
+
+
+def test_cached_decoding_with_two_pools_of_a_kind_equals_the_full_forward_pass() -> None:
+    pools = ["attention", "causal_conv", "ffn"]
+    twice = {f"{name}_{number}": {"kind": name} for number in (1, 2) for name in pools}
+    model, ids = conv_model(pools=twice, num_rounds=2), tokens(2, 8)
+    with torch.no_grad():
+        full = model(input_ids=ids).logits
+        first = model(input_ids=ids[:, :5], use_cache=True)
+        rest = model(input_ids=ids[:, 5:], past_key_values=first.past_key_values, use_cache=True)
+    torch.testing.assert_close(rest.logits, full[:, 5:], atol=2e-5, rtol=1e-4)
+
+
+def test_every_loss_counts_the_third_pool() -> None:
+    model, ids = conv_model(top_k=1, depth_target=6.0), tokens(2, 8)
+    with torch.no_grad():
+        output = model(input_ids=ids, labels=ids, output_routing=True)
+    routing, config = output.routing, model.config
+    stages, mask = (routing[:4], routing[4:]), torch.ones_like(ids)
+    balance = sum(formula(stage, name, mask, True) for stage in stages for name in POOLS)
+    assert float(output.balance_loss) == pytest.approx(balance, rel=1e-5)
+    squares = torch.stack([step.logits.logsumexp(-1) ** 2 for decided in routing for step in decided])
+    assert float(output.z_loss) == pytest.approx(float(squares.mean()), rel=1e-5)
+    took = torch.stack([step.took_module for decided in routing for step in decided])
+    depth = config.fixed_depth + float(took.sum()) / 3 / ids.numel()
+    assert float(output.depth_loss) == pytest.approx(((depth - 6.0) / 8) ** 2, rel=1e-4)
+
+
+def test_the_least_depth_counts_a_third_for_a_pool_that_may_skip() -> None:
+    pools: dict[str, Any] = {"attention": {"skip": False}, "causal_conv": {"skip": False}, "ffn": {}}
+    with pytest.raises(ValueError, match=r"^depth_target must be between 5\.66667 and 7, or null, got 5\.5$"):
+        small_config(pools=pools, top_k=1, depth_target=5.5)
+    small_config(pools=pools, top_k=1, depth_target=5.75)
 
 
 @pytest.mark.parametrize(
