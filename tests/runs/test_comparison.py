@@ -20,7 +20,7 @@ from scipy import stats
 from mom.cli import main
 from mom.errors import UsageError
 from mom.runs.comparison import compare, paired
-from mom.runs.records import find_runs
+from mom.runs.records import find_runs, write_table
 from tests.helpers.runs import write_record
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -81,6 +81,23 @@ def test_differences_from_a_group_are_paired_by_seed(tmp_path: Path) -> None:
         assert difference.mean == pytest.approx((table[router, int(top_k)] - table["gru", 1]).mean())
         assert (difference.low, difference.high) == pytest.approx((interval.low, interval.high))
         assert difference.mean / difference.error == pytest.approx(test.statistic)  # type: ignore[operator]
+
+
+def test_the_baseline_is_the_run_in_its_place_not_one_of_its_name(tmp_path: Path) -> None:
+    for router, loss in (("gru", 1.0), ("linear", 2.0), ("mlp", 3.0)):
+        for seed in range(2):
+            options = {"router.router": router, "seed": seed}
+            write_record(tmp_path / "runs" / router / str(seed), options, {"val/loss": loss + seed})
+    table = tmp_path / "study.csv"
+    write_table(find_runs([str(tmp_path / "runs")]), table)
+
+    for place in (tmp_path / "runs", table):
+        for router, number in (("gru", 0), ("linear", 1), ("mlp", 2)):
+            for seed in "01":
+                found = compare(find_runs([str(place)]), "val/loss", baseline=[place / router / seed])
+                assert found.baseline == (number,)
+                means = [None if one.difference is None else one.difference.mean for one in found.groups]
+                assert means == [None if other == number else other - number for other in range(3)]
 
 
 def test_differences_from_the_runs_own_other_metric(tmp_path: Path) -> None:

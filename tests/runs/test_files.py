@@ -101,6 +101,31 @@ def test_an_error_in_the_block_leaves_the_old_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == {"x", "old"}
 
 
+def test_all_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str]] = []
+    sync, replace = files.sync, files.os.replace
+
+    def kept_sync(path: Path) -> None:
+        done.append(("sync", "new" if path.name.startswith(".x.") else path.name))
+        sync(path)
+
+    def kept_replace(path: Path, name: Path) -> None:
+        done.append(("name", name.name))
+        replace(path, name)
+
+    monkeypatch.setattr(files, "sync", kept_sync)
+    monkeypatch.setattr(files.os, "replace", kept_replace)
+    write_json_atomic(tmp_path / "x.json", {})
+    assert done == [("sync", "new"), ("name", "x.json"), ("sync", tmp_path.name)]
+
+    done.clear()
+    with atomic_folder(tmp_path / "x") as building:
+        (building / "inner").mkdir()
+        (building / "inner" / "file").touch()
+    assert sorted(done[:2]) == [("sync", "file"), ("sync", "inner")]
+    assert done[2:] == [("sync", "new"), ("name", "x"), ("sync", tmp_path.name)]
+
+
 def test_what_a_killed_process_left_of_a_folder_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".x.tmp").mkdir()
     (tmp_path / ".x.tmp" / "half").touch()

@@ -80,6 +80,31 @@ def test_a_table_has_the_same_content_as_the_run_directories(tmp_path: Path) -> 
     assert (tmp_path / "again.csv").read_text() == table.read_text()
 
 
+def test_a_table_keeps_the_seed_that_all_runs_share_and_where_they_are_from(tmp_path: Path) -> None:
+    for place in ("a/0", "b/1"):
+        write_record(tmp_path / "runs" / place, {"seed": 7, "model.d_model": len(place)}, {"val/loss": 1.5})
+        status = {"state": "succeeded", "error": None, "time": f"2026-01-02T03:04:05+00:00 {place}"}
+        (tmp_path / "runs" / place / "status.json").write_text(json.dumps(status))
+        origin = {"command": f"python run.py {place}", "commit": place}
+        (tmp_path / "runs" / place / "provenance.json").write_text(json.dumps(origin))
+
+    runs = find_runs([str(tmp_path / "runs")])
+    write_table(runs, tmp_path / "study.csv")
+    rows = find_runs([str(tmp_path / "study.csv")])
+    assert [run.seed for run in rows] == [7, 7]
+    assert [run.origin for run in rows] == [run.origin for run in runs]
+    assert [run.status for run in rows] == [run.status for run in runs]
+
+
+def test_a_column_stands_behind_the_one_that_it_follows_in_a_run(tmp_path: Path) -> None:
+    write_record(tmp_path / "runs" / "0", {}, {"a": 1, "c": 1})
+    write_record(tmp_path / "runs" / "1", {}, {"a": 1, "b": 1, "c": 1, "d": 1})
+    write_table(find_runs([str(tmp_path / "runs")]), tmp_path / "study.csv")
+
+    header = next(line for line in (tmp_path / "study.csv").read_text().splitlines() if line[0] != "#")
+    assert header == "run,state,time,commit,command,a,b,c,d"
+
+
 def _described(runs: list[Run], root: Path) -> list[tuple]:
     """Describe runs in order, without the option run_dir."""
     return [
