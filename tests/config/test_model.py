@@ -41,6 +41,20 @@ def test_a_request_and_the_model_have_the_same_defaults() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    "overrides", [[], ["router=linear"], ["router=random"], ["model=mom_small"]], ids=str
+)
+def test_a_composed_request_is_the_model_of_the_same_defaults(overrides: list[str]) -> None:
+    """A file of a router chooses it, and a file of a size sets sizes; neither changes the recipe."""
+    from mom.model import MoMConfig
+
+    config = bind(composed(ROOT / "conf", overrides)).model_config(300)
+    router = {"router": config.router} | ({} if config.router_kind.learns else {"router_prior": "none"})
+    sizes = ("vocab_size", "max_positions", "d_model", "num_heads")
+    made = MoMConfig(**router, **{name: getattr(config, name) for name in sizes})
+    assert config.as_mapping() == made.as_mapping()
+
+
 def test_the_pools_may_be_a_mapping_a_list_or_the_default() -> None:
     pools = "model.pools={first: {kind: ffn, num_modules: 2}, attention: {}}"
     names = [

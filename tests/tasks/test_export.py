@@ -95,6 +95,13 @@ def test_what_is_in_it(tmp_path):
 
     assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md", "modeling.py"}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "configuration.py"}
+    # The model of the folder has one kind of router; its code has all.
+    kinds = {"gru", "linear", "mlp", "random", "sequential"}
+    assert names >= {"routers.py", *(f"routers_{name}.py" for name in ("router", "kind", *kinds))}
+    assert names >= {
+        "pools.py",
+        *(f"pools_{name}.py" for name in ("pool", "kind", "rows", "attention", "ffn")),
+    }
     config = json.loads((folder / "config.json").read_text())
     assert config["architectures"] == ["MoMForCausalLM"]
     assert config["mom_version"] == mom.__version__
