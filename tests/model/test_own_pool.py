@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from mom import MoMConfig, MoMForCausalLM
 from mom.model import registry
+from mom.model.options import options_table
 from tests.helpers.models import small_config, small_model, tokens
 from tests.model.test_balance import formula
 
@@ -143,6 +144,12 @@ def test_it_is_saved_and_counted(tmp_path) -> None:
         built = getattr(model.model.stages[0], name).pool
         counted = sum(parameter.numel() for parameter in built.parameters())
         assert counted == pool.num_modules * pool.kind.num_parameters(again.config)
+
+
+def test_its_option_stands_in_the_table_of_options() -> None:
+    assert (
+        "| `model.pools.<name>.kernel_size` (causal_conv) | 4 | an integer of at least 1 |" in options_table()
+    )
 
 
 def test_every_step_has_a_layer_of_the_cache_to_itself() -> None:

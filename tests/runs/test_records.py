@@ -137,6 +137,8 @@ def test_rows_of_a_table_are_named_as_the_directories_were(tmp_path: Path) -> No
     assert len(both) == 6
     with pytest.raises(UsageError, match=r"^cannot read runs from .*study\.csv/b: there are no runs there$"):
         names("b")
+    with pytest.raises(UsageError, match=r"there are no runs there$"):  # a run holds no run
+        names("a/1/plain")
 
 
 def test_a_plain_transformer_has_no_options_of_stages(tmp_path: Path) -> None:
