@@ -41,7 +41,11 @@ def test_every_cost_counts_the_third_pool():
     assert num_active_parameters(config, nominal_usage(config)) <= num_parameters(config)
     extra = kv_cache_bytes_per_token(config, 1) - kv_cache_bytes_per_token(two, 1)
     assert extra == config.num_rounds * conv.kind.cached_numbers(config)
-    assert forward_memory(config, 2, 16).total > forward_memory(two, 2, 16).total
+    ours, theirs = forward_memory(config, 2, 16), forward_memory(two, 2, 16)
+    assert ours.cache - theirs.cache == 2 * 16 * 4 * extra
+    # Its router's state, and for each round scores and logits in 4 bytes, two weights in 4, and two choices in 8.
+    record = 4 * 2 * (conv.num_modules + 1) + 2 * (4 + 8)
+    assert ours.activations - theirs.activations == 2 * 16 * (4 * 8 + config.num_rounds * record)
 
 
 def test_usage_is_measured_for_each_pool():

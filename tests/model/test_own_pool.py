@@ -184,6 +184,14 @@ def test_cached_decoding_with_two_pools_of_a_kind_equals_the_full_forward_pass()
     torch.testing.assert_close(rest.logits, full[:, 5:], atol=2e-5, rtol=1e-4)
 
 
+def test_random_routers_choose_differently_in_every_pool_of_every_stage() -> None:
+    model = conv_model(router="random", top_k=1)
+    with torch.no_grad():
+        routing = model(input_ids=tokens(2, 16), output_routing=True).routing
+    first = [step.selected for stage in (routing[0], routing[4]) for step in stage]
+    assert not any(torch.equal(one, other) for i, one in enumerate(first) for other in first[:i])
+
+
 def test_every_loss_counts_the_third_pool() -> None:
     model, ids = conv_model(top_k=1, depth_target=6.0), tokens(2, 8)
     with torch.no_grad():
