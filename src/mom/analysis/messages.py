@@ -123,7 +123,7 @@ MODULE_COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "weight": _form("mean_weight", "{:.2f}"),
     "alone": _form("loss_rise", "{:+.4f}"),
     "greedy": _form("removed", "{}"),
-    "increase then": _form("loss_rise_then", "{:+.4f}"),
+    "cumulative increase": _form("loss_rise_then", "{:+.4f}"),
     "nearest": _nearest,
 }
 """Columns of :func:`mom.analysis.tables.module_table` to show: the heading, and a function that formats a cell."""
