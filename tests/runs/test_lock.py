@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mom.runs import lock
 from mom.runs.lock import hold
 
 # Holds a folder's lock and waits; with a further argument, so does a child that inherits the lock.
@@ -50,6 +51,16 @@ def test_the_lock_is_released_when_the_body_raises(tmp_path: Path) -> None:
         raise RuntimeError("body")
     with hold(tmp_path / "0", lambda: True) as descriptors:
         assert descriptors is not None
+
+
+def test_the_lock_is_released_while_somebody_still_refers_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = [lock.folder_lock(tmp_path / "0")]  # filelock would also release it when nobody does
+    monkeypatch.setattr(lock, "folder_lock", lambda *_: kept[0])
+    with hold(tmp_path / "0", lambda: True):
+        assert kept[0].is_locked
+    assert not kept[0].is_locked
 
 
 def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
