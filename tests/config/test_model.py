@@ -70,6 +70,10 @@ def test_the_help_has_a_line_for_each_option(group: str) -> None:
     lines = options_help(group).splitlines()
 
     assert [line.split("=")[0].strip() for line in lines] == list(options_of(group))
+    first = {"model": "  max_positions=1024  ", "router": "  temperature=0.2  "}[group]
+    assert any(line.startswith(first) for line in lines)
+    for line, option in zip(lines, options_of(group).values(), strict=True):
+        assert line.endswith(f"  {option.help}")
 
 
 def test_the_page_of_options_is_the_table_of_the_declarations() -> None:
