@@ -13,12 +13,18 @@ PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGEL
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that live at the top of the repository, with their links moved into ``docs/``."""
+    """Add the pages that live at the top of the repository, with their links moved into ``docs/``.
+
+    Links to files that the site does not have, such as sources, become plain text.
+    """
     top = Path(config.config_file_path).parent
     for name, page in PAGES.items():
         text = (top / name).read_text(encoding="utf-8").replace("](docs/", "](")
         for target, moved in PAGES.items():
             text = text.replace(f"]({target})", f"]({moved})")
+        text = re.sub(
+            r"\[([^]]+)\]\(([^)#:]+)\)", lambda link: link[1] if (top / link[2]).exists() else link[0], text
+        )
         files.append(File.generated(config, page, content=text))
     return files
 
