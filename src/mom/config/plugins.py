@@ -1,7 +1,7 @@
 """Plugins: modules that register routers and module kinds, imported before a request is checked.
 
 The request names them (``plugins: [my_package.my_module]``), or an installed package declares them as entry points of
-the group ``mom.plugins``. A checkpoint or an exported directory cannot name code to import.
+the group ``mom.plugins``. A checkpoint or an exported folder cannot name code to import.
 """
 
 from __future__ import annotations

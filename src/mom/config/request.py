@@ -65,7 +65,7 @@ class RunConfig:
         search: how the trials of a search are sampled; None if this is not a search.
         plugins: modules to import, which register routers and module kinds.
         seed: random seed.
-        init: weights to start from: a checkpoint, an exported directory, or a Hub id.
+        init: weights to start from: a checkpoint, an exported folder, or a Hub id.
         ckpt: checkpoint to resume from, including the optimizer state.
         resume: ``auto`` resumes from the last checkpoint in ``run_dir`` if there is one.
         debug: also print the traceback of an invalid request.
@@ -221,7 +221,7 @@ def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:
     if resume is not None and not task.resumes:
         raise UsageError(f"task={task.name} does not support resume=auto")
     if task.needs_init and init is None and not (task.reads_ckpt and ckpt is not None):
-        raise UsageError(f"task={task.name} requires init: a checkpoint, an exported directory, or a Hub id")
+        raise UsageError(f"task={task.name} requires init: a checkpoint, an exported folder, or a Hub id")
 
 
 def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:
