@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from mom.callbacks.window import StepCallback, get_model_config, sum_over_ranks
+from mom.callbacks.window import StepCallback, get_model_config, skipped_in_a_row, sum_over_ranks
 from mom.model.losses import choice_counts, moved_bias
 from mom.model.routers.router import Router
 
@@ -16,7 +16,8 @@ from mom.model.routers.router import Router
 class BalanceBias(StepCallback):
     """Moves every router's ``balance_bias`` after each optimizer step, if ``balance_bias_rate`` is not 0.
 
-    The load is summed over the step's micro-batches and over all ranks, so every rank moves its biases equally. The
+    The load is summed over the step's micro-batches and over all ranks, so every rank moves its biases equally. A step
+    that was skipped because of its gradient (:class:`~mom.callbacks.NonFinite`) moves none, on all ranks alike. The
     bias is a buffer of the model: checkpoints save it, and a resumed run continues exactly. Every training run has this
     callback.
     """
@@ -39,6 +40,8 @@ class BalanceBias(StepCallback):
         if not self.step_has_ended(trainer):
             return
         self._counts = None
+        if skipped_in_a_row(pl_module):
+            return
         total = sum_over_ranks(trainer, torch.cat(counts))
         # Stage by stage, pools in the order of a round, like the counts.
         routers = [module for module in pl_module.modules() if isinstance(module, Router)]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from mom.callbacks.ranks import gather
-from mom.callbacks.window import StepCallback
+from mom.callbacks.window import StepCallback, skipped_in_a_row
 
 log = logging.getLogger(__name__)
 
@@ -31,10 +31,12 @@ class NonFinite(StepCallback):
     model again. Each step costs one norm and one transfer to the host. With ``precision: 16-mixed``, overflow is
     expected and handled by the loss scaler, so nothing is checked.
 
+    A skipped step changes no weight, balance bias, prior, or optimizer state. It still counts as a step: the learning
+    rate, schedules, and ``max_steps`` follow the number of steps.
+
     Args:
         action: ``stop`` raises, with weights and checkpoints as they were before the step; ``skip`` skips the step and
-            continues (the learning-rate schedule advances, the optimizer's state does not), but raises after 20
-            skipped steps in a row.
+            continues, but raises after 20 skipped steps in a row.
 
     Raises:
         NonFiniteError: on every rank.
@@ -45,7 +47,6 @@ class NonFinite(StepCallback):
             raise ValueError(f"action must be stop or skip, got {action}")
         self._action = action
         self._micro_batches: list[Any] = []
-        self._skipped_in_a_row = 0
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
@@ -70,15 +71,14 @@ class NonFinite(StepCallback):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if bool(norm.isfinite()):
-            self._skipped_in_a_row = 0
             return
-        self._skipped_in_a_row += 1
+        skipped = skipped_in_a_row(pl_module) + 1
         found = f"step {trainer.global_step + 1}: {self._diagnosis(trainer, pl_module)}"
         if self._action == "stop":
             raise NonFiniteError(
                 f"{found}; stopped before the optimizer step (trainer.on_nonfinite=skip skips such steps)"
             )
-        if self._skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+        if skipped >= MAX_SKIPPED_IN_A_ROW:
             raise NonFiniteError(f"{found}; {MAX_SKIPPED_IN_A_ROW} steps in a row were skipped")
         if trainer.is_global_zero:
             log.warning("%s; skipping the step", found)
@@ -90,7 +90,13 @@ class NonFinite(StepCallback):
         found = None
         # A sharded model runs only on all ranks together, which is not worth the effort here.
         if not any(isinstance(parameter, DTensor) for parameter in pl_module.parameters()):
-            with torch.no_grad(), trainer.precision_plugin.forward_context():
+            # Forked, so that the following steps draw the same random numbers as without this check.
+            devices = [pl_module.device] if pl_module.device.type == "cuda" else []
+            with (
+                torch.random.fork_rng(devices),
+                torch.no_grad(),
+                trainer.precision_plugin.forward_context(),
+            ):
                 found = next(
                     (
                         where

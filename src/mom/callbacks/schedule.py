@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mom.callbacks.scalars import SCALARS
-from mom.callbacks.window import StepCallback, get_model_config
+from mom.callbacks.window import StepCallback, get_model_config, skipped_in_a_row
 from mom.errors import UsageError, did_you_mean
 from mom.model import MoMConfig
 
@@ -68,6 +68,7 @@ class Schedule(StepCallback):
         self.start, self.end, self.curve = start, end, curve
         self.first_step, self.last_step = first_step, last_step
         self._configured = 0.0
+        self._updated_step = 0
 
     @property
     def is_active(self) -> bool:
@@ -139,18 +140,22 @@ class Schedule(StepCallback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Set and log the value of this micro-batch's optimizer step."""
         super().on_train_batch_start(trainer, pl_module)
+        self._updated_step = trainer.global_step - skipped_in_a_row(pl_module)
         if self._applies(trainer, pl_module):
             self._set(trainer, pl_module)
             value = self.value(trainer.global_step, trainer.max_steps)
             pl_module.log(f"schedule/{self.name}", value, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
-        """Shift parameters after an optimizer step; after the last, set the final value for the last validation."""
+        """Shift parameters after an optimizer step; after the last, set the final value for the last validation.
+
+        A skipped step shifts nothing; the next one makes up for it.
+        """
         step = trainer.global_step
         if not self.step_has_ended(trainer) or not self._applies(trainer, pl_module):
             return
-        before, now = (self.value(taken, trainer.max_steps) for taken in (step - 1, step))
-        if now != before:
+        before, now = (self.value(taken, trainer.max_steps) for taken in (self._updated_step, step))
+        if now != before and not skipped_in_a_row(pl_module):
             self.scalar.shift(pl_module, now - before)
         # The learning-rate scheduler has just overwritten a scalar of the optimizer.
         if step >= trainer.max_steps or not self.scalar.of_model:

@@ -134,6 +134,11 @@ def get_model_config(pl_module: LightningModule) -> MoMConfig:
     return cast(MoMForCausalLM, pl_module.model).config
 
 
+def skipped_in_a_row(pl_module: LightningModule) -> int:
+    """Return the number of optimizer steps skipped since the last one that updated weights (``TrainingModule``)."""
+    return cast(Any, pl_module).skipped_in_a_row
+
+
 def pool_names(pl_module: LightningModule) -> tuple[str, ...]:
     """Return the names of the pools of the model that a module trains, in the order of a round."""
     return tuple(layout.name for layout in get_model_config(pl_module).pools())

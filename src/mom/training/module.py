@@ -19,6 +19,9 @@ from mom.model.losses import balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
 from mom.training.sharding import is_sharded, shard
 
+SKIPPED = "skipped_in_a_row"
+"""Checkpoint key: optimizer steps skipped right before it was saved."""
+
 
 class TrainingModule(LightningModule):
     """Trains one of our models; subclasses run a batch and measure validation.
@@ -34,6 +37,10 @@ class TrainingModule(LightningModule):
         optimizer: the fields of ``OptimizerConfig``.
         losses: fields of the model's output to log under ``train/``; ``depth_loss`` is added if the model has a
             ``depth_target``.
+
+    Attributes:
+        skipped_in_a_row: optimizer steps skipped since the last one that updated weights, because of a non-finite
+            gradient. Callbacks that change parameters or buffers after a step must not do so after a skipped one.
     """
 
     def __init__(
@@ -48,6 +55,7 @@ class TrainingModule(LightningModule):
             {"model_config": model.config.to_dict(), "optimizer": dict(optimizer)}, logger=False
         )
         self.model = model
+        self.skipped_in_a_row = 0
         if model.config.depth_target is not None and model.config.num_stages:
             losses = (*losses, "depth_loss")
         # By default torchmetrics drops NaNs, which should be visible in the curves.
@@ -81,6 +89,7 @@ class TrainingModule(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the losses of the optimizer step, whose last micro-batch has just run."""
+        self.skipped_in_a_row += 1  # until the optimizer updates weights
         if not logs_next_step(self.trainer):
             return
         for name, mean in self._means():
@@ -109,6 +118,7 @@ class TrainingModule(LightningModule):
         # float16's gradient scaler unscales before clipping, which fused optimizers do not allow.
         fused = trainer.strategy.root_device.type in ("cpu", "cuda") and trainer.precision != "16-mixed"
         optimizer = build_adamw(self.model, options, fused=fused)
+        optimizer.register_step_post_hook(self._note_update)
         max_steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, options, max_steps)
         # LearningRateMonitor prefixes the name of each group with "name", as in learning_rate/matrices.
@@ -118,6 +128,21 @@ class TrainingModule(LightningModule):
             "name": "learning_rate",
         }
         return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the number of skipped steps, so that a run resumed after one is exact."""
+        checkpoint[SKIPPED] = self.skipped_in_a_row
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Load the number of skipped steps."""
+        self.skipped_in_a_row = checkpoint.get(SKIPPED, 0)
+
+    def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
+        """Note that the optimizer has run; one without gradients, or not called by the loss scaler, updates nothing."""
+        if any(
+            parameter.grad is not None for group in optimizer.param_groups for parameter in group["params"]
+        ):
+            self.skipped_in_a_row = 0
 
     def _balance_over_ranks(self, output: Any, batch: Mapping[str, Any]) -> None:
         """Replace the rank's balance loss with that over all ranks, for ``balance_scope: global``.
