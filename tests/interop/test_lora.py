@@ -97,3 +97,19 @@ def test_activation_checkpointing_gives_the_same_losses():
     checkpointed, again = trained(checkpointed)
     assert losses == pytest.approx(again, rel=1e-5)
     assert len(plain.state_dict()) == len(checkpointed.state_dict())
+
+
+def test_the_loss_is_that_of_an_adapted_head():
+    model = small_model(tie_word_embeddings=False)
+    config = peft.LoraConfig(r=2, target_modules=["lm_head"], task_type="CAUSAL_LM", init_lora_weights=False)
+    adapted_model, ids = peft.get_peft_model(model, config), tokens(2, 12)
+    logits = adapted_model(input_ids=ids).logits
+    wanted = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    loss = adapted_model(input_ids=ids, labels=ids).lm_loss
+    assert float(loss.detach()) == pytest.approx(float(wanted.detach()), rel=1e-5)
+    updates = [parameter for name, parameter in adapted_model.named_parameters() if "lora_" in name]
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, updates), torch.autograd.grad(wanted, updates), strict=True
+    ):
+        assert ours.abs().sum() > 0
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)

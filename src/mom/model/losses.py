@@ -7,15 +7,17 @@ In all functions, ``routing`` holds every round of every stage, stages in order,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from mom.model.options import ModelOptions
+from mom.model.pools.pool import product_dtype
 from mom.model.routing import RoundRouting, Routing, by_pool
 
 
@@ -201,61 +203,124 @@ CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at a time; larger chunks were no faster (docs/performance.md)."""
 
 
+def head_cross_entropy(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
+    """Return the mean cross-entropy of a head's logits without materializing all of them at once.
+
+    A plain linear head is not called: its gradient is computed with its loss (:func:`chunked_cross_entropy`). Any other
+    head, such as one with an adapter, hooks, or quantized weights, is called once per chunk, and again in the backward
+    pass.
+
+    Args:
+        head: maps [1, m, D] to logits, [1, m, V].
+        hidden: [M, D].
+        labels: [M], int64; ``ignore_index`` is not counted.
+
+    Returns:
+        A scalar in nats; NaN if no label counts, as in PyTorch.
+    """
+    if _is_plain_linear(head):
+        return chunked_cross_entropy(hidden.to(product_dtype(hidden)), head.weight, labels, ignore_index)
+
+    def chunk_nats(rows: Tensor, target: Tensor) -> Tensor:
+        logits = head(rows[None])[0]  # (m, V)
+        logits = logits.to(_sum_dtype(logits))
+        return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
+
+    chunks = zip(hidden.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True)
+    nats = [checkpoint(chunk_nats, rows, target, use_reentrant=False) for rows, target in chunks]
+    return torch.stack(nats).sum() / (labels != ignore_index).sum()
+
+
+def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether calling a head only multiplies by its weight.
+
+    Adapters and parametrizations change the class of the head, quantization that of the head or the weight.
+    """
+    return (
+        type(head) is nn.Linear
+        and type(head.weight) in (nn.Parameter, Tensor)
+        and "forward" not in vars(head)
+        and not (head._forward_hooks or head._forward_pre_hooks)
+        and not (head._backward_hooks or head._backward_pre_hooks)
+        and head.bias is None
+    )
+
+
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    """Return the dtype of sums over a tensor: at least float32."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory."""
+    """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory.
+
+    They are those of the sum over tokens. Only the backward pass divides by their number and multiplies by the incoming
+    gradient, in float32: float16 can hold neither a loss scale of 65,536 nor an unscaled gradient per token.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, with_grad: bool
+    ) -> Tensor:
         counted = labels != ignore_index  # (M,)
         num_counted = counted.sum()
-        needs_grad = hidden.requires_grad or weight.requires_grad
-        share = (counted / num_counted.clamp_min(1)).to(hidden.dtype)[:, None]  # (M, 1), 0 where not counted
         matrix = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if needs_grad else None
-        # Summed in the parameter's own precision.
-        grad_weight = torch.zeros_like(weight) if needs_grad else None
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if with_grad and hidden.requires_grad else None
+        grad_weight = (
+            torch.zeros_like(weight, dtype=_sum_dtype(weight)) if with_grad and weight.requires_grad else None
+        )
         # Allocate once: on a CPU, new memory for every chunk costs as much as the arithmetic.
         size = min(CHUNK_TOKENS, hidden.shape[0])
         logits_buffer = hidden.new_empty(size, weight.shape[0])
-        float_buffer = torch.empty_like(logits_buffer, dtype=torch.float32)
+        sum_buffer = torch.empty_like(logits_buffer, dtype=_sum_dtype(hidden))
+        total = sum_buffer.new_zeros(())
         for start in range(0, hidden.shape[0], CHUNK_TOKENS):
             rows = slice(start, min(start + CHUNK_TOKENS, hidden.shape[0]))
             logits = logits_buffer[: rows.stop - start]  # (m, V)
-            log_probabilities = float_buffer[: rows.stop - start]
+            log_probabilities = sum_buffer[: rows.stop - start]
             target = torch.where(counted[rows], labels[rows], 0)[:, None]  # (m, 1)
             torch.mm(hidden[rows], matrix.t(), out=logits)
-            torch.log_softmax(logits, -1, dtype=torch.float32, out=log_probabilities)
+            torch.log_softmax(logits, -1, dtype=sum_buffer.dtype, out=log_probabilities)
             total -= (log_probabilities.gather(1, target) * counted[rows, None]).sum()
-            if grad_hidden is None or grad_weight is None:
+            if grad_hidden is None and grad_weight is None:
                 continue
             error = log_probabilities.exp_()
             error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
             error = logits.copy_(error)  # (m, V): probabilities minus the label
-            torch.mm(error, matrix, out=grad_hidden[rows]).mul_(share[rows])
-            if grad_weight.dtype == error.dtype:
-                grad_weight.addmm_(error.t(), hidden[rows] * share[rows])
-            else:
-                grad_weight += error.t() @ (hidden[rows] * share[rows])
-        ctx.save_for_backward(grad_hidden, grad_weight)
+            if grad_hidden is not None:
+                torch.mm(error, matrix, out=grad_hidden[rows])
+            if grad_weight is not None:
+                inputs = hidden[rows] * counted[rows, None]
+                if grad_weight.dtype == error.dtype:
+                    grad_weight.addmm_(error.t(), inputs)
+                else:
+                    grad_weight += error.t() @ inputs
+        ctx.save_for_backward(grad_hidden, grad_weight, counted, num_counted)
+        ctx.weight_dtype = weight.dtype
         return total / num_counted
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad.to(grad_hidden.dtype), grad_weight * grad, None, None
+        grad_hidden, grad_weight, counted, num_counted = ctx.saved_tensors
+        scale = grad / num_counted.clamp_min(1)
+        if grad_hidden is not None:
+            grad_hidden = (grad_hidden * (scale * counted)[:, None]).to(grad_hidden.dtype)
+        if grad_weight is not None:
+            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None
 
 
 def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
     """Return the mean cross-entropy of ``hidden @ weight.T`` without materializing all logits at once.
 
     Args:
-        hidden: [M, D]; matmuls run in its dtype, softmax and sums in float32.
+        hidden: [M, D]; matmuls run in its dtype, softmax and sums in at least float32.
         weight: the output head, [V, D].
         labels: [M], int64; ``ignore_index`` is not counted.
 
     Returns:
-        A scalar in nats, float32; NaN if no label counts, as in PyTorch.
+        A scalar in nats, float32 (float64 from float64); NaN if no label counts, as in PyTorch.
     """
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, ignore_index)
+    # Within the function, autograd is always off.
+    return _ChunkedCrossEntropy.apply(hidden, weight, labels, ignore_index, torch.is_grad_enabled())

@@ -23,8 +23,8 @@ from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import prepare
 from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
-from mom.model.losses import chunked_cross_entropy, routing_losses
-from mom.model.pools.pool import Pool, product_dtype
+from mom.model.losses import head_cross_entropy, routing_losses
+from mom.model.pools.pool import Pool
 from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting
 
@@ -341,5 +341,4 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
     def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy of the next tokens, in nats; a scalar."""
         before = hidden[:, :-1].flatten(0, 1)  # (B · (T-1), D)
-        before = before.to(product_dtype(before))
-        return chunked_cross_entropy(before, self.lm_head.weight, labels[:, 1:].flatten())
+        return head_cross_entropy(self.lm_head, before, labels[:, 1:].flatten())
