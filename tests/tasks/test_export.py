@@ -96,7 +96,7 @@ def test_what_is_in_it(tmp_path):
     assert names >= {"config.json", "generation_config.json", "model.safetensors", "README.md", "modeling.py"}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "configuration.py"}
     # The model of the folder has one kind of router; its code has all.
-    kinds = {"gru", "linear", "mlp", "random", "sequential"}
+    kinds = {"gru", "linear", "mlp", "oracle", "random", "sequential"}
     assert names >= {"routers.py", *(f"routers_{name}.py" for name in ("router", "kind", *kinds))}
     assert names >= {
         "pools.py",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mom.model.attention import AttentionContext, StepContext
 from mom.model.blocks import Block
+from mom.model.choices import Forced
 from mom.model.configuration import MoMConfig
 from mom.model.layout import PoolLayout
 from mom.model.pools.pool import Pool
@@ -87,6 +88,7 @@ class Stage(nn.Module):
         token_ids: Tensor | None,
         run: Callable,
         keep: Callable[[Tensor], object],
+        forced: Forced,
     ) -> tuple[Tensor, list[RoundRouting]]:
         """Run all rounds and the anchor.
 
@@ -96,6 +98,7 @@ class Stage(nn.Module):
             token_ids: [B, T], for routers that need them.
             run: ``run(function, *arguments)`` calls the function; it may checkpoint activations.
             keep: called with the residual stream after each round and after the anchor.
+            forced: the stage's forced choices.
 
         Returns:
             The residual stream, [B, T, D], and the routing of each round.
@@ -105,7 +108,7 @@ class Stage(nn.Module):
         rounds = []
         for h in range(self.num_rounds):
             steps = [context.step(pool.cache_layers[h]) for pool in self.pools]
-            state, decisions = run(partial(self._assemble, h, token_ids, steps), state, *folded)
+            state, decisions = run(partial(self._assemble, h, token_ids, steps, forced[h]), state, *folded)
             rounds.append(decisions)
             keep(state.x)
         x = state.x
@@ -119,14 +122,17 @@ class Stage(nn.Module):
         h: int,
         token_ids: Tensor | None,
         steps: list[StepContext],
+        forced: tuple[Tensor | None, ...],
         state: RoundState,
         *folded: Folded,
     ) -> tuple[RoundState, RoundRouting]:
         """Run round h: pool by pool, the router reads the un-normalized stream, and its choice updates the stream."""
         x, router_states, exited = state  # (B, T, D)
         decisions, next_states = [], []
-        for pool, router_state, weights, step in zip(self.pools, router_states, folded, steps, strict=True):
-            routing, router_state = pool.router(x, router_state, h, token_ids)
+        for pool, router_state, weights, step, choices in zip(
+            self.pools, router_states, folded, steps, forced, strict=True
+        ):
+            routing, router_state = pool.router(x, router_state, h, token_ids, choices)
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)
                 exited = ~routing.took_module  # (B, T)

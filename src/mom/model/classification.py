@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.utils.generic import ModelOutput
 
+from mom.model.choices import Choices
 from mom.model.configuration import MoMConfig
 from mom.model.losses import routing_losses
 from mom.model.modeling import MoMModel, MoMPreTrainedModel
@@ -50,6 +51,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_routing: bool = False,
+        choices: Choices | None = None,
         **kwargs: Any,
     ) -> MoMSequenceClassifierOutput:
         """Score each sequence; the arguments of :meth:`MoMModel.forward` and:
@@ -67,6 +69,7 @@ class MoMForSequenceClassification(MoMPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_routing=True,
+            choices=choices,
         )
         hidden = output.last_hidden_state  # (B, T, D)
         last = self._last_token(hidden, input_ids, attention_mask)

@@ -21,6 +21,7 @@ from mom.model.assembly import Stage
 from mom.model.attention import AttentionContext
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import prepare
+from mom.model.choices import Choices, split_choices
 from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
 from mom.model.losses import head_cross_entropy, routing_losses
@@ -156,6 +157,7 @@ class MoMModel(MoMPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_routing: bool = False,
+        choices: Choices | None = None,
         **kwargs: Any,
     ) -> MoMModelOutput:
         """Compute hidden states.
@@ -169,9 +171,12 @@ class MoMModel(MoMPreTrainedModel):
             use_cache: return a cache.
             output_hidden_states: return the residual stream after every block and round.
             output_routing: return the routing records.
+            choices: modules to run instead of the routers' choices, by pool, int64 [B, T, R, K]
+                (:mod:`mom.model.choices`).
 
         Raises:
-            ValueError: not exactly one of IDs and embeddings is given, or more tokens than ``max_positions``.
+            ValueError: not exactly one of IDs and embeddings is given, more tokens than ``max_positions``, or choices
+                that do not fit the model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
@@ -193,8 +198,9 @@ class MoMModel(MoMPreTrainedModel):
         for layer, block in enumerate(self.bottom):
             x = run(block, x, context, layer)
             keep(x)
-        for stage in self.stages:
-            x, rounds = stage(x, context, input_ids, run, keep)
+        forced = split_choices(choices, list(self.stages), *x.shape[:2])
+        for stage, stage_choices in zip(self.stages, forced, strict=True):
+            x, rounds = stage(x, context, input_ids, run, keep, stage_choices)
             routing += rounds
         for layer, block in enumerate(self.top, start=self._first_top_layer):
             x = run(block, x, context, layer)
@@ -296,6 +302,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_routing: bool = False,
+        choices: Choices | None = None,
         output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
@@ -319,6 +326,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_routing=True,
+            choices=choices,
         )
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None

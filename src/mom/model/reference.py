@@ -68,8 +68,11 @@ class ReferenceMoM:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         return cls(model.config, parameters | dict(model.named_buffers()))
 
-    def __call__(self, ids: Tensor) -> tuple[Tensor, list[Round]]:
-        """Predict every next token of one unpadded sequence, (T,) → logits (T, V) and the routing of each round."""
+    def __call__(self, ids: Tensor, choices: dict[str, Tensor] | None = None) -> tuple[Tensor, list[Round]]:
+        """Predict every next token of one unpadded sequence, (T,) → logits (T, V) and the routing of each round.
+
+        ``choices`` may force modules, (T, R, K) by pool; see ``choices.py``.
+        """
         config, weights = self.config, self.weights
         routing: list[Round] = []
         x = weights["model.embedding.token.weight"][ids]  # (T, D)
@@ -78,7 +81,7 @@ class ReferenceMoM:
         for index in range(config.num_bottom_blocks):
             x = self.block(f"model.bottom.{index}", x)  # (T, D)
         for index in range(config.num_stages):
-            x, rounds = self.stage(index, x, ids)  # (T, D)
+            x, rounds = self.stage(index, x, ids, choices or {})  # (T, D)
             routing += rounds
         for index in range(config.num_top_blocks):
             x = self.block(f"model.top.{index}", x)  # (T, D)
@@ -91,11 +94,15 @@ class ReferenceMoM:
         x = x + run_attention(self.config, [self.module(f"{name}.attention")], always, x)  # (T, D)
         return x + run_ffn(self.config, [self.module(f"{name}.ffn")], always, x)  # (T, D)
 
-    def stage(self, index: int, x: Tensor, ids: Tensor) -> tuple[Tensor, list[Round]]:
+    def stage(
+        self, index: int, x: Tensor, ids: Tensor, choices: dict[str, Tensor]
+    ) -> tuple[Tensor, list[Round]]:
         """Run H rounds of routing and assembly over the stage's own pools, then its anchor block."""
         config, name = self.config, f"model.stages.{index}"
         pools = [(layout, self.pool(f"{name}.{layout.name}.pool")) for layout in config.pools()]
-        routers = [Router(self, index, layout) for layout, _ in pools]
+        first = index * config.num_rounds
+        forced = {pool: given[:, first : first + config.num_rounds] for pool, given in choices.items()}
+        routers = [Router(self, index, layout, forced.get(layout.name)) for layout, _ in pools]
         exited = [False] * len(x)  # stays so without `absorbing_skip`
         rounds: list[Round] = []
         for h in range(config.num_rounds):
@@ -103,8 +110,8 @@ class ReferenceMoM:
             for (layout, pool), route in zip(
                 pools, routers, strict=True
             ):  # by default attention, then feed-forward
-                choices = rounds[h][layout.name] = route(h, x, ids, exited)  # T choices
-                x = x + RUN[layout.kind.name](config, pool, choices, x)  # (T, D)
+                chosen = rounds[h][layout.name] = route(h, x, ids, exited)  # T choices
+                x = x + RUN[layout.kind.name](config, pool, chosen, x)  # (T, D)
         return self.block(f"{name}.anchor", x) if config.anchors else x, rounds
 
     def part(self, name: str) -> dict[str, Tensor]:
@@ -130,7 +137,7 @@ class Router:
     Every token has a state of its own, which starts at zero in each stage: nothing passes between tokens here.
     """
 
-    def __init__(self, model: ReferenceMoM, stage: int, layout: Any) -> None:
+    def __init__(self, model: ReferenceMoM, stage: int, layout: Any, forced: Tensor | None = None) -> None:
         self.config = model.config
         self.weights = model.part(f"model.stages.{stage}.{layout.name}.router")
         self.skip = layout.num_modules  # SKIP's index, N
@@ -138,6 +145,7 @@ class Router:
         self.top_k = self.skip + 1 if layout.top_k == "all" else layout.top_k
         self.salt = stage * len(model.config.pools()) + layout.position  # of the hash below
         self.state: dict[int, Tensor] = {}  # token → (router_dim,)
+        self.forced = forced  # (T, H, K)
 
     def __call__(self, h: int, x: Tensor, ids: Tensor, exited: list[bool]) -> list[Choice]:
         """Choose for every token in round h, from the residual stream (T, D) without a norm."""
@@ -155,6 +163,8 @@ class Router:
     def choose(self, h: int, t: int, x: Tensor, token_id: int) -> Choice:
         """Choose the K best of what round h can reach for token t, SKIP included."""
         scores, ranked = ROUTERS[self.config.router](self, h, t, x, token_id)  # (N + 1,), best first
+        if self.forced is not None:
+            ranked = self.force(self.forced[t, h].tolist(), ranked)
         missing = max(0, self.top_k - len(ranked))  # if too few are reachable, SKIP at weight 0 fills up
         selected = ranked[: self.top_k] + [self.skip] * missing
         weights = F.pad(scores[ranked[: self.top_k]], (0, missing))  # (K,)
@@ -165,6 +175,19 @@ class Router:
         if self.config.skip_rule == "first" and selected[0] == self.skip:
             selected = [self.skip] * self.top_k
         return Choice(scores, selected, weights)
+
+    def force(self, forced: list[int], ranked: list[int]) -> list[int]:
+        """Put forced modules in their places, and in the places of -1 the best of the others."""
+        places = [i if i not in forced[:k] else -1 for k, i in enumerate(forced)]  # without repetitions
+        others = [i for i in ranked if i not in places]
+        filled = [i if i >= 0 else others.pop(0) for i in places if i >= 0 or others]
+        return filled + others
+
+    def fixed(self, own: list[int], h: int, t: int) -> tuple[Tensor, list[int]]:
+        """Choose without learning: the router's own slots, or the forced modules; equal scores for each."""
+        forced = [] if self.forced is None else [i for i in self.forced[t, h].tolist() if 0 <= i < self.skip]
+        slots = own if own and set(forced) <= set(own) else sorted(set(forced)) or [self.skip]
+        return torch.eye(self.skip + 1)[slots].mean(0), slots
 
     def rank(self, h: int, hidden: Tensor) -> tuple[Tensor, list[int]]:
         """Score what round h can reach by a softmax over the router's outputs, and rank it."""
@@ -213,7 +236,7 @@ def linear(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
 
 def sequential(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
     """Walk the pool in order, whatever the token: round h takes module h mod N."""
-    return torch.eye(router.skip + 1)[h % router.skip], [h % router.skip]
+    return router.fixed([h % router.skip], h, t)
 
 
 def random(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
@@ -230,7 +253,15 @@ def random(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
     return scores, sorted(reachable, key=hashed, reverse=True)
 
 
-ROUTERS: dict[str, Callable] = {kind.__name__: kind for kind in (gru, mlp, linear, sequential, random)}
+def oracle(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
+    """Leave every choice to the caller, except where there is none."""
+    reachable = router.reachable(h)
+    return router.fixed(reachable if len(reachable) == 1 else [], h, t)
+
+
+ROUTERS: dict[str, Callable] = {
+    kind.__name__: kind for kind in (gru, mlp, linear, sequential, random, oracle)
+}
 """Values of ``config.router``. Each returns scores (N + 1,) and the indices that the round can reach, best first."""
 
 

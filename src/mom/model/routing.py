@@ -87,6 +87,7 @@ def choose(
     ranking: Tensor | None = None,
     noise: Tensor | None = None,
     bias: Tensor | None = None,
+    forced: Tensor | None = None,
 ) -> Routing:
     """Choose K slots for each token (paper, section 3.2).
 
@@ -103,6 +104,8 @@ def choose(
         ranking: scores for ranking only, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
         bias: added to the scores for ranking only, [slots].
+        forced: choices to make regardless of the ranking, int64 [B, T, K]; index N is SKIP, and -1 leaves a choice to
+            the ranking.
 
     Returns:
         The record; gradients reach the argument through ``scores``, ``weights``, and ``logits``.
@@ -123,7 +126,8 @@ def choose(
     if reachable is not None:
         # A reachable score may underflow to 0, which must still rank before an unreachable one.
         ranking = ranking.masked_fill(~reachable, float("-inf"))
-    selected = ranking.topk(top_k, dim=-1).indices  # (B, T, K)
+    best = ranking.topk(top_k, dim=-1).indices
+    selected = best if forced is None else _fill(ranking, forced, num_modules)  # (B, T, K)
     weights = scores.gather(-1, selected)
     if normalize:
         weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
@@ -139,6 +143,26 @@ def choose(
     if leave_when_skip_first:
         selected = torch.where(selected[..., :1] == num_modules, num_modules, selected)
     return Routing(scores, selected, weights, allowed)
+
+
+def contains_slot(forced: Tensor, num_slots: int) -> Tensor:
+    """Return which slots forced choices name, [B, T, K] → boolean [B, T, slots]."""
+    return (forced[..., None] == torch.arange(num_slots, device=forced.device)).any(dim=-2)
+
+
+def _fill(ranking: Tensor, forced: Tensor, num_modules: int) -> Tensor:
+    """Fill the K places of each token with its forced choices and, in the others, the best of the remaining slots."""
+    if ranking.shape[-1] > num_modules + 1:  # several slots mean SKIP; take the best
+        best_skip = num_modules + ranking[..., num_modules:].argmax(dim=-1, keepdim=True)  # (B, T, 1)
+        forced = torch.where(forced == num_modules, best_skip, forced)
+    repeated = (forced[..., None] == forced[..., None, :]).tril(-1).any(dim=-1)  # (B, T, K)
+    forced = forced.masked_fill(repeated, -1)
+    free = forced < 0
+    # Unreachable slots rank before forced ones, which must not be chosen twice.
+    ranking = ranking.clamp_min(torch.finfo(ranking.dtype).min)
+    others = ranking.masked_fill(contains_slot(forced, ranking.shape[-1]), float("-inf"))
+    own = others.topk(forced.shape[-1], dim=-1).indices  # (B, T, K)
+    return torch.where(free, own.gather(-1, (free.cumsum(-1) - 1).clamp_min(0)), forced)
 
 
 def leave(routing: Routing, exited: Tensor) -> Routing:

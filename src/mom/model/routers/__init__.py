@@ -4,7 +4,8 @@ from mom.model.routers.gru import GRU
 from mom.model.routers.kind import RouterKind
 from mom.model.routers.linear import Linear
 from mom.model.routers.mlp import MLP
+from mom.model.routers.oracle import Oracle
 from mom.model.routers.random import Random
 from mom.model.routers.sequential import Sequential
 
-__all__ = ["GRU", "MLP", "Linear", "Random", "RouterKind", "Sequential"]
+__all__ = ["GRU", "MLP", "Linear", "Oracle", "Random", "RouterKind", "Sequential"]

@@ -24,6 +24,8 @@ class RouterKind:
     name: ClassVar[str]
     learns: ClassVar[bool] = True
     """Whether scores depend on weights; if not, temperature, prior, noise, and balance bias do not apply."""
+    needs_choices: ClassVar[bool] = False
+    """Whether the caller must choose (:mod:`mom.model.choices`)."""
 
     def layers(self, options: ModelOptions, layout: PoolLayout) -> dict[str, Any]:
         """Return a router's layers (PyTorch modules) by name; they become attributes of the host."""

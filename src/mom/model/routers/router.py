@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
-from mom.model.routing import Routing, choose
+from mom.model.routing import Routing, choose, contains_slot
 
 NOISE_KINDS = ("gaussian", "gumbel")
 
@@ -149,7 +149,12 @@ class Router(nn.Module):
         return self.top_k - len(set(modules)) if self.layout.top_k == "all" else self.top_k
 
     def forward(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None = None
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        round_index: int,
+        token_ids: Tensor | None = None,
+        forced: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose for every token (paper, section 3.2).
 
@@ -158,6 +163,7 @@ class Router(nn.Module):
             state: the router's state after the previous round, [B, T, state]; ``None`` at first.
             round_index: the round within the stage.
             token_ids: [B, T], for kinds that need them.
+            forced: forced choices, int64 [B, T, K]; index N is SKIP and -1 the router's own choice.
 
         Returns:
             The record and the new state.
@@ -169,6 +175,9 @@ class Router(nn.Module):
             logits = logits + self.prior[round_index]
         if learns:
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
+        reachable = self.kind.open_slots(self, round_index)
+        if forced is not None and not learns:
+            reachable = self._open_forced(reachable, forced)
         routing = choose(
             logits,
             num_modules=self.layout.num_modules,
@@ -177,9 +186,27 @@ class Router(nn.Module):
             softmax=not learns or self.config.score_function == "softmax",
             straight_through=learns and self.config.straight_through,
             leave_when_skip_first=self.config.skip_rule == "first",
-            reachable=self.kind.open_slots(self, round_index),
+            reachable=reachable,
             ranking=ranking[0] if ranking else None,
             noise=self._noise(logits) if learns else None,
             bias=self.slot_bias(),
+            forced=forced,
         )
         return routing, state
+
+    def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
+        """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].
+
+        This is for kinds that do not learn: the forced modules then share the weight equally. A token whose only
+        forced choice is SKIP keeps its slots if it has any, and SKIP gets what weight it has there.
+        """
+        if slots is None:
+            return None
+        modules, all_slots = self.layout.num_modules, self.layout.num_slots
+        chosen = contains_slot(forced, all_slots)  # (B, T, slots)
+        no_module = ~chosen[..., :modules].any(dim=-1, keepdim=True)  # (B, T, 1)
+        alone = torch.cat(
+            [chosen[..., :modules], no_module.expand(*chosen.shape[:2], all_slots - modules)], -1
+        )
+        closed = (chosen[..., :modules] & ~slots[:modules]).any(dim=-1, keepdim=True)  # (B, T, 1)
+        return torch.where(closed | ~slots.any(), alone, slots)
