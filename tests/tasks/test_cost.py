@@ -18,7 +18,7 @@ from mom.model import MoMConfig
 from mom.runs.directory import RunDirectory
 from mom.tasks import cost
 from tests.helpers.checkpoints import request, write_run
-from tests.helpers.models import small_config, small_model
+from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import SMALL_MODEL
 from tests.helpers.texts import some_texts, write_jsonl
 
@@ -80,6 +80,17 @@ def test_a_checkpoint_tells_what_it_really_uses(tmp_path):
     on_text, file = measure_cost(tmp_path, {"routed_on": "validation"}, init=str(init), data=data)
     assert on_text["usage/attention"] != summary["usage/attention"]
     assert file["settings"]["routed_on"] == "validation"
+
+
+def test_usage_is_a_mean_over_tokens_if_batches_differ(tmp_path, monkeypatch):
+    model = small_model(vocab_size=300, max_positions=64)
+    init = write_run(tmp_path / "of", model)
+    ids = tokens(8, 16, vocab_size=300)
+    monkeypatch.setattr(cost, "_validation_batches", lambda config: [ids[:7], ids[7:]])
+    summary, _ = measure_cost(tmp_path, {"routed_on": "validation"}, init=str(init))
+    with torch.no_grad():
+        used = measured_usage(model.config, model(input_ids=ids, output_routing=True).routing)
+    assert {name: summary[f"usage/{name}"] for name in used} == pytest.approx(used)
 
 
 def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsys):

@@ -11,9 +11,11 @@ from tests.helpers.models import small_config
 from tests.helpers.runs import OPTIMIZER, FixedBatches, plain_trainer
 
 
-def module(labels: int = 2, **options) -> ClassificationModule:
+def module(labels: int = 2, balance_coefficient: float = 0.01, **options) -> ClassificationModule:
     torch.manual_seed(0)
-    model = MoMForSequenceClassification(small_config(num_labels=labels, initializer_range=0.5))
+    model = MoMForSequenceClassification(
+        small_config(num_labels=labels, initializer_range=0.5, balance_coefficient=balance_coefficient)
+    )
     return ClassificationModule(model, OPTIMIZER, **{"metrics": ("accuracy",), **options})
 
 
@@ -53,3 +55,23 @@ def test_training_learns(tmp_path):
 
     assert float(trained.model(**given).task_loss.detach()) < 0.5 * before
     assert {"train/loss", "train/task_loss", "train/balance_loss"} <= set(trainer.callback_metrics)
+
+
+def test_training_losses_are_means_over_rows_and_tokens(tmp_path):
+    trained, twin = module(balance_coefficient=0.5), module(balance_coefficient=0.5)
+    batches = [batch([0, 1, 1, 0]), batch([1], seed=1)]
+    with torch.no_grad():
+        outputs = [twin.model(**given) for given in batches]
+    trainer = plain_trainer(tmp_path, [], max_steps=1, accumulate_grad_batches=2, limit_val_batches=0)
+    trainer.fit(trained, datamodule=FixedBatches(batches, []))
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    first, second = (float(output.task_loss) for output in outputs)
+    task_loss = (4 * first + second) / 5
+    first, second = (float(output.balance_loss) for output in outputs)
+    balance_loss = (26 * first + 5 * second) / 31  # two of 28 and two of 7 positions are padding
+    assert logged["train/task_loss"] == pytest.approx(task_loss, rel=1e-5)
+    assert logged["train/balance_loss"] == pytest.approx(balance_loss, rel=1e-5)
+    coefficients = trained.model.config.balance_coefficient, trained.model.config.z_loss_coefficient
+    routing_loss = coefficients[0] * balance_loss + coefficients[1] * logged["train/z_loss"]
+    assert logged["train/loss"] == pytest.approx(task_loss + routing_loss, rel=1e-5)

@@ -28,6 +28,52 @@ def test_train_losses_are_means_over_the_micro_batches_of_a_step(tmp_path):
     assert recorder.logged[3]["train/loss"] != logged["train/loss"]
 
 
+def answers_only(batch: dict[str, torch.Tensor], num_answers: int) -> dict[str, torch.Tensor]:
+    """Return a batch whose labels are the last tokens of its first row, as in summarization."""
+    labels = torch.full_like(batch["labels"], -100)
+    labels[0, -num_answers:] = batch["input_ids"][0, -num_answers:]
+    return batch | {"labels": labels}
+
+
+def test_train_losses_are_means_over_tokens_if_micro_batches_differ(tmp_path):
+    batches = [answers_only(token_batch(0, rows=3), 7), answers_only(token_batch(1, padded=7), 1)]
+    changes = {"z_loss_coefficient": 0.1, "balance_coefficient": 0.5, "depth_target": 4.0, "top_k": 1}
+    module, twin = small_module(**changes), small_module(**changes)
+    with torch.no_grad():
+        outputs = [twin.model(**batch) for batch in batches]
+    recorder = Recorder()
+    options = {"max_steps": 1, "accumulate_grad_batches": 2, "limit_val_batches": 0}
+    plain_trainer(tmp_path, [recorder], **options).fit(module, datamodule=FixedBatches(batches, []))
+    logged = recorder.logged[1]
+
+    def mean(name: str, weights: tuple[int, int]) -> float:
+        values = [float(getattr(output, name)) for output in outputs]
+        assert abs(values[0] - values[1]) > 1e-3
+        return sum(value * weight for value, weight in zip(values, weights, strict=True)) / sum(weights)
+
+    predicted, real = (7, 1), (24, 9)
+    routing = {name: mean(name, real) for name in ("balance_loss", "z_loss", "depth_loss")}
+    for name, wanted in ({"lm_loss": mean("lm_loss", predicted)} | routing).items():
+        assert logged[f"train/{name}"] == pytest.approx(wanted, rel=1e-5), name
+    config = module.model.config
+    weighted = 0.5 * routing["balance_loss"] + 0.1 * routing["z_loss"]
+    weighted += config.depth_coefficient * routing["depth_loss"]
+    assert logged["train/routing_loss"] == pytest.approx(weighted, rel=1e-5)
+    assert logged["train/loss"] == pytest.approx(mean("lm_loss", predicted) + weighted, rel=1e-5)
+
+
+def test_a_batch_without_labels_does_not_count(tmp_path):
+    full, none = token_batch(0), token_batch(1)
+    none["labels"] = torch.full_like(none["labels"], -100)
+    module = small_module()
+    trainer = plain_trainer(tmp_path, [])
+    trainer.validate(module, datamodule=FixedBatches([], [full]), verbose=False)
+    alone = float(trainer.callback_metrics["val/loss"])
+    trainer.validate(module, datamodule=FixedBatches([], [full, none]), verbose=False)
+    assert float(trainer.callback_metrics["val/loss"]) == alone
+    assert module.num_predicted == 14
+
+
 def test_an_accumulated_step_equals_a_step_on_the_full_batch(tmp_path):
     full = token_batch(0, rows=4)
     halves = [{name: value[rows] for name, value in full.items()} for rows in (slice(2), slice(2, 4))]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torchmetrics import Metric
 
 Sums = dict[str, Tensor]
 """Sums by name, on the model's device."""
@@ -64,3 +65,36 @@ def as_floats(array: ArrayLike) -> Floats:
 def row_shares(counts: Floats) -> Floats:
     """Divide each row by its sum; a row of zeros stays 0."""
     return counts / np.maximum(counts.sum(axis=-1, keepdims=True), np.finfo(float).tiny)
+
+
+class Average(NamedTuple):
+    """A mean, and the total weight of the values it is taken over."""
+
+    mean: Tensor
+    weight: Tensor
+
+
+class WeightedMean(Metric):
+    """Mean of values weighted by counts, over micro-batches and ranks: NaN without values, or if one is NaN.
+
+    torchmetrics' ``MeanMetric`` either drops NaNs, which should be visible, or ignores the weights (torchmetrics 1.9).
+    """
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("weight", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, mean: Tensor, weight: Tensor | int) -> None:
+        """Add the mean of ``weight`` values; with a weight of 0, nothing is added, even if the mean is NaN."""
+        weight = torch.as_tensor(weight, device=self.total.device)
+        self.total += torch.where(weight > 0, mean.detach() * weight, 0.0)
+        self.weight += weight
+
+    def compute(self) -> Average:
+        """Return the mean and the total weight."""
+        return Average(self.total / self.weight, self.weight)

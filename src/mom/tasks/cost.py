@@ -228,7 +228,7 @@ def _preset(
 
 @torch.no_grad()
 def _measured_usage(model: MoMForCausalLM, config: RunConfig, task: CostConfig) -> Usage:
-    """Return the modules per round of each pool, averaged over a few batches."""
+    """Return the modules per round of each pool, averaged over the tokens of a few batches."""
     shape = (config.data.batch_size, config.data.sequence_length)
     if task.routed_on == "random":
         generator = torch.Generator().manual_seed(config.seed)
@@ -240,7 +240,11 @@ def _measured_usage(model: MoMForCausalLM, config: RunConfig, task: CostConfig) 
         measured_usage(model.config, model(input_ids=ids, output_routing=True, logits_to_keep=1).routing)
         for ids in batches
     ]
-    return {name: sum(usage[name] for usage in used) / len(used) for name in used[0]}
+    sizes = [len(ids) for ids in batches]  # all sequences are equally long
+    return {
+        name: sum(usage[name] * size for usage, size in zip(used, sizes, strict=True)) / sum(sizes)
+        for name in used[0]
+    }
 
 
 def _validation_batches(config: RunConfig) -> list[torch.Tensor]:

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics import MetricCollection
 
 from mom.metrics.glue import build_metrics, percent
+from mom.metrics.sums import WeightedMean
 from mom.model import MoMForSequenceClassification
 from mom.training.module import TrainingModule, step_outputs
 
@@ -34,10 +35,10 @@ class ClassificationModule(TrainingModule):
         metrics: Sequence[str],
         sets: Sequence[str] = ("",),
     ) -> None:
-        super().__init__(model, optimizer, losses=("loss", "task_loss", "balance_loss", "z_loss"))
+        super().__init__(model, optimizer, task_loss="task_loss")
         self._sets = list(sets)
         self._metrics = nn.ModuleList(build_metrics(metrics, model.score.out_features) for _ in sets)
-        self._val_loss = MeanMetric(nan_strategy="disable")
+        self._val_loss = WeightedMean()
 
     def run_model(self, batch: Mapping[str, Tensor]) -> Any:
         """Run ``input_ids``, ``attention_mask`` [B, T] and, if given, ``labels`` [B]."""
@@ -48,13 +49,16 @@ class ClassificationModule(TrainingModule):
             output_routing=True,
         )
 
+    def count_targets(self, batch: Mapping[str, Tensor]) -> int:
+        """Return the number of rows."""
+        return len(batch["labels"])
+
     def validation_step(
         self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
         """Measure one batch of a validation set; return :func:`step_outputs`."""
         output = self.run_model(batch)
-        # One value per row, because MeanMetric ignores weights with nan_strategy="disable" (torchmetrics 1.9).
-        self._val_loss.update(output.task_loss.expand(len(batch["labels"])))
+        self._val_loss.update(output.task_loss, self.count_targets(batch))
         self._set_metrics(dataloader_idx).update(self.predictions(output.logits), batch["labels"])
         return step_outputs(output, batch)
 
@@ -71,7 +75,7 @@ class ClassificationModule(TrainingModule):
             values = percent(self._set_metrics(index))
             measured |= {f"val/{name}{suffix}": value for name, value in values.items()}
         score = sum(measured.values()) / len(measured)
-        logged = {"val/loss": float(self._val_loss.compute()), **measured, "val/score": score}
+        logged = {"val/loss": float(self._val_loss.compute().mean), **measured, "val/score": score}
         self.log_dict(logged, on_step=False, on_epoch=True, batch_size=1)
 
     def predict_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torchmetrics import SumMetric
 
 from mom.data.token_files import bits_per_byte
+from mom.metrics.sums import WeightedMean
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.training.module import TrainingModule, step_outputs
 
@@ -37,21 +37,19 @@ class LanguageModelingModule(TrainingModule):
     ) -> None:
         if model is None:
             model = MoMForCausalLM(MoMConfig.from_dict(dict(model_config)))
-        super().__init__(model, optimizer, losses=("loss", "lm_loss", "balance_loss", "z_loss"))
+        super().__init__(model, optimizer, task_loss="lm_loss")
         self._bytes_per_token = bytes_per_token
-        # Two sums, because MeanMetric ignores its weights with nan_strategy="disable" (torchmetrics 1.9).
-        self._val_nats = SumMetric(nan_strategy="disable")
-        self._val_tokens = SumMetric(nan_strategy="disable")
+        self._val_loss = WeightedMean()
 
     @property
     def validation_loss(self) -> Tensor:
         """Mean cross-entropy in nats over all tokens predicted in the last validation."""
-        return self._val_nats.compute() / self._val_tokens.compute()
+        return self._val_loss.compute().mean
 
     @property
     def num_predicted(self) -> int:
         """Tokens predicted in the last validation."""
-        return int(self._val_tokens.compute())
+        return int(self._val_loss.compute().weight)
 
     def run_model(self, batch: Mapping[str, Tensor]) -> Any:
         """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``, without storing logits."""
@@ -63,18 +61,19 @@ class LanguageModelingModule(TrainingModule):
             output_logits=False,
         )
 
+    def count_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the number of predicted tokens."""
+        return (batch["labels"][:, 1:] != -100).sum()
+
     def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
         """Measure one validation batch; return :func:`step_outputs`."""
         output = self.run_model(batch)
-        predicted = (batch["labels"][:, 1:] != -100).sum()
-        self._val_nats.update(output.lm_loss * predicted)
-        self._val_tokens.update(predicted)
+        self._val_loss.update(output.lm_loss, self.count_targets(batch))
         return step_outputs(output, batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the sums."""
-        self._val_nats.reset()
-        self._val_tokens.reset()
+        """Reset the mean."""
+        self._val_loss.reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the predicted tokens of all ranks."""

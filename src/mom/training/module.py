@@ -11,9 +11,9 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
-from torchmetrics import MeanMetric
 
 from mom.callbacks.window import logs_next_step
+from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
@@ -26,8 +26,10 @@ SKIPPED = "skipped_in_a_row"
 class TrainingModule(LightningModule):
     """Trains one of our models; subclasses run a batch and measure validation.
 
-    Logs, averaged over the micro-batches and ranks of an optimizer step, ``train/loss`` (the training objective), its
-    terms without their coefficients, and ``train/routing_loss``, the sum of the routing terms with their coefficients.
+    Logs for each optimizer step the task's loss and the routing terms without their coefficients,
+    ``train/routing_loss``, the sum of these with their coefficients, and ``train/loss``, the sum of the task's loss and
+    ``train/routing_loss``. All are means over the targets or tokens of all micro-batches and ranks, so a micro-batch
+    with more of them counts more.
 
     The hyperparameters are plain values (``model_config``, ``optimizer``), so a checkpoint loads with
     ``torch.load(weights_only=True)`` and describes its model.
@@ -35,8 +37,7 @@ class TrainingModule(LightningModule):
     Args:
         model: the model to train, in place.
         optimizer: the fields of ``OptimizerConfig``.
-        losses: fields of the model's output to log under ``train/``; ``depth_loss`` is added if the model has a
-            ``depth_target``.
+        task_loss: the field of the model's output that holds the task's loss.
 
     Attributes:
         skipped_in_a_row: optimizer steps skipped since the last one that updated weights, because of a non-finite
@@ -47,7 +48,7 @@ class TrainingModule(LightningModule):
         self,
         model: MoMForCausalLM | MoMForSequenceClassification,
         optimizer: Mapping[str, Any],
-        losses: tuple[str, ...],
+        task_loss: str,
     ) -> None:
         super().__init__()
         # logger=False: build_loggers logs the full resolved configuration instead.
@@ -56,16 +57,19 @@ class TrainingModule(LightningModule):
         )
         self.model = model
         self.skipped_in_a_row = 0
+        self._task_loss = task_loss
+        names = [task_loss, "balance_loss", "z_loss", "routing_loss"]
         if model.config.depth_target is not None and model.config.num_stages:
-            losses = (*losses, "depth_loss")
-        # By default torchmetrics drops NaNs, which should be visible in the curves.
-        self._train_means = torch.nn.ModuleDict(
-            {name: MeanMetric(nan_strategy="disable") for name in (*losses, "routing_loss")}
-        )
+            names.append("depth_loss")
+        self._train_means = torch.nn.ModuleDict({name: WeightedMean() for name in names})
 
     @abstractmethod
     def run_model(self, batch: Mapping[str, Any]) -> Any:
         """Return the model's output for a batch, with its losses and routing records."""
+
+    @abstractmethod
+    def count_targets(self, batch: Mapping[str, Any]) -> Tensor | int:
+        """Return the number of targets that the task's loss is a mean over."""
 
     def configure_model(self) -> None:
         """Shard the model if the strategy does (``trainer=fsdp``); Lightning calls this on every start."""
@@ -76,25 +80,30 @@ class TrainingModule(LightningModule):
         """Train on one micro-batch; return :func:`step_outputs`."""
         output = self.run_model(batch)
         self._balance_over_ranks(output, batch)
+        outputs = step_outputs(output, batch)
         if logs_next_step(self.trainer):
             config = self.model.config
             routing_loss = config.balance_coefficient * output.balance_loss
             routing_loss = routing_loss + config.z_loss_coefficient * output.z_loss
             if output.depth_loss is not None:
                 routing_loss = routing_loss + config.depth_coefficient * output.depth_loss
+            num_targets, num_tokens = self.count_targets(batch), outputs["attention_mask"].sum()
             for name, mean in self._means():
                 value = routing_loss if name == "routing_loss" else getattr(output, name)
-                mean.update(value.detach())
-        return step_outputs(output, batch)
+                mean.update(value, num_targets if name == self._task_loss else num_tokens)
+        return outputs
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the losses of the optimizer step, whose last micro-batch has just run."""
         self.skipped_in_a_row += 1  # until the optimizer updates weights
         if not logs_next_step(self.trainer):
             return
-        for name, mean in self._means():
-            self.log(f"train/{name}", mean.compute(), on_step=True, on_epoch=False, batch_size=1)
+        losses = {name: mean.compute().mean for name, mean in self._means()}
+        losses["loss"] = losses[self._task_loss] + losses["routing_loss"]
+        for _, mean in self._means():
             mean.reset()
+        for name, loss in losses.items():
+            self.log(f"train/{name}", loss, on_step=True, on_epoch=False, batch_size=1)
 
     def configure_gradient_clipping(
         self,
@@ -160,8 +169,8 @@ class TrainingModule(LightningModule):
         output.loss = output.loss + config.balance_coefficient * (balance - output.balance_loss)
         output.balance_loss = balance
 
-    def _means(self) -> list[tuple[str, MeanMetric]]:
-        return [(name, cast(MeanMetric, mean)) for name, mean in self._train_means.items()]
+    def _means(self) -> list[tuple[str, WeightedMean]]:
+        return [(name, cast(WeightedMean, mean)) for name, mean in self._train_means.items()]
 
 
 def step_outputs(output: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
