@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mom.callbacks.window import get_model_config
 from mom.model import MoMConfig
+from mom.model.layout import named_entries
 from mom.model.routers.router import Router
 
 
@@ -23,7 +24,7 @@ class Scalar:
         is_integer: it takes integer values only.
         starts_as_configured: a schedule from step 0 must start at the configured value.
         ends_as_configured: a schedule must end at the configured value, because the value affects the model's output
-            and checkpoints do not store it.
+            and the trained model has its configured value.
     """
 
     of_model = True
@@ -50,6 +51,13 @@ class Scalar:
     def rounded(self, value: float) -> float:
         """Return the nearest allowed value."""
         return value
+
+    def options(self, config: MoMConfig, value: float) -> dict[str, Any]:
+        """Return the model options with which an evaluated model computes as with this value.
+
+        Checkpoints hold them. Scalars that are parameters or affect only training have none.
+        """
+        return {}
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
         """Set the scalar."""
@@ -159,6 +167,16 @@ class TopK(Integer):
     def configured(self, config: MoMConfig) -> float:
         return min(layout.num_selected() for layout in config.pools())
 
+    def options(self, config: MoMConfig, value: float) -> dict[str, Any]:
+        lower = int(self.configured(config) - value)
+        if not lower:
+            return {}
+        top_k = {layout.name: layout.num_selected() - lower for layout in config.pools()}
+        entries = named_entries(config.pool_specs)
+        if len(set(top_k.values())) == 1 and not any("top_k" in entry for _, entry in entries):
+            return {"top_k": next(iter(top_k.values())), "ffn_top_k": None}
+        return {"pools": [{"name": name, **entry, "top_k": top_k[name]} for name, entry in entries]}
+
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
         lower = int(self.configured(get_model_config(pl_module)) - value)
         for router in _routers(pl_module):
@@ -168,8 +186,19 @@ class TopK(Integer):
 class NumRounds(Integer):
     """H, the rounds of a stage. A smaller H runs the first rounds; depth and cost are those of the shorter graph."""
 
+    def check_model(self, config: MoMConfig) -> None:
+        grouped = [layout.name for layout in config.pools() if layout.schedule == "grouped"]
+        if grouped:
+            raise ValueError(
+                f"name=num_rounds cannot be combined with a grouped pool ({grouped[0]}), whose groups follow from the "
+                "number of rounds"
+            )
+
     def configured(self, config: MoMConfig) -> float:
         return config.num_rounds
+
+    def options(self, config: MoMConfig, value: float) -> dict[str, Any]:
+        return {"num_rounds": int(value)}
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
         get_model_config(pl_module).num_rounds = int(value)
@@ -191,6 +220,9 @@ class Temperature(Scalar):
 
     def configured(self, config: MoMConfig) -> float:
         return config.temperature
+
+    def options(self, config: MoMConfig, value: float) -> dict[str, Any]:
+        return {"temperature": value}
 
     def set(self, trainer: Trainer, pl_module: LightningModule, value: float) -> None:
         for router in _routers(pl_module):

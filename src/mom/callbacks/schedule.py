@@ -12,6 +12,7 @@ from mom.callbacks.scalars import SCALARS
 from mom.callbacks.window import StepCallback, get_model_config, skipped_in_a_row
 from mom.errors import UsageError, did_you_mean
 from mom.model import MoMConfig
+from mom.model.options import ModelOptions
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda progress: 0.0,
@@ -28,7 +29,8 @@ class Schedule(StepCallback):
     The scalar follows the curve from ``start`` at ``first_step`` to ``end`` at ``last_step`` and then stays there.
     Before ``first_step`` the schedule does not touch the scalar, so several schedules can change it in turn: of those
     that have begun, the last in the list wins. The value depends only on the step, so a resumed run continues exactly.
-    After training the model's configured values are restored; parameters stay as they are. For a plain transformer
+    After training the model's configured values are restored; parameters stay as they are. A checkpoint saved during
+    training holds the values at that step, and evaluation, analysis, and export use them. For a plain transformer
     (``num_stages: 0``) schedules do nothing.
 
     Args:
@@ -68,6 +70,7 @@ class Schedule(StepCallback):
         self.start, self.end, self.curve = start, end, curve
         self.first_step, self.last_step = first_step, last_step
         self._configured = 0.0
+        self._current: float | None = None
         self._updated_step = 0
 
     @property
@@ -105,12 +108,15 @@ class Schedule(StepCallback):
         for argument, value in (("start", start), ("end", end)):
             if self.scalar.most(config) < value:
                 raise ValueError(f"{argument} must be at most {self.scalar.most(config):g}, got {value:g}")
+            # A checkpoint must be able to hold the value.
+            options = {**config.as_mapping(), **self.scalar.options(config, value)}
+            ModelOptions.from_mapping(options)
         if self.scalar.starts_as_configured and self.first_step == 0 and start != configured:
             raise ValueError(f"start must be {configured:g}, the model's configured value, got {start:g}")
         if self.scalar.ends_as_configured and same_name[-1:] in ([], [self]):
             if end != configured or self.curve == "constant":
                 raise ValueError(
-                    f"end must be {configured:g}, the model's configured value, which checkpoints are loaded with; "
+                    f"end must be {configured:g}, the model's configured value, which the trained model has; "
                     f"got {start if self.curve == 'constant' else end:g}"
                 )
             is_continuous = self.curve != "step" and not self.scalar.is_integer
@@ -122,6 +128,10 @@ class Schedule(StepCallback):
     def value(self, step: int, max_steps: int) -> float:
         """Return the value for the next optimizer step after ``step`` of ``max_steps`` steps."""
         return self._at(step, max_steps, self._configured)
+
+    def model_options(self, config: MoMConfig) -> dict[str, Any]:
+        """Return the model options that the scalar replaces at present, for a checkpoint."""
+        return {} if self._current is None else self.scalar.options(config, self._current)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check the schedule, and store the configured value before any schedule changes it."""
@@ -189,7 +199,9 @@ class Schedule(StepCallback):
     def _restore(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._applies(trainer, pl_module) and self.scalar.of_model:
             self.scalar.set(trainer, pl_module, self._configured)
+            self._current = None
 
     def _set(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._applies(trainer, pl_module):
-            self.scalar.set(trainer, pl_module, self.value(trainer.global_step, trainer.max_steps))
+            self._current = self.value(trainer.global_step, trainer.max_steps)
+            self.scalar.set(trainer, pl_module, self._current)

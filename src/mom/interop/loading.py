@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from mom.errors import UsageError, first_line
 from mom.interop.authors import load_authors_checkpoint
@@ -21,10 +22,12 @@ Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 _PREFIX = "model."  # prefix of the model's weights in a Lightning checkpoint
 CLASSIFIER = f"{_PREFIX}score.weight"
 """Name of the weights that only checkpoints of classifiers have."""
+MEASURED_WITH = "measured_with"
+"""Checkpoint key: model options that a schedule had replaced when the checkpoint was saved."""
 _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
-def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
+def load_model(source: str | Path, option: str = "init", *, as_measured: bool = True) -> MoMForCausalLM:
     """Load the weights and configuration of a language model.
 
     Inside ``torch.device("meta")`` weights are not read.
@@ -33,13 +36,16 @@ def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
         source: a run's ``.ckpt``; a folder with the ``config.json`` of an exported model, of the authors' code, or of
             a Hugging Face GPT-2, Llama, or Qwen3; or a Hub ID.
         option: the option to name in errors.
+        as_measured: load a ``.ckpt`` saved during a schedule of the temperature, K, or the number of rounds with the
+            values at that step, so that it reproduces its validation; else with the configured values and all
+            weights, to train on.
 
     Raises:
         UsageError: the source is missing, damaged, or not supported.
     """
     path = Path(source)
     if path.is_file():
-        return _from_lightning(path, option)
+        return _from_lightning(path, option, as_measured)
     if path.is_dir() and not (path / "config.json").is_file():
         raise UsageError(f"{option} must be {_ALLOWED}, got {source}: the folder has no config.json")
     if not path.is_dir() and (path.suffix == ".ckpt" or path.is_absolute() or str(source).startswith(".")):
@@ -48,7 +54,12 @@ def load_model(source: str | Path, option: str = "init") -> MoMForCausalLM:
 
 
 def load_classifier(
-    source: str | Path, labels: Sequence[str], *, dropout: float | None = None, option: str = "init"
+    source: str | Path,
+    labels: Sequence[str],
+    *,
+    dropout: float | None = None,
+    option: str = "init",
+    as_measured: bool = True,
 ) -> MoMForSequenceClassification:
     """Load a classifier, or put a fresh classifier on the body of a language model.
 
@@ -57,18 +68,19 @@ def load_classifier(
         labels: names of the classes in order; empty for a regression.
         dropout: replaces the dropout in the loaded configuration.
         option: the option to name in errors.
+        as_measured: as for :func:`load_model`.
 
     Raises:
         UsageError: as for :func:`load_model`, or a classifier with another number of labels.
     """
     count = max(1, len(labels))
-    theirs = find_classifier(source, option)
+    theirs = find_classifier(source, option, as_measured=as_measured)
     if theirs is not None and theirs.config.num_labels != count:
         raise UsageError(
             f"{option}={source} must be a language model or a classifier with {count} label(s), got one with "
             f"{theirs.config.num_labels}"
         )
-    start = load_model(source, option) if theirs is None else theirs
+    start = load_model(source, option, as_measured=as_measured) if theirs is None else theirs
     config = copy.deepcopy(start.config)
     config.num_labels = count
     if labels:
@@ -83,14 +95,16 @@ def load_classifier(
     return model
 
 
-def find_classifier(source: str | Path, option: str = "init") -> MoMForSequenceClassification | None:
-    """Load the classifier in a checkpoint or folder; return ``None`` if it holds another model."""
+def find_classifier(
+    source: str | Path, option: str = "init", *, as_measured: bool = True
+) -> MoMForSequenceClassification | None:
+    """Load the classifier in a checkpoint or folder as :func:`load_model` does; return ``None`` for another model."""
     path = Path(source)
     if path.is_file():
         checkpoint = read_checkpoint(path, option)
         if CLASSIFIER not in checkpoint["state_dict"]:
             return None
-        return _with_weights(checkpoint, MoMForSequenceClassification, path, option)
+        return _with_weights(checkpoint, MoMForSequenceClassification, path, option, as_measured)
     config = path / "config.json"
     if config.is_file() and '"MoMForSequenceClassification"' in config.read_text(encoding="utf-8"):
         return _without_code(MoMForSequenceClassification.from_pretrained(source))
@@ -123,17 +137,21 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _from_lightning(path: Path, option: str) -> MoMForCausalLM:
+def _from_lightning(path: Path, option: str, as_measured: bool) -> MoMForCausalLM:
     checkpoint = read_checkpoint(path, option)
     if CLASSIFIER in checkpoint["state_dict"]:
         raise _not_a_language_model(path, option)
-    return _with_weights(checkpoint, MoMForCausalLM, path, option)
+    return _with_weights(checkpoint, MoMForCausalLM, path, option, as_measured)
 
 
-def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, option: str) -> Model:
+def _with_weights(
+    checkpoint: dict[str, Any], kind: type[Model], path: Path, option: str, as_measured: bool
+) -> Model:
     """Build a model from a checkpoint's configuration and load its weights."""
+    configured = checkpoint["hyper_parameters"]["model_config"]
+    measured = checkpoint.get(MEASURED_WITH, {}) if as_measured else {}
     try:
-        model = kind(MoMConfig(**checkpoint["hyper_parameters"]["model_config"]))
+        model = kind(MoMConfig(**{**configured, **measured}))
     except InvalidOption as error:  # such as a kind of router that only a plugin registers
         raise UsageError(f"cannot load {option}={path}: {error}") from None
     state = {
@@ -141,6 +159,8 @@ def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, opt
         for name, value in checkpoint["state_dict"].items()
         if name.startswith(_PREFIX)
     }
+    if "num_rounds" in measured:
+        state = _first_rounds(state, model, configured["num_rounds"])
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -148,6 +168,17 @@ def _with_weights(checkpoint: dict[str, Any], kind: type[Model], path: Path, opt
             f"cannot load {option}={path}: its weights do not fit its configuration ({first_line(error)[:160]})"
         ) from None
     return model
+
+
+def _first_rounds(state: dict[str, Tensor], model: Model, num_rounds: int) -> dict[str, Tensor]:
+    """Cut tables that have a row for each of ``num_rounds`` rounds to the rounds of the model."""
+    rounds = model.config.num_rounds
+    wanted = model.state_dict()
+    cut = dict(state)
+    for name, table in state.items():
+        if name in wanted and len(table.shape) and len(table) == num_rounds and len(wanted[name]) == rounds:
+            cut[name] = table[:rounds]
+    return cut
 
 
 def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:

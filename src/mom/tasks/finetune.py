@@ -7,7 +7,6 @@ import dataclasses
 import math
 from typing import Any
 
-import torch
 from lightning.pytorch import seed_everything
 
 from mom.config import FinetuneConfig, GlueConfig, RunConfig, XsumConfig
@@ -20,6 +19,7 @@ from mom.errors import UsageError
 from mom.evaluation.glue import glue_row, measure_glue, print_task
 from mom.evaluation.xsum import measure_xsum
 from mom.interop import load_classifier, load_model
+from mom.interop.loading import find_classifier
 from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import BEST, CHECKPOINTS, ResumePoint, check_architecture, check_head
 from mom.training.classification import ClassificationModule
@@ -64,7 +64,7 @@ def finetune_glue(
     config: RunConfig, task: FinetuneConfig, data: GlueConfig, run: RunDirectory
 ) -> dict[str, Any]:
     """Fine-tune on GLUE; see :func:`run`."""
-    option, init = _initial_weights(config)
+    option, init, as_measured = _initial_weights(config)
     is_sweep = task.tasks is not None or task.seeds is not None
     if is_sweep and config.ckpt is not None:
         raise UsageError(
@@ -72,7 +72,7 @@ def finetune_glue(
         )
     names = task.tasks or [data.name]
     # Read all data before training, so that a missing file of the ninth task is reported now.
-    model = load_classifier(init, TASKS[names[0]].labels, option=option)
+    model = load_classifier(init, TASKS[names[0]].labels, option=option, as_measured=as_measured)
     check_length(data.sequence_length, model.config.max_positions)
     tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
     sections = {name: dataclasses.replace(data, name=name) for name in names}
@@ -109,9 +109,9 @@ def finetune(config: RunConfig, data: GlueDataModule, directory: RunDirectory) -
     assert isinstance(task, FinetuneConfig)
     glue = data.task
     resume = checkpoint_to_resume(config, directory)
-    option, init = _initial_weights(config)
+    option, init, as_measured = _initial_weights(config)
     seed_everything(config.seed, workers=True, verbose=False)  # for the new classifier's weights
-    model = load_classifier(init, glue.labels, dropout=task.dropout, option=option)
+    model = load_classifier(init, glue.labels, dropout=task.dropout, option=option, as_measured=as_measured)
     if resume is not None:
         check_head(resume, glue.num_labels)
         check_architecture(resume, model.config.to_dict())
@@ -129,8 +129,8 @@ def finetune_xsum(
         if value is not None:
             raise UsageError(f"task.{name} cannot be combined with data=xsum")
     resume = checkpoint_to_resume(config, run)
-    option, init = _initial_weights(config)
-    model = load_model(init, option)
+    option, init, as_measured = _initial_weights(config)
+    model = load_model(init, option, as_measured=as_measured)
     check_length(data.sequence_length, model.config.max_positions)
     if task.dropout is not None:
         changed = copy.deepcopy(model.config)
@@ -155,12 +155,15 @@ def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
     return max(1, math.ceil(epochs * num_batches / config.trainer.accumulate_grad_batches))
 
 
-def _initial_weights(config: RunConfig) -> tuple[str, str]:
-    """Return the option that names the weights, ``init`` or else ``ckpt``, and its value."""
+def _initial_weights(config: RunConfig) -> tuple[str, str, bool]:
+    """Return the option that names the weights, ``init`` or else ``ckpt``, its value, and whether to load as measured.
+
+    A fine-tuning starts from the model as it was measured, but resumes with the options that it was configured with.
+    """
     if config.init is not None:
-        return "init", config.init
+        return "init", config.init, True
     assert config.ckpt is not None
-    return "ckpt", config.ckpt
+    return "ckpt", config.ckpt, False
 
 
 def _fit(
@@ -172,7 +175,7 @@ def _fit(
     phase: str,
     resume: ResumePoint | None,
 ) -> dict[str, float]:
-    """Train for the requested epochs, then load the weights of ``best.ckpt`` if there is one."""
+    """Train for the requested epochs, then load the model of ``best.ckpt`` as it was measured, if there is one."""
     steps = num_steps(config, data.num_train_batches(num_processes(config)), task.epochs)
     max_steps = min(config.trainer.max_steps, steps)
     results = fit_module(
@@ -180,5 +183,5 @@ def _fit(
     )
     best = directory.path / CHECKPOINTS / BEST
     if best.is_file():
-        module.load_state_dict(torch.load(best, map_location="cpu", weights_only=True)["state_dict"])
+        module.model = find_classifier(best) or load_model(best)
     return results

@@ -48,7 +48,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         check_architecture(resume, config.model_config(size).to_dict())
     initialized = partial(initialized_once, config.trainer.strategy)
     with initialized():
-        start = None if config.init is None else load_model(config.init)
+        start = None if config.init is None else load_model(config.init, as_measured=False)
 
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()

@@ -12,7 +12,9 @@ from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLR
 from torch import Tensor
 from torch.optim import Optimizer
 
+from mom.callbacks import Schedule
 from mom.callbacks.window import logs_next_step
+from mom.interop.loading import MEASURED_WITH
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import balance_loss
@@ -139,8 +141,19 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the number of skipped steps, so that a run resumed after one is exact."""
+        """Save the number of skipped steps, for an exact resume, and the model options that schedules have replaced.
+
+        ``hyper_parameters`` has the configured options, with which training resumes.
+        """
         checkpoint[SKIPPED] = self.skipped_in_a_row
+        schedules = [
+            callback
+            for callback in self.trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, Schedule)
+        ]
+        checkpoint[MEASURED_WITH] = {}
+        for schedule in schedules:  # of several schedules of a scalar, the last wins
+            checkpoint[MEASURED_WITH] |= schedule.model_options(self.model.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Load the number of skipped steps."""

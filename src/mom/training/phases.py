@@ -63,7 +63,7 @@ def run_phase(
         results = finished_results(run, phase)
         if results is not None and results["steps"] == resume.step == max_steps:
             with initialized_once(config.trainer.strategy):
-                model.load_state_dict(load_model(resume.path).state_dict())
+                model.load_state_dict(load_model(resume.path, as_measured=False).state_dict())
             announce(f"{phase}: already trained for {max_steps} steps, skipping")
             return results
     with subrun(
