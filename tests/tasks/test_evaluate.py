@@ -6,7 +6,9 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokenizers
 import torch
 
 from mom.config import bind
@@ -15,7 +17,7 @@ from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate
-from tests.helpers.checkpoints import request, write_run
+from tests.helpers.checkpoints import request, small_tokenizer, write_run
 from tests.helpers.texts import some_texts, write_jsonl
 
 STATISTICS = {"effective_depth": {"_target_": "mom.callbacks.EffectiveDepth"}}
@@ -116,6 +118,34 @@ def test_all_documents_are_both_splits(tmp_path):
     assert by_split["all"]["val/loss"] * by_split["all"]["data/tokens"] == pytest.approx(
         nats_of_parts, rel=1e-5
     )
+
+
+@pytest.mark.parametrize("split", ["all", "train"])
+@pytest.mark.parametrize("byte_level", [True, False])
+def test_bits_per_byte_of_token_files_count_the_bytes_of_the_tokens(split, byte_level, tmp_path):
+    tokenizer = small_tokenizer()
+    if not byte_level:
+        tokenizer.backend_tokenizer.decoder = tokenizers.decoders.WordPiece()
+    tokenizer.save_pretrained(str(tmp_path / "files" / "tokenizer"))
+    texts = {"train": some_texts(30), "val": some_texts(5, seed=1)}
+    num_bytes = num_tokens = 0
+    for name, documents in texts.items():
+        ids = [id_ for text in documents for id_ in (*tokenizer.encode(text), tokenizer.eos_token_id)]
+        np.array(ids, dtype=np.uint16).tofile(tmp_path / "files" / f"{name}.bin")
+        if name in {"all": ("train", "val"), "train": ("train",)}[split]:
+            num_bytes += sum(len(text.encode()) for text in documents)
+            num_tokens += len(ids)
+    init = write_run(tmp_path / "first")
+    files = {"corpus": "token_files", "path": str(tmp_path / "files")}
+    tokenizer_path = str(tmp_path / "files" / "tokenizer")
+    summary = evaluated(tmp_path, init, {"split": split}, **files, tokenizer=tokenizer_path)
+
+    if byte_level:
+        assert summary["data/bytes_per_token"] == pytest.approx(num_bytes / num_tokens)
+        bits = summary["val/loss"] / math.log(2) / (num_bytes / num_tokens)
+        assert summary["val/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    else:
+        assert not {"val/bits_per_byte", "data/bytes_per_token"} & summary.keys()
 
 
 def test_text_shorter_than_a_window_is_one_window(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -204,8 +205,13 @@ def _open(path: Path, tokenizer: PreTrainedTokenizerFast, name: str, *, count_by
                 f"with {vocabulary_size(tokenizer)} tokens"
             )
         digest.update(block.tobytes())
-    num_bytes = _text_bytes(file, tokenizer) if count_bytes else 0
-    return TokenFile(path, str(dtype), count, num_bytes, 0, digest.hexdigest())
+    file = dataclasses.replace(file, fingerprint=digest.hexdigest())
+    return with_bytes(file, tokenizer) if count_bytes else file
+
+
+def with_bytes(file: TokenFile, tokenizer: PreTrainedTokenizerFast) -> TokenFile:
+    """Return a file with the bytes of its text, counted if they are unknown and the tokenizer is byte-level."""
+    return file if file.num_bytes else dataclasses.replace(file, num_bytes=_text_bytes(file, tokenizer))
 
 
 def _text_bytes(file: TokenFile, tokenizer: PreTrainedTokenizerFast) -> int:

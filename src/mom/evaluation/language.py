@@ -12,7 +12,7 @@ from mom.config import DataConfig, EvaluateConfig, RunConfig
 from mom.config.checks import check_length
 from mom.console import print_report
 from mom.data.prepare import prepare
-from mom.data.token_files import TokenFile
+from mom.data.token_files import TokenFile, with_bytes
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.data.windows import ScoringWindows
 from mom.errors import UsageError
@@ -37,7 +37,7 @@ def evaluate_text(
 
     Returns:
         The metrics of :func:`mom.evaluation.measure.evaluate_module`, ``data/tokens`` (the number predicted),
-        ``data/bytes_per_token``, and ``data/fingerprint``.
+        ``data/bytes_per_token`` if it is known, and ``data/fingerprint``.
 
     Raises:
         UsageError: the windows do not fit the model, or the tokenizer or the corpus cannot be used.
@@ -47,16 +47,17 @@ def evaluate_text(
         init, data.tokenizer, model.config
     )  # checks the tokenizer before tokenizing a corpus
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
-    files = prepared.split_files(task.split)
+    files = [with_bytes(file, prepared.tokenizer) for file in prepared.split_files(task.split)]
     windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
     skipped = sum(dataset.num_skipped for dataset in windows)
     if skipped:
         log.info("skipping the last %d tokens (no full window); set task.stride to score them", skipped)
+    mean_bytes = bytes_per_token(files)
     module = LanguageModelingModule(
         model_config=model.config.to_dict(),
         optimizer=dataclasses.asdict(config.optimizer),
         model=model,
-        bytes_per_token=bytes_per_token(files),
+        bytes_per_token=mean_bytes,
     )
     # Windows of a batch must have equal lengths, but a file shorter than a window has a single, shorter window.
     equal = len({dataset.length for dataset in windows}) == 1
@@ -69,13 +70,15 @@ def evaluate_text(
     return {
         **results,
         "data/tokens": module.num_predicted,
-        "data/bytes_per_token": bytes_per_token(files),
+        **({} if mean_bytes is None else {"data/bytes_per_token": mean_bytes}),
         "data/fingerprint": prepared.fingerprint,
     }
 
 
-def bytes_per_token(files: list[TokenFile]) -> float:
-    """Return the mean UTF-8 bytes per token of several files."""
+def bytes_per_token(files: list[TokenFile]) -> float | None:
+    """Return the mean UTF-8 bytes per token of several files, ``None`` if the bytes of one are unknown."""
+    if not all(file.num_bytes for file in files):
+        return None
     return sum(file.num_bytes for file in files) / sum(file.count for file in files)
 
 
