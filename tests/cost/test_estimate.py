@@ -14,6 +14,7 @@ from mom.cost.estimate import (
     nominal_usage,
     num_active_parameters,
     num_parameters,
+    static_costs,
 )
 from mom.cost.machine import peak_memory
 from mom.model import MoMForCausalLM
@@ -139,6 +140,34 @@ def test_activations_of_a_forward_pass_are_as_measured(batch, changes):
     with torch.no_grad():
         measured = peak_memory(lambda: model(input_ids=ids, use_cache=False), "cpu")
     assert forward_memory(model.config, batch, 256).activations == pytest.approx(measured, rel=0.12)
+
+
+@pytest.mark.parametrize(
+    ("batch", "changes"),
+    [
+        (2, {"num_stages": 0, "num_bottom_blocks": 3, "vocab_size": 4000}),
+        (2, {}),
+        (1, {"top_k": 3, "num_attention_modules": 13, "num_ffn_modules": 13}),
+    ],
+    ids=str,
+)
+def test_mixed_precision_holds_float32_weights_and_their_copies(batch, changes):
+    fields = {"vocab_size": 500, "d_model": 128, "num_heads": 4, "max_positions": 256, "router_dim": 64}
+    torch.manual_seed(0)
+    model = MoMForCausalLM(small_config(**fields | changes)).eval()
+    ids = tokens(batch, 256)
+
+    def forward() -> None:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            model(input_ids=ids, use_cache=False)
+
+    held = 4 * num_parameters(model.config) + peak_memory(forward, "cpu")
+    costs = static_costs(model.config, 256, "bf16", batch)
+    assert costs["forward/parameters"] + costs["forward/activations"] == pytest.approx(held, rel=0.06)
+    assert static_costs(model.config, 256, "bf16-mixed", batch) == costs
+    assert static_costs(model.config, 256, "bf16-true", batch)["forward/parameters"] == 2 * num_parameters(
+        model.config
+    )
 
 
 def test_parts_of_the_memory_of_a_forward_pass():

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import typing
 
 import pytest
 import torch
+from lightning.fabric.connector import _convert_precision_to_unified_args
 
+from mom.config.training import Precision
 from mom.cost import machine as measurement
-from mom.cost.machine import matmul_dtype, matmul_rate, peak_flops, peak_memory
+from mom.cost.machine import (
+    matmul_dtype,
+    matmul_rate,
+    peak_flops,
+    peak_memory,
+    unified_precision,
+    weight_dtype,
+)
 
 
 def test_the_peak_is_what_exists_at_the_same_time():
@@ -52,6 +62,15 @@ def test_an_unknown_device_is_measured(monkeypatch):
 )
 def test_the_precision_sets_the_dtype_of_matmuls(precision, dtype):
     assert matmul_dtype(precision) is dtype
+
+
+@pytest.mark.filterwarnings("ignore:.*is supported for historical reasons")
+@pytest.mark.parametrize("precision", typing.get_args(Precision))
+def test_aliases_of_a_precision_mean_what_they_mean_to_lightning(precision):
+    name = unified_precision(precision)
+    assert name == _convert_precision_to_unified_args(precision)
+    assert matmul_dtype(precision) is matmul_dtype(name)
+    assert weight_dtype(precision) is (torch.float32 if name.endswith("-mixed") else matmul_dtype(name))
 
 
 KEEPING = """

@@ -18,13 +18,16 @@ LIMIT = 4096
 """Largest value to try."""
 
 
-def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Callable[[MoMConfig], float]]:
+def costs(
+    length: int, batch_size: int, number_bytes: int, weight_bytes: int | None = None
+) -> Mapping[str, Callable[[MoMConfig], float]]:
     """Return the costs that a budget may limit, as functions of a configuration.
 
     Args:
         length: T, tokens in a sequence.
         batch_size: B, number of sequences.
-        number_bytes: bytes of a parameter and of an activation.
+        number_bytes: bytes of an activation.
+        weight_bytes: bytes of a parameter; ``None``: the same.
 
     Returns:
         ``params``: parameters; ``flops``: FLOPs of a forward pass over one sequence, without SKIP; ``memory``: bytes
@@ -33,7 +36,7 @@ def costs(length: int, batch_size: int, number_bytes: int) -> Mapping[str, Calla
     return {
         "params": num_parameters,
         "flops": lambda config: flops_per_token(config, length).total * length,
-        "memory": lambda config: forward_memory(config, batch_size, length, number_bytes).total,
+        "memory": lambda config: forward_memory(config, batch_size, length, number_bytes, weight_bytes).total,
     }
 
 

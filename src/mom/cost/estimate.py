@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
-from mom.cost.machine import matmul_dtype
+from mom.cost.machine import matmul_dtype, weight_dtype
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.layout import PoolLayout
 from mom.model.pools import PoolKind
-from mom.model.pools.pool import worth_folding
+from mom.model.pools.pool import Pool, worth_folding
 from mom.model.registry import pools as pool_kinds
+from mom.model.routers.router import Router
 
 Usage = Mapping[str, float]
 """For each pool, the number of modules that a token runs in a step (0 to K), averaged over tokens and rounds."""
@@ -135,7 +137,7 @@ class Memory:
     """Bytes of a forward pass that fills a cache and returns logits of every position, without gradients.
 
     Attributes:
-        parameters: all parameters.
+        parameters: all parameters, and with mixed precision also the copies that matmuls run on.
         cache: a key and a value for every attention and token.
         activations: other tensors, at their peak.
     """
@@ -150,7 +152,13 @@ class Memory:
         return self.parameters + self.cache + self.activations
 
 
-def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, number_bytes: int = 4) -> Memory:
+def forward_memory(
+    config: MoMConfig,
+    batch_size: int,
+    sequence_length: int,
+    number_bytes: int = 4,
+    weight_bytes: int | None = None,
+) -> Memory:
     """Estimate the memory of a forward pass from the configuration.
 
     Activations are those of the most expensive step as this implementation computes it on a CPU, with tokens spread
@@ -160,7 +168,8 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
     records of all rounds, and copies of the first projections that norms are folded into. Small tensors are not
     counted: up to a tenth of the measured memory with GPT-2's blocks, a fifth with ``block: llama``.
 
-    ``number_bytes`` is the size of a parameter, an activation, and a cached number.
+    ``number_bytes`` is the size of an activation and a cached number, and ``weight_bytes`` that of a parameter, by
+    default the same. If they differ, as with mixed precision, autocast keeps copies of the weights of matmuls.
     """
     tokens, width, hidden = batch_size * sequence_length, config.d_model, config.ffn_width
     before = 2 * hidden if config.components.gated else hidden
@@ -168,8 +177,11 @@ def forward_memory(config: MoMConfig, batch_size: int, sequence_length: int, num
     numbers = float(tokens * per_token)
     if config.num_stages:
         numbers = max(numbers, _numbers_of_a_round(config, tokens, number_bytes))
+    parameters = num_parameters(config) * (weight_bytes or number_bytes)
+    if weight_bytes not in (None, number_bytes):
+        parameters += _num_cast_parameters(config) * number_bytes
     return Memory(
-        parameters=num_parameters(config) * number_bytes,
+        parameters=parameters,
         cache=kv_cache_bytes_per_token(config, number_bytes) * tokens,
         activations=numbers * number_bytes,
     )
@@ -199,6 +211,15 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
     return copies + tokens * (kept + max(peaks))
 
 
+def _num_cast_parameters(config: MoMConfig) -> int:
+    """Count the parameters that autocast copies: those of matmuls, but for the routers, which compute in float32."""
+    with torch.device("meta"):
+        model = MoMForCausalLM(config)
+    routers = {part for router in model.modules() if isinstance(router, Router) for part in router.modules()}
+    hosts = [part for part in model.modules() if isinstance(part, nn.Linear | Pool) and part not in routers]
+    return sum(parameter.numel() for host in hosts for parameter in host.parameters(recurse=False))
+
+
 def _columns(config: MoMConfig, layout: PoolLayout) -> int:
     """Return the width of a pool's first projection."""
     (_, columns), *_ = layout.kind.projections(config).values()
@@ -213,13 +234,13 @@ def static_costs(
     Args:
         config: the model's configuration.
         length: T, tokens in the sequence.
-        precision: ``trainer.precision``, which sets the dtype of keys and values.
+        precision: ``trainer.precision``, which sets the dtypes of parameters, activations, keys and values.
         batch_size: B, sequences of the forward pass whose memory is estimated.
     """
     flops = flops_per_token(config, length)
     parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
     size = matmul_dtype(precision).itemsize
-    memory = forward_memory(config, batch_size, length, size)
+    memory = forward_memory(config, batch_size, length, size, weight_dtype(precision).itemsize)
     return {
         "parameters": num_parameters(config),
         "parameters/active": num_active_parameters(config),

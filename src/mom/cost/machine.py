@@ -54,12 +54,28 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
     return matmul_rate(device.type, dtype), "measured with a matmul"
 
 
+_PRECISIONS = {"16": "16-mixed", "bf16": "bf16-mixed", "32": "32-true", "64": "64-true"}
+
+
+def unified_precision(precision: str | int) -> str:
+    """Return the name that Lightning gives a ``trainer.precision``, such as ``bf16-mixed`` for its alias ``bf16``."""
+    return _PRECISIONS.get(str(precision), str(precision))
+
+
+def is_mixed(precision: str | int) -> bool:
+    """Return whether weights stay in float32 under a ``trainer.precision``, while autocast runs matmuls in 16 bits."""
+    return unified_precision(precision).endswith("-mixed")
+
+
 def matmul_dtype(precision: str | int) -> torch.dtype:
     """Return the dtype of matmuls under a ``trainer.precision``."""
-    name = str(precision)
-    if name.startswith("bf16"):
-        return torch.bfloat16
-    return {"16": torch.float16, "64": torch.float64}.get(name.partition("-")[0], torch.float32)
+    bits = unified_precision(precision).partition("-")[0]
+    return {"bf16": torch.bfloat16, "16": torch.float16, "64": torch.float64}.get(bits, torch.float32)
+
+
+def weight_dtype(precision: str | int) -> torch.dtype:
+    """Return the dtype of the parameters under a ``trainer.precision``."""
+    return torch.float32 if is_mixed(precision) else matmul_dtype(precision)
 
 
 def synchronize(device_type: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from mom.config import RunConfig
-from mom.cost.machine import matmul_dtype, peak_memory
+from mom.cost.machine import is_mixed, matmul_dtype, peak_memory, weight_dtype
 from mom.model import MoMConfig, MoMForCausalLM
 
 BuildOptimizer = Callable[..., torch.optim.Optimizer]
@@ -77,10 +77,9 @@ def measure_memory(
         ``memory/<what>``; for a training step also its parts at the peak.
     """
     torch.manual_seed(0)
-    dtype = matmul_dtype(precision)
-    mixed = str(precision).endswith("-mixed")
+    dtype, mixed = matmul_dtype(precision), is_mixed(precision)
     model = MoMForCausalLM(MoMConfig(**fields))
-    model.to(device=device, dtype=torch.float32 if mixed else dtype)
+    model.to(device=device, dtype=weight_dtype(precision))
     ids = torch.randint(model.config.vocab_size, shape, device=device)
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 

@@ -20,7 +20,7 @@ from mom.config.model import invalid_model
 from mom.console import build_table, metrics_table, print_line, print_table
 from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
 from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs
-from mom.cost.machine import matmul_dtype
+from mom.cost.machine import matmul_dtype, weight_dtype
 from mom.cost.memory import measure_in_processes
 from mom.data.prepare import prepare
 from mom.data.tokenizer import find_tokenizer
@@ -134,8 +134,9 @@ def _within_budget(config: RunConfig, task: CostConfig, run: RunDirectory) -> di
         raise UsageError(
             "task.solve_for must be top_k or rounds if rounds have modules of their own (model.schedule), got modules"
         )
-    size = matmul_dtype(config.trainer.precision).itemsize
-    measures = costs(config.data.sequence_length, config.data.batch_size, size)
+    precision = config.trainer.precision
+    sizes = matmul_dtype(precision).itemsize, weight_dtype(precision).itemsize
+    measures = costs(config.data.sequence_length, config.data.batch_size, *sizes)
     limit = measures[task.budget](reference)
     chosen = solve(base, field, limit, measures[task.budget])
     if chosen == LIMIT:
