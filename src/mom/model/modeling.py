@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch._functorch.config as functorch_config
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
@@ -82,6 +83,7 @@ class MoMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "Stage"]  # noqa: RUF012 (transformers reads a list)
     _supports_sdpa = True
+    _keep_in_fp32_modules_strict = {"balance_bias"}  # noqa: RUF012 (as above)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
 
     @torch.no_grad()
@@ -217,7 +219,11 @@ class MoMModel(MoMPreTrainedModel):
 
         Each compiles to one graph (``fullgraph=True``) and does not recompile for other tokens of the same shape.
         ``options`` are those of `torch.compile`, such as ``mode`` or ``backend``.
+
+        Compiled backward passes then run without autocast, as eager ones do; this is a setting of the whole process.
         """
+        # By default autocast's matmuls reach the backward pass, also of code that turns autocast off, as routers do.
+        functorch_config.backward_pass_autocast = "off"
         for module in self.modules():
             if isinstance(module, Block):
                 module.compile(fullgraph=True, **options)

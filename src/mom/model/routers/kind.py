@@ -34,6 +34,9 @@ class RouterKind:
     def score(self, router: Any, x: Any, state: Any, round_index: int, token_ids: Any) -> tuple[Any, ...]:
         """Score every slot in a round.
 
+        Autocast is off, and x, the state, and the weights of the layers are float32, whatever the precision of the
+        model.
+
         Args:
             router: the host, which has the layers as attributes.
             x: un-normalized residual stream, [B, T, D].

@@ -12,6 +12,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
+from transformers.utils.generic import maybe_autocast
 
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
@@ -24,6 +26,10 @@ class Router(nn.Module):
     """The router of a pool, with the layers of its :class:`mom.model.routers.RouterKind`.
 
     It applies reachability, temperature, prior, noise, and balance bias to the kind's scores and ranks the choices.
+
+    Everything that decides a choice is computed in float32, because lower precision changes choices (Fedus et al. 2021,
+    section 2.4): autocast is off inside, weights of a model in half precision are cast for the computation, and buffers
+    stay in float32 when the model is cast.
 
     Args:
         config: the model's options.
@@ -45,7 +51,7 @@ class Router(nn.Module):
         self.kind: Any = layout.router
         self.set_top_k(layout.num_selected())
         self.noise_kind: str | None = None
-        self.register_buffer("noise_scale", torch.zeros(()), persistent=False)
+        self.register_buffer("noise_scale", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("temperature", None, persistent=False)
         reachable = torch.tensor(layout.reachable())  # (H, slots)
         self.register_buffer("reachable", reachable, persistent=False)
@@ -53,10 +59,20 @@ class Router(nn.Module):
         has_prior = config.router_prior != "none" and self.kind.learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
-        bias = torch.zeros(layout.num_modules + 1) if config.balance_bias_rate else None
-        self.register_buffer("balance_bias", bias)
+        bias = torch.zeros(layout.num_modules + 1, dtype=torch.float32)
+        self.register_buffer("balance_bias", bias if config.balance_bias_rate else None)
         for name, layer in self.kind.layers(config, layout).items():
             setattr(self, name, layer)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Move the buffers with the module, but never cast them: a balance bias moves in steps of about 0.001."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            after = self._buffers[name]
+            if buffer is not None and after is not None and after.dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(after.device)
+        return self
 
     def set_top_k(self, top_k: int) -> None:
         """Set K, at most the configured K; ``normalize_weights: auto`` follows it."""
@@ -107,7 +123,7 @@ class Router(nn.Module):
         """Return the balance bias of each slot, [slots], float32; all slots that mean SKIP share a bias."""
         if self.balance_bias is None:
             return None
-        bias, modules = self.balance_bias.float(), self.layout.num_modules
+        bias, modules = self.balance_bias, self.layout.num_modules
         return torch.cat([bias[:modules], bias[modules:].expand(self.layout.num_skip_slots)])
 
     def can_spare(self, modules: Collection[int]) -> bool:
@@ -168,6 +184,20 @@ class Router(nn.Module):
         Returns:
             The record and the new state.
         """
+        cast = {
+            name: weight.float()
+            for name, weight in self.named_parameters()
+            if weight.is_floating_point() and weight.dtype != torch.float32
+        }
+        if cast:
+            return functional_call(self, cast, (x, state, round_index, token_ids))
+        with maybe_autocast(x.device.type, enabled=False):
+            return self._decide(x.float(), state, round_index, token_ids)
+
+    def _decide(
+        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+    ) -> tuple[Routing, Tensor | None]:
+        """Choose as :meth:`forward` does, with everything in float32."""
         learns = self.kind.learns
         outputs, state, *ranking = self.kind.score(self, x, state, round_index, token_ids)
         logits = outputs.float()  # (B, T, slots)
