@@ -70,6 +70,30 @@ def the_line(capsys: pytest.CaptureFixture[str]) -> str:
     return lines[0].removeprefix("error: ")
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        "router.temperature=inf",
+        "router.balance_coefficient=inf",
+        "model.initializer_range=inf",
+        "optimizer.weight_decay=nan",
+        "optimizer.betas=[inf,0.9]",
+        "trainer.gradient_clip_val=inf",
+        "data.validation_fraction=-inf",
+        "callbacks.gumbel_noise.start=inf",
+        "callbacks.checkpoint.save_top_k=inf",
+        "+callbacks.device_stats={_target_: lightning.pytorch.callbacks.Timer, duration: nan}",
+    ],
+)
+def test_numbers_that_are_not_finite_are_wrong_requests(
+    given: str, launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch(*SMALL, given) == 2
+    line = the_line(capsys)
+    assert line.startswith(given.partition("=")[0].removeprefix("+")) and " must be " in line
+    assert left_behind() == []
+
+
 def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..., int]) -> None:
     seen: list[RunConfig] = []
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import pytest
@@ -100,6 +101,23 @@ def test_hints_of_other_classes_are_left_alone() -> None:
 def test_numbers_out_of_range_are_rejected(value: float, bounds: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=r"^x must be "):
         in_range("x", value, **bounds)
+
+
+@pytest.mark.parametrize(
+    "number", [math.inf, -math.inf, math.nan, 10**400], ids=["inf", "-inf", "nan", "huge"]
+)
+@pytest.mark.parametrize(
+    ("hint", "wrap", "name"),
+    [
+        (float, lambda number: number, "x"),
+        (int | float | None, lambda number: number, "x"),
+        (tuple[float, float], lambda number: [0.9, number], "x"),
+        (dict, lambda number: {"a": {"b": number}}, "x.a.b"),
+    ],
+)
+def test_no_option_takes_a_number_that_is_not_finite(hint: Any, wrap: Any, name: str, number: Any) -> None:
+    with pytest.raises(UsageError, match=rf"^{name} must be a finite number, got "):
+        conform("x", wrap(number), hint)
 
 
 def test_numbers_on_the_bound_and_none_pass() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import balance_loss, choice_counts, moved_bias, z_loss
-from tests.helpers.models import small_model, tokens
+from tests.helpers.models import small_config, small_model, tokens
 
 
 def formula(decided, name: str, mask: torch.Tensor, include_skip: bool) -> float:
@@ -79,6 +80,24 @@ def test_z_loss_is_the_mean_square_of_logsumexp():
     assert float(output.z_loss) == pytest.approx(sum(squares) / len(squares), rel=1e-5)
     expected = output.lm_loss + 0.01 * output.balance_loss + 0.5 * output.z_loss
     torch.testing.assert_close(output.loss, expected)
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 1e-3])
+@pytest.mark.parametrize("head", [MoMForCausalLM, MoMForSequenceClassification])
+def test_a_term_with_coefficient_0_is_reported_but_not_part_of_the_loss(head, coefficient):
+    """It may be infinite, and 0 times infinity is NaN."""
+    options = {"temperature": 1e-25, "depth_target": 3.0, "depth_coefficient": 0.0, "top_k": 1}
+    options |= {"balance_coefficient": coefficient, "z_loss_coefficient": 0.0}
+    model = head(small_config(initializer_range=0.3, **options))
+    labels = tokens(2, 8) if head is MoMForCausalLM else torch.tensor([0, 1])
+    output = model(input_ids=tokens(2, 8), attention_mask=torch.ones(2, 8), labels=labels)
+    task_loss = output.lm_loss if head is MoMForCausalLM else output.task_loss
+    assert torch.isinf(output.z_loss) and output.depth_loss > 0
+    torch.testing.assert_close(output.loss, task_loss + coefficient * output.balance_loss)
+    assert not output.z_loss.requires_grad and not output.depth_loss.requires_grad
+    assert output.balance_loss.requires_grad == (coefficient > 0)
+    output.loss.backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("padded", [True, False])

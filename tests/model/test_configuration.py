@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.options import options_of, options_table
-from tests.helpers.models import small_config
+from mom.model.declaration import declared
+from mom.model.options import ModelOptions, options_of, options_table
+from tests.helpers.models import small_config, small_model, tokens
 
 GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "config_0.1.json"
+NUMBERS = [name for name, option in declared(ModelOptions).items() if "number" in option.allowed()]
 
 
 @pytest.mark.parametrize(
@@ -60,6 +62,10 @@ GOLDEN_CONFIG = Path(__file__).parents[1] / "golden" / "config_0.1.json"
         (
             {"router": "random", "router_prior": "ordered"},
             "router_prior must be none with router random, which does not learn, got ordered",
+        ),
+        (
+            {"score_function": "identity", "normalize_weights": True},
+            "normalize_weights must be auto or false with score_function identity, whose scores can sum to 0, got true",
         ),
         ({"module_dropout": 0.1}, "module_dropout must be 0: version 0.2 removed it, got 0.1"),
         ({"balance_bias_rate": -0.1}, "balance_bias_rate must be a number of at least 0, got -0.1"),
@@ -169,3 +175,25 @@ def test_swiglu_has_as_many_parameters_as_the_feed_forward_it_replaces():
     assert small_config(block="llama", d_model=128).ffn_width == 344
     assert small_config(block="llama", d_ffn=20).ffn_width == 20
     assert small_config().ffn_width == 64
+
+
+@pytest.mark.parametrize(
+    "value", [math.inf, -math.inf, math.nan, 10**400], ids=["inf", "-inf", "nan", "huge"]
+)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_no_option_takes_a_number_that_is_not_finite(name, value):
+    with pytest.raises(ValueError, match=f"^{name} must be "):
+        small_config(**{name: value})
+
+
+@pytest.mark.parametrize("top_k", [1, 2, "all"])
+def test_raw_scores_are_not_normalized(top_k):
+    """Their sum may be 0 or less, so dividing by it gave NaN."""
+    for seed in range(10):
+        model = small_model(seed, score_function="identity", top_k=top_k)
+        ids = tokens(2, 8, seed=seed)
+        output = model(input_ids=ids, labels=ids, output_routing=True)
+        output.loss.backward()
+        assert torch.isfinite(output.logits).all() and torch.isfinite(output.loss)
+        step = output.routing[0].ffn
+        torch.testing.assert_close(step.weights, step.scores.gather(-1, step.selected))

@@ -45,6 +45,8 @@ GRID = [
     {"router_prior": "looped", "router_prior_strength": 0.5, "num_rounds": 5},
     {"balance_bias_rate": 0.1},
     {"balance_bias_rate": 0.1, "skip_rule": "first", "schedule": "grouped", "num_rounds": 2},
+    {"temperature": 1e-3},
+    {"temperature": 1e-3, "top_k": 3, "balance_bias_rate": 0.1},
     {"num_stages": 0, "num_bottom_blocks": 3},
     {"ffn_top_k": 1},
     {"top_k": 1, "ffn_top_k": 3, "skip_rule": "first"},

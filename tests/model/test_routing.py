@@ -92,6 +92,38 @@ def test_noise_changes_the_choice_and_no_weight():
     assert raw.selected.flatten().tolist() == [3, 1] and raw.weights.flatten().tolist() == [-1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"bias": torch.zeros(4)}, {"noise": torch.zeros(1, 320, 4)}], ids=str
+)
+@pytest.mark.parametrize("temperature", [1.0, 1e-2, 1e-3, 1e-6])
+def test_choices_are_the_largest_logits_when_probabilities_underflow(temperature, options):
+    logits = torch.randn(1, 320, 4, generator=torch.Generator().manual_seed(0)) / temperature
+    routing = choose(logits, num_modules=3, top_k=3, normalize=True, **options)
+    assert torch.equal(routing.selected, logits.argsort(dim=-1, descending=True)[..., :3])
+    torch.testing.assert_close(routing.weights.sum(-1), torch.ones(1, 320))
+
+
+def test_a_bias_breaks_no_ties_of_underflowing_probabilities():
+    """The bias moves choices by probability; modules that it moves equally keep the order of their logits."""
+    logits = torch.tensor([900.0, -900.0, 300.0, -300.0]).view(1, 1, 4)
+    chosen = {}
+    for moved in (0.0, 0.5, 2.0):
+        bias = torch.tensor([0.0, moved, moved, moved])
+        routing = choose(logits, num_modules=3, top_k=4, normalize=True, bias=bias)
+        chosen[moved] = routing.selected.flatten().tolist()
+    assert chosen == {0.0: [0, 2, 3, 1], 0.5: [0, 2, 3, 1], 2.0: [2, 3, 1, 0]}
+
+
+def test_normalized_weights_of_choices_whose_probabilities_underflow():
+    logits = torch.tensor([900.0, 1.0, 0.0, -1.0]).view(1, 1, 4).requires_grad_()
+    bias = torch.tensor([-2.0, 0.0, 0.0, 0.0])
+    routing = choose(logits, num_modules=3, top_k=2, normalize=True, bias=bias)
+    assert routing.selected.flatten().tolist() == [1, 2]
+    torch.testing.assert_close(routing.weights.flatten(), torch.tensor([1.0, 0.0]).softmax(0))
+    routing.weights[0, 0, 0].backward()
+    assert logits.grad.flatten()[1:3].abs().min() > 0.1 and torch.isfinite(logits.grad).all()
+
+
 def test_skip_gets_the_assignments_of_unreachable_modules():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0]).expand(2, 1, 4)
     reachable = torch.tensor([[True, False, False, True], [True, True, True, False]]).view(2, 1, 4)

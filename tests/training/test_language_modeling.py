@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -72,6 +73,25 @@ def test_a_batch_without_labels_does_not_count(tmp_path):
     trainer.validate(module, datamodule=FixedBatches([], [full, none]), verbose=False)
     assert float(trainer.callback_metrics["val/loss"]) == alone
     assert module.num_predicted == 14
+
+
+def test_terms_with_coefficient_0_are_in_neither_the_loss_nor_the_routing_loss(tmp_path):
+    module = small_module(temperature=1e-25, balance_coefficient=0.0, z_loss_coefficient=0.0)
+    recorder = Recorder()
+    options = {"max_steps": 1, "limit_val_batches": 0}
+    plain_trainer(tmp_path, [recorder], **options).fit(module, datamodule=FixedBatches([token_batch(0)], []))
+    logged = recorder.logged[-1]
+    assert logged["train/z_loss"] == math.inf
+    assert logged["train/loss"] == logged["train/lm_loss"] and logged["train/routing_loss"] == 0
+
+
+def test_a_global_balance_loss_with_coefficient_0_is_not_part_of_the_loss(monkeypatch):
+    module = small_module(balance_scope="global", balance_coefficient=0.0)
+    module._trainer = SimpleNamespace(world_size=2)
+    output = module.run_model(token_batch(0))
+    monkeypatch.setattr("mom.training.module.balance_loss", lambda *_, **__: torch.tensor(math.inf))
+    module._balance_over_ranks(output, token_batch(0))
+    assert output.balance_loss == math.inf and torch.equal(output.loss, output.lm_loss)
 
 
 def test_an_accumulated_step_equals_a_step_on_the_full_batch(tmp_path):

@@ -6,13 +6,13 @@ parts of the configuration read alike.
 
 from __future__ import annotations
 
-import math
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from mom.config.renamed import renamed
 from mom.errors import UsageError, as_written, did_you_mean, either, nearest
+from mom.model.declaration import is_finite
 
 _NOUNS: Mapping[Any, str] = {int: "an integer", float: "a number", str: "a string"}
 _PLURALS: Mapping[Any, str] = {int: "integers", float: "numbers", str: "strings"}
@@ -22,7 +22,7 @@ def conform(option: str, value: Any, hint: Any) -> Any:
     """Convert ``value`` to the type ``hint``, or reject it.
 
     An integer is accepted for a float and a list for a tuple. Nothing else is converted, so ``"3"`` is not a number
-    and ``true`` is not 1.
+    and ``true`` is not 1. Numbers must be finite.
 
     Args:
         option: dotted name, for the error.
@@ -30,11 +30,24 @@ def conform(option: str, value: Any, hint: Any) -> Any:
         hint: ``int``, ``float``, ``str``, ``bool``, ``None``, ``Literal``, ``list[X]``, ``tuple[X, Y]``,
             ``dict``, or a union of these.
     """
+    check_finite(option, value)
     converted = _converted(value, hint)
     if converted is _REJECTED:
         hints = did_you_mean(value, map(str, _choices(hint))) if isinstance(value, str) else ""
         raise UsageError(f"{option} must be {describe(hint)}, got {as_written(value)}{hints}")
     return converted
+
+
+def check_finite(option: str, value: Any) -> None:
+    """Reject a number that is not finite, also within lists and mappings."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            check_finite(f"{option}.{name}", item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            check_finite(option, item)
+    elif isinstance(value, int | float) and not is_finite(value):
+        raise UsageError(f"{option} must be a finite number, got {value}")
 
 
 def is_plain(hint: Any) -> bool:
@@ -89,8 +102,7 @@ def in_range(
     """Reject a number that is not finite or is out of bounds (``ge``: at least, ``gt``: more than, …); None passes."""
     if value is None:
         return
-    if not math.isfinite(value):
-        raise UsageError(f"{option} must be a finite number, got {value}")
+    check_finite(option, value)
     if (
         (ge is not None and value < ge)
         or (gt is not None and value <= gt)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from mom.config.checks import conform, is_plain, unknown_option
+from mom.config.checks import check_finite, conform, is_plain, unknown_option
 from mom.config.old_schedules import replacement
 from mom.errors import UsageError, as_written, first_line
 
@@ -53,7 +53,7 @@ class NodeConfig:
     def check(self) -> None:
         """Import the target and compare the arguments with its signature. May import heavy libraries.
 
-        Types are checked if the signature annotates plain ones.
+        Numbers must be finite. Types are checked if the signature annotates plain ones.
 
         Raises:
             UsageError: if the target cannot be imported, does not take an argument, or expects another type.
@@ -65,6 +65,7 @@ class NodeConfig:
             option = f"{self.option}.{name}"
             if keywords is not None and name not in keywords:
                 raise unknown_option(self.option, name, keywords)
+            check_finite(option, value)
             if name in hints and is_plain(hints[name]):
                 conform(option, value, hints[name])
 

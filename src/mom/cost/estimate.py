@@ -191,7 +191,8 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
     """Count the activations at the peak of a round; see :func:`forward_memory`."""
     width, rounds, layouts = config.d_model, config.num_rounds, config.pools()
     kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalized
-    kept += sum(layout.router.state_size(config) for layout in layouts)
+    # Routers compute in float32, so their states take 4 bytes a number.
+    kept += sum(layout.router.state_size(config) for layout in layouts) * 4 / number_bytes
     copies, peaks = 0.0, []
     for layout in layouts:
         top_k, columns = layout.num_selected(), _columns(config, layout)

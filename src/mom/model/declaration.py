@@ -66,9 +66,7 @@ class Declared:
     def _in_range(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return True
-        return math.isfinite(value) and all(
-            _BOUNDS[name][0](value, bound) for name, bound in self.bounds.items()
-        )
+        return is_finite(value) and all(_BOUNDS[name][0](value, bound) for name, bound in self.bounds.items())
 
     def allowed(self) -> str:
         """Describe the allowed values."""
@@ -89,6 +87,14 @@ class Declared:
         if len(parts) < 3:
             return " or ".join(parts)
         return f"{', '.join(parts[:-1])}, or {parts[-1]}"
+
+
+def is_finite(value: float) -> bool:
+    """Return whether a number is finite as a float, into which an integer of 400 digits does not fit."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _parts(hint: Any) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ In all functions, ``routing`` holds every round of every stage, stages in order,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 import torch
@@ -20,6 +20,13 @@ from mom.model.options import ModelOptions
 from mom.model.pools.pool import product_dtype
 from mom.model.routing import RoundRouting, Routing, by_pool
 
+COEFFICIENTS = {
+    "balance_loss": "balance_coefficient",
+    "z_loss": "z_loss_coefficient",
+    "depth_loss": "depth_coefficient",
+}
+"""The auxiliary losses by their name in the model's output, and the options that weight them."""
+
 
 def routing_losses(
     config: ModelOptions,
@@ -29,18 +36,37 @@ def routing_losses(
 ) -> dict[str, Tensor]:
     """Return the auxiliary losses, and their weighted sum with the task's loss.
 
+    A loss with coefficient 0 is only reported: it is detached and not part of the sum, since it may be infinite.
+
     Returns:
         ``balance_loss``, ``z_loss``, with a ``depth_target`` also ``depth_loss``, and the total, ``loss``.
     """
-    balance = balance_loss(routing, config.num_rounds, mask, include_skip=config.balance_skip)
-    balance = balance.to(task_loss.device)
-    router_z = z_loss(routing, mask).to(task_loss.device)
-    total = task_loss + config.balance_coefficient * balance + config.z_loss_coefficient * router_z
-    losses = {"balance_loss": balance, "z_loss": router_z}
+    terms: dict[str, Callable[[], Tensor]] = {
+        "balance_loss": lambda: balance_loss(
+            routing, config.num_rounds, mask, include_skip=config.balance_skip
+        ),
+        "z_loss": lambda: z_loss(routing, mask),
+    }
     if config.depth_target is not None:
-        losses["depth_loss"] = depth_loss(config, routing, mask).to(task_loss.device)
-        total = total + config.depth_coefficient * losses["depth_loss"]
-    return losses | {"loss": total}
+        terms["depth_loss"] = lambda: depth_loss(config, routing, mask)
+    losses = {}
+    for name, term in terms.items():
+        with torch.set_grad_enabled(torch.is_grad_enabled() and coefficient(config, name) != 0):
+            losses[name] = term().to(task_loss.device)
+    return losses | {"loss": add_losses(config, task_loss, losses)}
+
+
+def coefficient(config: ModelOptions, name: str) -> float:
+    """Return the coefficient of an auxiliary loss: ``balance_loss``, ``z_loss``, or ``depth_loss``."""
+    return getattr(config, COEFFICIENTS[name])
+
+
+def add_losses(config: ModelOptions, loss: Tensor, losses: Mapping[str, Tensor]) -> Tensor:
+    """Add the auxiliary losses times their coefficients, but not those with coefficient 0."""
+    for name, term in losses.items():
+        if coefficient(config, name) != 0:
+            loss = loss + coefficient(config, name) * term
+    return loss
 
 
 def balance_loss(

@@ -54,7 +54,8 @@ class MoMCausalLMOutput(ModelOutput):
 
     Attributes:
         loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``, and with
-            a ``depth_target`` + ``depth_coefficient`` · ``depth_loss``.
+            a ``depth_target`` + ``depth_coefficient`` · ``depth_loss``. A term with coefficient 0 is left out of the
+            sum, and reported without a gradient.
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.

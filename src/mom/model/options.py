@@ -110,7 +110,7 @@ class ModelOptions:
     router: str = option("gru", "router kind", group="router")
     temperature: float = option(0.2, "divides the router's logits before the softmax", group="router", gt=0)
     score_function: Literal["softmax", "identity"] = option(
-        "softmax", "identity: raw router outputs are the scores", group=None
+        "softmax", "identity: raw router outputs are the scores, never normalized", group=None
     )
     normalize_weights: bool | Literal["auto"] = option(
         "auto", "make the K weights sum to 1; auto: only for K > 1", group="router"
@@ -301,6 +301,9 @@ class ModelOptions:
                 if getattr(self, name) != allowed:
                     rule = f"must be {as_yaml(allowed)} with router {self.router}, which does not learn"
                     raise InvalidOption(name, getattr(self, name), rule)
+        if self.score_function == "identity" and self.normalize_weights is True and self.router_kind.learns:
+            rule = "must be auto or false with score_function identity, whose scores can sum to 0"
+            raise InvalidOption("normalize_weights", True, rule)
         if self.depth_target is not None:
             self._check_depth_target(self.depth_target, layouts)
 

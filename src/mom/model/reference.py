@@ -162,16 +162,18 @@ class Router:
 
     def choose(self, h: int, t: int, x: Tensor, token_id: int) -> Choice:
         """Choose the K best of what round h can reach for token t, SKIP included."""
-        scores, ranked = ROUTERS[self.config.router](self, h, t, x, token_id)  # (N + 1,), best first
+        logits, ranked = ROUTERS[self.config.router](self, h, t, x, token_id)  # (N + 1,), best first
         if self.forced is not None:
             ranked = self.force(self.forced[t, h].tolist(), ranked)
+        scores = logits.softmax(0)  # (N + 1,)
         missing = max(0, self.top_k - len(ranked))  # if too few are reachable, SKIP at weight 0 fills up
         selected = ranked[: self.top_k] + [self.skip] * missing
-        weights = F.pad(scores[ranked[: self.top_k]], (0, missing))  # (K,)
         # For K = 1, normalizing would make every weight 1, and the router would get no gradient.
         rule = self.config.normalize_weights
-        if rule is True or (rule == "auto" and self.top_k > 1):
-            weights = weights / weights.sum()  # (K,)
+        normalize = rule is True or (rule == "auto" and self.top_k > 1)
+        best = ranked[: self.top_k]
+        # A softmax over the chosen alone is their scores divided by the sum of these.
+        weights = F.pad(logits[best].softmax(0) if normalize else scores[best], (0, missing))  # (K,)
         if self.config.skip_rule == "first" and selected[0] == self.skip:
             selected = [self.skip] * self.top_k
         return Choice(scores, selected, weights)
@@ -184,22 +186,23 @@ class Router:
         return filled + others
 
     def fixed(self, own: list[int], h: int, t: int) -> tuple[Tensor, list[int]]:
-        """Choose without learning: the router's own slots, or the forced modules; equal scores for each."""
+        """Choose without learning: the router's own slots, or the forced modules; equal logits for each."""
         forced = [] if self.forced is None else [i for i in self.forced[t, h].tolist() if 0 <= i < self.skip]
         slots = own if own and set(forced) <= set(own) else sorted(set(forced)) or [self.skip]
-        return torch.eye(self.skip + 1)[slots].mean(0), slots
+        return torch.eye(self.skip + 1)[slots].mean(0).log(), slots
 
     def rank(self, h: int, hidden: Tensor) -> tuple[Tensor, list[int]]:
-        """Score what round h can reach by a softmax over the router's outputs, and rank it."""
+        """Divide the router's outputs for what round h can reach by the temperature, and rank them."""
         logits = F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"])  # (N + 1,)
         if "prior" in self.weights:
             logits = logits + self.weights["prior"][h]  # (N + 1,)
         reachable = self.reachable(h)
-        scores = torch.zeros_like(logits)
-        scores[reachable] = (logits[reachable] / self.config.temperature).softmax(0)  # (N + 1,)
-        # The balance bias affects which modules are chosen, not their weights.
-        ranking = scores.detach() + self.weights.get("balance_bias", 0.0)  # (N + 1,)
-        return scores, sorted(reachable, key=lambda i: float(ranking[i]), reverse=True)
+        allowed = torch.full_like(logits, -torch.inf)
+        allowed[reachable] = logits[reachable] / self.config.temperature  # (N + 1,)
+        # The balance bias affects which modules are chosen, not their weights. The logits decide between equal sums:
+        # probabilities that underflow to 0 are equal.
+        biased = allowed.softmax(0) + self.weights.get("balance_bias", 0.0)  # (N + 1,)
+        return allowed, sorted(reachable, key=lambda i: (float(biased[i]), float(allowed[i])), reverse=True)
 
     def reachable(self, h: int) -> list[int]:
         """List what round h may choose: every module and SKIP, unless the schedule or ``skip`` says otherwise."""
@@ -249,8 +252,8 @@ def random(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
         return value ^ (value >> 16)
 
     reachable = router.reachable(h)
-    scores = torch.eye(router.skip + 1)[reachable].mean(0)  # (N + 1,)
-    return scores, sorted(reachable, key=hashed, reverse=True)
+    chances = torch.eye(router.skip + 1)[reachable].mean(0)  # (N + 1,)
+    return chances.log(), sorted(reachable, key=hashed, reverse=True)
 
 
 def oracle(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
@@ -262,7 +265,7 @@ def oracle(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
 ROUTERS: dict[str, Callable] = {
     kind.__name__: kind for kind in (gru, mlp, linear, sequential, random, oracle)
 }
-"""Values of ``config.router``. Each returns scores (N + 1,) and the indices that the round can reach, best first."""
+"""Values of ``config.router``. Each returns logits (N + 1,) and the indices that the round can reach, best first."""
 
 
 # ---- Modules and their assembly --------------------------------------------------------------------------

@@ -91,6 +91,8 @@ def choose(
 ) -> Routing:
     """Choose K slots for each token (paper, section 3.2).
 
+    Slots are ranked by their logits, because probabilities can underflow to 0 and then tie.
+
     Args:
         logits: router outputs over temperature, [B, T, slots]; slots from ``num_modules`` on mean SKIP.
         num_modules: modules N in the pool.
@@ -101,9 +103,9 @@ def choose(
         leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it gets all K assignments.
         reachable: slots that this round may choose, boolean [slots], or for each token [B, 1 or T, slots]; all by
             default. If there are fewer than K, SKIP gets the other assignments with weight 0.
-        ranking: scores for ranking only, [B, T, slots].
+        ranking: ranked instead of the logits, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
-        bias: added to the scores for ranking only, [slots].
+        bias: added to the scores for ranking only, [slots]; the logits rank slots with equal sums.
         forced: choices to make regardless of the ranking, int64 [B, T, K]; index N is SKIP, and -1 leaves a choice to
             the ranking.
 
@@ -116,21 +118,26 @@ def choose(
         scores = allowed.softmax(dim=-1)
     else:
         scores = logits if reachable is None else logits.masked_fill(~reachable, 0.0)
+    ranks_logits = ranking is None
     if ranking is None:
-        ranking = scores
-        if noise is not None:
-            ranking = allowed.detach() + noise
-            ranking = ranking.softmax(dim=-1) if softmax else ranking
-    if bias is not None:
-        ranking = ranking.detach() + bias
-    if reachable is not None:
-        # A reachable score may underflow to 0, which must still rank before an unreachable one.
+        ranking = allowed.detach() if noise is None else allowed.detach() + noise
+    elif reachable is not None:
         ranking = ranking.masked_fill(~reachable, float("-inf"))
+    if bias is not None:
+        biased = (ranking.softmax(dim=-1) if softmax and ranks_logits else ranking) + bias
+        ranking = _rank_by_both(biased.masked_fill(ranking == float("-inf"), float("-inf")), ranking)
     best = ranking.topk(top_k, dim=-1).indices
     selected = best if forced is None else _fill(ranking, forced, num_modules)  # (B, T, K)
-    weights = scores.gather(-1, selected)
-    if normalize:
-        weights = weights / weights.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
+    if normalize and softmax:
+        # As `scores / scores.sum()` of the chosen, but defined even if all of their scores underflow to 0.
+        chosen = allowed.gather(
+            -1, selected
+        )  # -inf for unreachable slots, which may be all if they are forced
+        weights = chosen.clamp_min(torch.finfo(chosen.dtype).min).softmax(dim=-1)
+        weights = weights.masked_fill(chosen == float("-inf"), 0.0)
+    else:
+        assert not normalize, "raw scores can sum to 0"
+        weights = scores.gather(-1, selected)
     if reachable is not None:
         # A round with fewer slots than assignments, as with ``top_k: all`` and a schedule: SKIP gets the rest.
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
@@ -143,6 +150,13 @@ def choose(
     if leave_when_skip_first:
         selected = torch.where(selected[..., :1] == num_modules, num_modules, selected)
     return Routing(scores, selected, weights, allowed)
+
+
+def _rank_by_both(first: Tensor, second: Tensor) -> Tensor:
+    """Return numbers that rank slots by ``first``, and by ``second`` where that ties; all [B, T, slots]."""
+    order = second.argsort(dim=-1, descending=True, stable=True)
+    again = first.gather(-1, order).argsort(dim=-1, descending=True, stable=True)
+    return -order.gather(-1, again).argsort(dim=-1).float()
 
 
 def contains_slot(forced: Tensor, num_slots: int) -> Tensor:

@@ -17,7 +17,7 @@ from mom.callbacks.window import logs_next_step
 from mom.interop.loading import MEASURED_WITH
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
-from mom.model.losses import balance_loss
+from mom.model.losses import COEFFICIENTS, add_losses, balance_loss
 from mom.training.optimizer import build_adamw, build_schedule
 from mom.training.sharding import is_sharded, shard
 
@@ -84,11 +84,9 @@ class TrainingModule(LightningModule):
         self._balance_over_ranks(output, batch)
         outputs = step_outputs(output, batch)
         if logs_next_step(self.trainer):
-            config = self.model.config
-            routing_loss = config.balance_coefficient * output.balance_loss
-            routing_loss = routing_loss + config.z_loss_coefficient * output.z_loss
-            if output.depth_loss is not None:
-                routing_loss = routing_loss + config.depth_coefficient * output.depth_loss
+            terms = {name: getattr(output, name) for name in COEFFICIENTS}
+            reported = {name: term.detach() for name, term in terms.items() if term is not None}
+            routing_loss = add_losses(self.model.config, torch.zeros_like(output.loss), reported)
             num_targets, num_tokens = self.count_targets(batch), outputs["attention_mask"].sum()
             for name, mean in self._means():
                 value = routing_loss if name == "routing_loss" else getattr(output, name)
@@ -179,7 +177,8 @@ class TrainingModule(LightningModule):
         balance = balance_loss(
             output.routing, config.num_rounds, mask, include_skip=config.balance_skip, scope="global"
         )
-        output.loss = output.loss + config.balance_coefficient * (balance - output.balance_loss)
+        if config.balance_coefficient != 0:
+            output.loss = output.loss + config.balance_coefficient * (balance - output.balance_loss)
         output.balance_loss = balance
 
     def _means(self) -> list[tuple[str, WeightedMean]]:

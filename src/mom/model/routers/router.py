@@ -79,7 +79,8 @@ class Router(nn.Module):
         assert 1 <= top_k <= self.layout.num_selected()
         self.top_k = top_k
         normalize = self.config.normalize_weights
-        self.normalize = top_k > 1 if normalize == "auto" else bool(normalize)
+        is_raw = self.config.score_function == "identity" and self.kind.learns
+        self.normalize = top_k > 1 and not is_raw if normalize == "auto" else bool(normalize)
 
     def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
         """Set the noise that is added to the ranking in training: ``gaussian``, ``gumbel``, or ``None``."""
@@ -190,12 +191,17 @@ class Router(nn.Module):
             if weight.is_floating_point() and weight.dtype != torch.float32
         }
         if cast:
-            return functional_call(self, cast, (x, state, round_index, token_ids))
+            return functional_call(self, cast, (x, state, round_index, token_ids, forced))
         with maybe_autocast(x.device.type, enabled=False):
-            return self._decide(x.float(), state, round_index, token_ids)
+            return self._decide(x.float(), state, round_index, token_ids, forced)
 
     def _decide(
-        self, x: Tensor, state: Tensor | None, round_index: int, token_ids: Tensor | None
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        round_index: int,
+        token_ids: Tensor | None,
+        forced: Tensor | None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose as :meth:`forward` does, with everything in float32."""
         learns = self.kind.learns
