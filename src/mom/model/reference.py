@@ -201,8 +201,9 @@ class Router:
         allowed[reachable] = logits[reachable] / self.config.temperature  # (N + 1,)
         # The balance bias affects which modules are chosen, not their weights. The logits decide between equal sums:
         # probabilities that underflow to 0 are equal.
-        biased = allowed.softmax(0) + self.weights.get("balance_bias", 0.0)  # (N + 1,)
-        return allowed, sorted(reachable, key=lambda i: (float(biased[i]), float(allowed[i])), reverse=True)
+        ranked = allowed.detach()  # (N + 1,)
+        biased = ranked.softmax(0) + self.weights.get("balance_bias", 0.0)  # (N + 1,)
+        return allowed, sorted(reachable, key=lambda i: (float(biased[i]), float(ranked[i])), reverse=True)
 
     def reachable(self, h: int) -> list[int]:
         """List what round h may choose: every module and SKIP, unless the schedule or ``skip`` says otherwise."""
