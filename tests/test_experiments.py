@@ -85,6 +85,9 @@ def reduce(config: DictConfig, folder: Path, start: Path) -> DictConfig:
         changes["task"] = {"epochs": 1.0, "seeds": [0, 1]}
         for name in FOLDERS:
             write_glue(folder / "glue", name)
+    elif config.data.kind == "control":
+        changes["data"] = {"batch_size": 4}
+        del changes["model"]["max_positions"]
     else:
         changes["data"] = {
             "corpus": "text",

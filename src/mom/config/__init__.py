@@ -5,7 +5,7 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
-from mom.config.data import DataConfig, DataSection, GlueConfig, XsumConfig
+from mom.config.data import ControlSection, DataConfig, DataSection, GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
 from mom.config.request import RunConfig, bind
 from mom.config.section import Section, TaskConfig
@@ -28,6 +28,7 @@ __all__ = [
     "TASKS",
     "AnalyzeConfig",
     "CompareConfig",
+    "ControlSection",
     "CostConfig",
     "DashboardConfig",
     "DataConfig",

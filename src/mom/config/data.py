@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mom.config.section import Section, section_by_name
-from mom.errors import UsageError
+from mom.errors import UsageError, unknown_choice
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,6 @@ class DataSection(Section):
 
     Args:
         kind: kind of data.
-        path: file or directory with your own data.
-        tokenizer: Hub id, local directory, or local file.
-        sequence_length: maximum tokens per example.
         batch_size: examples per batch and process.
         num_workers: processes that load batches; 0 loads them in the training process.
     """
@@ -26,20 +23,45 @@ class DataSection(Section):
     group: ClassVar[str] = "data"
 
     kind: str
-    path: str | None = None
-    tokenizer: str | None = None
-    sequence_length: int = 128
     batch_size: int = 8
     num_workers: int = 0
 
+    @property
+    def tokenizer(self) -> str | None:
+        """Hub id, local directory, or local file of the tokenizer; None if none is given or none is needed."""
+        return None
+
+    @property
+    def sequence_length(self) -> int:
+        """Maximum tokens per example."""
+        raise NotImplementedError
+
     def _check(self) -> None:
-        self._range("sequence_length", ge=2)
         self._range("batch_size", ge=1)
         self._range("num_workers", ge=0)
 
 
 @dataclass(frozen=True)
-class DataConfig(DataSection):
+class TextSection(DataSection):
+    """Text, which a tokenizer turns into tokens.
+
+    Args:
+        path: file or directory with your own data.
+        tokenizer: Hub id, local directory, or local file.
+        sequence_length: maximum tokens per example.
+    """
+
+    path: str | None = None
+    tokenizer: str | None = None
+    sequence_length: int = 128
+
+    def _check(self) -> None:
+        super()._check()
+        self._range("sequence_length", ge=2)
+
+
+@dataclass(frozen=True)
+class DataConfig(TextSection):
     """Text for language modeling, and how it becomes tokens and windows.
 
     Args:
@@ -104,7 +126,7 @@ GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte",
 
 
 @dataclass(frozen=True)
-class GlueConfig(DataSection):
+class GlueConfig(TextSection):
     """A GLUE task: labeled sentences or pairs of sentences.
 
     Args:
@@ -129,7 +151,7 @@ class GlueConfig(DataSection):
 
 
 @dataclass(frozen=True)
-class XsumConfig(DataSection):
+class XsumConfig(TextSection):
     """Documents with summaries, and how summaries are generated for evaluation.
 
     Args:
@@ -191,16 +213,45 @@ class XsumConfig(DataSection):
         return options | ({"length_penalty": self.length_penalty} if self.num_beams > 1 else {})
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlSection(DataSection):
+    """A control: examples that are generated from a seed, with a known structure.
+
+    Each control is a subclass in :mod:`mom.data.controls`, or in a plugin, that adds its own options.
+
+    Args:
+        name: the control.
+        seed: seed of its tables and splits, which does not depend on the run's seed.
+    """
+
+    kind: Literal["control"] = "control"
+    name: str = ""
+    seed: int = 0
+    batch_size: int = 256
+
+    def _check(self) -> None:
+        super()._check()
+        self._range("seed", ge=0, le=2**32 - 1)
+
+
 DATA: Mapping[str, type[DataSection]] = {
-    section.kind: section for section in (DataConfig, GlueConfig, XsumConfig)
+    section.kind: section for section in (DataConfig, GlueConfig, XsumConfig, ControlSection)
 }
 """Sections by kind of data."""
+
+CONTROLS: dict[str, type[ControlSection]] = {}
+"""Sections of the controls by name; :func:`mom.data.controls.register_control` adds to them."""
 
 
 def data_section(given: Mapping[str, Any]) -> DataSection:
     """Create the section for the kind of data in ``given``, by default text for language modeling.
 
     Raises:
-        UsageError: for an unknown kind, or an invalid option.
+        UsageError: for an unknown kind or control, or an invalid option.
     """
-    return section_by_name(DATA, given, "kind", DataConfig.kind)
+    if given.get("kind") != ControlSection.kind:
+        return section_by_name(DATA, given, "kind", DataConfig.kind)
+    name = given.get("name")
+    if name not in CONTROLS:
+        raise unknown_choice("data.name", name, list(CONTROLS))
+    return CONTROLS[name].from_mapping(given)

@@ -1,7 +1,8 @@
-"""Plugins: modules that register routers and module kinds, imported before a request is checked.
+"""Plugins: modules that register routers, module kinds, and controls, imported before a request is checked.
 
 The request names them (``plugins: [my_package.my_module]``), or an installed package declares them as entry points of
-the group ``mom.plugins``. A checkpoint or an exported folder cannot name code to import.
+the group ``mom.plugins``. A checkpoint or an exported folder cannot name code to import. The controls of the package
+itself register in the same way.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ from mom.errors import UsageError, as_written, first_line
 OPTION = "plugins"
 ENTRY_POINTS = "mom.plugins"
 """Group of the entry points that installed packages declare."""
+BUILT_IN = ("mom.data.controls",)
+"""Modules of this package that register themselves like plugins, because configuration does not import data."""
 
 
 def load_plugins(names: Iterable[str]) -> None:
-    """Import the plugins of installed packages, then these modules.
+    """Import the package's own controls, the plugins of installed packages, then these modules.
 
     Raises:
         UsageError: if one cannot be imported.
     """
+    for name in BUILT_IN:
+        importlib.import_module(name)
     for point in entry_points(group=ENTRY_POINTS):
         _load(f"{point.value} (entry point {point.name})", point.load)
     for name in names:

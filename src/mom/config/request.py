@@ -43,6 +43,7 @@ _TOP_LEVEL: Mapping[str, Any] = {
     "init": str | None,
     "ckpt": str | None,
     "resume": Literal["auto"] | None,
+    "arm": str | None,
     "debug": bool,
     "run_dir": str | None,
 }
@@ -68,6 +69,7 @@ class RunConfig:
         init: weights to start from: a checkpoint, an exported folder, or a Hub id.
         ckpt: checkpoint to resume from, including the optimizer state.
         resume: ``auto`` resumes from the last checkpoint in ``run_dir`` if there is one.
+        arm: name of the run in tables, which the ``arm`` group sets.
         debug: also print the traceback of an invalid request.
         run_dir: directory of this run.
     """
@@ -87,6 +89,7 @@ class RunConfig:
     init: str | None
     ckpt: str | None
     resume: Literal["auto"] | None
+    arm: str | None
     debug: bool
     run_dir: str
 

@@ -14,7 +14,7 @@ from mom.errors import UsageError, as_written
 
 @dataclass(frozen=True)
 class PretrainConfig(TaskConfig):
-    """Train a language model.
+    """Train a language model on text or on a control.
 
     Args:
         plain_steps: optimizer steps of phase 1, which trains the plain transformer that is then upcycled. Used if
@@ -24,7 +24,7 @@ class PretrainConfig(TaskConfig):
     """
 
     builds_model: ClassVar[bool] = True
-    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "control")
     resumes: ClassVar[bool] = True
 
     name: Literal["pretrain"] = "pretrain"
@@ -81,7 +81,7 @@ class EvaluateConfig(TaskConfig):
         harness_limit: maximum examples per task.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "xsum")
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "xsum", "control")
     needs_init: ClassVar[bool] = True
     top_level: ClassVar[tuple[str, ...]] = ("harness",)
 

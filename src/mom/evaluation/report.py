@@ -7,14 +7,16 @@ from collections.abc import Mapping
 from rich.table import Table
 
 from mom.console import metrics_table
-from mom.metrics.names import metric_rows, pools_in
+from mom.metrics.names import CHANCE, exact_match_names, metric_rows, pools_in
 
 
 def results_table(
     columns: Mapping[str, Mapping[str, float]], title: str, caption: str | None = None
 ) -> Table:
     """Build a table with one column of results per model; see :func:`mom.console.metrics_table`."""
-    names = ["val/loss", "val/perplexity", "val/bits_per_byte", "parameters"]
+    matches, *buckets = exact_match_names(columns.values()) or [""]
+    names = [matches, *(f"  {name}" for name in buckets), CHANCE] if matches else []
+    names += ["val/loss", "val/perplexity", "val/bits_per_byte", "parameters"]
     names += ["depth/graph", "depth/effective", "depth/modules_per_token"]
     for pool in pools_in(columns.values(), "routing"):
         names += [f"routing/{pool}/skip_rate", f"routing/{pool}/skip_share"]

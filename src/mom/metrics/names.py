@@ -28,6 +28,9 @@ FIGURES = (
     "figures/use_over_time",
 )
 SAMPLES = "samples"
+EXACT_MATCH = "val/exact_match"
+"""Metric of controls; ``val/exact_match/<bucket>`` is that of a part of the validation set."""
+CHANCE = "chance/exact_match"
 
 _POOL_METRICS = (
     "skip_rate",
@@ -78,7 +81,7 @@ def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[st
     """Return the names that pretraining logs at validations, by section."""
     shared = {"depth": depth_names(pools), "compute": COMPUTE, "routing": PATHS, **routing_names(pools)}
     return {
-        "val": ("val/loss", "val/perplexity", "val/bits_per_byte"),
+        "val": ("val/loss", "val/perplexity", "val/bits_per_byte", EXACT_MATCH),
         **{f"val/{section}": tuple(f"val/{name}" for name in names) for section, names in shared.items()},
     }
 
@@ -114,6 +117,8 @@ _LABELS: Mapping[str, Label] = {
     "val/loss": Label("validation loss (nats/token)", "{:.4f}", meaning="cross-entropy of the next token"),
     "val/perplexity": Label("perplexity", "{:,.2f}"),
     "val/bits_per_byte": Label("bits per byte", "{:.4f}"),
+    EXACT_MATCH: Label("exact match", "{:.3f}", meaning="fraction of examples with all answer tokens right"),
+    CHANCE: Label("chance", "{:.3f}"),
     "parameters": Label("parameters", "{:,.0f}"),
     "parameters/active": Label("parameters used per token (at most)", "{:,.0f}"),
     "vocab_size": Label("vocabulary", "{:,.0f}"),
@@ -163,9 +168,11 @@ _POOL_LABELS: Mapping[str, Label] = {
 
 
 def label(name: str) -> Label:
-    """Return the label of a metric, including ``routing/<pool>/…`` and ``usage/<pool>``."""
+    """Return the label of a metric, including ``val/exact_match/<bucket>``, ``routing/<pool>/…``, ``usage/<pool>``."""
     if name in _LABELS:
         return _LABELS[name]
+    if name.startswith(f"{EXACT_MATCH}/"):
+        return _LABELS[EXACT_MATCH]._replace(text=name.removeprefix(f"{EXACT_MATCH}/").replace("_", " "))
     group, pool, *metric = name.split("/")
     found = _POOL_LABELS[metric[0] if metric else group]
     return found._replace(text=found.text.format(pool=pool_label(pool)))
@@ -180,6 +187,12 @@ def metric_rows(names: Iterable[str]) -> list[MetricRow]:
         indent = indented.removesuffix(name)
         rows.append(MetricRow(f"{indent}{found.text}", name, found.form, found.unit))
     return rows
+
+
+def exact_match_names(results: Iterable[Mapping[str, object]]) -> list[str]:
+    """Return the names of the exact matches among results, that of all examples first."""
+    names = (name for metrics in results for name in metrics)
+    return list(dict.fromkeys(name for name in names if f"{name}/".startswith(f"{EXACT_MATCH}/")))
 
 
 def pools_in(columns: Iterable[Mapping[str, object]], section: str) -> tuple[str, ...]:

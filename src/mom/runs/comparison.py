@@ -226,14 +226,14 @@ def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bo
     """Return whether an option is redundant next to ``leader``, whose value determines it.
 
     Either both always change together; or both are in one group, as options that come with a choice of the group;
-    or the option has a single value in all runs that have it.
+    or the option has a single value in all runs that have it; or the leader is ``arm``, which names the model.
     """
     pairs = len(set(zip(columns[name], columns[leader], strict=True)))
     if pairs > len(set(columns[leader])):
         return False
     if pairs == len(set(columns[name])):  # each determines the other: show the first
         return list(columns).index(leader) < list(columns).index(name)
-    in_one_group = name.partition(".")[0] == leader.partition(".")[0]
+    in_one_group = name.partition(".")[0] == leader.partition(".")[0] or leader == "arm"
     return in_one_group or len(set(columns[name]) - {ABSENT}) == 1
 
 

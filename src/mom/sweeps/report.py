@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.text import Text
 
 from mom.console import build_table, print_line, print_table
+from mom.metrics.names import CHANCE, exact_match_names, label
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
 
@@ -27,15 +28,24 @@ def print_job_finished(job: Job, state: str | None = None) -> None:
 
 
 def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
-    """Print a table of the jobs in the sweep's directory, followed by the errors of those that failed."""
+    """Print a table of the jobs in the sweep's directory, followed by the errors of those that failed.
+
+    It has the validation loss and, for jobs that train on a control, the exact match of each bucket and of chance.
+    """
+    measured = [job.summary if job.state == "succeeded" else {} for job in jobs]
+    matches = exact_match_names(measured)
+    names = [*matches, *([CHANCE] if matches else []), METRIC]
+    names = [name for name in names if any(name in summary for summary in measured)]
+    headings = ["folder", "job", "state"]
+    headings += [METRIC if name == METRIC else label(name).text for name in names]
     rows = []
-    for job in jobs:
+    for job, summary in zip(jobs, measured, strict=True):
         state = Text(job.state, style=_COLORS.get(job.state, ""))
-        rows.append((str(job.folder.relative_to(folder)), job.label or None, state, _metric(job)))
-    columns = 3 if all(row[-1] is None for row in rows) else 4
+        cells = [label(name).form.format(summary[name]) if name in summary else None for name in names]
+        rows.append([str(job.folder.relative_to(folder)), job.label or None, state, *cells])
     table = build_table(
-        ["folder", "job", "state", METRIC][:columns],
-        [row[:columns] for row in rows],
+        headings,
+        rows,
         title=f"{len(jobs)} job{'s' * (len(jobs) != 1)}",
         texts=3,
     )

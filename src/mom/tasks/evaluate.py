@@ -1,4 +1,4 @@
-"""Task ``evaluate``: measure a model on text, GLUE, XSum, or tasks of the evaluation harness."""
+"""Task ``evaluate``: measure a model on text, GLUE, XSum, a control, or tasks of the evaluation harness."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
 from mom.config.checks import check_length
 from mom.console import build_table, print_report
+from mom.data.controls import Control
 from mom.data.glue import TASKS, GlueDataModule
 from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
 from mom.errors import UsageError
+from mom.evaluation.controls import evaluate_control
 from mom.evaluation.glue import measure_glue, print_task
 from mom.evaluation.harness import run_harness
 from mom.evaluation.language import evaluate_text
@@ -34,7 +36,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
     Returns:
         The results of :func:`mom.evaluation.language.evaluate_text`, :func:`mom.evaluation.glue.measure_glue`,
-        :func:`mom.evaluation.xsum.measure_xsum`, or :func:`mom.evaluation.harness.run_harness`.
+        :func:`mom.evaluation.xsum.measure_xsum`, :func:`mom.evaluation.controls.evaluate_control`, or
+        :func:`mom.evaluation.harness.run_harness`.
 
     Raises:
         UsageError: weights, tokenizer, or data cannot be used; raised before measuring.
@@ -53,6 +56,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         raise UsageError(f"task.stride cannot be combined with data={data.kind}")
     if isinstance(data, GlueConfig):
         return evaluate_glue(config, data, init, run)
+    if isinstance(data, Control):
+        return evaluate_control(config, data, init, load_model(init).eval(), run)
     assert isinstance(data, XsumConfig)
     return evaluate_xsum(config, data, init, run)
 

@@ -11,6 +11,8 @@ from lightning.pytorch import seed_everything
 from mom.callbacks.figures import FOLDER as FIGURES
 from mom.config import DataConfig, PretrainConfig, RunConfig
 from mom.console import announce, print_report
+from mom.data.controls import Control
+from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
@@ -22,6 +24,7 @@ from mom.training.phases import checkpoint_to_resume, finished_results, initiali
 from mom.training.sharding import initialized_once, is_sharded
 
 Results = dict[str, float]
+Data = LanguageModelingDataModule | ControlDataModule
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -40,7 +43,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     Raises:
         UsageError: a checkpoint, weights, or data cannot be used; raised before training.
     """
-    assert isinstance(config.task, PretrainConfig) and isinstance(config.data, DataConfig)
+    assert isinstance(config.task, PretrainConfig)
     resume = checkpoint_to_resume(config, run)
     if resume is not None:
         # Check this before preparing the data, which may be what determines the vocabulary size.
@@ -50,10 +53,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     with initialized():
         start = None if config.init is None else load_model(config.init, as_measured=False)
 
-    data = LanguageModelingDataModule(config.data, config.seed)
+    data = _data_module(config)
     data.setup()
     model_config = config.model_config(data.vocab_size)
-    model_config.bos_token_id = model_config.eos_token_id = data.tokenizer.eos_token_id
+    if data.tokenizer is not None:
+        model_config.bos_token_id = model_config.eos_token_id = data.tokenizer.eos_token_id
 
     others: dict[str, Results] = {}
     seed_everything(config.seed, workers=True, verbose=False)
@@ -83,10 +87,17 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     }
 
 
+def _data_module(config: RunConfig) -> Data:
+    if isinstance(config.data, Control):
+        return ControlDataModule(config.data, config.seed)
+    assert isinstance(config.data, DataConfig)
+    return LanguageModelingDataModule(config.data, config.seed)
+
+
 def _from_plain(
     config: RunConfig,
     run: RunDirectory,
-    data: LanguageModelingDataModule,
+    data: Data,
     model_config: MoMConfig,
     start: MoMForCausalLM | None,
 ) -> tuple[MoMForCausalLM, dict[str, Results]]:

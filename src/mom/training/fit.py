@@ -12,11 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mom.callbacks import ExactResume, LastCheckpoint, RankAgreement, ThroughputMonitor
 from mom.config import RunConfig
 from mom.cost.estimate import forward_memory
+from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.tokenizer import save_tokenizer
+from mom.metrics.names import CHANCE
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training.checkpoint import CHECKPOINTS, ResumePoint
+from mom.training.controls import ControlModule
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import open_loggers
@@ -33,7 +36,7 @@ _LOCAL_OPTIONS = ("cache_dir", "num_processes", "num_workers")
 def fit_phase(
     config: RunConfig,
     model: MoMForCausalLM,
-    data: LanguageModelingDataModule,
+    data: LanguageModelingDataModule | ControlDataModule,
     directory: RunDirectory,
     *,
     phase: str,
@@ -43,26 +46,33 @@ def fit_phase(
     """Train a language model in place with :func:`fit_module`, which has the same arguments.
 
     Returns:
-        The results of :func:`fit_module`, and ``compute/forward_memory``, the bytes of a forward pass over one batch.
+        The results of :func:`fit_module`; ``compute/forward_memory``, the bytes of a forward pass over one batch; and
+        for a control ``chance/exact_match``.
     """
-    module = LanguageModelingModule(
-        model_config=model.config.to_dict(),
-        optimizer=dataclasses.asdict(config.optimizer),
-        model=model,
-        bytes_per_token=data.validation_bytes_per_token,
-    )
+    options: dict[str, Any] = {
+        "model_config": model.config.to_dict(),
+        "optimizer": dataclasses.asdict(config.optimizer),
+        "model": model,
+    }
+    module: LanguageModelingModule
+    if isinstance(data, ControlDataModule):
+        module = ControlModule(**options, buckets=data.control.buckets)
+        known = {CHANCE: data.control.chance}
+    else:
+        module = LanguageModelingModule(**options, bytes_per_token=data.validation_bytes_per_token)
+        known = {}
     results = fit_module(
         config, module, data, data.tokenizer, directory, phase=phase, max_steps=max_steps, resume=resume
     )
     memory = forward_memory(model.config, data.config.batch_size, data.config.sequence_length)
-    return results | {"compute/forward_memory": memory.total}
+    return results | known | {"compute/forward_memory": memory.total}
 
 
 def fit_module(
     config: RunConfig,
     module: TrainingModule,
     data: LightningDataModule,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: PreTrainedTokenizerBase | None,
     directory: RunDirectory,
     *,
     phase: str,
@@ -77,7 +87,7 @@ def fit_module(
         config: the request; its seed is set again, so that every phase has the same data order and dropout.
         module: the module to train.
         data: the data module, set up.
-        tokenizer: the data's tokenizer, saved with the checkpoints.
+        tokenizer: the data's tokenizer, saved with the checkpoints; None if the data has none.
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
         max_steps: optimizer steps of the phase, including those before ``resume``.
@@ -94,7 +104,8 @@ def fit_module(
         module.model.gradient_checkpointing_enable()
     if config.trainer.compile:
         module.model.model.compile_layers()
-    save_tokenizer(tokenizer, directory)
+    if tokenizer is not None:
+        save_tokenizer(tokenizer, directory)
     steps_before = 0 if resume is None else resume.step
     checkpoints = directory.path / CHECKPOINTS
     interruption = Interruption()

@@ -8,6 +8,7 @@ from typing import Any
 
 from mom.config import RunConfig
 from mom.console import announce
+from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
 from mom.interop import load_model, upcycle
@@ -35,7 +36,7 @@ def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> ResumePoint | 
 def run_phase(
     config: RunConfig,
     model: MoMForCausalLM,
-    data: LanguageModelingDataModule,
+    data: LanguageModelingDataModule | ControlDataModule,
     run: RunDirectory,
     *,
     phase: str,

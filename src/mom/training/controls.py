@@ -1,0 +1,52 @@
+"""Lightning module for controls, measured by exact match."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mom.metrics.exact_match import ExactMatch, exact_matches
+from mom.model import MoMForCausalLM
+from mom.training.language_modeling import LanguageModelingModule
+from mom.training.module import step_outputs
+
+
+class ControlModule(LanguageModelingModule):
+    """Trains a :class:`MoMForCausalLM` on the answers of a control.
+
+    Logs the losses of :class:`LanguageModelingModule`, and after each validation ``val/loss`` (over the answer tokens),
+    ``val/exact_match``, and ``val/exact_match/<bucket>``.
+
+    Args:
+        model_config: the fields of :class:`MoMConfig`.
+        optimizer: the fields of ``OptimizerConfig``.
+        buckets: names of the parts of the validation set.
+        model: weights to start from; ``None`` initializes new ones.
+    """
+
+    def __init__(
+        self,
+        model_config: Mapping[str, Any],
+        optimizer: Mapping[str, Any],
+        buckets: Sequence[str],
+        model: MoMForCausalLM | None = None,
+    ) -> None:
+        super().__init__(model_config, optimizer, model)
+        self._exact_match = ExactMatch(buckets)
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Measure one validation batch; return :func:`step_outputs`."""
+        output = self.run_model(batch, output_logits=True)
+        self._val_loss.update(output.lm_loss, self.count_targets(batch))
+        self._exact_match.update(exact_matches(output.logits, batch["labels"]), batch["bucket"])
+        return step_outputs(output, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        """Reset the sums."""
+        super().on_validation_epoch_start()
+        self._exact_match.reset()
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the averages over the validation examples of all ranks."""
+        metrics = {"val/loss": self.validation_loss, **self._exact_match.compute()}
+        self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
