@@ -14,6 +14,7 @@ from mom.console import announce, print_report
 from mom.data.controls import Control
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
+from mom.errors import UsageError
 from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
@@ -59,6 +60,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if data.tokenizer is not None:
         model_config.bos_token_id = model_config.eos_token_id = data.tokenizer.eos_token_id
 
+    _check_choices(model_config, data)
+
     others: dict[str, Results] = {}
     seed_everything(config.seed, workers=True, verbose=False)
     if resume is not None:
@@ -92,6 +95,18 @@ def _data_module(config: RunConfig) -> Data:
         return ControlDataModule(config.data, config.seed)
     assert isinstance(config.data, DataConfig)
     return LanguageModelingDataModule(config.data, config.seed)
+
+
+def _check_choices(model_config: MoMConfig, data: Data) -> None:
+    """Reject a router that needs choices if the data has none."""
+    if not model_config.num_stages or not model_config.router_kind.needs_choices:
+        return
+    if not isinstance(data, ControlDataModule) or data.training.choices is None:
+        option, value = data.source
+        raise UsageError(
+            f"router={model_config.router} requires data with known choices, such as data=control/rules, got "
+            f"{option}={value}"
+        )
 
 
 def _from_plain(

@@ -34,6 +34,20 @@ class ControlModule(LanguageModelingModule):
         super().__init__(model_config, optimizer, model)
         self._exact_match = ExactMatch(buckets)
 
+    def run_model(self, batch: Mapping[str, Any], output_logits: bool = False) -> Any:
+        """Run a batch; a router that needs choices gets the right modules, and module 0 where none is right."""
+        config = self.model.config
+        choices = None
+        if config.num_stages and config.router_kind.needs_choices:
+            choices = {pool: right.clamp(min=0) for pool, right in batch.get("choices", {}).items()}
+        return self.model(
+            input_ids=batch["input_ids"],
+            labels=batch["labels"],
+            choices=choices,
+            output_routing=True,
+            output_logits=output_logits,
+        )
+
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """Measure one validation batch; return :func:`step_outputs`."""
         output = self.run_model(batch, output_logits=True)
