@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from mom.analysis.samples import next_token_losses
 from mom.analysis.traces import Header, Records, Traces, TraceWriter
 from mom.data.token_files import TokenFile
 from mom.metrics.depth import token_depths
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.model.losses import CHUNK_TOKENS
 
 
 class Window(NamedTuple):
@@ -97,23 +96,6 @@ def depths(routing: Sequence[Any], config: MoMConfig) -> dict[str, Tensor]:
     found = token_depths(routing, fixed_depth=config.fixed_depth)
     names = {"effective_depth": "effective", "weighted_depth": "weighted", "modules_per_token": "modules"}
     return {column: found[name] for column, name in names.items()}
-
-
-def next_token_losses(model: MoMForCausalLM, hidden: Tensor, ids: Tensor) -> Tensor:
-    """Return the cross-entropy of each next token, in nats, [B, T]; NaN at the end.
-
-    Logits are computed in chunks of the last hidden states, [B, T, D], to save memory.
-    """
-    losses = torch.full(ids.shape, float("nan"), device=ids.device)
-    before, target = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
-    chunks = [
-        F.cross_entropy(model.lm_head(rows).float(), labels, reduction="none")
-        for rows, labels in zip(before.split(CHUNK_TOKENS), target.split(CHUNK_TOKENS), strict=True)
-        if len(rows)
-    ]
-    if chunks:
-        losses[:, :-1] = torch.cat(chunks).view(ids.shape[0], -1)
-    return losses
 
 
 def record(

@@ -1,0 +1,73 @@
+"""Mutual information of choices, against known answers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from mom.metrics.dependence import (
+    entropy,
+    fixed_agreement,
+    mean_over_rounds,
+    measure_dependence,
+    mutual_information,
+)
+
+RNG = np.random.default_rng(0)
+N = 4000
+WINDOW = np.arange(N) // 20
+
+
+def test_a_choice_that_follows_from_the_attribute_shares_all_of_its_entropy():
+    attribute = RNG.integers(0, 12, N)
+    choice = attribute % 4
+    measured = measure_dependence("ffn", 2, "token_id", choice, attribute, WINDOW)
+    assert measured.information == pytest.approx(measured.entropy)
+    assert measured.entropy == pytest.approx(math.log(4), abs=0.01)
+    assert (measured.share, measured.fixed) == pytest.approx((1, 1))
+    assert measured.constant == pytest.approx(0.25, abs=0.03)
+
+
+@pytest.mark.parametrize("values", [5, 800])
+def test_independent_choices_share_nothing_even_if_values_are_rare(values):
+    choice, attribute = RNG.integers(0, 4, N), RNG.integers(0, values, N)
+    measured = measure_dependence("ffn", 0, "token_id", choice, attribute, WINDOW)
+    assert measured.share == pytest.approx(0, abs=0.02)
+    assert measured.information == pytest.approx(measured.chance, abs=0.02)
+    assert measured.fixed == pytest.approx(0.25, abs=0.04)
+    assert (values == 800) == (measured.information > 0.2)  # the bias that chance removes
+
+
+def test_a_noisy_channel_has_its_known_information():
+    attribute = RNG.integers(0, 2, 40_000)
+    flipped = RNG.random(40_000) < 0.1
+    expected = math.log(2) + 0.1 * math.log(0.1) + 0.9 * math.log(0.9)
+    assert mutual_information(attribute ^ flipped, attribute) == pytest.approx(expected, abs=0.01)
+
+
+def test_a_constant_choice_has_no_share():
+    measured = measure_dependence("ffn", 0, "token_id", np.zeros(N, dtype=int), RNG.integers(0, 5, N), WINDOW)
+    assert (measured.entropy, measured.information) == pytest.approx((0, 0))
+    assert math.isnan(measured.share) and (measured.fixed, measured.constant) == (1, 1)
+
+
+def test_the_fixed_choice_is_fitted_on_other_windows():
+    # A value that occurs in one window only cannot be predicted from the others.
+    window = np.repeat(np.arange(40), 2)
+    choice = RNG.integers(0, 2, 80)
+    assert fixed_agreement(choice, np.arange(80), window) < 0.75
+    assert fixed_agreement(choice, choice, window) == 1
+    assert math.isnan(fixed_agreement(choice, choice, np.zeros(80, dtype=int)))
+
+
+def test_means_over_rounds():
+    attribute = RNG.integers(0, 4, N)
+    first = measure_dependence("ffn", 0, "a", attribute, attribute, WINDOW)
+    second = measure_dependence("ffn", 1, "a", RNG.integers(0, 4, N), attribute, WINDOW)
+    mean = mean_over_rounds([first, second])
+    assert mean.round is None
+    assert mean.information == pytest.approx((first.information + second.information) / 2)
+    assert mean.share == pytest.approx(0.5, abs=0.02)
+    assert entropy(np.array([1, 1, 0, 2])) == pytest.approx(1.5 * math.log(2))
