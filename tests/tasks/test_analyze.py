@@ -14,20 +14,26 @@ from mom.config import bind
 from mom.cost.estimate import flops_per_token
 from mom.errors import UsageError
 from mom.interop import load_model
+from mom.metrics.choice_value import REPLACEMENTS
 from mom.runs.directory import RunDirectory
 from mom.tasks import analyze, evaluate
 from tests.helpers.checkpoints import request, write_run
 from tests.helpers.models import small_model
 from tests.helpers.texts import some_texts, write_jsonl
 
+CHOICES = ("choice_value", "regret", "paths", "dependence", "difficulty", "changes")
+"""Tables about the routers' choices."""
+
+
+SMALL = {"ablation_tokens": 64, "value_tokens": 64, "regret_tokens": 2, "regret_paths": 9}
+"""Options for little data."""
+
 
 def analyzed(
     folder: Path, source: dict[str, Any], task: dict[str, Any] | None = None, **data: Any
 ) -> tuple[Path, dict]:
     """Run the task on some texts; return its folder and summary."""
-    config = bind(
-        a_request(folder, source, {"name": "analyze", "ablation_tokens": 64, **(task or {})}, **data)
-    )
+    config = bind(a_request(folder, source, {"name": "analyze", **SMALL, **(task or {})}, **data))
     return Path(config.run_dir), analyze.run(config, RunDirectory(config.run_dir))
 
 
@@ -96,7 +102,16 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
     assert len(rows_of(folder, "similarity")) == 2 * 3
     assert {row["choice"] for row in rows_of(folder, "tokens_of_modules")} <= {"0", "1", "2", "3"}
     tables = json.loads((folder / "tables.json").read_text(encoding="utf-8"))
-    assert set(tables) == {"use", "modules", "tokens_of_modules", "similarity", "removal"}
+    assert set(tables) == {"use", "modules", "tokens_of_modules", "similarity", "removal", *CHOICES}
+    assert {row["replacement"] for row in tables["choice_value"]} == set(REPLACEMENTS)
+    assert [row["kind"] for row in tables["paths"]] == ["attention", "ffn", "all"]
+    assert all(row["swaps"] == 2 * 4 for row in tables["regret"] if row["round"] is None)
+    assert summary["regret/ffn/regret"] >= 0
+    value = next(row for row in tables["choice_value"] if (row["kind"], row["round"]) == ("all", None))
+    assert summary["choice_value/all/permuted"] == value["increase"]
+    assert 0 <= summary["routing/ffn/round_changes"] <= 1
+    assert summary["dependence/ffn/token_id/information"] > 0
+    assert [row["by"] for row in tables["difficulty"]] == ["loss"] * 10
     page = (folder / "report.html").read_text(encoding="utf-8")
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert figures == {
@@ -107,6 +122,9 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
         "depth_by_loss",
         "similarity_0",
         "removal",
+        "choice_value",
+        "regret",
+        "dependence",
     }
     assert page.count("<img ") == len(figures)
     printed = capsys.readouterr().out
@@ -118,7 +136,7 @@ def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
     checkpoint = str(write_run(tmp_path / "first"))
     config = bind(a_request(tmp_path, {"init": checkpoint}, {"name": "evaluate"}))
     evaluated = evaluate.run(config, RunDirectory(config.run_dir))
-    options = {"ablation": "none", "similarity_inputs": 0}
+    options = {"ablation": "none", "similarity_inputs": 0, "value_tokens": 0}
     whole, summary = analyzed(tmp_path, {"init": checkpoint}, options)
     # task=evaluate skips tokens that do not fill a window.
     windows = evaluated["data/tokens"] // 31
@@ -127,7 +145,8 @@ def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
     assert same["val/loss"] == pytest.approx(evaluated["val/loss"], rel=1e-5)
     assert same["data/fingerprint"] == evaluated["data/fingerprint"]
     assert summary["data/tokens"] > same["data/tokens"] == 32 * windows
-    assert not {"removal.csv", "similarity.csv"} & {path.name for path in whole.iterdir()}
+    absent = {"removal.csv", "similarity.csv", "choice_value.csv", "regret.csv", "paths.csv"}
+    assert not absent & {path.name for path in whole.iterdir()}
 
 
 def test_some_stages_of_all_documents(tmp_path: Path) -> None:

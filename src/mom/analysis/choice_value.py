@@ -114,8 +114,8 @@ def _replacement(
             for record in records
         ]
         return _flat(parts)
-    if name == "random":
-        return {pool: _random(model, pool, choices, generator) for pool, choices in own.items()}
+    if name == "uniform":
+        return {pool: _uniform(model, pool, choices, generator) for pool, choices in own.items()}
     group = np.concatenate(
         [
             (
@@ -137,7 +137,7 @@ def _replacement(
     }
 
 
-def _random(model: MoMForCausalLM, pool: str, choices: Tensor, generator: torch.Generator) -> Tensor:
+def _uniform(model: MoMForCausalLM, pool: str, choices: Tensor, generator: torch.Generator) -> Tensor:
     """Draw K different choices among those that each round can reach, [n, R, K]."""
     config, modules = model.config, next(layout for layout in model.config.pools() if layout.name == pool)
     reachable = torch.cat(

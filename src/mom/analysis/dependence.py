@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mom.analysis.statistics import Routing
-from mom.analysis.traces import Traces
+from mom.analysis.traces import Header, Traces
 from mom.metrics.dependence import Dependence, mean_over_rounds, measure_dependence
 
 MAX_TOKENS = 100_000
@@ -69,16 +69,17 @@ def first_choices(traces: Traces) -> dict[str, dict[int, Ints]]:
     }
 
 
-def round_changes(usage: Routing, num_rounds: int) -> list[float | None]:
-    """Return the fraction of tokens whose first choice differs from the round before, for each recorded round.
+def round_changes(usage: Routing, header: Header) -> dict[int, float]:
+    """Return the fraction of tokens whose first choice differs from the round before, by round of all stages.
 
-    It is ``None`` for the first round of a stage, which has H rounds.
+    The first round of a stage has no round before.
     """
-    changes: list[float | None] = [None]
-    for index, flow in enumerate(usage.flow, start=1):
-        within = index % num_rounds and flow.sum()
-        changes.append(float(1 - np.trace(flow) / flow.sum()) if within else None)
-    return changes
+    rounds = header.num_rounds
+    return {
+        header.stages[index // rounds] * rounds + index % rounds: float(1 - np.trace(flow) / flow.sum())
+        for index, flow in enumerate(usage.flow, start=1)
+        if index % rounds and flow.sum()
+    }
 
 
 def _dependence_on_round(pool: str, rounds: Mapping[int, Ints], window: Ints, seed: int) -> Dependence:

@@ -35,7 +35,7 @@ def code_classes(pieces: Sequence[str], document: NDArray[np.int64]) -> NDArray[
         document: the document of each token, ascending, [n].
     """
     classes = np.full(len(pieces), -1)
-    edges = np.flatnonzero(np.diff(document, prepend=-1, append=-1))
+    edges = np.flatnonzero(np.diff(document, prepend=-1, append=-1)).tolist()
     for start, stop in pairwise(edges):
         own = pieces[start:stop]
         text = "".join(own)

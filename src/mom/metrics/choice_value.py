@@ -14,7 +14,7 @@ REPLACEMENTS = {
     "position": "the position's most frequent choices",
     "token": "the token id's most frequent choices",
     "second": "the next best choices, without the first",
-    "random": "choices drawn among all that the round can reach",
+    "uniform": "choices drawn among all that the round can reach",
 }
 """Choices that replace a token's own."""
 

@@ -13,7 +13,12 @@ import torch
 from lightning.fabric import Fabric
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
+from transformers import PreTrainedTokenizerFast
 
+from mom.analysis.choice_value import measure_choice_value, num_value_passes
+from mom.analysis.choices import Choices
+from mom.analysis.dependence import MAX_TOKENS, choice_dependence, round_changes
+from mom.analysis.difficulty import Groups, depth_by_difficulty
 from mom.analysis.interventions import measure_removal, measure_similarity, num_passes
 from mom.analysis.messages import (
     fact_rows,
@@ -24,8 +29,11 @@ from mom.analysis.messages import (
     slot_name,
 )
 from mom.analysis.recording import batch_windows, record, split_windows
-from mom.analysis.report.page import render
-from mom.analysis.statistics import depth_statistics, routing_statistics
+from mom.analysis.regret import measure_regret
+from mom.analysis.report.choices import choice_figures, choice_tables
+from mom.analysis.report.page import Table, pieces, render
+from mom.analysis.samples import Batch
+from mom.analysis.statistics import Routing, depth_statistics, routing_statistics
 from mom.analysis.summary import draw_figures, module_parameters, summarize
 from mom.analysis.tables import (
     Rows,
@@ -36,6 +44,7 @@ from mom.analysis.tables import (
     use_table,
     write_tables,
 )
+from mom.analysis.token_classes import CLASSES, code_classes
 from mom.analysis.traces import Header, Traces
 from mom.config import AnalyzeConfig, DataConfig, RunConfig
 from mom.config.checks import check_length
@@ -45,7 +54,9 @@ from mom.data.token_files import TokenFile
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
 from mom.errors import UsageError
 from mom.interop import load_model
+from mom.metrics.choice_value import ChoiceValue
 from mom.metrics.modules import Removal
+from mom.metrics.regret import BestPath, Swap
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
 from mom.runs.directory import RunDirectory
@@ -63,6 +74,12 @@ WRITTEN = (
     ("tokens_of_modules.csv", "token types that are characteristic of each module"),
     ("similarity.csv", "similarity of modules"),
     ("removal.csv", "loss after module ablation, one at a time and greedy"),
+    ("choice_value.csv", "loss with other choices in place of the routers'"),
+    ("regret.csv", "better choices in hindsight, one at a time"),
+    ("paths.csv", "better paths in hindsight"),
+    ("dependence.csv", "what the choices depend on"),
+    ("changes.csv", "tokens that change their choice from round to round"),
+    ("difficulty.csv", "depth by loss and by class of token"),
     ("tables.json", "all tables"),
     (FIGURES, "figures as PNG files"),
 )
@@ -100,17 +117,26 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         )
         routing = routing_statistics(traces)
         depths = depth_statistics(traces)
-        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device)
         num_inputs = task.similarity_inputs
+        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device, task.ablation_tokens)
         pairs = (
             measure_similarity(model, batches, num_inputs, seed=config.seed, context=fabric.autocast)
             if num_inputs
             else []
         )
         removal = _removal(model, batches, task, fabric.autocast, progress)
+        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device, task.value_tokens)
+        sample = [Batch.of_text(ids) for ids in batches]
+        groups = _token_classes(traces, tokenizer)
+        choices = _choices(
+            model, sample, traces, routing, groups, task, config.seed, fabric.autocast, progress
+        )
     name = Path(config.run_dir).name
     facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
+    facts |= choices.facts()
     drawn = draw_figures(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
+    drawn |= choice_figures(choices, name)
+    about_choices = choice_tables(choices, sum(len(batch.ids) for batch in sample))
     tables = {
         "use": use_table(header, routing),
         "modules": module_table(
@@ -119,6 +145,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "tokens_of_modules": token_table(header, routing, tokenizer, task.top_tokens),
         "similarity": similarity_table(pairs),
         "removal": [] if removal is None else removal_table(removal),
+        **choices.tables(),
     }
     if run.writes:
         for key, figure in drawn.items():
@@ -131,12 +158,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             facts=fact_rows(facts, header),
             pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
             module_notes=module_notes(removal, task.ablation_tolerance),
+            choices=about_choices,
             figures=list(drawn.values()),
             footer=footer(source, text, fingerprint),
             num_tokens=task.report_tokens,
         )
         write_text_atomic(run.path / REPORT, page)
-    _print(facts, header, tables["modules"], run.path)
+    _print(facts, header, tables["modules"], about_choices, run.path)
     return {**facts, "data/fingerprint": fingerprint}
 
 
@@ -183,10 +211,17 @@ def _record(
 
 
 def _batches(
-    files: Sequence[TokenFile], task: AnalyzeConfig, data: DataConfig, end_of_text: int | None, device: Any
+    files: Sequence[TokenFile],
+    task: AnalyzeConfig,
+    data: DataConfig,
+    end_of_text: int | None,
+    device: Any,
+    num_tokens: int,
 ) -> list[torch.Tensor]:
-    """Return the first recorded tokens, int64 [B, T], for measuring modules."""
-    num_tokens = min(task.ablation_tokens, task.num_tokens or task.ablation_tokens)
+    """Return at most ``num_tokens`` of the first recorded tokens, int64 [B, T], for interventions."""
+    num_tokens = min(num_tokens, task.num_tokens or num_tokens)
+    if not num_tokens:
+        return []
     windows = split_windows(files, data.sequence_length, end_of_text)
     batches = batch_windows(windows, data.batch_size, num_tokens)
     # A window of one token has no token to predict.
@@ -214,8 +249,70 @@ def _removal(
     )
 
 
-def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path) -> None:
-    """Print the metrics, the table of modules, and the written files."""
+def _token_classes(traces: Traces, tokenizer: PreTrainedTokenizerFast) -> dict[str, Groups]:
+    """Group the recorded tokens by their class in Python code, if any of the text is Python code."""
+    tokens = traces.tokens(["token_id", "document"], first=MAX_TOKENS)
+    ids, document = tokens["token_id"].to_pylist(), tokens["document"].to_numpy().astype(np.int64)
+    special = set(tokenizer.all_special_ids)
+    texts = [
+        "" if token in special else text for token, text in zip(ids, pieces(tokenizer, ids), strict=True)
+    ]
+    classes = code_classes(texts, document)
+    return {"token_class": Groups(classes, CLASSES)} if (classes >= 0).any() else {}
+
+
+def _choices(
+    model: MoMForCausalLM,
+    sample: Sequence[Batch],
+    traces: Traces,
+    routing: Mapping[str, Routing],
+    groups: Mapping[str, Groups],
+    task: AnalyzeConfig,
+    seed: int,
+    context: Context,
+    progress: Progress,
+) -> Choices:
+    """Measure what the choices depend on, what they are worth, and whether better ones exist."""
+    values: Sequence[ChoiceValue] = ()
+    swaps: Sequence[Swap] = ()
+    paths: Sequence[BestPath] = ()
+    if sample and task.value_tokens:
+        bar = progress.add_task("replacing choices", total=num_value_passes(model))
+        values = measure_choice_value(
+            model,
+            sample,
+            seed=seed,
+            context=context,
+            on_progress=lambda passes: progress.advance(bar, passes),
+        )
+    if sample and task.regret_tokens:
+        bar = progress.add_task("trying other choices", total=task.regret_tokens)
+        swaps, paths = measure_regret(
+            model,
+            sample,
+            task.regret_tokens,
+            task.regret_paths,
+            seed=seed,
+            context=context,
+            on_progress=lambda tokens: progress.advance(bar, tokens),
+        )
+    return Choices(
+        skips={pool: layout.num_modules for pool, layout in traces.header.pools.items()},
+        changes={pool: round_changes(usage, traces.header) for pool, usage in routing.items()},
+        dependence=choice_dependence(
+            traces, {name: given.group for name, given in groups.items()}, seed=seed
+        ),
+        depths=depth_by_difficulty(traces, groups),
+        values=values,
+        swaps=swaps,
+        paths=paths,
+    )
+
+
+def _print(
+    facts: Mapping[str, Any], header: Header, modules: Rows, choices: Sequence[Table], folder: Path
+) -> None:
+    """Print the metrics, the tables of modules and of choices, and the written files."""
     rows = [[name, value] for name, value, _ in fact_rows(facts, header)[2:]]
     title = f"{header.source} on {header.text}"
     print_table(build_table(["", ""], rows, title=title, texts=2, show_header=False))
@@ -225,6 +322,11 @@ def _print(facts: Mapping[str, Any], header: Header, modules: Rows, folder: Path
         stage = f", stage {row['stage']}" if len(header.stages) > 1 else ""
         rows.append([f"{header.pools[row['kind']].label} {slot_name(row)}{stage}", *values])
     print_table(build_table(["module", *headings], rows, box=SIMPLE_HEAD, pad_edge=False))
+    for about in choices:
+        if about.title != "Depth against difficulty":
+            print_table(
+                build_table(about.headings, about.rows, title=about.title, box=SIMPLE_HEAD, pad_edge=False)
+            )
     for name, meaning in WRITTEN:
         if (folder / name).exists():
             print_line(f"  {name:<22} {meaning}")

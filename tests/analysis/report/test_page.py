@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from mom.analysis.report.page import (
     PoolTable,
     ReportFigure,
+    Table,
     packed,
     packed_real,
     pieces,
@@ -156,6 +157,7 @@ def test_no_text_becomes_markup_and_nothing_is_fetched(tmp_path: Path) -> None:
         facts=[(NASTY, NASTY, NASTY)],
         pools=[PoolTable(NASTY, "ffn", 0, [NASTY], [row])],
         module_notes=[NASTY],
+        choices=[Table(NASTY, NASTY, [NASTY], [[NASTY, NASTY]])],
         figures=[ReportFigure(Figure(figsize=(1, 1)), NASTY, NASTY)],
         footer=NASTY,
         num_tokens=1000,

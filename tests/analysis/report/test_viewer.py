@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from mom.analysis.report.page import PoolTable, pieces, render
+from mom.analysis.report.page import PoolTable, Table, pieces, render
 from mom.analysis.traces import Traces
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.texts import some_texts
@@ -64,6 +64,9 @@ def write_report(folder: Path, ids: np.ndarray, **changes: Any) -> tuple[Path, T
         facts=[("weights", "a very long name " * 8, "")],
         pools=[PoolTable("FFN", "ffn", model.config.num_stages - 1, [], [row])],
         module_notes=[],
+        choices=[
+            Table("Value", "A note. " * 20, ["pool", *"abcdefgh"], [["FFN", *["+0.1234 ± 0.0012"] * 8]])
+        ],
         figures=[],
         footer="",
         num_tokens=len(ids),

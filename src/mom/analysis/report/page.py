@@ -63,6 +63,16 @@ class PoolTable:
     rows: Sequence[Mapping[str, Any]]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table of text with a title and a note above it."""
+
+    title: str
+    note: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
 def render(
     traces: Traces,
     tokenizer: PreTrainedTokenizerFast,
@@ -71,6 +81,7 @@ def render(
     facts: Sequence[tuple[str, str, str]],
     pools: Sequence[PoolTable],
     module_notes: Sequence[str],
+    choices: Sequence[Table],
     figures: Sequence[ReportFigure],
     footer: str,
     num_tokens: int,
@@ -84,6 +95,7 @@ def render(
         facts: rows of the run's table: name, value, meaning.
         pools: tables of modules.
         module_notes: paragraphs above these tables.
+        choices: tables about the routers' choices.
         figures: figures to embed as SVG.
         footer: a line about how the page was made.
         num_tokens: maximum number of tokens in the viewer, from the start of the text.
@@ -102,6 +114,7 @@ def render(
         pools=pools,
         module_notes=module_notes,
         shown=shown,
+        choices=choices,
         figures=[
             {"svg": base64.b64encode(svg(item.figure)).decode(), "alt": item.alt, "caption": item.caption}
             for item in figures
