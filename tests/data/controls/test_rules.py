@@ -40,7 +40,7 @@ def test_labels_and_choices_follow_from_the_markers(control: Rules) -> None:
             if not all_steps:
                 values[:-1] = [IGNORED] * (control.steps - 1)
             assert labels == [IGNORED] * (control.steps + 1) + values
-            assert choices == [*rules, *rules, rules[-1]]
+            assert choices == [-1] * control.steps + rules + [-1]
     assert all(sorted(table) == list(range(control.symbols)) for table in tables)
 
 

@@ -6,7 +6,16 @@ requests, so none imports PyTorch or NumPy at the top. :mod:`mom.data.controls.b
 
 from __future__ import annotations
 
-from mom.data.controls import facts, pointer_hops
+from mom.data.controls import arithmetic, facts, pointer_hops, rules, table_lookup
 from mom.data.controls.control import Control, Examples, register_control
 
-__all__ = ["Control", "Examples", "facts", "pointer_hops", "register_control"]
+__all__ = [
+    "Control",
+    "Examples",
+    "arithmetic",
+    "facts",
+    "pointer_hops",
+    "register_control",
+    "rules",
+    "table_lookup",
+]

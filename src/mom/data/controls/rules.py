@@ -23,8 +23,8 @@ class Rules(Control):
     Training has labels for all steps, and no sequence of x and rules that is held out. Validation has a label for the
     last step only. Buckets: ``seen`` and ``held_out`` sequences of x and rules.
 
-    With a feed-forward module for each rule the right module is known: ``choices["ffn"]`` is the rule of each step, at
-    its marker and at its token, which ``router=oracle`` takes; the end token, which needs none, has the last one.
+    With a feed-forward module for each rule the right module is known: ``choices["ffn"]`` is the rule at x and at every
+    ``next``, and -1 at the other tokens. ``router=oracle`` takes it.
 
     Args:
         rules: number of rules.
@@ -139,5 +139,6 @@ class Rules(Control):
         ids = torch.cat([markers, chains[:, :1], special.expand(len(chains), -1)], dim=1)  # (M, T)
         labels = torch.full_like(ids, IGNORED)
         labels[:, self.steps + 1 :] = torch.stack(values, dim=1)
-        choices = torch.cat([rules, rules, rules[:, -1:]], dim=1)  # (M, T)
+        choices = torch.full_like(ids, -1)
+        choices[:, self.steps : 2 * self.steps] = rules
         return Examples(ids, labels, chains.new_zeros(len(chains)), {"ffn": choices})
