@@ -13,6 +13,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mom.config.data import store_controls
 from mom.config.model import store_groups
 from mom.config.old_schedules import replacement
 from mom.config.plugins import load_plugins, plugins_in
@@ -43,6 +44,7 @@ def prepare_composition(config_dir: Path, overrides: Sequence[str]) -> None:
     """Import the plugins named on the command line and store the parts of the configuration that have no file."""
     load_plugins(plugins_in(overrides))
     store_groups(config_dir)
+    store_controls(config_dir)
 
 
 def added_config_dir(folder: str | Path | None) -> list[str]:

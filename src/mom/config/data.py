@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
+
+from hydra.core.config_store import ConfigStore
 
 from mom.config.section import Section, section_by_name
 from mom.errors import UsageError, unknown_choice
@@ -255,3 +259,11 @@ def data_section(given: Mapping[str, Any]) -> DataSection:
     if name not in CONTROLS:
         raise unknown_choice("data.name", name, list(CONTROLS))
     return CONTROLS[name].from_mapping(given)
+
+
+def store_controls(config_dir: Path) -> None:
+    """Make each control without a file in ``config_dir``, such as one of a plugin, a choice ``data=control/<name>``."""
+    for name, control in CONTROLS.items():
+        if not (config_dir / "data" / "control" / f"{name}.yaml").exists():
+            node = dataclasses.asdict(control())
+            ConfigStore.instance().store(group="data/control", name=name, node=node, package="data")

@@ -14,5 +14,6 @@ The modules in the order in which data passes through them:
 - :mod:`mom.data.resumable` orders training samples so that training resumes exactly;
 - :mod:`mom.data.language_modeling` is the data module of pretraining;
 - :mod:`mom.data.examples` is the base of the data modules of fine-tuning, :mod:`mom.data.glue` and
-  :mod:`mom.data.xsum`.
+  :mod:`mom.data.xsum`;
+- :mod:`mom.data.controls` generates tasks with a known structure.
 """

@@ -101,6 +101,7 @@ def test_a_control_of_your_own_is_registered_by_a_decorator() -> None:
 
         data = bind({"run_dir": "x", "data": {"kind": "control", "name": "copy", "symbols": 3}}).data
         assert data == Copy(symbols=3)
+        assert bind(composed(CONF, ["data=control/copy", "data.symbols=4"])).data == Copy(symbols=4)
         with pytest.raises(UsageError, match=r"^unknown option data\.symbol; did you mean data\.symbols\?$"):
             bind({"run_dir": "x", "data": {"kind": "control", "name": "copy", "symbol": 3}})
         with pytest.raises(ValueError, match=r"^data\.name copy is already registered by "):
