@@ -67,6 +67,21 @@ GRID = [
     {"pools": ["ffn"], "router": "random", "num_stages": 2, "top_k": 1, "absorbing_skip": True},
     *LLAMA,
 ]
+EXPERT_CHOICE = [
+    {"capacity": 0.5, "router": "linear", "top_k": 1, "schedule": "layerwise", "skipped_kv": "mask"},
+    {
+        "capacity": 0.25,
+        "top_k": 1,
+        "num_stages": 2,
+        "num_rounds": 2,
+        "absorbing_skip": True,
+        "ffn_skip": False,
+    },
+    {"capacity": 0.4, "top_k": 1, "router": "mlp", "absorbing_skip": True},
+    {"capacity": 0.3, "top_k": "all"},
+    {"capacity": 0.6, "top_k": 2, "skip_rule": "first", "temperature": 0.2},
+    {"pools": {"attention": {"skip": False, "top_k": 1}, "ffn": {"capacity": 0.7}}, "schedule": "grouped"},
+]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +92,16 @@ GRID = [
 def test_equals_reference_in_value_and_every_gradient(changes, fold, monkeypatch):
     # Norms are folded into the weights or applied to rows, whichever is cheaper; both must match.
     monkeypatch.setattr(mom.model.pools.pool, "worth_folding", lambda *_: fold)
-    model = small_model(**changes)
+    assert_equals_the_reference(small_model(**changes))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("changes", EXPERT_CHOICE, ids=str)
+def test_expert_choice_equals_reference_in_value_and_every_gradient(changes, training):
+    assert_equals_the_reference(small_model(**changes).train(training))
+
+
+def assert_equals_the_reference(model):
     ids = tokens(2, 7)
     output = model(input_ids=ids, labels=ids, output_routing=True)
     output.lm_loss.backward()

@@ -103,11 +103,17 @@ def early_exit(model: MoMForCausalLM, ids: Tensor) -> Tensor:
 
 
 def mixture_of_depths(model: MoMForCausalLM, ids: Tensor) -> Tensor:
-    """Alternating routed and plain blocks; a token runs or skips an entire routed block."""
+    """Alternating routed and plain blocks; a token runs or skips an entire routed block.
+
+    In training with a capacity, the best tokens run it (Raposo et al. 2024); else those with a probability above 0.5.
+    """
     x, heads = embed(model, ids), model.config.num_heads
     for stage in model.model.stages:
         p = keeps(model, stage.attention, x, 0)
-        kept = p > 0.5
+        best = (
+            p.topk(round(model.config.capacity * len(ids))).values if model.training else torch.tensor([0.5])
+        )
+        kept = p >= best[-1]
         y = x + p[:, None] * attention(stage.attention.pool, 0, x, heads, seen=kept)
         x = torch.where(kept[:, None], y + ffn(stage.ffn.pool, 0, y), x)
         block = torch.nn.Module()
@@ -167,6 +173,10 @@ CASES = {
         BLOCKS | {"absorbing_skip": True, "ffn_skip": False, "skipped_kv": "mask"},
         mixture_of_depths,
     ),
+    "mixture of depths, experts choose": (
+        BLOCKS | {"absorbing_skip": True, "ffn_skip": False, "skipped_kv": "mask", "capacity": 0.4},
+        mixture_of_depths,
+    ),
     "experts, best one": (EXPERTS | {"num_ffn_modules": 3 * LAYERS, "ffn_top_k": 1}, mixture_of_experts),
     "experts, best two": (EXPERTS | {"num_ffn_modules": 3 * LAYERS, "ffn_top_k": 2}, mixture_of_experts),
 }
@@ -177,7 +187,7 @@ def variant(case: str) -> MoMForCausalLM:
     with torch.no_grad():
         for stage in model.model.stages:
             stage.attention.router.output.bias[:-1] += 0.3  # so that most tokens stay and some exit
-    return model
+    return model.train(model.config.capacity is not None)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -264,6 +264,7 @@ SCALARS: dict[str, Scalar] = {
     "balance_coefficient": Option("balance_coefficient"),
     "z_loss_coefficient": Option("z_loss_coefficient"),
     "depth_coefficient": Option("depth_coefficient"),
+    "capacity_coefficient": Option("capacity_coefficient"),
     "router_lr_multiplier": RouterLearningRate(),
 }
 """The scalars that a schedule can change. To add your own, add a :class:`Scalar` here under its name."""

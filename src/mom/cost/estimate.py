@@ -26,10 +26,20 @@ Usage = Mapping[str, float]
 
 
 def nominal_usage(config: MoMConfig) -> Usage:
-    """Return the maximum usage, in which no assignment goes to SKIP."""
+    """Return the usage in which modules run for as many tokens as they may: for all, or for their ``capacity``."""
+    layouts = config.pools()
     if config.num_stages == 0:
-        return {layout.name: 0.0 for layout in config.pools()}
-    return {layout.name: layout.most_modules() for layout in config.pools()}
+        return {layout.name: 0.0 for layout in layouts}
+    if all(layout.capacity is None for layout in layouts):
+        return {layout.name: layout.most_modules() for layout in layouts}
+    usage = dict.fromkeys((layout.name for layout in layouts), 0.0)
+    in_stage = 1.0  # share of the tokens
+    for h in range(config.num_rounds):
+        for layout in layouts:
+            usage[layout.name] += in_stage * layout.modules_per_token(h) / config.num_rounds
+            if config.absorbing_skip and layout.capacity is not None:
+                in_stage *= min(1.0, layout.modules_per_token(h))
+    return usage
 
 
 def measured_usage(config: MoMConfig, routing: Sequence[Any]) -> Usage:
@@ -86,9 +96,9 @@ def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> floa
 
     A round uses ``usage`` modules of a pool, so a stage uses at most ``rounds * usage`` different modules.
     """
-    usage = usage or nominal_usage(config)
     if config.num_stages == 0:
         return num_parameters(config)
+    usage = usage or {layout.name: layout.most_modules() for layout in config.pools()}
     idle = 0.0
     for layout in config.pools():
         num_used = min(layout.num_modules, config.num_rounds * usage[layout.name])
@@ -102,8 +112,8 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
     Args:
         config: the model's configuration.
         sequence_length: T, or a mean over sequences; a token attends to (T + 1) / 2 keys on average.
-        usage: modules per step; ``None`` assumes no SKIP. Every round attends over all tokens, including those that
-            skip.
+        usage: modules per step; ``None`` assumes :func:`nominal_usage`. Every round attends over all tokens, including
+            those that skip.
     """
     usage = usage or nominal_usage(config)
     layouts, rounds = config.pools(), config.num_stages * config.num_rounds

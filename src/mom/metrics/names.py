@@ -62,7 +62,15 @@ def training_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str,
     return {
         "train": tuple(
             f"train/{name}"
-            for name in ("loss", "lm_loss", "balance_loss", "z_loss", "depth_loss", "routing_loss")
+            for name in (
+                "loss",
+                "lm_loss",
+                "balance_loss",
+                "z_loss",
+                "depth_loss",
+                "capacity_loss",
+                "routing_loss",
+            )
         ),
         "depth": depth_names(pools),
         "compute": COMPUTE,

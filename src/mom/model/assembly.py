@@ -132,7 +132,10 @@ class Stage(nn.Module):
         for pool, router_state, weights, step, choices in zip(
             self.pools, router_states, folded, steps, forced, strict=True
         ):
-            routing, router_state = pool.router(x, router_state, h, token_ids, choices)
+            candidates = (
+                step.real if exited is None else ~exited if step.real is None else step.real & ~exited
+            )
+            routing, router_state = pool.router(x, router_state, h, token_ids, choices, candidates)
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)
                 exited = ~routing.took_module  # (B, T)

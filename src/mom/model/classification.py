@@ -27,6 +27,7 @@ class MoMSequenceClassifierOutput(ModelOutput):
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
     depth_loss: Tensor | None = None
+    capacity_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None

@@ -35,6 +35,7 @@ class PoolLayout:
         schedule: ``all``, ``layerwise`` or ``grouped``.
         skip: whether SKIP may be chosen.
         skip_rule: ``share`` or ``first``.
+        capacity: share of the tokens that each module takes; ``None`` if tokens choose.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PoolLayout:
     schedule: str
     skip: bool
     skip_rule: str = "share"
+    capacity: float | None = None
 
     @property
     def label(self) -> str:
@@ -66,7 +68,7 @@ class PoolLayout:
     def may_skip(self) -> bool:
         """Return whether a token can run no module in a step, because all K assignments can go to SKIP."""
         alone = self.num_selected() == 1 or self.skip_rule == "first"
-        return self.skip and alone and self.router.may_skip(self)
+        return self.skip and (alone or self.capacity is not None) and self.router.may_skip(self)
 
     def most_choices(self) -> int:
         """Return the largest ``top_k`` that every round can fill."""
@@ -75,6 +77,11 @@ class PoolLayout:
     def most_modules(self) -> float:
         """Return the maximum number of modules that a token runs in a step, averaged over rounds."""
         return self.router.most_modules(self)
+
+    def modules_per_token(self, round_index: int) -> float:
+        """Return the most modules that a token of a stage runs in a round, averaged over tokens."""
+        share = 1.0 if self.capacity is None else self.capacity
+        return min(self.num_selected(), len(self.modules_of(round_index)) * share)
 
     def layers(self) -> list[int]:
         """Return the plain layer, counted from 0 in its stage, that upcycling copies each module from.
@@ -145,6 +152,9 @@ class _Entry:
     top_k: TopK = option(2, "choices K per step; as the model's by default", ge=1)
     schedule: Schedule = option("all", "modules a round may choose; as the model's by default")
     skip: bool = option(True, "let tokens choose SKIP; as the model's by default")
+    capacity: float | None = option(
+        None, "share of the tokens that each module takes; as the model's by default", gt=0, le=1
+    )
 
 
 ENTRY_OPTIONS = declared(_Entry)

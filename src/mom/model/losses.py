@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from mom.model.expert_choice import capacity_loss
 from mom.model.options import ModelOptions
 from mom.model.pools.pool import product_dtype
 from mom.model.routing import RoundRouting, Routing, by_pool
@@ -24,6 +25,7 @@ COEFFICIENTS = {
     "balance_loss": "balance_coefficient",
     "z_loss": "z_loss_coefficient",
     "depth_loss": "depth_coefficient",
+    "capacity_loss": "capacity_coefficient",
 }
 """The auxiliary losses by their name in the model's output, and the options that weight them."""
 
@@ -39,25 +41,36 @@ def routing_losses(
     A loss with coefficient 0 is only reported: it is detached and not part of the sum, since it may be infinite.
 
     Returns:
-        ``balance_loss``, ``z_loss``, with a ``depth_target`` also ``depth_loss``, and the total, ``loss``.
+        The losses that :func:`loss_names` lists, and the total, ``loss``.
     """
     terms: dict[str, Callable[[], Tensor]] = {
         "balance_loss": lambda: balance_loss(
             routing, config.num_rounds, mask, include_skip=config.balance_skip
         ),
         "z_loss": lambda: z_loss(routing, mask),
+        "depth_loss": lambda: depth_loss(config, routing, mask),
+        "capacity_loss": lambda: capacity_loss(config, routing, mask),
     }
-    if config.depth_target is not None:
-        terms["depth_loss"] = lambda: depth_loss(config, routing, mask)
     losses = {}
-    for name, term in terms.items():
+    for name in loss_names(config):
         with torch.set_grad_enabled(torch.is_grad_enabled() and coefficient(config, name) != 0):
-            losses[name] = term().to(task_loss.device)
+            losses[name] = terms[name]().to(task_loss.device)
     return losses | {"loss": add_losses(config, task_loss, losses)}
 
 
+def loss_names(config: ModelOptions) -> list[str]:
+    """Return the names of the auxiliary losses that a model reports."""
+    applies = {
+        "balance_loss": True,
+        "z_loss": True,
+        "depth_loss": config.num_stages > 0 and config.depth_target is not None,
+        "capacity_loss": config.num_stages > 0 and any(layout.capacity for layout in config.pools()),
+    }
+    return [name for name in COEFFICIENTS if applies[name]]
+
+
 def coefficient(config: ModelOptions, name: str) -> float:
-    """Return the coefficient of an auxiliary loss: ``balance_loss``, ``z_loss``, or ``depth_loss``."""
+    """Return the coefficient of an auxiliary loss, by its name in :data:`COEFFICIENTS`."""
     return getattr(config, COEFFICIENTS[name])
 
 

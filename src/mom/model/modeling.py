@@ -53,13 +53,16 @@ class MoMCausalLMOutput(ModelOutput):
     """Output of the language model.
 
     Attributes:
-        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``, and with
-            a ``depth_target`` + ``depth_coefficient`` · ``depth_loss``. A term with coefficient 0 is left out of the
+        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``, with a
+            ``depth_target`` + ``depth_coefficient`` · ``depth_loss``, and with a ``capacity`` +
+            ``capacity_coefficient`` · ``capacity_loss``. A term with coefficient 0 is left out of the
             sum, and reported without a gradient.
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
         depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
+        capacity_loss: cross-entropy of predicting which tokens modules take, before its coefficient; ``None`` without a
+            ``capacity``.
         logits: [B, T, V].
         others: see :class:`MoMModelOutput`.
     """
@@ -69,6 +72,7 @@ class MoMCausalLMOutput(ModelOutput):
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
     depth_loss: Tensor | None = None
+    capacity_loss: Tensor | None = None
     logits: Tensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[Tensor, ...] | None = None

@@ -103,6 +103,16 @@ class ModelOptions:
         "share", "share: SKIP takes its share of the weight; first: SKIP ranked first ends the step"
     )
     absorbing_skip: bool = routed(False, "a token that ran no module skips the rest of the stage: early exit")
+    capacity: float | None = routed(
+        None,
+        "expert choice: share of a sequence's tokens that each module of a pool with SKIP takes in training; null: "
+        "tokens choose",
+        gt=0,
+        le=1,
+    )
+    capacity_coefficient: float = routed(
+        0.01, "weight of the loss by which routers learn to predict what modules take", ge=0
+    )
     dropout: float = option(0.0, "dropout of the embeddings and of each step's output", ge=0, lt=1)
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
     layer_norm_epsilon: float = option(1e-5, "epsilon of every norm", gt=0)
@@ -246,6 +256,7 @@ class ModelOptions:
             schedule=value("schedule"),
             skip=value("skip"),
             skip_rule=self.skip_rule,
+            capacity=value("capacity") if value("skip") and self.router_kind.learns else None,
         )
 
     def as_mapping(self) -> dict[str, Any]:
@@ -304,8 +315,35 @@ class ModelOptions:
         if self.score_function == "identity" and self.normalize_weights is True and self.router_kind.learns:
             rule = "must be auto or false with score_function identity, whose scores can sum to 0"
             raise InvalidOption("normalize_weights", True, rule)
+        self._check_capacity(layouts)
         if self.depth_target is not None:
             self._check_depth_target(self.depth_target, layouts)
+
+    def _check_capacity(self, layouts: tuple[PoolLayout, ...]) -> None:
+        entries = dict(named_entries(self.pool_specs))
+        own = {f"pools.{name}.capacity": entry.get("capacity") for name, entry in entries.items()}
+        given = [
+            (name, value) for name, value in ({"capacity": self.capacity} | own).items() if value is not None
+        ]
+        if not given:
+            return
+        if not self.router_kind.learns:
+            raise InvalidOption(*given[0], f"must be null with router {self.router}, which does not learn")
+        if all(layout.capacity is None for layout in layouts):
+            rule = "must be null without skip: tokens that no module takes choose SKIP"
+            raise InvalidOption(*given[0], rule)
+        excluded = {
+            "normalize_weights": (True, "must be auto or false", "a module's weight is its probability"),
+            "balance_bias_rate": (
+                self.balance_bias_rate or None,
+                "must be 0",
+                "modules take equally many tokens",
+            ),
+            "depth_target": (self.depth_target, "must be null", "the capacity sets the depth"),
+        }
+        for name, (value, rule, reason) in excluded.items():
+            if value is not None and getattr(self, name) == value:
+                raise InvalidOption(name, value, f"{rule} with a capacity: {reason}")
 
     def _top_k_option(self, layout: PoolLayout) -> str:
         """Return the option that sets a pool's K."""

@@ -47,10 +47,11 @@ Round = dict[str, list[Choice]]
 class ReferenceMoM:
     """A language model that computes, step by step, what a :class:`mom.MoMForCausalLM` with its weights does.
 
-    Gradients flow into that model's own parameters. There is no dropout: compare with the model in evaluation mode.
+    Gradients flow into that model's own parameters. There is no dropout, noise, or exploration. ``training`` makes a
+    difference only with a ``capacity``: modules then choose tokens.
     """
 
-    def __init__(self, config: Any, weights: dict[str, Tensor]) -> None:
+    def __init__(self, config: Any, weights: dict[str, Tensor], training: bool = False) -> None:
         if config.router not in ROUTERS:
             raise ValueError(f"`router` must be one of {', '.join(ROUTERS)}, got {config.router}")
         one_skip = config.num_skip_slots == 1 and config.ffn_skip_slots in (None, 1)
@@ -61,12 +62,13 @@ class ReferenceMoM:
                 raise ValueError(f"`pools` must be of the kinds {' and '.join(RUN)}, got {layout.kind.name}")
         self.config = config
         self.weights = weights
+        self.training = training
 
     @classmethod
     def from_model(cls, model: nn.Module) -> ReferenceMoM:
-        """Share the weights of a :class:`mom.MoMForCausalLM`."""
+        """Share the weights and the mode of a :class:`mom.MoMForCausalLM`."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
-        return cls(model.config, parameters | dict(model.named_buffers()))
+        return cls(model.config, parameters | dict(model.named_buffers()), model.training)
 
     def __call__(self, ids: Tensor, choices: dict[str, Tensor] | None = None) -> tuple[Tensor, list[Round]]:
         """Predict every next token of one unpadded sequence, (T,) → logits (T, V) and the routing of each round.
@@ -142,6 +144,7 @@ class Router:
         self.weights = model.part(f"model.stages.{stage}.{layout.name}.router")
         self.skip = layout.num_modules  # SKIP's index, N
         self.schedule, self.may_skip = layout.schedule, layout.skip
+        self.capacity, self.training = layout.capacity, model.training
         self.top_k = self.skip + 1 if layout.top_k == "all" else layout.top_k
         self.salt = stage * len(model.config.pools()) + layout.position  # of the hash below
         self.state: dict[int, Tensor] = {}  # token → (router_dim,)
@@ -149,20 +152,37 @@ class Router:
 
     def __call__(self, h: int, x: Tensor, ids: Tensor, exited: list[bool]) -> list[Choice]:
         """Choose for every token in round h, from the residual stream (T, D) without a norm."""
-        choices = []
-        for t in range(len(x)):
-            choice = self.exit() if exited[t] else self.choose(h, t, x[t], int(ids[t]))
+        route = ROUTERS[self.config.router]
+        # Each token's logits (N + 1,) and what it can reach, best first
+        routes = {t: route(self, h, t, x[t], int(ids[t])) for t in range(len(x)) if not exited[t]}
+        if self.capacity is not None:
+            self.let_modules_choose(routes)
+        choices = [self.exit() if exited[t] else self.choose(h, t, *routes[t]) for t in range(len(x))]
+        for t, choice in enumerate(choices):
             exited[t] = self.config.absorbing_skip and set(choice.selected) == {self.skip}
-            choices.append(choice)
         return choices
+
+    def let_modules_choose(self, routes: dict[int, tuple[Tensor, list[int]]]) -> None:
+        """Leave each token the modules that take it, and SKIP (expert choice, Raposo et al. 2024, arXiv 2404.02258).
+
+        In training, a module takes the ``capacity`` share of the tokens that prefer it most to SKIP; to know whether a
+        token is among them takes the tokens after it. Otherwise, it takes every token that prefers it to SKIP.
+        """
+        number = max(1, round(self.capacity * len(routes)))
+        takes = {}
+        for i in range(self.skip):
+            odds = {t: float((logits[i] - logits[self.skip]).detach()) for t, (logits, _) in routes.items()}
+            best = sorted(odds, key=lambda t: odds[t], reverse=True)[:number]
+            takes[i] = best if self.training else [t for t in odds if odds[t] > 0]
+        for t, (logits, ranked) in routes.items():
+            routes[t] = logits, [i for i in ranked if i != self.skip and t in takes[i]] + [self.skip]
 
     def exit(self) -> Choice:
         """Choose SKIP and nothing else, for a token that has left the stage (``absorbing_skip``, early exit)."""
         return Choice(torch.eye(self.skip + 1)[self.skip], [self.skip] * self.top_k, torch.eye(self.top_k)[0])
 
-    def choose(self, h: int, t: int, x: Tensor, token_id: int) -> Choice:
-        """Choose the K best of what round h can reach for token t, SKIP included."""
-        logits, ranked = ROUTERS[self.config.router](self, h, t, x, token_id)  # (N + 1,), best first
+    def choose(self, h: int, t: int, logits: Tensor, ranked: list[int]) -> Choice:
+        """Choose the K best for token t in round h, SKIP included, from logits (N + 1,)."""
         if self.forced is not None:
             ranked = self.force(self.forced[t, h].tolist(), ranked)
         scores = logits.softmax(0)  # (N + 1,)
@@ -170,7 +190,7 @@ class Router:
         selected = ranked[: self.top_k] + [self.skip] * missing
         # For K = 1, normalizing would make every weight 1, and the router would get no gradient.
         rule = self.config.normalize_weights
-        normalize = rule is True or (rule == "auto" and self.top_k > 1)
+        normalize = rule is True or (rule == "auto" and self.top_k > 1 and self.capacity is None)
         best = ranked[: self.top_k]
         # A softmax over the chosen alone is their scores divided by the sum of these.
         weights = F.pad(logits[best].softmax(0) if normalize else scores[best], (0, missing))  # (K,)

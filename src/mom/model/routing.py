@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -87,6 +88,7 @@ def choose(
     ranking: Tensor | None = None,
     noise: Tensor | None = None,
     bias: Tensor | None = None,
+    taken: Tensor | None = None,
     forced: Tensor | None = None,
 ) -> Routing:
     """Choose K slots for each token (paper, section 3.2).
@@ -106,6 +108,8 @@ def choose(
         ranking: ranked instead of the logits, [B, T, slots].
         noise: added to the logits for ranking only, [B, T, slots].
         bias: added to the scores for ranking only, [slots]; the logits rank slots with equal sums.
+        taken: modules that may run for each token, boolean [B, T, N]: with expert choice, those that take it. They rank
+            before SKIP. If there are fewer than K, SKIP gets the other assignments, all but one with weight 0.
         forced: choices to make regardless of the ranking, int64 [B, T, K]; index N is SKIP, and -1 leaves a choice to
             the ranking.
 
@@ -126,6 +130,12 @@ def choose(
     if bias is not None:
         biased = (ranking.softmax(dim=-1) if softmax and ranks_logits else ranking) + bias
         ranking = _rank_by_both(biased.masked_fill(ranking == float("-inf"), float("-inf")), ranking)
+    if taken is not None:
+        taken = F.pad(taken, (0, logits.shape[-1] - num_modules), value=True)  # (B, T, slots)
+        ranking = ranking.masked_fill(~taken, float("-inf"))
+        ranking[..., num_modules:] = torch.finfo(ranking.dtype).min / 2  # after every module that may run
+        if forced is not None:
+            taken = taken | contains_slot(forced, logits.shape[-1])
     best = ranking.topk(top_k, dim=-1).indices
     selected = best if forced is None else _fill(ranking, forced, num_modules)  # (B, T, K)
     if normalize and softmax:
@@ -141,6 +151,9 @@ def choose(
     if reachable is not None:
         # A round with fewer slots than assignments, as with ``top_k: all`` and a schedule: SKIP gets the rest.
         selected = torch.where(reachable.expand_as(scores).gather(-1, selected), selected, num_modules)
+    if taken is not None:
+        may_run = taken.gather(-1, selected)  # (B, T, K)
+        selected, weights = torch.where(may_run, selected, num_modules), weights * may_run
     if straight_through:
         weights = _StraightThroughSign.apply(weights)
     if scores.shape[-1] > num_modules + 1:  # several slots mean SKIP

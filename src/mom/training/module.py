@@ -17,7 +17,7 @@ from mom.callbacks.window import logs_next_step
 from mom.interop.loading import MEASURED_WITH
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
-from mom.model.losses import COEFFICIENTS, add_losses, balance_loss
+from mom.model.losses import COEFFICIENTS, add_losses, balance_loss, loss_names
 from mom.training.optimizer import build_adamw, build_schedule
 from mom.training.sharding import is_sharded, shard
 
@@ -60,9 +60,7 @@ class TrainingModule(LightningModule):
         self.model = model
         self.skipped_in_a_row = 0
         self._task_loss = task_loss
-        names = [task_loss, "balance_loss", "z_loss", "routing_loss"]
-        if model.config.depth_target is not None and model.config.num_stages:
-            names.append("depth_loss")
+        names = [task_loss, "routing_loss", *loss_names(model.config)]
         self._train_means = torch.nn.ModuleDict({name: WeightedMean() for name in names})
 
     @abstractmethod

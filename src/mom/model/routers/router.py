@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.utils.generic import maybe_autocast
 
+from mom.model.expert_choice import log_odds, top_share
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
 from mom.model.routing import Routing, choose, contains_slot
@@ -80,7 +81,8 @@ class Router(nn.Module):
         self.top_k = top_k
         normalize = self.config.normalize_weights
         is_raw = self.config.score_function == "identity" and self.kind.learns
-        self.normalize = top_k > 1 and not is_raw if normalize == "auto" else bool(normalize)
+        by_token = self.layout.capacity is None and not is_raw
+        self.normalize = top_k > 1 and by_token if normalize == "auto" else bool(normalize)
 
     def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
         """Set the noise that is added to the ranking in training: ``gaussian``, ``gumbel``, or ``None``."""
@@ -172,6 +174,7 @@ class Router(nn.Module):
         round_index: int,
         token_ids: Tensor | None = None,
         forced: Tensor | None = None,
+        candidates: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose for every token (paper, section 3.2).
 
@@ -181,6 +184,7 @@ class Router(nn.Module):
             round_index: the round within the stage.
             token_ids: [B, T], for kinds that need them.
             forced: forced choices, int64 [B, T, K]; index N is SKIP and -1 the router's own choice.
+            candidates: tokens that modules may take in training with expert choice, boolean [B, T]; ``None`` means all.
 
         Returns:
             The record and the new state.
@@ -191,9 +195,9 @@ class Router(nn.Module):
             if weight.is_floating_point() and weight.dtype != torch.float32
         }
         if cast:
-            return functional_call(self, cast, (x, state, round_index, token_ids, forced))
+            return functional_call(self, cast, (x, state, round_index, token_ids, forced, candidates))
         with maybe_autocast(x.device.type, enabled=False):
-            return self._decide(x.float(), state, round_index, token_ids, forced)
+            return self._decide(x.float(), state, round_index, token_ids, forced, candidates)
 
     def _decide(
         self,
@@ -202,6 +206,7 @@ class Router(nn.Module):
         round_index: int,
         token_ids: Tensor | None,
         forced: Tensor | None,
+        candidates: Tensor | None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose as :meth:`forward` does, with everything in float32."""
         learns = self.kind.learns
@@ -214,6 +219,7 @@ class Router(nn.Module):
         reachable = self.kind.open_slots(self, round_index)
         if forced is not None and not learns:
             reachable = self._open_forced(reachable, forced)
+        noise = self._noise(logits) if learns else None
         routing = choose(
             logits,
             num_modules=self.layout.num_modules,
@@ -224,11 +230,19 @@ class Router(nn.Module):
             leave_when_skip_first=self.config.skip_rule == "first",
             reachable=reachable,
             ranking=ranking[0] if ranking else None,
-            noise=self._noise(logits) if learns else None,
+            noise=noise,
             bias=self.slot_bias(),
+            taken=self._taken(logits if noise is None else logits + noise, candidates),
             forced=forced,
         )
         return routing, state
+
+    def _taken(self, logits: Tensor, candidates: Tensor | None) -> Tensor | None:
+        """Return the modules that take each token, boolean [B, T, N]; ``None`` without a capacity."""
+        if self.layout.capacity is None:
+            return None
+        odds = log_odds(logits.detach(), self.layout.num_modules)
+        return top_share(odds, self.layout.capacity, candidates) if self.training else odds > 0
 
     def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
         """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].
