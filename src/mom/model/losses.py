@@ -24,6 +24,7 @@ from mom.model.routing import RoundRouting, Routing, by_pool
 COEFFICIENTS = {
     "balance_loss": "balance_coefficient",
     "z_loss": "z_loss_coefficient",
+    "compute_loss": "compute_coefficient",
     "depth_loss": "depth_coefficient",
     "capacity_loss": "capacity_coefficient",
 }
@@ -48,6 +49,7 @@ def routing_losses(
             routing, config.num_rounds, mask, include_skip=config.balance_skip
         ),
         "z_loss": lambda: z_loss(routing, mask),
+        "compute_loss": lambda: compute_loss(config, routing, mask),
         "depth_loss": lambda: depth_loss(config, routing, mask),
         "capacity_loss": lambda: capacity_loss(config, routing, mask),
     }
@@ -63,6 +65,7 @@ def loss_names(config: ModelOptions) -> list[str]:
     applies = {
         "balance_loss": True,
         "z_loss": True,
+        "compute_loss": bool(_priced_pools(config)),
         "depth_loss": config.num_stages > 0 and config.depth_target is not None,
         "capacity_loss": config.num_stages > 0 and any(layout.capacity for layout in config.pools()),
     }
@@ -213,6 +216,37 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
         return squares.mean()
     real = mask.to(squares.dtype)
     return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)
+
+
+def compute_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
+    """Average the probability of running a module, 1 - p_SKIP, over real tokens and the steps that tokens may skip.
+
+    Its coefficient is the price of a token that skips nothing, in units of the task's loss. A router then keeps a
+    module where it lowers the loss by more than its share of the price. Tokens that may not skip in this step
+    (``skip_exploration``) have no gradient.
+    """
+    if not routing:
+        return torch.zeros(())
+    priced = _priced_pools(config)
+    runs = torch.stack(
+        [
+            1 - step.scores[..., -1]
+            for decisions in routing
+            for name, step in zip(decisions._fields, decisions, strict=True)
+            if name in priced
+        ]
+    )  # (priced pools · rounds, B, T)
+    if mask is None:
+        return runs.mean()
+    real = mask.to(runs.dtype)
+    return (runs * real).sum() / (real.sum() * len(runs)).clamp_min(1.0)
+
+
+def _priced_pools(config: ModelOptions) -> list[str]:
+    """Return the names of the pools whose routers learn when to skip a step."""
+    if not config.num_stages or not config.router_kind.learns:
+        return []
+    return [layout.name for layout in config.pools() if layout.may_skip() and layout.capacity is None]
 
 
 def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:

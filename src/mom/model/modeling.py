@@ -53,13 +53,12 @@ class MoMCausalLMOutput(ModelOutput):
     """Output of the language model.
 
     Attributes:
-        loss: ``lm_loss`` + ``balance_coefficient`` · ``balance_loss`` + ``z_loss_coefficient`` · ``z_loss``, with a
-            ``depth_target`` + ``depth_coefficient`` · ``depth_loss``, and with a ``capacity`` +
-            ``capacity_coefficient`` · ``capacity_loss``. A term with coefficient 0 is left out of the
-            sum, and reported without a gradient.
+        loss: ``lm_loss`` plus every other loss below times its coefficient, such as ``balance_coefficient``. A term with
+            coefficient 0 is left out of the sum, and reported without a gradient.
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
+        compute_loss: mean probability of running a module, before its coefficient; ``None`` if no step can be skipped.
         depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
         capacity_loss: cross-entropy of predicting which tokens modules take, before its coefficient; ``None`` without a
             ``capacity``.
@@ -71,6 +70,7 @@ class MoMCausalLMOutput(ModelOutput):
     lm_loss: Tensor | None = None
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
+    compute_loss: Tensor | None = None
     depth_loss: Tensor | None = None
     capacity_loss: Tensor | None = None
     logits: Tensor | None = None

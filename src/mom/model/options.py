@@ -117,8 +117,18 @@ class ModelOptions:
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
     layer_norm_epsilon: float = option(1e-5, "epsilon of every norm", gt=0)
 
-    router: str = option("gru", "router kind", group="router")
-    temperature: float = option(0.2, "divides the router's logits before the softmax", group="router", gt=0)
+    router: str = option("linear", "router kind", group="router")
+    temperature: float = option(1.0, "divides the router's logits before the softmax", group="router", gt=0)
+    skip_bias: float = option(
+        -3.0, "initial logit of SKIP over temperature; below 0, tokens rarely skip at first", group="router"
+    )
+    skip_exploration: float = option(
+        0.3,
+        "share of the tokens that may not choose SKIP in a step of training, so that modules keep learning from them",
+        group="router",
+        ge=0,
+        lt=1,
+    )
     score_function: Literal["softmax", "identity"] = option(
         "softmax", "identity: raw router outputs are the scores, never normalized", group=None
     )
@@ -127,12 +137,12 @@ class ModelOptions:
     )
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)
     router_prior: Literal["none", "ordered", "looped"] = option(
-        "looped", "learned bias per round that starts by preferring module h, then SKIP", group="router"
+        "none", "learned bias per round that starts by preferring module h, then SKIP", group="router"
     )
     router_prior_strength: float = option(
         5.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
     )
-    balance_coefficient: float = option(0.01, "weight of the balance loss", group="router", ge=0)
+    balance_coefficient: float = option(0.0, "weight of the balance loss", group="router", ge=0)
     balance_skip: bool = option(True, "balance SKIP among the choices", group="router")
     balance_scope: Literal["microbatch", "global"] = option(
         "microbatch", "tokens balanced together: of one process, or of all", group="router"
@@ -141,6 +151,12 @@ class ModelOptions:
         0.0, "step of the selection bias that balances without a loss; 0: no bias", group="router", ge=0
     )
     z_loss_coefficient: float = option(0.0, "weight of the router z-loss", group="router", ge=0)
+    compute_coefficient: float = option(
+        0.01,
+        "weight of the compute loss: the price of skipping nothing, in nats, where a token may skip a whole step",
+        group="router",
+        ge=0,
+    )
     depth_target: float | None = option(
         None, "average effective depth to train towards, in blocks; null: no target", group="router"
     )

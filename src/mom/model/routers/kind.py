@@ -50,6 +50,10 @@ class RouterKind:
         """
         raise NotImplementedError
 
+    def output_bias(self, router: Any) -> Any:
+        """Return the bias of the outputs, [slots], whose SKIP starts at ``skip_bias``; ``None`` if there is none."""
+        return getattr(getattr(router, "output", None), "bias", None)
+
     def state_size(self, options: ModelOptions) -> int:
         """Return the size of a token's state."""
         return 0

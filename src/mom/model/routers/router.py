@@ -57,6 +57,8 @@ class Router(nn.Module):
         reachable = torch.tensor(layout.reachable())  # (H, slots)
         self.register_buffer("reachable", reachable, persistent=False)
         self.all_reachable = all(map(all, layout.reachable()))
+        explores = layout.may_skip() and layout.capacity is None and self.kind.learns
+        self.exploration = config.skip_exploration if explores else 0.0
         has_prior = config.router_prior != "none" and self.kind.learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
@@ -114,13 +116,18 @@ class Router(nn.Module):
         return torch.tensor(table) * self.config.temperature
 
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
-        """Initialize the non-persistent buffers, the prior, and the balance bias by ``copy(destination, source)``."""
+        """Initialize buffers, the prior, and SKIP's bias by ``copy(destination, source)``; layers come first."""
         copy(self.reachable, torch.tensor(self.layout.reachable()))
         copy(self.noise_scale, torch.zeros(()))
         if self.prior is not None:
             copy(self.prior, self.initial_prior())
         if self.balance_bias is not None:
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
+        bias = self.kind.output_bias(self)
+        if bias is not None and self.layout.skip:
+            start = bias.detach().clone()  # (slots,)
+            start[self.layout.num_modules :] = self.config.skip_bias * self.config.temperature
+            copy(bias, start)
 
     def slot_bias(self) -> Tensor | None:
         """Return the balance bias of each slot, [slots], float32; all slots that mean SKIP share a bias."""
@@ -217,6 +224,8 @@ class Router(nn.Module):
         if learns:
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         reachable = self.kind.open_slots(self, round_index)
+        if self.training and self.exploration and forced is None:
+            reachable = self._without_skip(logits, reachable)
         if forced is not None and not learns:
             reachable = self._open_forced(reachable, forced)
         noise = self._noise(logits) if learns else None
@@ -243,6 +252,19 @@ class Router(nn.Module):
             return None
         odds = log_odds(logits.detach(), self.layout.num_modules)
         return top_share(odds, self.layout.capacity, candidates) if self.training else odds > 0
+
+    def _without_skip(self, logits: Tensor, slots: Tensor | None) -> Tensor:
+        """Close SKIP for a random share of the tokens, boolean [B, T, slots] (``skip_exploration``).
+
+        A token that skips tells its router nothing about the modules that it did not run, and the modules nothing
+        about the token. Without this, SKIP keeps whatever it once got.
+        """
+        explores = torch.rand_like(logits[..., :1]) < self.exploration  # (B, T, 1)
+        is_skip = (
+            torch.arange(self.layout.num_slots, device=logits.device) >= self.layout.num_modules
+        )  # (slots,)
+        closed = explores & is_skip  # (B, T, slots)
+        return ~closed if slots is None else slots & ~closed
 
     def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
         """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].
