@@ -53,8 +53,8 @@ class MoMCausalLMOutput(ModelOutput):
     """Output of the language model.
 
     Attributes:
-        loss: ``lm_loss`` plus every other loss below times its coefficient, such as ``balance_coefficient``. A term with
-            coefficient 0 is left out of the sum, and reported without a gradient.
+        loss: ``lm_loss`` plus every other loss below times its coefficient, such as ``balance_coefficient``. A term
+            with coefficient 0 is left out of the sum, and reported without a gradient.
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
