@@ -195,6 +195,25 @@ def test_an_option_with_one_value_where_it_is_one_has_no_column(tmp_path: Path) 
     assert found.together == {"model.top_k": ("model.num_stages", "router.router")}
 
 
+def test_an_arm_names_all_options_that_it_sets(tmp_path: Path) -> None:
+    arms = {
+        "plain": (0, "gru", True),
+        "random": (1, "random", False),
+        "mom": (1, "gru", True),
+        "mom_without_skip": (1, "gru", False),
+    }
+    for number, (arm, (stages, router, skip)) in enumerate(arms.items()):
+        options = {"model.num_stages": stages, "router.router": router, "model.skip": skip, "arm": arm}
+        write_record(tmp_path / str(number), {"seed": 0, **options}, {"a": number})
+
+    found = compare(find_runs([str(tmp_path)]), "a", largest_is_best=True)
+    assert found.options == ("arm",)
+    assert [group.options for group in found.groups] == [(arm,) for arm in reversed(arms)]
+    assert set(found.together["arm"]) == {"model.num_stages", "model.skip", "router.router"}
+    two = compare(find_runs([str(tmp_path / "0"), str(tmp_path / "2")]), "a")
+    assert two.options == ("arm",)
+
+
 def test_what_is_grouped_by_can_be_chosen(tmp_path: Path) -> None:
     for seed in range(2):
         write_record(

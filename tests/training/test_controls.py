@@ -92,11 +92,12 @@ def test_evaluation_gives_the_same_numbers(run: tuple[Path, dict[str, float]], t
         evaluate.run(config, RunDirectory(config.run_dir))
 
 
+@pytest.mark.parametrize("steps", [7, 8])  # within an epoch of four steps, and at its end
 def test_a_resumed_run_equals_an_uninterrupted_one(
-    run: tuple[Path, dict[str, float]], tmp_path: Path
+    run: tuple[Path, dict[str, float]], tmp_path: Path, steps: int
 ) -> None:
     folder, _ = run
-    train(tmp_path / "run", "trainer.max_steps=7")
+    train(tmp_path / "run", f"trainer.max_steps={steps}")
     train(tmp_path / "run", "trainer.max_steps=12", "resume=auto")
     weights = [
         load_model(path / "checkpoints" / "last.ckpt").state_dict() for path in (folder, tmp_path / "run")

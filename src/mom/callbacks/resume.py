@@ -20,6 +20,10 @@ class ExactResume(Callback):
     but the first switches to its own seed, so that ranks drop out different positions. States are restored right before
     the first training batch, after startup has drawn its random numbers. Additional ranks keep their own seed.
 
+    Epochs: after the last batch of an epoch, Lightning runs a validation before it ends the epoch. If a checkpoint was
+    saved in one that is not due in the resumed run (such as the final one of a shorter run), it would train another
+    batch first.
+
     Early stopping: Lightning saves the counters of ``EarlyStopping``, but not that it stopped. A run that stopped early
     does not continue training when it is resumed. Put this callback after ``EarlyStopping`` and before
     :class:`~mom.callbacks.checkpoints.LastCheckpoint`.
@@ -55,9 +59,10 @@ class ExactResume(Callback):
         self._stopped_early = checkpoint.get(STOPPED_EARLY, False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give each rank its own seed; end a run that had stopped early."""
+        """Give each rank its own seed; end an epoch that is complete, and a run that had stopped early."""
         if trainer.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+        _end_complete_epoch(trainer)
         if self._stopped_early:
             trainer.should_stop = True
 
@@ -70,3 +75,19 @@ class ExactResume(Callback):
         torch.set_rng_state(state["cpu"].cpu())
         if len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([cuda.cpu() for cuda in state["cuda"]])
+
+
+def _end_complete_epoch(trainer: Trainer) -> None:
+    """Start the next epoch if the checkpoint was saved after an epoch's last batch, in a validation that is not due.
+
+    Lightning does this for checkpoints without such a validation (``_FitLoop.reset``, ``_TrainingEpochLoop.reset``).
+    """
+    loop = trainer.fit_loop.epoch_loop
+    is_complete = loop.restarted_on_last and loop._num_ready_batches_reached()
+    if is_complete and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        loop.batch_progress.reset_on_run()
+        loop.scheduler_progress.reset_on_run()
+        loop.automatic_optimization.optim_progress.reset_on_run()
+        loop.val_loop.batch_progress.total.reset()
+        trainer.fit_loop.epoch_progress.increment_processed()
+        trainer.fit_loop.epoch_progress.increment_completed()

@@ -229,11 +229,13 @@ def _follows(name: str, leader: str, columns: Mapping[str, Sequence[str]]) -> bo
     or the option has a single value in all runs that have it; or the leader is ``arm``, which names the model.
     """
     pairs = len(set(zip(columns[name], columns[leader], strict=True)))
-    if pairs > len(set(columns[leader])):
+    if pairs > len(set(columns[leader])) or name == "arm":
         return False
+    if leader == "arm":
+        return True
     if pairs == len(set(columns[name])):  # each determines the other: show the first
         return list(columns).index(leader) < list(columns).index(name)
-    in_one_group = name.partition(".")[0] == leader.partition(".")[0] or leader == "arm"
+    in_one_group = name.partition(".")[0] == leader.partition(".")[0]
     return in_one_group or len(set(columns[name]) - {ABSENT}) == 1
 
 

@@ -34,10 +34,11 @@ class PointerHops(Control):
     """
 
     symbols: int = 4
-    context: int = 32
+    context: int = 16
     hops: int = 4
-    training_examples: int = 100_000
+    training_examples: int = 50_000
     validation_examples: int = 500
+    batch_size: int = 64
 
     def _check(self) -> None:
         super()._check()
