@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from mom.callbacks.window import WindowedStatistics, forward_flops, get_model_config, pool_names
-from mom.cost.estimate import nominal_usage
+from mom.cost.estimate import full_usage
 from mom.metrics.depth import depth_metrics, depth_sums
 from mom.metrics.sums import Sums, Totals
 
@@ -39,5 +39,5 @@ class EffectiveDepth(WindowedStatistics):
         flops = forward_flops(pl_module, length, used)
         return {f"depth/{name}": value for name, value in metrics.items()} | {
             "compute/flops_per_token": flops,
-            "compute/share_of_nominal": flops / forward_flops(pl_module, length, nominal_usage(config)),
+            "compute/share_of_nominal": flops / forward_flops(pl_module, length, full_usage(config)),
         }

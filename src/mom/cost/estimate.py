@@ -25,13 +25,17 @@ Usage = Mapping[str, float]
 """For each pool, the number of modules that a token runs in a step (0 to K), averaged over tokens and rounds."""
 
 
+def full_usage(config: MoMConfig) -> Usage:
+    """Return the maximum usage, in which no assignment goes to SKIP."""
+    layouts = config.pools()
+    return {layout.name: layout.most_modules() if config.num_stages else 0.0 for layout in layouts}
+
+
 def nominal_usage(config: MoMConfig) -> Usage:
     """Return the usage in which modules run for as many tokens as they may: for all, or for their ``capacity``."""
     layouts = config.pools()
-    if config.num_stages == 0:
-        return {layout.name: 0.0 for layout in layouts}
-    if all(layout.capacity is None for layout in layouts):
-        return {layout.name: layout.most_modules() for layout in layouts}
+    if config.num_stages == 0 or all(layout.capacity is None for layout in layouts):
+        return full_usage(config)
     usage = dict.fromkeys((layout.name for layout in layouts), 0.0)
     in_stage = 1.0  # share of the tokens
     for h in range(config.num_rounds):
@@ -98,7 +102,7 @@ def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> floa
     """
     if config.num_stages == 0:
         return num_parameters(config)
-    usage = usage or {layout.name: layout.most_modules() for layout in config.pools()}
+    usage = usage or full_usage(config)
     idle = 0.0
     for layout in config.pools():
         num_used = min(layout.num_modules, config.num_rounds * usage[layout.name])

@@ -111,7 +111,7 @@ class ModelOptions:
         le=1,
     )
     capacity_coefficient: float = routed(
-        0.01, "weight of the loss by which routers learn to predict what modules take", ge=0
+        0.1, "weight of the loss by which routers learn to predict what modules take", ge=0
     )
     dropout: float = option(0.0, "dropout of the embeddings and of each step's output", ge=0, lt=1)
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
