@@ -15,6 +15,7 @@ VARIANTS = [
     {"router": "mlp", "skipped_kv": "mask"},
     {"router_prior": "looped", "schedule": "layerwise"},
     {"block": "llama", "qk_norm": True},
+    {"capacity": 0.5, "top_k": 1, "absorbing_skip": True},
 ]
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mom.cost.estimate import flops_per_token, nominal_usage, num_active_parameters, num_parameters
-from mom.model import MoMForSequenceClassification
+from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.expert_choice import capacity_loss, log_odds, top_share
 from mom.model.routing import RoundRouting, choose
 from tests.helpers.models import small_config, small_model, tokens
@@ -189,7 +189,7 @@ def test_the_loss_is_the_cross_entropy_of_the_top_share():
 
 @pytest.mark.parametrize("changes", [LAYERS, DEPTHS, LAYERS | {"absorbing_skip": True}], ids=str)
 def test_the_loss_counts_reachable_modules_and_tokens_in_the_stage(changes):
-    model = small_model(**changes, capacity=0.5, capacity_coefficient=0.3).train()
+    model = small_model(**changes, capacity=0.5, capacity_coefficient=0.3, balance_coefficient=0.01).train()
     ids, mask = padded((9, 6), "right")
     output = model(input_ids=ids, attention_mask=mask, labels=ids, output_routing=True)
     torch.testing.assert_close(
@@ -236,6 +236,19 @@ def test_training_makes_the_causal_rule_agree_with_the_top_share():
         optimizer.step()
         optimizer.zero_grad()
     assert before < 0.8 and agreement() > 0.9
+
+
+def test_routers_start_at_even_odds_and_do_not_explore():
+    model = MoMForCausalLM(small_config(**LAYERS, capacity=0.25, skip_bias=-3.0, skip_exploration=0.5))
+    ids = tokens(4, 16)
+    routing = model.train()(input_ids=ids, output_routing=True).routing
+    for decided in routing:
+        for step in decided:
+            odds = log_odds(step.logits, 3)
+            assert odds[odds.isfinite()].abs().max() < 1 and taken(step).sum() == 4 * 4
+    by_token = MoMForCausalLM(small_config(**LAYERS, skip_bias=-3.0))
+    step = by_token(input_ids=ids, output_routing=True).routing[0].ffn
+    assert log_odds(step.logits, 3)[..., 0].min() > 2
 
 
 def test_forced_choices_come_before_the_capacity():

@@ -120,7 +120,9 @@ class ModelOptions:
     router: str = option("linear", "router kind", group="router")
     temperature: float = option(1.0, "divides the router's logits before the softmax", group="router", gt=0)
     skip_bias: float = option(
-        -3.0, "initial logit of SKIP over temperature; below 0, tokens rarely skip at first", group="router"
+        -3.0,
+        "initial logit of SKIP over temperature, 0 with a capacity; below 0, tokens rarely skip at first",
+        group="router",
     )
     skip_exploration: float = option(
         0.3,

@@ -124,7 +124,8 @@ class Router(nn.Module):
         if self.balance_bias is not None:
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
         bias = self.kind.output_bias(self)
-        if bias is not None and self.layout.skip:
+        # With a capacity, SKIP starts at even odds, near which the causal rule decides.
+        if bias is not None and self.layout.skip and self.layout.capacity is None:
             start = bias.detach().clone()  # (slots,)
             start[self.layout.num_modules :] = self.config.skip_bias * self.config.temperature
             copy(bias, start)
