@@ -26,7 +26,8 @@ def test_the_state_is_restored_once_before_the_first_batch():
 
 def rank(number: int) -> SimpleNamespace:
     """What the callback asks of the trainer of a rank."""
-    return SimpleNamespace(global_rank=number, should_stop=False, global_step=3, max_steps=5)
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(restarted_on_last=False))
+    return SimpleNamespace(global_rank=number, should_stop=False, global_step=3, max_steps=5, fit_loop=loops)
 
 
 def test_each_rank_gets_its_own_state_and_further_ranks_keep_theirs():
