@@ -21,9 +21,12 @@ def small_config(**changes: Any) -> MoMConfig:
         "num_attention_modules": 3,
         "num_ffn_modules": 3,
         "num_rounds": 4,
+        "router": "gru",
         "router_dim": 8,
         "temperature": 0.5,
-        "router_prior": "none",
+        "balance_coefficient": 0.01,
+        "skip_exploration": 0.0,  # training computes what evaluation does
+        "compute_coefficient": 0.0,
     }
     return MoMConfig(**(fields | changes))
 

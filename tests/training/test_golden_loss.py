@@ -37,7 +37,7 @@ def train(name: str) -> list[float]:
     if name == "plain":
         return losses(MoMForCausalLM(plain_config(small_config())))
     if name == "mom":
-        return losses(MoMForCausalLM(small_config()))
+        return losses(MoMForCausalLM(small_config(top_k=1, skip_exploration=0.3, compute_coefficient=0.01)))
     plain = MoMForCausalLM(plain_config(small_config(**PRIOR)))
     losses(plain)
     return losses(upcycle(plain, small_config(**PRIOR)))

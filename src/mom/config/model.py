@@ -28,10 +28,9 @@ def store_groups(config_dir: Path) -> None:
     store = ConfigStore.instance()
     for group in GROUPS:
         store.store(group=f"{group}/shared", name="defaults", node=default_options(group), package=group)
-    for name, kind in registry.routers.items():
+    for name in registry.routers:
         if not (config_dir / "router" / f"{name}.yaml").exists():
-            prior = {} if kind.learns else {"router_prior": "none"}
-            node = {"defaults": ["shared/defaults", "_self_"], "router": name, **prior}
+            node = {"defaults": ["shared/defaults", "_self_"], "router": name}
             store.store(group="router", name=name, node=node)
     OmegaConf.register_new_resolver("options_help", options_help, replace=True)
 

@@ -28,9 +28,9 @@ class PretrainConfig(TaskConfig):
     resumes: ClassVar[bool] = True
 
     name: Literal["pretrain"] = "pretrain"
-    plain_steps: int = 300
+    plain_steps: int = 0
     plain_warmup_steps: int | None = None
-    baseline: bool = True
+    baseline: bool = False
 
     def _check(self) -> None:
         self._range("plain_steps plain_warmup_steps", ge=0)

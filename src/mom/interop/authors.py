@@ -171,6 +171,9 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         # The authors renormalize the chosen softmax scores for every K, unless all paths are taken.
         normalize_weights=score_function == "softmax" and not all_paths,
         router_prior="none",
+        skip_bias=0.0,
+        skip_exploration=0.0,
+        compute_coefficient=0.0,
         straight_through=bool(theirs.get("use_ste", False)),
         weight_qkv=bool(theirs.get("weighted_qkv", False)),
         dropout=float(dropout),

@@ -264,8 +264,10 @@ class Router(nn.Module):
         is_skip = (
             torch.arange(self.layout.num_slots, device=logits.device) >= self.layout.num_modules
         )  # (slots,)
-        closed = explores & is_skip  # (B, T, slots)
-        return ~closed if slots is None else slots & ~closed
+        if slots is None:
+            return ~(explores & is_skip)
+        modules_left = slots[: self.layout.num_modules].any()  # SKIP stays open if it is the only choice
+        return slots & ~(explores & is_skip & modules_left)
 
     def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
         """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].
