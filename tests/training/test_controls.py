@@ -13,8 +13,10 @@ from mom.config import RunConfig, bind
 from mom.config.composition import composed
 from mom.data.controls.batches import ControlDataModule
 from mom.data.controls.facts import Facts
+from mom.data.controls.rules import Rules
 from mom.errors import UsageError
 from mom.interop import load_model
+from mom.metrics.names import SPECIALIZATION
 from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate, pretrain
 
@@ -112,3 +114,52 @@ def test_another_control_cannot_be_resumed(run: tuple[Path, dict[str, float]], t
         UsageError, match=r"^cannot resume with data\.name=facts: the checkpoint was trained on "
     ):
         train(tmp_path / "run", f"ckpt={ckpt}", "data.seed=7", "trainer.max_steps=13")
+
+
+SMALL_RULES = (
+    "experiment=control/rules",
+    "data.symbols=8",
+    "data.steps=2",
+    "data.training_examples=64",
+    "data.validation_examples=30",
+    "trainer.max_steps=6",
+)
+
+
+def train_on_rules(folder: Path, *overrides: str) -> dict[str, float]:
+    shared = SMALL[SMALL.index("data.batch_size=8") :]
+    config = bind(composed(CONF, [*SMALL_RULES, *shared, *overrides, f"run_dir={folder}"]))
+    return pretrain.run(config, RunDirectory(config.run_dir))
+
+
+def test_the_oracle_runs_the_right_modules(tmp_path: Path) -> None:
+    summary = train_on_rules(tmp_path / "oracle", "arm=oracle")
+    control = Rules(symbols=8, steps=2, training_examples=64, validation_examples=30)
+    model = load_model(tmp_path / "oracle" / "checkpoints" / "last.ckpt").eval()
+    examples = control.validation()
+    assert examples.choices is not None
+    choices = {"ffn": examples.choices["ffn"].clamp(min=0)}
+    with torch.no_grad():
+        answers = model(input_ids=examples.input_ids, choices=choices).logits[:, -2].argmax(-1)
+
+    assert summary["val/exact_match"] == pytest.approx(
+        float((answers == examples.labels[:, -1]).float().mean())
+    )
+    measures = {name: summary[f"routing/ffn/{name}"] for name in SPECIALIZATION}
+    assert measures["alignment"] == 1
+    assert measures["inverse_mutual_information"] == pytest.approx(0, abs=0.1)
+    assert "routing/attention/alignment" not in summary
+
+
+def test_modules_in_order_are_aligned_with_no_rule(tmp_path: Path) -> None:
+    summary = train_on_rules(tmp_path / "in_order", "arm=in_order")
+
+    assert summary["routing/ffn/alignment"] == 1 / 4
+    assert summary["routing/ffn/collapse_average"] == 1
+    assert summary["routing/ffn/inverse_mutual_information"] == 1
+
+
+def test_a_plain_transformer_has_no_alignment(tmp_path: Path) -> None:
+    summary = train_on_rules(tmp_path / "plain", "arm=plain")
+
+    assert not [name for name in summary if "alignment" in name]

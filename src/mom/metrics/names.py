@@ -31,6 +31,8 @@ SAMPLES = "samples"
 EXACT_MATCH = "val/exact_match"
 """Metric of controls; ``val/exact_match/<bucket>`` is that of a part of the validation set."""
 CHANCE = "chance/exact_match"
+SPECIALIZATION = ("alignment", "collapse_average", "collapse_worst", "inverse_mutual_information")
+"""Measures of :class:`mom.metrics.specialization.Specialization`, for controls with known modules."""
 
 _POOL_METRICS = (
     "skip_rate",
@@ -92,6 +94,9 @@ def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[st
     return {
         "val": ("val/loss", "val/perplexity", "val/bits_per_byte", EXACT_MATCH),
         **{f"val/{section}": tuple(f"val/{name}" for name in names) for section, names in shared.items()},
+        "val/specialization": tuple(
+            f"val/routing/{pool}/{name}" for pool in pools for name in SPECIALIZATION
+        ),
     }
 
 

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mom.metrics.names import SPECIALIZATION
 from mom.model import Routing
-
-MEASURES = ("collapse_average", "collapse_worst", "inverse_mutual_information", "alignment")
 
 
 class Specialization(Metric):
@@ -67,7 +66,7 @@ class Specialization(Metric):
         if not rounds or len(rounds[0]) == 1:
             return {}
         measured = [_measure(joint) for joint in rounds]
-        return {name: sum(values[name] for values in measured) / len(measured) for name in MEASURES}
+        return {name: sum(values[name] for values in measured) / len(measured) for name in SPECIALIZATION}
 
 
 def _measure(joint: Tensor) -> dict[str, float]:
