@@ -84,9 +84,14 @@ def documented() -> set[str]:
 
 def test_every_metric_is_in_the_dashboard_and_on_the_page(logged):
     assert logged <= names(SECTIONS)
-    # All but the metrics that only a depth target, a capacity, and controls add.
+    # All but the metrics that only controls and losses that are off by default add.
     only_controls = {"val/exact_match", *SECTIONS["val/specialization"]}
-    assert names(SECTIONS) - logged <= {"train/depth_loss", "train/capacity_loss", *only_controls}
+    assert names(SECTIONS) - logged <= {
+        "train/depth_loss",
+        "train/capacity_loss",
+        "train/compute_loss",
+        *only_controls,
+    }
     plain = {name if name in documented() else name.removeprefix("val/") for name in names(SECTIONS)}
     assert plain <= documented()
     assert set(FIGURES) <= documented()
