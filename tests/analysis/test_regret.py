@@ -19,7 +19,7 @@ from tests.helpers.rules import rule_batch, rule_model
 def test_a_router_that_knows_the_rule_has_no_regret(router):
     model, batch = rule_model(router), rule_batch(windows=3)
     right, wrong = right_and_wrong_loss(model, batch)
-    swaps, paths = measure_regret(model, [batch], 100, 50)
+    swaps, paths = measure_regret(model, [batch], 10**6, 50)
     assert len(swaps) == len(paths) == 3 * 6  # nothing depends on the last token
     regret = mean_regret(swaps, skip=3)
     assert (regret.better, regret.regret) == (0, 0)
@@ -30,9 +30,9 @@ def test_a_router_that_knows_the_rule_has_no_regret(router):
 def test_a_router_that_is_always_wrong_has_the_regret_of_the_right_module():
     model, batch = rule_model("linear", wrong=True), rule_batch(windows=3)
     right, wrong = right_and_wrong_loss(model, batch)
-    swaps, paths = measure_regret(model, [batch], 5, 50)
+    swaps, paths = measure_regret(model, [batch], 10**6, 50)
     regret = mean_regret(swaps, skip=3)
-    assert (regret.swaps, regret.better, regret.wrong_module, regret.too_deep) == (5, 1, 1, 0)
+    assert (regret.swaps, regret.better, regret.wrong_module, regret.too_deep) == (18, 1, 1, 0)
     assert regret.regret == pytest.approx(wrong - right, rel=1e-3)
     assert all(path.gain == pytest.approx(wrong - right, rel=1e-3) and path.swaps == 1 for path in paths)
 
@@ -41,7 +41,7 @@ def test_a_router_that_skips_where_a_module_helps_is_too_shallow():
     model, batch = rule_model("linear", skip=True), rule_batch(windows=2)
     with torch.no_grad():
         model.model.stages[0].ffn.router.output.bias[3] = 20.0  # SKIP
-    swaps, paths = measure_regret(model, [batch], 100, 1)
+    swaps, paths = measure_regret(model, [batch], 10**6, 1)
     regret = mean_regret(swaps, skip=3)
     assert regret.better == regret.too_shallow == 1
     assert all((path.own_modules, path.best_modules, path.complete) == (0, 1, False) for path in paths)
@@ -88,10 +88,20 @@ def test_the_best_path_of_a_complete_search_is_the_minimum():
     assert {path.kind: path.gain for path in paths} == pytest.approx(best, abs=2e-3)
     assert all(path.complete for path in paths)
     # The search by single swaps ends at most there, and at least at the best single swap.
-    swaps, searched = measure_regret(model, [batch], 1, 1)
+    swaps, searched = measure_regret(model, [batch], 1, 8)
     for path in searched:
         own_swaps = [swap.regret for swap in swaps if path.kind in (None, swap.kind)]
         assert max(own_swaps) - 1e-4 <= path.gain <= best[path.kind] + 2e-3
+
+
+def test_the_budget_bounds_the_tokens_that_are_run():
+    model, batch = small_model(num_rounds=2, top_k=1), Batch.of_text(tokens(4, 8))
+    sweep = (1 + 2 * 2 * 3) * 8  # the recorded path, and each other choice of 2 pools in 2 rounds
+    ran: list[int] = []
+    swaps, paths = measure_regret(model, [batch], 3 * sweep, 0, on_progress=ran.append)
+    assert (len(swaps), len(paths), sum(ran)) == (3 * 4, 0, 3 * sweep)
+    swaps, paths = measure_regret(model, [batch], 6 * sweep, 16)
+    assert len(swaps) == 3 * 4 and 0 < len(paths) <= 3 * 3
 
 
 def test_ties_and_directions():

@@ -25,7 +25,7 @@ CHOICES = ("choice_value", "regret", "paths", "dependence", "difficulty", "chang
 """Tables about the routers' choices."""
 
 
-SMALL = {"ablation_tokens": 64, "value_tokens": 64, "regret_tokens": 2, "regret_paths": 9}
+SMALL = {"ablation_tokens": 64, "value_tokens": 64, "regret_budget": 3000, "regret_paths": 9}
 """Options for little data."""
 
 
@@ -105,7 +105,7 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
     assert set(tables) == {"use", "modules", "tokens_of_modules", "similarity", "removal", *CHOICES}
     assert {row["replacement"] for row in tables["choice_value"]} == set(REPLACEMENTS)
     assert [row["kind"] for row in tables["paths"]] == ["attention", "ffn", "all"]
-    assert all(row["swaps"] == 2 * 4 for row in tables["regret"] if row["round"] is None)
+    assert all(row["swaps"] % 4 == 0 < row["swaps"] for row in tables["regret"] if row["round"] is None)
     assert summary["regret/ffn/regret"] >= 0
     value = next(row for row in tables["choice_value"] if (row["kind"], row["round"]) == ("all", None))
     assert summary["choice_value/all/permuted"] == value["increase"]

@@ -5,8 +5,10 @@ and of all others, stay as recorded. Only the token itself and later tokens can 
 their losses until the end of the window. Where a token has K choices in a step, the first is swapped.
 
 The best path of a token is searched in each pool and in all pools together: among all paths if there are few, or by
-taking the best swap as long as one helps. All of this is hindsight: which choice is best depends on tokens that the
-router cannot see, so even a perfect router has some regret. Compare it with the mean change of other choices.
+taking the best swap as long as one helps. Half of the budget is for swaps, and half for paths of the first tokens.
+
+All of this is hindsight: which choice is best depends on tokens that the router cannot see, so even a perfect router
+has some regret. Compare it with the mean change of other choices.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ class _Token(NamedTuple):
 def measure_regret(
     model: MoMForCausalLM,
     batches: Sequence[Batch],
-    num_tokens: int,
+    budget: int,
     max_paths: int,
     *,
     seed: int = 0,
@@ -55,24 +57,34 @@ def measure_regret(
     Args:
         model: a model with stages, in evaluation mode.
         batches: the windows to sample from.
-        num_tokens: maximum tokens to sample, among those with a loss that they can change.
-        max_paths: maximum number of paths to try completely in one search; 0 disables the search.
+        budget: tokens to run through the model; the last sampled token may exceed it. Tokens are sampled among those
+            with a loss that they can change.
+        max_paths: maximum number of paths to try in one search; 0 disables the search.
         seed: seed of the sample.
         context: entered around each forward pass, for autocast.
-        on_progress: called with 1 after each token.
+        on_progress: called after each forward pass with the number of its tokens.
 
     Returns:
-        A swap for each token, pool, and round with another choice, and a path for each token and search.
+        A swap for each token, pool, and round with another choice, and a path for each search.
     """
+    spent = 0
+    budgets = (budget // 2, budget - budget // 2) if max_paths else (budget, 0)
+    spent_on_swaps = spent_on_paths = 0
+
+    def spend(tokens: int) -> None:
+        nonlocal spent
+        spent += tokens
+        on_progress(tokens)
+
     swaps: list[Swap] = []
     paths: list[BestPath] = []
     skips = {layout.name: layout.num_modules for layout in model.config.pools()}
-    for token in _sample(model, batches, num_tokens, seed, context):
-        own = _own_path(token)
+    for token in _sample(model, batches, seed, context):
+        before, own = spent, _own_path(token)
         places = _alternatives(model, token, own)
 
         def losses(variants: list[Path], token: _Token = token) -> list[float]:
-            return _summed_losses(model, token, variants, context)
+            return _summed_losses(model, token, variants, context, spend)
 
         base = losses([{}])[0]
         tried = [{place: choice} for place, choices in places.items() for choice in choices]
@@ -84,17 +96,19 @@ def measure_regret(
                 chosen = own[kind, number]
                 found = {choice: changes[(kind, number), choice] for choice in choices}
                 swaps.append(Swap(kind, number, chosen, chosen == skips[kind], found))
-        if max_paths:
+        spent_on_swaps += spent - before
+        if spent_on_paths < budgets[1]:
+            before = spent
             for kind in (*skips, None) if len(skips) > 1 else skips:
                 within = {place: choices for place, choices in places.items() if kind in (None, place[0])}
                 paths.append(_best_path(kind, own, within, changes, losses, base, max_paths, skips))
-        on_progress(1)
+            spent_on_paths += spent - before
+        if spent_on_swaps >= budgets[0]:
+            break
     return swaps, paths
 
 
-def _sample(
-    model: MoMForCausalLM, batches: Sequence[Batch], num_tokens: int, seed: int, context: Context
-) -> Iterable[_Token]:
+def _sample(model: MoMForCausalLM, batches: Sequence[Batch], seed: int, context: Context) -> Iterable[_Token]:
     """Draw tokens that have a loss at their own position or later, in random order, without repetition."""
     candidates = [
         (number, row, position)
@@ -103,7 +117,7 @@ def _sample(
         for position in range(len(labels) - labels[::-1].index(True) if True in labels else 0)
     ]
     generator = torch.Generator().manual_seed(seed)
-    for index in torch.randperm(len(candidates), generator=generator)[:num_tokens].tolist():
+    for index in torch.randperm(len(candidates), generator=generator).tolist():
         number, row, position = candidates[index]
         window = batches[number].windows([row])
         yield _Token(window, run_batch(model, window, context=context).choices(), position)
@@ -131,7 +145,11 @@ def _alternatives(model: MoMForCausalLM, token: _Token, own: Path) -> dict[Place
 
 
 def _summed_losses(
-    model: MoMForCausalLM, token: _Token, variants: list[Path], context: Context
+    model: MoMForCausalLM,
+    token: _Token,
+    variants: list[Path],
+    context: Context,
+    spend: Callable[[int], object],
 ) -> list[float]:
     """Return the summed loss from the token on, for each path that replaces some of its choices."""
     length, sums = token.window.ids.shape[1], []
@@ -144,6 +162,7 @@ def _summed_losses(
                 choices[kind][row, token.position, number, 0] = choice
         loss = run_batch(model, token.window.windows([0] * len(part)), choices, context).loss
         sums += loss[:, token.position :].double().nansum(dim=1).tolist()
+        spend(len(part) * length)
     return sums
 
 
@@ -168,7 +187,8 @@ def _best_path(
         best = tried[found.index(gain)]
     else:
         known: Any = {move: change for move, change in changes.items() if move[0] in places}
-        while known:
+        tries = 0
+        while known and tries < max_paths:
             (place, choice), change = min(known.items(), key=lambda item: item[1])
             if change >= -gain - TOLERANCE:
                 break
@@ -180,6 +200,7 @@ def _best_path(
                 if choice != best.get(place, own[place])
             ]
             found = losses([{**best, place: choice} for place, choice in moves])
+            tries += len(moves)
             known = {move: loss - base for move, loss in zip(moves, found, strict=True)}
     if gain <= TOLERANCE:
         best, gain = {}, 0.0

@@ -344,9 +344,8 @@ class AnalyzeConfig(TaskConfig):
         ablation_tolerance: loss increase, in nats per token, up to which modules count as removable.
         similarity_inputs: tokens, over all rounds, on which the modules' outputs are compared; 0 disables this.
         value_tokens: maximum recorded tokens on which the loss with replaced choices is measured; 0 disables this.
-        regret_tokens: sampled tokens for which every other choice is tried; 0 disables this.
-        regret_paths: maximum number of paths of a token to try completely in the search for its best path; 0 disables
-            the search.
+        regret_budget: tokens to run through the model to try other choices of sampled tokens; 0 disables this.
+        regret_paths: maximum number of paths to try in the search for a token's best path; 0 disables the search.
     """
 
     data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
@@ -363,15 +362,15 @@ class AnalyzeConfig(TaskConfig):
     ablation_tokens: int = 4096
     ablation_tolerance: float = 0.01
     similarity_inputs: int = 1024
-    value_tokens: int = 2048
-    regret_tokens: int = 16
+    value_tokens: int = 1024
+    regret_budget: int = 80_000
     regret_paths: int = 256
 
     def _check(self) -> None:
         self._range("num_tokens ablation_tokens", ge=2)
         self._range("report_tokens top_tokens", ge=1)
         self._range("similarity_inputs ablation_tolerance", ge=0)
-        self._range("value_tokens regret_tokens regret_paths", ge=0)
+        self._range("value_tokens regret_budget regret_paths", ge=0)
         _check_distinct("task.stages", self.stages)
         for stage in self.stages or ():
             in_range("task.stages", stage, ge=0)

@@ -285,12 +285,12 @@ def _choices(
             context=context,
             on_progress=lambda passes: progress.advance(bar, passes),
         )
-    if sample and task.regret_tokens:
-        bar = progress.add_task("trying other choices", total=task.regret_tokens)
+    if sample and task.regret_budget:
+        bar = progress.add_task("trying other choices", total=task.regret_budget)
         swaps, paths = measure_regret(
             model,
             sample,
-            task.regret_tokens,
+            task.regret_budget,
             task.regret_paths,
             seed=seed,
             context=context,
