@@ -20,10 +20,15 @@ from mom.analysis.interventions import (
     weight_similarity,
     without,
 )
+from mom.analysis.samples import Batch
 from mom.metrics.modules import Module, Removal
 from mom.model import MoMForCausalLM
 from tests.helpers.models import small_model, tokens
 from tests.model.test_without import built_without
+
+
+def texts(batches: list[torch.Tensor]) -> list[Batch]:
+    return [Batch.of_text(ids) for ids in batches]
 
 
 def loss_of(model: MoMForCausalLM, batches: list[torch.Tensor]) -> float:
@@ -38,7 +43,7 @@ def loss_of(model: MoMForCausalLM, batches: list[torch.Tensor]) -> float:
 
 def test_the_loss_without_a_module_is_that_of_a_model_built_without_it() -> None:
     model, batches = small_model(), [tokens(2, 12), tokens(1, 7, seed=1)]
-    measured = measure_removal(model, batches)
+    measured = measure_removal(model, texts(batches))
     expected = {
         Module(0, kind, number): loss_of(built_without(model, {(0, kind): [number]}), batches)
         for kind in ("attention", "ffn")
@@ -69,7 +74,7 @@ def test_one_at_a_time_and_its_number_of_passes() -> None:
     model, batches = small_model(top_k=1), [tokens(1, 8)]
     for greedy in (False, True):
         passes: list[int] = []
-        measured = measure_removal(model, batches, greedy=greedy, on_progress=passes.append)
+        measured = measure_removal(model, texts(batches), greedy=greedy, on_progress=passes.append)
         assert len(measured.alone) == 6
         assert len(measured.greedy) == (6 if greedy else 0)
         assert sum(passes) == num_passes(model, greedy=greedy)
@@ -77,7 +82,7 @@ def test_one_at_a_time_and_its_number_of_passes() -> None:
 
 def test_no_module_of_a_sequential_model_is_removable() -> None:
     model, batches = small_model(router="sequential"), [tokens(1, 8)]
-    measured = measure_removal(model, batches)
+    measured = measure_removal(model, texts(batches))
 
     assert (measured.alone, measured.greedy) == ({}, [])
     assert not can_spare(model, [Module(0, "ffn", 0)])
@@ -104,7 +109,7 @@ def test_the_output_of_a_module_chosen_alone(changes: dict[str, object]) -> None
     """It equals the update of a step in a model with only that module and K = 1, from the same residual stream."""
     model, ids = small_model(**changes), tokens(2, 8)
     rows = 2 * 8 * model.config.num_rounds  # every token of every round
-    found = module_outputs(model, [ids], rows, seed=3)
+    found = module_outputs(model, texts([ids]), rows, seed=3)
     assert set(found) == {(s, k) for s in range(model.config.num_stages) for k in ("attention", "ffn")}
     generator = torch.Generator().manual_seed(3)
     orders = [torch.randperm(16, generator=generator) for _ in range(model.config.num_rounds)]
@@ -161,7 +166,8 @@ def test_copies_of_a_module_are_similar() -> None:
         pool.norm_bias[2] /= pool.norm_weight[0]
         pool.norm_weight[2] = 1.0
     pairs = {
-        (p.first.kind, p.first.number, p.second.number): p for p in measure_similarity(model, batches, 32)
+        (p.first.kind, p.first.number, p.second.number): p
+        for p in measure_similarity(model, texts(batches), 32)
     }
 
     assert len(pairs) == 6
@@ -173,4 +179,4 @@ def test_copies_of_a_module_are_similar() -> None:
 def test_mean_loss_weighs_every_prediction_once() -> None:
     model, batches = small_model(), [tokens(3, 9), tokens(1, 2, seed=5)]
 
-    assert mean_loss(model, batches) == pytest.approx(loss_of(model, batches), rel=1e-5)
+    assert mean_loss(model, texts(batches)) == pytest.approx(loss_of(model, batches), rel=1e-5)

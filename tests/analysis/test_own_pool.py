@@ -12,6 +12,7 @@ import pytest
 from mom.analysis.interventions import list_modules, measure_removal, measure_similarity
 from mom.analysis.messages import fact_rows, module_notes, pool_tables
 from mom.analysis.report.page import render, viewer_data
+from mom.analysis.samples import Batch
 from mom.analysis.statistics import depth_statistics, routing_statistics
 from mom.analysis.summary import draw_figures, module_parameters, summarize
 from mom.analysis.tables import module_table, removal_table, similarity_table, token_table, use_table
@@ -48,8 +49,8 @@ def test_every_part_of_the_report_has_the_third_pool(tmp_path: Path) -> None:
     values, counts = depths.distribution["effective_depth"]
     assert (counts @ values) / 60 == pytest.approx(expected, rel=1e-5)
 
-    pairs = measure_similarity(model, [tokens(2, 12)], 32)
-    removal = measure_removal(model, [tokens(1, 8)], greedy=False)
+    pairs = measure_similarity(model, [Batch.of_text(tokens(2, 12))], 32)
+    removal = measure_removal(model, [Batch.of_text(tokens(1, 8))], greedy=False)
     assert {module.kind for module in removal.alone} == set(THREE_POOLS)
     assert [str(module) for module in list_modules(model) if module.kind == "causal_conv"] == [
         f"convolution {number}" for number in range(config.pools()[1].num_modules)
@@ -78,6 +79,7 @@ def test_every_part_of_the_report_has_the_third_pool(tmp_path: Path) -> None:
         facts=fact_rows(facts, header),
         pools=pool_tables(header, modules, top),
         module_notes=module_notes(removal, 0.01),
+        choices=[],
         figures=list(drawn.values()),
         footer="",
         num_tokens=60,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mom.analysis.traces import Traces
 from mom.config import bind
@@ -203,3 +204,63 @@ def test_an_invalid_request_is_rejected(
 def test_the_weights_must_be_named(tmp_path: Path, source: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=f"^{message}"):
         analyzed(tmp_path, source)
+
+
+FACTS = {"kind": "control", "name": "facts", "entities": 6, "relations": 3, "batch_size": 16}
+
+
+def test_a_control_is_analyzed_by_bucket_and_answer(tmp_path: Path) -> None:
+    checkpoint = write_run(tmp_path / "first", top_k=1)
+    task = {"name": "analyze", **SMALL, "ablation": "alone"}
+    config = bind(request(tmp_path, task, data=FACTS, ckpt=str(checkpoint)))
+    summary = analyze.run(config, RunDirectory(config.run_dir))
+    folder = Path(config.run_dir)
+    traces, control = Traces(folder), config.data
+    examples = control.validation()
+
+    tokens = traces.tokens().to_pandas()
+    assert len(tokens) == examples.input_ids.numel() == summary["data/tokens"]
+    assert tokens["loss"].notna().sum() == len(examples.input_ids)  # only answers are predicted
+    assert set(tokens[tokens["loss"].notna()]["position"]) == {2}
+    with torch.no_grad():
+        loss = load_model(checkpoint).eval()(input_ids=examples.input_ids, labels=examples.labels).lm_loss
+    assert summary["val/loss"] == pytest.approx(float(loss), rel=1e-5)
+    difficulty = rows_of(folder, "difficulty")
+    found = {row["group"] for row in difficulty if row["by"] == "bucket, predicted"}
+    assert found == {name for number, name in enumerate(control.buckets) if (examples.bucket == number).any()}
+    counts = {row["group"]: int(row["tokens"]) for row in difficulty if row["by"] == "bucket, predicted"}
+    assert counts["hop1"] == int((examples.bucket == 0).sum())
+    attributes = {row["attribute"] for row in rows_of(folder, "dependence")}
+    assert attributes == {"token_id", "previous_token_id", "position", "round", "bucket", "answer"}
+    assert rows_of(folder, "choice_value") and rows_of(folder, "regret")
+    assert (folder / "report.html").exists()
+
+
+def test_an_oracle_is_analyzed_with_its_choices_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"router": "oracle", "top_k": 1, "num_attention_modules": 1, "skip": False}
+    checkpoint = write_run(tmp_path / "first", **options)
+    task = {"name": "analyze", **SMALL}
+    config = bind(request(tmp_path, task, data=FACTS, ckpt=str(checkpoint)))
+    with pytest.raises(UsageError, match="router=oracle requires data with known choices, got control/facts"):
+        analyze.run(config, RunDirectory(config.run_dir))
+
+    examples = config.data.validation()
+    right = {"ffn": examples.bucket[:, None].expand_as(examples.input_ids) % 3}
+    monkeypatch.setattr(type(config.data), "validation", lambda _: examples._replace(choices=right))
+    summary = analyze.run(config, RunDirectory(config.run_dir))
+    assert summary["dependence/ffn/right_ffn/share"] == pytest.approx(1)
+    assert summary["dependence/ffn/bucket/share"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("task", "data", "message"),
+    [
+        ({"split": "all"}, {}, "task.split must be validation or train with data=control/facts, got all"),
+        ({}, {"entities": 400}, "must be a model with at least 404 tokens for data=control/facts, got 300"),
+    ],
+)
+def test_controls_that_cannot_be_analyzed(tmp_path: Path, task: dict, data: dict, message: str) -> None:
+    checkpoint = write_run(tmp_path / "first")
+    config = bind(request(tmp_path, {"name": "analyze", **task}, data=FACTS | data, ckpt=str(checkpoint)))
+    with pytest.raises(UsageError, match=message):
+        analyze.run(config, RunDirectory(config.run_dir))

@@ -22,13 +22,14 @@ then the greedy order repeatedly removes the module with the smallest loss incre
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mom.analysis.samples import Batch, Context, run_batch
 from mom.metrics.modules import Module, Pair, Removal
 from mom.model import MoMForCausalLM
 from mom.model.assembly import RoutedPool
@@ -36,7 +37,6 @@ from mom.model.pools.pool import Pool
 from mom.model.routers.router import Router
 from mom.model.routing import Routing
 
-Context = Callable[[], AbstractContextManager]
 PoolKey = tuple[int, str]
 """A pool of a model: its stage and its name."""
 
@@ -75,7 +75,7 @@ def can_spare(model: MoMForCausalLM, removed: Collection[Module]) -> bool:
 
 def measure_removal(
     model: MoMForCausalLM,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     *,
     greedy: bool = True,
     context: Context = torch.no_grad,
@@ -87,7 +87,7 @@ def measure_removal(
 
     Args:
         model: a model with stages, in evaluation mode.
-        batches: token IDs, [B, T] each with T of at least 2, on the model's device.
+        batches: batches on the model's device.
         greedy: also measure the greedy order.
         context: entered around each forward pass, for autocast.
         on_progress: called with 1 after each pass over the batches.
@@ -113,7 +113,7 @@ def measure_removal(
         losses = {module: loss_without([*removed, module]) for module in left} if removed else alone
         best = min(losses, key=losses.__getitem__)
         order.append((best, losses[best]))
-    return Removal(complete, alone, order, sum(ids[:, 1:].numel() for ids in batches))
+    return Removal(complete, alone, order, sum(batch.num_predicted for batch in batches))
 
 
 def num_passes(model: MoMForCausalLM, *, greedy: bool = True) -> int:
@@ -123,16 +123,10 @@ def num_passes(model: MoMForCausalLM, *, greedy: bool = True) -> int:
 
 
 @torch.inference_mode()
-def mean_loss(model: MoMForCausalLM, batches: Sequence[Tensor], context: Context = torch.no_grad) -> float:
+def mean_loss(model: MoMForCausalLM, batches: Sequence[Batch], context: Context = torch.no_grad) -> float:
     """Return the mean cross-entropy of the next token over all batches, in nats."""
-    total, tokens = 0.0, 0
-    for ids in batches:
-        with context():
-            output = model(input_ids=ids, labels=ids, output_logits=False)
-        count = ids[:, 1:].numel()
-        total += float(output.lm_loss) * count
-        tokens += count
-    return total / tokens
+    losses = [run_batch(model, batch, context=context).loss.double().nansum() for batch in batches]
+    return float(sum(losses)) / sum(batch.num_predicted for batch in batches)
 
 
 @torch.no_grad()
@@ -160,7 +154,7 @@ def output_similarity(outputs: Tensor) -> tuple[Tensor, Tensor]:
 @torch.inference_mode()
 def module_outputs(
     model: MoMForCausalLM,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     num_inputs: int,
     *,
     seed: int = 0,
@@ -170,7 +164,7 @@ def module_outputs(
 
     Args:
         model: a model with stages, in evaluation mode.
-        batches: token IDs, [B, T] each.
+        batches: batches on the model's device.
         num_inputs: maximum number of tokens to sample per pool, over all rounds and batches.
         seed: seed of the sample.
         context: entered around each forward pass, for autocast.
@@ -183,8 +177,8 @@ def module_outputs(
     per_step = max(1, num_inputs // steps)
     generator = torch.Generator().manual_seed(seed)
     samples = [
-        torch.randperm(ids.numel(), generator=generator)[:per_step]
-        for ids in batches
+        torch.randperm(batch.ids.numel(), generator=generator)[:per_step]
+        for batch in batches
         for _ in range(model.config.num_rounds)
     ]
 
@@ -204,9 +198,8 @@ def module_outputs(
 
     handles = [routed.register_forward_hook(hook_for(key)) for key, routed in routed_pools(model).items()]
     try:
-        for ids in batches:
-            with context():
-                model.model(input_ids=ids, use_cache=False)
+        for batch in batches:
+            run_batch(model, batch, context=context)
     finally:
         for handle in handles:
             handle.remove()
@@ -215,7 +208,7 @@ def module_outputs(
 
 def measure_similarity(
     model: MoMForCausalLM,
-    batches: Sequence[Tensor],
+    batches: Sequence[Batch],
     num_inputs: int,
     *,
     seed: int = 0,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mom.analysis.samples import next_token_losses
+from mom.analysis.samples import Batch, run_batch
 from mom.analysis.traces import Header, Records, Traces, TraceWriter
 from mom.data.token_files import TokenFile
 from mom.metrics.depth import token_depths
@@ -19,10 +19,25 @@ from mom.model import MoMConfig, MoMForCausalLM
 
 
 class Window(NamedTuple):
-    """A sequence for the model: token ``ids`` [T] and the ``document`` [T] of each token, both int64."""
+    """A sequence for the model.
+
+    Attributes:
+        ids: the tokens, int64 [T].
+        document: the document of each token, int64 [T].
+        labels: the tokens to predict, each at its own position, int64 [T]; -100 elsewhere. ``None`` predicts all.
+        choices: the right modules by pool, int64 [T], if they are known; -1 where none is.
+    """
 
     ids: np.ndarray
     document: np.ndarray
+    labels: np.ndarray | None = None
+    choices: Mapping[str, np.ndarray] | None = None
+
+    def first(self, length: int) -> Window:
+        """Return the first tokens."""
+        labels = None if self.labels is None else self.labels[:length]
+        choices = self.choices and {pool: given[:length] for pool, given in self.choices.items()}
+        return Window(self.ids[:length], self.document[:length], labels, choices)
 
 
 def split_windows(files: Sequence[TokenFile], length: int, end_of_text: int | None) -> Iterator[Window]:
@@ -48,7 +63,7 @@ def batch_windows(windows: Iterator[Window], size: int, num_tokens: int | None) 
     batch: list[Window] = []
     for window in windows:
         if left is not None:
-            window = Window(*(column[:left] for column in window))
+            window = window.first(left)
             left -= len(window.ids)
         if batch and (len(batch) == size or len(batch[0].ids) != len(window.ids)):
             yield batch
@@ -61,6 +76,20 @@ def batch_windows(windows: Iterator[Window], size: int, num_tokens: int | None) 
         yield batch
 
 
+def stack_windows(windows: Sequence[Window], device: torch.device | str) -> Batch:
+    """Return windows of the same length as a batch on a device."""
+
+    def stack(rows: Sequence[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(rows).astype(np.int64, copy=False)).to(device)
+
+    ids = stack([window.ids for window in windows])
+    known = [window.choices for window in windows if window.choices]
+    # A router that needs choices takes module 0 where none is right.
+    choices = {pool: stack([given[pool] for given in known]).clamp(min=0) for pool in (known or [{}])[0]}
+    labels = [window.ids if window.labels is None else window.labels for window in windows]
+    return Batch(ids, stack(labels), choices or None)
+
+
 @torch.inference_mode()
 def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int) -> Records:
     """Run the model over a batch and return its routing, losses, and depths.
@@ -70,20 +99,20 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
         batch: windows of equal length.
         first_window: number of the batch's first window in the text.
     """
-    ids = torch.from_numpy(np.stack([window.ids for window in batch])).to(model.device)  # (B, T)
-    size, length = ids.shape
-    output = model.model(input_ids=ids, use_cache=False, output_routing=True)
+    inputs = stack_windows(batch, model.device)
+    size, length = inputs.ids.shape
+    loss, routing = run_batch(model, inputs)
     columns = {
         "window": np.repeat(np.arange(first_window, first_window + size), length),
         "position": np.tile(np.arange(length), size),
         "document": np.concatenate([window.document for window in batch]),
-        "token_id": _flat(ids),
-        "loss": _flat(next_token_losses(model, output.last_hidden_state, ids)),
-        **{name: _flat(depth) for name, depth in depths(output.routing, model.config).items()},
+        "token_id": _flat(inputs.ids),
+        "loss": _flat(loss),
+        **{name: _flat(depth) for name, depth in depths(routing, model.config).items()},
     }
     choice, weight = {}, {}
     for layout in model.config.pools():
-        records = [getattr(decided, layout.name) for decided in output.routing]
+        records = [getattr(decided, layout.name) for decided in routing]
         selected = torch.stack([record.selected for record in records], dim=2)  # (B, T, R, K)
         weights = torch.stack([record.weights for record in records], dim=2)
         choice[layout.name] = _flat(selected).astype(np.int16, copy=False)

@@ -35,6 +35,11 @@ class Batch(NamedTuple):
         """Predict every token."""
         return cls(ids, ids)
 
+    @property
+    def num_predicted(self) -> int:
+        """Number of predicted tokens."""
+        return int((self.labels[:, 1:] != -100).sum())
+
     def windows(self, rows: Any) -> Batch:
         """Select windows by their indices."""
         choices = self.choices and {name: given[rows] for name, given in self.choices.items()}

@@ -96,7 +96,7 @@ def module_table(
 
 
 def token_table(
-    header: Header, routing: Mapping[str, Routing], tokenizer: PreTrainedTokenizerFast, count: int
+    header: Header, routing: Mapping[str, Routing], tokenizer: PreTrainedTokenizerFast | None, count: int
 ) -> Rows:
     """List the token types that distinguish each module, ranked by :func:`mom.analysis.statistics.top_tokens`.
 
@@ -110,7 +110,7 @@ def token_table(
             "choice": choice,
             "rank": rank,
             "token_id": token["token_id"],
-            "text": tokenizer.decode([int(token["token_id"])]),
+            "text": token_text(tokenizer, int(token["token_id"])),
             **{name: token[name] for name in ("places", "share", "lift")},
         }
         for pool, usage in routing.items()
@@ -170,6 +170,11 @@ def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:
         written.append(path)
     write_json_atomic(folder / JSON, dict(tables))
     return [*written, folder / JSON]
+
+
+def token_text(tokenizer: PreTrainedTokenizerFast | None, token: int) -> str:
+    """Return the text of a token; without a tokenizer, its number."""
+    return str(token) if tokenizer is None else str(tokenizer.decode([token]))
 
 
 def _nearest(module: Module, pairs: Sequence[Pair]) -> tuple[int | None, float | None]:

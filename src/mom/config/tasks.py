@@ -348,7 +348,7 @@ class AnalyzeConfig(TaskConfig):
         regret_paths: maximum number of paths to try in the search for a token's best path; 0 disables the search.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling",)
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "control")
     needs_init: ClassVar[bool] = True
     reads_ckpt: ClassVar[bool] = True
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from lightning.fabric import Fabric
 from rich.box import SIMPLE_HEAD
 from rich.progress import Progress
-from transformers import PreTrainedTokenizerFast
 
 from mom.analysis.choice_value import measure_choice_value, num_value_passes
 from mom.analysis.choices import Choices
@@ -28,11 +24,12 @@ from mom.analysis.messages import (
     pool_tables,
     slot_name,
 )
-from mom.analysis.recording import batch_windows, record, split_windows
+from mom.analysis.recording import record
 from mom.analysis.regret import measure_regret
 from mom.analysis.report.choices import choice_figures, choice_tables
 from mom.analysis.report.page import Table, pieces, render
-from mom.analysis.samples import Batch
+from mom.analysis.samples import Batch, Context
+from mom.analysis.sources import Source, control_source, text_source
 from mom.analysis.statistics import Routing, depth_statistics, routing_statistics
 from mom.analysis.summary import draw_figures, module_parameters, summarize
 from mom.analysis.tables import (
@@ -49,9 +46,7 @@ from mom.analysis.traces import Header, Traces
 from mom.config import AnalyzeConfig, DataConfig, RunConfig
 from mom.config.checks import check_length
 from mom.console import build_table, print_line, print_table
-from mom.data.prepare import prepare
-from mom.data.token_files import TokenFile
-from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
+from mom.data.controls import Control
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.metrics.choice_value import ChoiceValue
@@ -61,8 +56,6 @@ from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_text_atomic
-
-Context = Callable[[], AbstractContextManager]
 
 REPORT, FIGURES = "report.html", "figures"
 WRITTEN = (
@@ -101,38 +94,37 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     task, data = config.task, config.data
     option = "init" if config.ckpt is None else "ckpt"
     source = config.init or config.ckpt
-    assert isinstance(task, AnalyzeConfig) and isinstance(data, DataConfig) and source is not None
+    assert isinstance(task, AnalyzeConfig) and source is not None
     model = load_model(source, option).eval()
-    stages = _check(model, task, data, option, source)
-    tokenizer = load_model_tokenizer(source, data.tokenizer, model.config)
-    prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
-    files, fingerprint = prepared.split_files(task.split), prepared.fingerprint
+    stages = _check(model, task, data.sequence_length, option, source)
+    if isinstance(data, Control):
+        given = control_source(data, task.split, f"{option}={source}", model.config, config.seed)
+    else:
+        assert isinstance(data, DataConfig)
+        given = text_source(data, task.split, source, model.config)
+    if model.config.router_kind.needs_choices and not given.knows_choices:
+        raise UsageError(f"router={model.config.router} requires data with known choices, got {given.name}")
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
     model.to(fabric.device)
-    text = f"{data.path or data.corpus}, {task.split}"
-    header = Header(model.config.to_dict(), source, text, stages)
+    header = Header(model.config.to_dict(), source, given.name, stages)
     with Progress(transient=True, disable=not config.trainer.enable_progress_bar) as progress:
-        traces = _record(
-            model, files, tokenizer.eos_token_id, task, data, header, run.path, fabric.autocast, progress
-        )
+        traces = _record(model, given, task, header, run.path, fabric.autocast, progress)
         routing = routing_statistics(traces)
         depths = depth_statistics(traces)
         num_inputs = task.similarity_inputs
-        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device, task.ablation_tokens)
+        batches = given.sample(_at_most(task.ablation_tokens, task), model.device)
         pairs = (
             measure_similarity(model, batches, num_inputs, seed=config.seed, context=fabric.autocast)
             if num_inputs
             else []
         )
         removal = _removal(model, batches, task, fabric.autocast, progress)
-        batches = _batches(files, task, data, tokenizer.eos_token_id, model.device, task.value_tokens)
-        sample = [Batch.of_text(ids) for ids in batches]
-        groups = _token_classes(traces, tokenizer)
+        sample = given.sample(_at_most(task.value_tokens, task), model.device)
         choices = _choices(
-            model, sample, traces, routing, groups, task, config.seed, fabric.autocast, progress
+            model, sample, given, traces, routing, task, config.seed, fabric.autocast, progress
         )
     name = Path(config.run_dir).name
-    facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, data.sequence_length)
+    facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, given.length)
     facts |= choices.facts()
     drawn = draw_figures(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
     drawn |= choice_figures(choices, name)
@@ -142,7 +134,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "modules": module_table(
             header, routing, module_parameters(model), pairs, removal, task.ablation_tolerance
         ),
-        "tokens_of_modules": token_table(header, routing, tokenizer, task.top_tokens),
+        "tokens_of_modules": token_table(header, routing, given.tokenizer, task.top_tokens),
         "similarity": similarity_table(pairs),
         "removal": [] if removal is None else removal_table(removal),
         **choices.tables(),
@@ -153,31 +145,29 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         write_tables(run.path, tables)
         page = render(
             traces,
-            tokenizer,
+            given.tokenizer,
             title=f"Routing of {name}",
             facts=fact_rows(facts, header),
             pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
             module_notes=module_notes(removal, task.ablation_tolerance),
             choices=about_choices,
             figures=list(drawn.values()),
-            footer=footer(source, text, fingerprint),
+            footer=footer(source, given.name, given.fingerprint),
             num_tokens=task.report_tokens,
         )
         write_text_atomic(run.path / REPORT, page)
     _print(facts, header, tables["modules"], about_choices, run.path)
-    return {**facts, "data/fingerprint": fingerprint}
+    return {**facts, "data/fingerprint": given.fingerprint}
 
 
-def _check(
-    model: MoMForCausalLM, task: AnalyzeConfig, data: DataConfig, option: str, source: str
-) -> list[int]:
+def _check(model: MoMForCausalLM, task: AnalyzeConfig, length: int, option: str, source: str) -> list[int]:
     """Check the model and the options, and return the stages to record."""
     config = model.config
     if not config.num_stages:
         raise UsageError(
             f"{option}={source} must be a model with stages, not a plain transformer, which has no routing"
         )
-    check_length(data.sequence_length, config.max_positions)
+    check_length(length, config.max_positions)
     stages = list(range(config.num_stages)) if task.stages is None else sorted(task.stages)
     if stages[-1] >= config.num_stages:
         raise UsageError(
@@ -188,21 +178,18 @@ def _check(
 
 def _record(
     model: MoMForCausalLM,
-    files: Sequence[TokenFile],
-    end_of_text: int | None,
+    given: Source,
     task: AnalyzeConfig,
-    data: DataConfig,
     header: Header,
     folder: Path,
     context: Context,
     progress: Progress,
 ) -> Traces:
-    windows = split_windows(files, data.sequence_length, end_of_text)
-    total = sum(file.count for file in files)
+    total = given.num_tokens
     bar = progress.add_task("recording tokens", total=min(total, task.num_tokens or total))
     return record(
         model,
-        batch_windows(windows, data.batch_size, task.num_tokens),
+        given.batches(task.num_tokens),
         folder,
         header,
         context=context,
@@ -210,28 +197,14 @@ def _record(
     )
 
 
-def _batches(
-    files: Sequence[TokenFile],
-    task: AnalyzeConfig,
-    data: DataConfig,
-    end_of_text: int | None,
-    device: Any,
-    num_tokens: int,
-) -> list[torch.Tensor]:
-    """Return at most ``num_tokens`` of the first recorded tokens, int64 [B, T], for interventions."""
-    num_tokens = min(num_tokens, task.num_tokens or num_tokens)
-    if not num_tokens:
-        return []
-    windows = split_windows(files, data.sequence_length, end_of_text)
-    batches = batch_windows(windows, data.batch_size, num_tokens)
-    # A window of one token has no token to predict.
-    stacked = (torch.from_numpy(np.stack([window.ids for window in batch])) for batch in batches)
-    return [ids.to(device) for ids in stacked if ids.shape[1] > 1]
+def _at_most(num_tokens: int, task: AnalyzeConfig) -> int:
+    """Bound a number of tokens by the number of recorded tokens."""
+    return min(num_tokens, task.num_tokens or num_tokens)
 
 
 def _removal(
     model: MoMForCausalLM,
-    batches: Sequence[torch.Tensor],
+    batches: Sequence[Batch],
     task: AnalyzeConfig,
     context: Context,
     progress: Progress,
@@ -249,24 +222,26 @@ def _removal(
     )
 
 
-def _token_classes(traces: Traces, tokenizer: PreTrainedTokenizerFast) -> dict[str, Groups]:
-    """Group the recorded tokens by their class in Python code, if any of the text is Python code."""
-    tokens = traces.tokens(["token_id", "document"], first=MAX_TOKENS)
-    ids, document = tokens["token_id"].to_pylist(), tokens["document"].to_numpy().astype(np.int64)
-    special = set(tokenizer.all_special_ids)
-    texts = [
-        "" if token in special else text for token, text in zip(ids, pieces(tokenizer, ids), strict=True)
-    ]
-    classes = code_classes(texts, document)
-    return {"token_class": Groups(classes, CLASSES)} if (classes >= 0).any() else {}
+def _known_groups(given: Source, traces: Traces) -> dict[str, Groups]:
+    """Return the source's groups of tokens, and their classes if any of the text is Python code."""
+    groups = dict(given.groups)
+    if given.tokenizer is not None:
+        tokens = traces.tokens(["token_id", "document"], first=MAX_TOKENS)
+        ids, document = tokens["token_id"].to_pylist(), tokens["document"].to_numpy().astype(np.int64)
+        special, texts = set(given.tokenizer.all_special_ids), pieces(given.tokenizer, ids)
+        texts = ["" if token in special else text for token, text in zip(ids, texts, strict=True)]
+        classes = code_classes(texts, document)
+        if (classes >= 0).any():
+            groups["token_class"] = Groups(classes, CLASSES)
+    return groups
 
 
 def _choices(
     model: MoMForCausalLM,
     sample: Sequence[Batch],
+    given: Source,
     traces: Traces,
     routing: Mapping[str, Routing],
-    groups: Mapping[str, Groups],
     task: AnalyzeConfig,
     seed: int,
     context: Context,
@@ -296,12 +271,12 @@ def _choices(
             context=context,
             on_progress=lambda tokens: progress.advance(bar, tokens),
         )
+    groups = _known_groups(given, traces)
+    attributes = {name: found.group for name, found in groups.items()} | dict(given.attributes)
     return Choices(
         skips={pool: layout.num_modules for pool, layout in traces.header.pools.items()},
         changes={pool: round_changes(usage, traces.header) for pool, usage in routing.items()},
-        dependence=choice_dependence(
-            traces, {name: given.group for name, given in groups.items()}, seed=seed
-        ),
+        dependence=choice_dependence(traces, attributes, seed=seed),
         depths=depth_by_difficulty(traces, groups),
         values=values,
         swaps=swaps,

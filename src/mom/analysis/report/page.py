@@ -75,7 +75,7 @@ class Table:
 
 def render(
     traces: Traces,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerFast | None,
     *,
     title: str,
     facts: Sequence[tuple[str, str, str]],
@@ -90,7 +90,7 @@ def render(
 
     Args:
         traces: the recorded traces.
-        tokenizer: the model's tokenizer.
+        tokenizer: the model's tokenizer; ``None`` shows numbers.
         title: title of the page.
         facts: rows of the run's table: name, value, meaning.
         pools: tables of modules.
@@ -140,7 +140,7 @@ def script_json(data: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: int) -> dict[str, Any]:
+def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast | None, num_tokens: int) -> dict[str, Any]:
     """Return the data of the viewer's script, for the first ``num_tokens`` tokens."""
     header, config = traces.header, traces.header.config
     tokens = traces.tokens(first=num_tokens)
@@ -178,11 +178,14 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast, num_tokens: 
     }
 
 
-def pieces(tokenizer: PreTrainedTokenizerFast, ids: Sequence[int]) -> list[str]:
+def pieces(tokenizer: PreTrainedTokenizerFast | None, ids: Sequence[int]) -> list[str]:
     """Return the text that each token adds; joined, these are the complete text.
 
-    A character that consists of several tokens belongs to the last of these; the others add "".
+    A character that consists of several tokens belongs to the last of these; the others add "". Without a tokenizer,
+    tokens are written as numbers.
     """
+    if tokenizer is None:
+        return [f"{token} " for token in ids]
     stream = DecodeStream(skip_special_tokens=False)
     backend = tokenizer.backend_tokenizer
     return [stream.step(backend, int(token)) or "" for token in ids]
