@@ -87,7 +87,7 @@ def reduce(config: DictConfig, folder: Path, start: Path) -> DictConfig:
             write_glue(folder / "glue", name)
     elif config.data.kind == "control":
         changes["data"] = {"batch_size": 4}
-        del changes["model"]["max_positions"]
+        changes["model"] = REDUCED["model"] | {"max_positions": config.model.max_positions}
     else:
         changes["data"] = {
             "corpus": "text",
