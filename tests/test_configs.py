@@ -118,6 +118,7 @@ def test_top_level_keys() -> None:
         "init",
         "ckpt",
         "resume",
+        "arm",
         "debug",
         "run_dir",
     }

@@ -83,8 +83,11 @@ def _end_complete_epoch(trainer: Trainer) -> None:
     Lightning does this for checkpoints without such a validation (``_FitLoop.reset``, ``_TrainingEpochLoop.reset``).
     """
     loop = trainer.fit_loop.epoch_loop
-    is_complete = loop.restarted_on_last and loop._num_ready_batches_reached()
-    if is_complete and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+    if not loop.restarted_on_last or not loop._num_ready_batches_reached():
+        return
+    fetcher = trainer.fit_loop._data_fetcher
+    assert fetcher is not None
+    if not loop._should_check_val_fx(fetcher):
         loop.batch_progress.reset_on_run()
         loop.scheduler_progress.reset_on_run()
         loop.automatic_optimization.optim_progress.reset_on_run()
