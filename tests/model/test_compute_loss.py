@@ -33,14 +33,16 @@ def test_averages_the_probability_of_running_over_real_tokens_and_priced_pools()
         RoundRouting(record([[0.5, 0.0]]), record([[0.1, 1.0]])),
         RoundRouting(record([[0.25, 0.0]]), record([[0.3, 1.0]])),
     ]
+    loss = torch.tensor(2.0, requires_grad=True)
     both = ModelOptions(**SIZES, top_k=1)
-    assert compute_loss(both, rounds).item() == pytest.approx(
-        (0.5 + 0.9 + 0.75 + 0.7 + 2 * 1.0 + 2 * 0.0) / 8
+    assert compute_loss(both, rounds, None, loss).item() == pytest.approx(
+        2 * (0.5 + 0.9 + 0.75 + 0.7 + 2) / 8
     )
     mask = torch.tensor([[1, 0]])
-    assert compute_loss(both, rounds, mask).item() == pytest.approx((0.5 + 0.9 + 0.75 + 0.7) / 4)
+    assert compute_loss(both, rounds, mask, loss).item() == pytest.approx(2 * (0.5 + 0.9 + 0.75 + 0.7) / 4)
     only_ffn = ModelOptions(**SIZES, top_k=1, skip=False, ffn_skip=True)
-    assert compute_loss(only_ffn, rounds, mask).item() == pytest.approx((0.9 + 0.7) / 2)
+    assert compute_loss(only_ffn, rounds, mask, loss).item() == pytest.approx(2 * (0.9 + 0.7) / 2)
+    assert not compute_loss(both, rounds, None, loss).requires_grad  # the task's loss is only a scale
 
 
 def test_is_part_of_the_loss_with_its_coefficient() -> None:
@@ -52,6 +54,17 @@ def test_is_part_of_the_loss_with_its_coefficient() -> None:
     model.config.compute_coefficient = 0.0
     output = model(input_ids=ids, labels=ids)
     assert torch.equal(output.loss, output.lm_loss) and not output.compute_loss.requires_grad
+
+
+def test_follows_the_scale_of_the_task_loss() -> None:
+    torch.manual_seed(0)
+    model = MoMForCausalLM(MoMConfig(**SIZES, top_k=1, skip_exploration=0.0))
+    ids = torch.randint(0, 19, (2, 6))
+    output = model(input_ids=ids, labels=ids, output_routing=True)
+    runs = torch.stack(
+        [1 - step.scores[..., -1].mean() for round_ in output.routing for step in round_]
+    ).mean()
+    torch.testing.assert_close(output.compute_loss, runs * output.lm_loss.detach())
 
 
 def test_lowers_the_use_of_modules_that_do_nothing() -> None:

@@ -49,7 +49,7 @@ def routing_losses(
             routing, config.num_rounds, mask, include_skip=config.balance_skip
         ),
         "z_loss": lambda: z_loss(routing, mask),
-        "compute_loss": lambda: compute_loss(config, routing, mask),
+        "compute_loss": lambda: compute_loss(config, routing, mask, task_loss),
         "depth_loss": lambda: depth_loss(config, routing, mask),
         "capacity_loss": lambda: capacity_loss(config, routing, mask),
     }
@@ -218,12 +218,15 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
     return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)
 
 
-def compute_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:
-    """Average the probability of running a module, 1 - p_SKIP, over real tokens and the steps that tokens may skip.
+def compute_loss(
+    config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None, task_loss: Tensor
+) -> Tensor:
+    """Average the probability of running a module, 1 - p_SKIP, and multiply it by the task's loss, detached.
 
-    Its coefficient is the price of a token that skips nothing, in units of the task's loss. A router then keeps a
-    module where it lowers the loss by more than its share of the price. Tokens that may not skip in this step
-    (``skip_exploration``) have no gradient.
+    The average is over real tokens and the steps that a token may skip. The coefficient is thus the price of skipping
+    nothing as a fraction of the task's loss: a router keeps a module where it lowers the loss by more than its share of
+    the price. A price in nats would outweigh a loss that becomes small, and SKIP would then win everywhere. Tokens that
+    may not skip in this step (``skip_exploration``) have no gradient.
     """
     if not routing:
         return torch.zeros(())
@@ -236,10 +239,9 @@ def compute_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Te
             if name in priced
         ]
     )  # (priced pools · rounds, B, T)
-    if mask is None:
-        return runs.mean()
-    real = mask.to(runs.dtype)
-    return (runs * real).sum() / (real.sum() * len(runs)).clamp_min(1.0)
+    real = torch.ones_like(runs[0]) if mask is None else mask.to(runs.dtype)
+    mean = (runs * real).sum() / (real.sum() * len(runs)).clamp_min(1.0)
+    return mean * task_loss.detach().to(mean.device)
 
 
 def _priced_pools(config: ModelOptions) -> list[str]:

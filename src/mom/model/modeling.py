@@ -58,7 +58,8 @@ class MoMCausalLMOutput(ModelOutput):
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
-        compute_loss: mean probability of running a module, before its coefficient; ``None`` if no step can be skipped.
+        compute_loss: mean probability of running a module times ``lm_loss``, before its coefficient; ``None`` if
+            no step can be skipped.
         depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
         capacity_loss: cross-entropy of predicting which tokens modules take, before its coefficient; ``None`` without a
             ``capacity``.

@@ -154,8 +154,8 @@ class ModelOptions:
     )
     z_loss_coefficient: float = option(0.0, "weight of the router z-loss", group="router", ge=0)
     compute_coefficient: float = option(
-        0.01,
-        "weight of the compute loss: the price of skipping nothing, in nats, where a token may skip a whole step",
+        0.05,
+        "price of skipping nothing, as a fraction of the task's loss, where a token may skip a whole step",
         group="router",
         ge=0,
     )
