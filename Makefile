@@ -25,7 +25,7 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-demo: install ## Run the quickstart: plain transformer, upcycled, trained on as a Mixture-of-Modules
+demo: install ## Run the quickstart: train a tiny Mixture-of-Modules from scratch
 	$(BIN)/python run.py $(ARGS)
 
 test: install ## Run the whole test suite (ARGS="-k router" for a part)
