@@ -105,7 +105,7 @@ def test_every_option_can_be_given_without_a_plus() -> None:
 def test_the_files_say_what_the_sections_default_to() -> None:
     config = bind(composed(CONF, []))
     bare = bind({"run_dir": "x"})
-    quickstart = {"tokenizer_vocab_size": 512, "batch_size": 4}
+    quickstart = {"tokenizer_vocab_size": 300, "batch_size": 4}
 
     assert config.data == dataclasses.replace(bare.data, **quickstart)
 

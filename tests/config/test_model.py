@@ -41,18 +41,36 @@ def test_a_request_and_the_model_have_the_same_defaults() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    "overrides", [[], ["router=linear"], ["router=random"], ["model=mom_small"]], ids=str
-)
+@pytest.mark.parametrize("overrides", [[], ["router=gru"], ["router=random"], ["model=mom_small"]], ids=str)
 def test_a_composed_request_is_the_model_of_the_same_defaults(overrides: list[str]) -> None:
     """A file of a router chooses it, and a file of a size sets sizes; neither changes the recipe."""
     from mom.model import MoMConfig
 
     config = bind(composed(ROOT / "conf", overrides)).model_config(300)
-    router = {"router": config.router} | ({} if config.router_kind.learns else {"router_prior": "none"})
-    sizes = ("vocab_size", "max_positions", "d_model", "num_heads")
-    made = MoMConfig(**router, **{name: getattr(config, name) for name in sizes})
+    sizes = (
+        "vocab_size",
+        "max_positions",
+        "d_model",
+        "num_heads",
+        "num_rounds",
+        "top_k",
+        "initializer_range",
+    )
+    made = MoMConfig(router=config.router, **{name: getattr(config, name) for name in sizes})
     assert config.as_mapping() == made.as_mapping()
+
+
+def test_the_recipe_of_the_paper() -> None:
+    config = bind(composed(ROOT / "conf", ["experiment=paper/two_phase"])).model_config(300)
+    assert (config.router, config.router_dim, config.temperature, config.router_prior) == (
+        "gru",
+        256,
+        0.2,
+        "none",
+    )
+    assert (config.balance_coefficient, config.balance_skip) == (0.01, True)
+    assert (config.skip_bias, config.skip_exploration, config.compute_coefficient) == (0, 0, 0)
+    assert (config.num_rounds, config.top_k) == (8, 2)
 
 
 def test_the_pools_may_be_a_mapping_a_list_or_the_default() -> None:
@@ -70,7 +88,7 @@ def test_the_help_has_a_line_for_each_option(group: str) -> None:
     lines = options_help(group).splitlines()
 
     assert [line.split("=")[0].strip() for line in lines] == list(options_of(group))
-    first = {"model": "  max_positions=1024  ", "router": "  temperature=0.2  "}[group]
+    first = {"model": "  max_positions=1024  ", "router": "  temperature=1.0  "}[group]
     assert any(line.startswith(first) for line in lines)
     for line, option in zip(lines, options_of(group).values(), strict=True):
         assert line.endswith(f"  {option.help}")
