@@ -91,3 +91,15 @@ def test_noise_that_anneals_compiles_once(kind):
             router.set_noise(kind, scale)
         body(input_ids=tokens(2, 8), use_cache=False)
     assert counter.frame_count == 1
+
+
+def test_exploration_compiles_and_draws_anew_in_each_step():
+    model = small_model(num_rounds=2, top_k=1, skip_exploration=0.5).train()
+    counter = CompileCounterWithBackend("aot_eager")
+    body = torch.compile(model.model, fullgraph=True, backend=counter)
+    closed = []
+    for _ in range(2):
+        step = body(input_ids=tokens(2, 8), use_cache=False, output_routing=True).routing[0].ffn
+        closed.append(step.logits[..., -1].isneginf())
+    assert not torch.equal(*closed)
+    assert counter.frame_count == 1
