@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from mom.metrics.depth import depth_metrics, depth_sums
-from mom.metrics.routing import assignments_by_choice, pool_sums, routing_metrics, routing_sums
+from mom.metrics.routing import (
+    assignments_by_choice,
+    choices_by_rule,
+    pool_sums,
+    routing_metrics,
+    routing_sums,
+)
 from mom.metrics.sums import add, collect
 from mom.model import Routing
 from mom.model.losses import balance_loss
@@ -118,3 +124,21 @@ def test_use_and_flow_equal_a_count_token_by_token():
                 flow[index - 1, path[index - 1][0], places[0]] += 1
     np.testing.assert_array_equal(sums["use"], use)
     np.testing.assert_array_equal(sums["flow"], flow)
+
+
+def test_first_choices_are_counted_by_rule():
+    skip = 2  # of two modules
+    selected = torch.tensor(
+        [[[0, 1, 1, skip], [1, 1, 0, 0]], [[1, 1, 1, 1], [skip, 0, 0, 0]]]  # 2 rounds, 2 rows, 4 tokens
+    )
+    choices = [
+        Routing(torch.zeros(2, 4, 3), taken[..., None], torch.ones(2, 4, 1), torch.zeros(2, 4, 3))
+        for taken in selected
+    ]
+    rules = torch.tensor([[0, 0, 1, 1], [1, -1, 0, 2]])  # -1: no rule applies; 2: a rule without a module
+    mask = torch.tensor([[True, True, True, True], [True, True, False, True]])
+
+    assert choices_by_rule(choices, rules, mask).tolist() == [
+        [[1, 1, 0], [0, 2, 1]],
+        [[0, 2, 0], [0, 2, 1]],
+    ]

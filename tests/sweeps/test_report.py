@@ -43,3 +43,39 @@ def test_jobs_on_a_control_are_shown_with_each_bucket_and_chance(
     lines = [[cell.strip() for cell in line.split("│")] for line in capsys.readouterr().out.splitlines()]
     rows = {cells[2]: cells[4:-1] for cells in lines if len(cells) > 4}
     assert rows == {"arm=plain": ["0.500", "0.250", "0.042", "1.5000"], "arm=mom": ["–"] * 4}
+
+
+def test_jobs_on_one_control_are_compared_in_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"kind": "control", "name": "rules"}
+    reached = {"mom": 0.934, "plain": 0.251, "random": 0.1}
+    jobs = [
+        Job((), f"arm={arm}", {"data": data}, tmp_path / str(number), resumes=True)
+        for number, arm in enumerate(reached)
+    ]
+    for job, held_out in zip(jobs, reached.values(), strict=True):
+        (job.folder / "figures").mkdir(parents=True)
+        (job.folder / "figures" / "ffn_by_rule.png").touch()
+        (job.folder / "status.json").write_text(json.dumps({"state": "succeeded", "error": None}))
+        summary = {
+            "val/exact_match": 0.9,
+            "val/exact_match/held_out": held_out,
+            "chance/exact_match": 1 / 32,
+            "val/loss": 1.5,
+        }
+        (job.folder / "summary.json").write_text(json.dumps(summary))
+
+    print_jobs(jobs, tmp_path)
+    printed = capsys.readouterr().out
+    assert (
+        "held out: arm=mom answers 93.4% correctly, the next best, arm=plain, 25.1%; guessing gives 3.1%\n"
+        f"Modules that arm=mom runs for each rule: {tmp_path}/0/figures/ffn_by_rule.png\n"
+    ) in printed
+    assert max(map(len, printed.split("held out: ")[0].splitlines()[1:])) <= 80
+
+    (jobs[1].folder / "status.json").write_text(json.dumps({"state": "failed", "error": None}))
+    print_jobs(jobs, tmp_path)
+    assert "the next best" not in capsys.readouterr().out
+    print_jobs([jobs[0], Job((), "seed=1", {"data": {**data, "seed": 1}}, jobs[2].folder, True)], tmp_path)
+    assert "the next best" not in capsys.readouterr().out

@@ -26,7 +26,7 @@ from mom.metrics.depth import (
     token_depths,
 )
 from mom.metrics.names import pool_label
-from mom.metrics.routing import pool_sums
+from mom.metrics.routing import choices_by_rule, pool_sums
 from mom.metrics.sums import Sums, Totals, add, collect, prefixed
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class RoutingFigures(Callback):
 
     Writes ``figures/<name>.png`` in the run directory, replacing earlier ones, and logs ``figures/<name>`` to
     TensorBoard and wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``,
-    ``depth_by_loss``, and ``use_over_time`` (with :class:`RoutingStatistics` only). :mod:`mom.plots.routing` and
-    :mod:`mom.plots.depth` describe them. Tokens of all ranks count, padding does not. A plain transformer has no
-    routing and no figures.
+    ``depth_by_loss``, ``use_over_time`` (with :class:`RoutingStatistics` only), and ``<pool>_by_rule`` (for controls
+    whose right modules are known). :mod:`mom.plots.routing`, :mod:`mom.plots.depth`, and :mod:`mom.plots.rules`
+    describe them. Tokens of all ranks count, padding does not. A plain transformer has no routing and no figures.
 
     Validation computes no loss per token, so for depth by loss, with language models only, the first ``loss_batches``
     batches go through the model once more.
@@ -114,6 +114,10 @@ class RoutingFigures(Callback):
         depths = _depths(pl_module, outputs["routing"])
         bins = depth_bins(depths, mask, **_span(pl_module))
         by_type = moments_by(batch["input_ids"], depths, mask, number=config.vocab_size)
+        for pool, right in batch.get("choices", {}).items():
+            if pool in pools:
+                records = [getattr(record, pool) for record in outputs["routing"]]
+                sums[f"{pool}/by_rule"] = choices_by_rule(records, right, mask)
         return sums | prefixed("depth", bins) | prefixed("type", by_type)
 
     def _measure_by_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any | None) -> Sums:
@@ -169,6 +173,7 @@ def _drawings(
     """Return the functions that draw the figures for which there is data."""
     from mom.plots import depth as depth_figures
     from mom.plots import routing as figures
+    from mom.plots import rules as rule_figures
 
     config, pools = get_model_config(pl_module), pool_names(pl_module)
     options: Any = {"run": run, "num_stages": config.num_stages}
@@ -191,6 +196,12 @@ def _drawings(
     }
     if len(totals[f"{pools[0]}/flow"]) == 0:  # a single round
         del drawings["module_flow"]
+    for pool in pools:
+        if f"{pool}/by_rule" in totals:
+            counts = totals[f"{pool}/by_rule"].numpy()
+            drawings[f"{pool}_by_rule"] = partial(
+                rule_figures.modules_by_rule, counts, pool=pool_label(pool), **options
+            )
     if "loss/tokens" in totals and totals["loss/tokens"].sum() > 0:
         by_loss = {name: Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in DEPTHS}
         drawings["depth_by_loss"] = lambda: depth_figures.depth_by_loss(by_loss, run=run)

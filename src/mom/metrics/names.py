@@ -19,6 +19,8 @@ PATHS = ("routing/paths_per_thousand_tokens",)
 SUMMARY = ("compute/forward_memory",)
 """Names that appear only in the ``summary.json`` of pretraining, because they never change."""
 
+FFN_BY_RULE = "figures/ffn_by_rule"
+"""The feed-forward modules by rule, drawn for controls whose right modules are known."""
 FIGURES = (
     "figures/module_use",
     "figures/module_flow",
@@ -26,6 +28,7 @@ FIGURES = (
     "figures/depth_by_frequency",
     "figures/depth_by_loss",
     "figures/use_over_time",
+    FFN_BY_RULE,
 )
 SAMPLES = "samples"
 EXACT_MATCH = "val/exact_match"

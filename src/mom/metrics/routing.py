@@ -128,6 +128,27 @@ def pool_sums(choices: Sequence[Routing], mask: Tensor) -> Sums:
     return {"use": count_choices(choices, mask), "flow": flow.view(rounds - 1, num_choices, num_choices)}
 
 
+def choices_by_rule(choices: Sequence[Routing], rules: Tensor, mask: Tensor) -> Tensor:
+    """Count the first choices in each round by the rule that applies to the token.
+
+    Args:
+        choices: one pool's records of all rounds, stages in order.
+        rules: the right module of each token, [B, T] int64; tokens whose value is not from 0 to N - 1 do not count.
+        mask: [B, T] boolean, true for tokens, false for padding.
+
+    Returns:
+        Tokens [R, N, N+1], int64, by round, rule, and first choice.
+    """
+    rounds, number = len(choices), choices[0].num_modules
+    first = torch.stack([choice.selected[..., 0] for choice in choices])  # (R, B, T)
+    counted = mask.bool() & (rules >= 0) & (rules < number)
+    row = torch.arange(rounds, device=first.device).view(-1, 1, 1) * number + rules.where(counted, 0)
+    cell = row * (number + 1) + first  # (R, B, T)
+    counts = torch.zeros(rounds * number * (number + 1), dtype=torch.int64, device=first.device)
+    counts.scatter_add_(0, cell.flatten(), counted.long().expand_as(cell).flatten())
+    return counts.view(rounds, number, number + 1)
+
+
 def agreement_sums(choices: Sequence[Routing], mask: Tensor, *, num_stages: int) -> Sums:
     """Count how often the first choice is the same as in the previous round.
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from mom.config.data import data_section
 from mom.console import build_table, print_line, print_table
-from mom.metrics.names import CHANCE, exact_match_names, label
+from mom.data.controls import Control
+from mom.metrics.names import CHANCE, EXACT_MATCH, FFN_BY_RULE, exact_match_names, label
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
 
@@ -30,7 +32,8 @@ def print_job_finished(job: Job, state: str | None = None) -> None:
 def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
     """Print a table of the jobs in the sweep's directory, followed by the errors of those that failed.
 
-    It has the validation loss and, for jobs that train on a control, the exact match of each bucket and of chance.
+    It has the validation loss and, for jobs that train on a control, the exact match of each bucket and of chance. Jobs
+    on one control are also compared in a sentence, and the picture of the best job's modules by rule is named.
     """
     measured = [job.summary if job.state == "succeeded" else {} for job in jobs]
     matches = exact_match_names(measured)
@@ -54,7 +57,30 @@ def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
     for job in jobs:
         if job.state == "failed":
             print_line(f"{job.folder}: {job.error}")
+    for line in _conclusion(jobs):
+        print_line(line)
     print_line(f"Written to {folder}")
+
+
+def _conclusion(jobs: Sequence[Job]) -> list[str]:
+    """Return lines that compare the two best jobs on a control; none if jobs failed or their data differ."""
+    data = [job.config.get("data", {}) for job in jobs]
+    if len(jobs) < 2 or data[0].get("kind") != "control" or any(other != data[0] for other in data):
+        return []
+    control = data_section(data[0])
+    assert isinstance(control, Control)
+    metric = f"{EXACT_MATCH}/{control.headline}"
+    if any(job.state != "succeeded" or metric not in job.summary for job in jobs):
+        return []
+    best, second = sorted(jobs, key=lambda job: -job.summary[metric])[:2]
+    lines = [
+        f"{label(metric).text}: {best.label} answers {best.summary[metric]:.1%} correctly, the next best, "
+        f"{second.label}, {second.summary[metric]:.1%}; guessing gives {best.summary[CHANCE]:.1%}"
+    ]
+    picture = best.folder / f"{FFN_BY_RULE}.png"
+    if picture.is_file():
+        lines.append(f"Modules that {best.label} runs for each rule: {picture}")
+    return lines
 
 
 def _metric(job: Job) -> str | None:
