@@ -25,8 +25,13 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps -e .
 	@touch $@
 
-demo: install ## Run the quickstart: train a tiny Mixture-of-Modules from scratch
+demo: install ## Train a Mixture-of-Modules on text, then compare three models on a task that needs routing
+	@echo "1 of 2: a Mixture-of-Modules learns text, the standard library of this Python"
 	$(BIN)/python run.py $(ARGS)
+	@echo
+	@echo "2 of 2: functions applied in turn; markers in the context tell which function applies, the token never does."
+	@echo "        Three models learn it: Mixture-of-Modules, plain transformer, and modules chosen once for each token id"
+	OMP_NUM_THREADS=1 $(BIN)/python run.py -m experiment=control/demo
 
 test: install ## Run the whole test suite (ARGS="-k router" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)

@@ -19,8 +19,6 @@ PATHS = ("routing/paths_per_thousand_tokens",)
 SUMMARY = ("compute/forward_memory",)
 """Names that appear only in the ``summary.json`` of pretraining, because they never change."""
 
-FFN_BY_RULE = "figures/ffn_by_rule"
-"""The feed-forward modules by rule, drawn for controls whose right modules are known."""
 FIGURES = (
     "figures/module_use",
     "figures/module_flow",
@@ -28,8 +26,9 @@ FIGURES = (
     "figures/depth_by_frequency",
     "figures/depth_by_loss",
     "figures/use_over_time",
-    FFN_BY_RULE,
 )
+FFN_BY_RULE = "figures/ffn_by_rule"
+"""The feed-forward modules by rule, drawn for controls whose right modules are known."""
 SAMPLES = "samples"
 EXACT_MATCH = "val/exact_match"
 """Metric of controls; ``val/exact_match/<bucket>`` is that of a part of the validation set."""
