@@ -11,6 +11,7 @@ from mom.callbacks import RoutingFigures, RoutingStatistics
 from mom.callbacks import figures as callback
 from mom.plots import depth as depth_figures
 from mom.plots import routing as figures
+from mom.plots import rules as rule_figures
 from tests.helpers.runs import FixedBatches, Recorder, plain_trainer, small_module, token_batch
 
 ALL = [
@@ -114,3 +115,28 @@ def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monk
     batches = FixedBatches([token_batch(0)], [token_batch(1, rows=5)])
     trainer.fit(small_module(), datamodule=batches)
     assert drawn["depth_by_loss"][0]["effective"].tokens.sum() == 2 * 7
+
+
+def test_choices_are_drawn_by_rule_for_the_tokens_that_answer(tmp_path, monkeypatch):
+    drawn = {}
+
+    def drawing(counts, **options):
+        drawn["counts"] = counts
+        return rule_figures.new_figure("modules by rule", "", 1, 1)
+
+    monkeypatch.setattr(rule_figures, "modules_by_rule", drawing)
+    batch = token_batch(0)
+    batch["labels"] = batch["labels"].clone()
+    batch["labels"][:, :-1] = -100  # the last token but one answers
+    batch["choices"] = {"ffn": torch.ones_like(batch["labels"])}
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [RoutingFigures(dpi=30), recorder], max_steps=1, val_check_interval=1)
+    trainer.fit(small_module(), datamodule=FixedBatches([token_batch(1)], [batch]))
+
+    (outputs,) = recorder.validation_outputs
+    first = [record.ffn.selected[:, -2, 0] for record in outputs["routing"]]
+    number = outputs["routing"][0].ffn.num_modules
+    wanted = torch.stack([torch.bincount(choices, minlength=number + 1) for choices in first])  # (R, N+1)
+    assert drawn["counts"][:, 1].tolist() == wanted.tolist()
+    assert drawn["counts"].sum() == wanted.sum()
+    assert (tmp_path / "figures" / "ffn_by_rule.png").is_file()

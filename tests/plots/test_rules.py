@@ -15,7 +15,7 @@ def test_rules_are_ordered_by_their_modules_in_the_most_distinct_round() -> None
     counts[1, [0, 1, 2], [2, 0, 1]] = 8  # rule 0 runs module 2, and so on
     counts[1, 0, 3] = 2  # and skips in a fifth of its tokens
     counts[2, :, 1] = 4
-    figure = modules_by_rule(counts, run="a run")
+    figure = modules_by_rule(counts)
     panels = [axis for axis in figure.axes if axis.images]
 
     assert [axis.get_title() for axis in panels] == ["round 0", "round 1", "round 2"]

@@ -15,6 +15,7 @@ from torch import Tensor
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.window import get_model_config, pool_names, sum_over_ranks
 from mom.config.checks import in_range
+from mom.data.controls.control import IGNORED
 from mom.metrics.depth import (
     DEPTHS,
     LOSS_EDGES,
@@ -117,7 +118,8 @@ class RoutingFigures(Callback):
         for pool, right in batch.get("choices", {}).items():
             if pool in pools:
                 records = [getattr(record, pool) for record in outputs["routing"]]
-                sums[f"{pool}/by_rule"] = choices_by_rule(records, right, mask)
+                answers = torch.nn.functional.pad(batch["labels"][:, 1:] != IGNORED, (0, 1))  # (B, T)
+                sums[f"{pool}/by_rule"] = choices_by_rule(records, right, mask & answers)
         return sums | prefixed("depth", bins) | prefixed("type", by_type)
 
     def _measure_by_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any | None) -> Sums:
@@ -200,7 +202,7 @@ def _drawings(
         if f"{pool}/by_rule" in totals:
             counts = totals[f"{pool}/by_rule"].numpy()
             drawings[f"{pool}_by_rule"] = partial(
-                rule_figures.modules_by_rule, counts, pool=pool_label(pool), **options
+                rule_figures.modules_by_rule, counts, pool=pool_label(pool), num_stages=config.num_stages
             )
     if "loss/tokens" in totals and totals["loss/tokens"].sum() > 0:
         by_loss = {name: Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in DEPTHS}

@@ -14,7 +14,7 @@ COLUMNS = 2
 
 
 @styled
-def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", run: str = "", num_stages: int = 1) -> Figure:
+def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", num_stages: int = 1) -> Figure:
     """Draw which modules the tokens of each rule run: a heat map for each round.
 
     In the round where rules differ most, the order of the rules puts the module of each on the diagonal. Rules without
@@ -23,7 +23,6 @@ def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", run: str = "", num_
     Args:
         counts: [R, N, N+1], tokens by round, rule, and first choice, SKIP last.
         pool: label of the pool.
-        run: name of the run.
         num_stages: stages that the rounds are divided into.
     """
     tokens = as_floats(counts)  # (R, N, N+1)
@@ -34,7 +33,7 @@ def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", run: str = "", num_
     rows = -(-rounds // columns)
     side = 0.46 * number + 0.9
     figure = new_figure(
-        f"Which {pool} module runs for which rule?", run, 1.2 + columns * (side + 0.5), 1.6 + rows * side
+        f"Which {pool} module runs for which rule?", "", 1.2 + columns * (side + 0.5), 1.6 + rows * side
     )
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     labels = [*(str(module) for module in range(number)), "SKIP"]
@@ -60,7 +59,7 @@ def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", run: str = "", num_
     bar.ax.set_yticklabels(["0%", "50%", "100%"])
     bar.outline.set_visible(False)
     figure.supxlabel(
-        "The token does not tell which rule applies; the context does.\n"
+        "Tokens that answer. The context tells which rule applies, the token does not.\n"
         "One bright cell in a row: this rule has its own module.\n"
         "Equal rows: the choice does not depend on the rule.",
         fontsize=9.5,
