@@ -48,8 +48,8 @@ class Measured(NamedTuple):
 def has_learned(measured: Measured) -> bool:
     """Return whether the model has learned the task and its routers to choose.
 
-    With seeds 0 to 2, the shipped recipe has at least an accuracy of 0.85 and a confidence of 0.43. With a SKIP that has
-    no gradient, or detached weights, tokens skip nearly everything, and accuracy is at most 0.3. With frozen routers,
+    With seeds 0 to 2, the shipped recipe has at least an accuracy of 0.85 and a confidence of 0.43. With a SKIP without
+    gradient, or detached weights, tokens skip nearly everything, and accuracy is at most 0.3. With frozen routers,
     modules adapt to an arbitrary choice, and confidence is 0.27.
     """
     return measured.accuracy > 0.6 and measured.confidence > 0.35
