@@ -25,6 +25,7 @@ def small_config(**changes: Any) -> MoMConfig:
         "router_dim": 8,
         "temperature": 0.5,
         "balance_coefficient": 0.01,
+        "skip_bias": 0.0,
         "skip_exploration": 0.0,  # training computes what evaluation does
         "compute_coefficient": 0.0,
     }

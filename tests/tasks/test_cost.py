@@ -31,7 +31,7 @@ def measure_cost(
     """Run the task, by default without measuring memory; return the summary and ``cost.json``."""
     groups = {
         "model": SMALL_MODEL,
-        "router": {"router_dim": 8},
+        "router": {"router": "gru", "router_dim": 8},
         "data": {"sequence_length": 16, "batch_size": 2, "tokenizer_vocab_size": 300},
     } | groups
     whole = request(folder, {"name": "cost", "measure_memory": False, **(task or {})}, **groups)
@@ -156,7 +156,7 @@ def test_options_of_the_model_apply_to_every_model_by_name(tmp_path, monkeypatch
 
     summary = json.loads((tmp_path / "costs/summary.json").read_text())
     # d_model is that of the experiment.
-    shape = {"max_positions": 256, "d_model": 256, "num_heads": 8, "vocab_size": 4096}
+    shape = {"max_positions": 256, "d_model": 256, "num_heads": 8, "vocab_size": 300}
     plain = MoMConfig(**shape, num_stages=0, num_bottom_blocks=8, num_top_blocks=0)
     assert summary["gpt2_tiny/parameters"] == num_parameters(plain)
     assert summary["mom_tiny/depth/graph"] == 6

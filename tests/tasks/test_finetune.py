@@ -214,7 +214,7 @@ def test_the_task_brings_its_own_optimizer_and_callbacks():
     assert config.callbacks["checkpoint"].arguments["monitor"] == "val/score"
     kept = bind(composed(CONF, ["task=finetune", "init=x", "callbacks=none", "optimizer=adamw"]))
     assert kept.callbacks == {}
-    assert kept.optimizer.lr == 1e-3
+    assert kept.optimizer.lr == 2e-3
 
 
 def test_steps_of_some_epochs():

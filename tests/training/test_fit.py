@@ -111,7 +111,7 @@ def test_the_last_step_is_validated_and_logged_whatever_the_intervals(tmp_path):
 
 def test_last_is_kept_even_where_no_validation_is_the_best(tmp_path):
     # The learning rate is too high, so the first validation stays the best.
-    train(tmp_path, optimizer={"lr": 3.0, "warmup_steps": 3})
+    train(tmp_path, seed=3, optimizer={"lr": 3.0, "warmup_steps": 3})
     checkpoints = tmp_path / "run" / "checkpoints"
     assert state(checkpoints / "best.ckpt")["global_step"] == 3
     assert state(checkpoints / "last.ckpt")["global_step"] == 6

@@ -75,10 +75,6 @@ def test_a_request_for_a_control_is_checked_without_pytorch() -> None:
 def test_an_unknown_control_is_one_line() -> None:
     with pytest.raises(UsageError, match=r"^data\.name must be .*facts.*, got fact; did you mean facts\?$"):
         bind({"run_dir": "x", "data": {"kind": "control", "name": "fact"}})
-    with pytest.raises(
-        UsageError, match=r"^data\.kind must be language_modeling for task=analyze, got control$"
-    ):
-        bind(composed(CONF, ["task=analyze", "ckpt=some.ckpt", "data=control/facts"]))
 
 
 def test_a_control_of_your_own_is_registered_by_a_decorator() -> None:
