@@ -46,7 +46,7 @@ def test_the_output_of_skip_starts_at_its_bias(router, slots):
 
 def test_skip_starts_rare_by_default():
     torch.manual_seed(0)
-    model = MoMForCausalLM(small_config(temperature=1.0, top_k=1)).eval()
+    model = MoMForCausalLM(small_config(temperature=1.0, top_k=1, skip_bias=MoMConfig().skip_bias)).eval()
     for step in steps(outputs(model, tokens(2, 16))):
         assert step.scores[..., 3].mean() < 0.03
         assert (step.selected != 3).all()
@@ -94,7 +94,7 @@ def test_an_export_without_the_options_computes_what_it_did(tmp_path):
 
 def test_upcycling_gives_new_routers_the_bias_and_keeps_the_function_with_a_prior():
     config = small_config(
-        router_prior="ordered", top_k=1, num_rounds=3, temperature=1.0, initializer_range=0.2
+        router_prior="ordered", top_k=1, num_rounds=3, temperature=1.0, initializer_range=0.2, skip_bias=-3.0
     )
     torch.manual_seed(0)
     plain = MoMForCausalLM(plain_config(config)).eval()

@@ -15,7 +15,8 @@ from tests.helpers.models import small_config, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-5, "router_lr_multiplier": 1.0}
-PRIOR = {"router_prior": "looped", "temperature": 0.2}
+PRIOR = {"router_prior": "looped", "temperature": 0.2, "skip_bias": -3.0}
+RECIPE = {"skip_bias": -3.0, "skip_exploration": 0.3, "compute_coefficient": 0.01}
 
 
 def losses(model: MoMForCausalLM, steps: int = 6) -> list[float]:
@@ -37,7 +38,7 @@ def train(name: str) -> list[float]:
     if name == "plain":
         return losses(MoMForCausalLM(plain_config(small_config())))
     if name == "mom":
-        return losses(MoMForCausalLM(small_config(top_k=1, skip_exploration=0.3, compute_coefficient=0.01)))
+        return losses(MoMForCausalLM(small_config(top_k=1, **RECIPE)))
     plain = MoMForCausalLM(plain_config(small_config(**PRIOR)))
     losses(plain)
     return losses(upcycle(plain, small_config(**PRIOR)))
