@@ -69,7 +69,7 @@ def test_the_recipe_of_the_paper() -> None:
         "none",
     )
     assert (config.balance_coefficient, config.balance_skip) == (0.01, True)
-    assert (config.skip_bias, config.skip_exploration, config.compute_coefficient) == (0, 0, 0)
+    assert (config.skip_bias, config.skip_exploration, config.skip_trials) == (0, 0, 0)
     assert (config.num_rounds, config.top_k) == (8, 2)
 
 

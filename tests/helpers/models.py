@@ -27,7 +27,8 @@ def small_config(**changes: Any) -> MoMConfig:
         "balance_coefficient": 0.01,
         "skip_bias": 0.0,
         "skip_exploration": 0.0,  # training computes what evaluation does
-        "compute_coefficient": 0.0,
+        "skip_trials": 0.0,
+        "skip_price": 0.0,
     }
     return MoMConfig(**(fields | changes))
 

@@ -89,7 +89,6 @@ def test_every_metric_is_in_the_dashboard_and_on_the_page(logged):
     assert names(SECTIONS) - logged <= {
         "train/depth_loss",
         "train/capacity_loss",
-        "train/compute_loss",
         *only_controls,
     }
     plain = {name if name in documented() else name.removeprefix("val/") for name in names(SECTIONS)}

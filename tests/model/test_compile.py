@@ -94,7 +94,7 @@ def test_noise_that_anneals_compiles_once(kind):
 
 
 def test_exploration_compiles_and_draws_anew_in_each_step():
-    model = small_model(num_rounds=2, top_k=1, skip_exploration=0.5).train()
+    model = small_model(num_rounds=2, top_k=1, skip_exploration=0.5, skip_trials=0.5).train()
     counter = CompileCounterWithBackend("aot_eager")
     body = torch.compile(model.model, fullgraph=True, backend=counter)
     closed = []

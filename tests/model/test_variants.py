@@ -147,6 +147,7 @@ def mixture_of_experts(model: MoMForCausalLM, ids: Tensor) -> Tensor:
     return head(model, x)
 
 
+SCALED = {"normalize_weights": False}  # a module's output is multiplied by its probability
 EXPERTS = {"schedule": "layerwise", "ffn_schedule": "grouped", "skip": False}
 MASKED = {"schedule": "layerwise", "skipped_kv": "mask"}
 BLOCKS = {"num_stages": 3, "anchors": True, "num_attention_modules": 1, "num_ffn_modules": 1, "num_rounds": 1}
@@ -167,17 +168,20 @@ CASES = {
         EXPERTS | {"ffn_top_k": 1},
         lambda model, ids: plain_stack(model, ids, [*range(LAYERS)]),
     ),
-    "layer skip": (MASKED, layer_skip),
-    "early exit": (MASKED | {"absorbing_skip": True, "ffn_skip": False}, early_exit),
+    "layer skip": (MASKED | SCALED, layer_skip),
+    "early exit": (MASKED | SCALED | {"absorbing_skip": True, "ffn_skip": False}, early_exit),
     "mixture of depths": (
-        BLOCKS | {"absorbing_skip": True, "ffn_skip": False, "skipped_kv": "mask"},
+        BLOCKS | SCALED | {"absorbing_skip": True, "ffn_skip": False, "skipped_kv": "mask"},
         mixture_of_depths,
     ),
     "mixture of depths, experts choose": (
         BLOCKS | {"absorbing_skip": True, "ffn_skip": False, "skipped_kv": "mask", "capacity": 0.4},
         mixture_of_depths,
     ),
-    "experts, best one": (EXPERTS | {"num_ffn_modules": 3 * LAYERS, "ffn_top_k": 1}, mixture_of_experts),
+    "experts, best one": (
+        EXPERTS | SCALED | {"num_ffn_modules": 3 * LAYERS, "ffn_top_k": 1},
+        mixture_of_experts,
+    ),
     "experts, best two": (EXPERTS | {"num_ffn_modules": 3 * LAYERS, "ffn_top_k": 2}, mixture_of_experts),
 }
 

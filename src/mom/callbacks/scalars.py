@@ -161,7 +161,7 @@ class TopK(Integer):
     """K, the number of choices in a step, including SKIP. Shapes depend on it, so a compiled model is recompiled.
 
     If pools have different K, this is the smallest, and the others are lowered by the same amount.
-    ``normalize_weights: auto`` follows the current K, and validations during training use it too.
+    Validations during training use the current K too.
     """
 
     def configured(self, config: MoMConfig) -> float:

@@ -173,7 +173,7 @@ def _translate(theirs: Mapping[str, Any]) -> MoMConfig:
         router_prior="none",
         skip_bias=0.0,
         skip_exploration=0.0,
-        compute_coefficient=0.0,
+        skip_trials=0.0,
         straight_through=bool(theirs.get("use_ste", False)),
         weight_qkv=bool(theirs.get("weighted_qkv", False)),
         dropout=float(dropout),

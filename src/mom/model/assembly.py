@@ -68,6 +68,7 @@ class Stage(nn.Module):
         self.layouts = config.pools()
         self.num_rounds = config.num_rounds
         self.absorbing_skip = config.absorbing_skip
+        self.skip_exploration = config.skip_exploration
         for layout in self.layouts:
             self.add_module(layout.name, RoutedPool(config, layout, index))
         self.dropout = nn.Dropout(config.dropout)
@@ -104,11 +105,16 @@ class Stage(nn.Module):
             The residual stream, [B, T, D], and the routing of each round.
         """
         folded = [pool.fold(x.shape[0] * x.shape[1]) for pool in self.pools]
+        explored = None
+        if self.training and any(pool.router.explores for pool in self.pools):
+            explored = torch.rand(len(x), device=x.device) < self.skip_exploration  # (B,)
         state = RoundState(x, (None,) * len(self.pools))
         rounds = []
         for h in range(self.num_rounds):
             steps = [context.step(pool.cache_layers[h]) for pool in self.pools]
-            state, decisions = run(partial(self._assemble, h, token_ids, steps, forced[h]), state, *folded)
+            state, decisions = run(
+                partial(self._assemble, h, token_ids, steps, forced[h], explored), state, *folded
+            )
             rounds.append(decisions)
             keep(state.x)
         x = state.x
@@ -123,6 +129,7 @@ class Stage(nn.Module):
         token_ids: Tensor | None,
         steps: list[StepContext],
         forced: tuple[Tensor | None, ...],
+        explored: Tensor | None,
         state: RoundState,
         *folded: Folded,
     ) -> tuple[RoundState, RoundRouting]:
@@ -135,7 +142,7 @@ class Stage(nn.Module):
             candidates = (
                 step.real if exited is None else ~exited if step.real is None else step.real & ~exited
             )
-            routing, router_state = pool.router(x, router_state, h, token_ids, choices, candidates)
+            routing, router_state = pool.router(x, router_state, h, token_ids, choices, candidates, explored)
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)
                 exited = ~routing.took_module  # (B, T)

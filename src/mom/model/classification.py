@@ -26,7 +26,6 @@ class MoMSequenceClassifierOutput(ModelOutput):
     task_loss: Tensor | None = None
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
-    compute_loss: Tensor | None = None
     depth_loss: Tensor | None = None
     capacity_loss: Tensor | None = None
     logits: Tensor | None = None

@@ -24,7 +24,6 @@ from mom.model.routing import RoundRouting, Routing, by_pool
 COEFFICIENTS = {
     "balance_loss": "balance_coefficient",
     "z_loss": "z_loss_coefficient",
-    "compute_loss": "compute_coefficient",
     "depth_loss": "depth_coefficient",
     "capacity_loss": "capacity_coefficient",
 }
@@ -49,7 +48,6 @@ def routing_losses(
             routing, config.num_rounds, mask, include_skip=config.balance_skip
         ),
         "z_loss": lambda: z_loss(routing, mask),
-        "compute_loss": lambda: compute_loss(config, routing, mask, task_loss),
         "depth_loss": lambda: depth_loss(config, routing, mask),
         "capacity_loss": lambda: capacity_loss(config, routing, mask),
     }
@@ -65,7 +63,6 @@ def loss_names(config: ModelOptions) -> list[str]:
     applies = {
         "balance_loss": True,
         "z_loss": True,
-        "compute_loss": bool(_priced_pools(config)),
         "depth_loss": config.num_stages > 0 and config.depth_target is not None,
         "capacity_loss": config.num_stages > 0 and any(layout.capacity for layout in config.pools()),
     }
@@ -216,39 +213,6 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
         return squares.mean()
     real = mask.to(squares.dtype)
     return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)
-
-
-def compute_loss(
-    config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None, task_loss: Tensor
-) -> Tensor:
-    """Average the probability of running a module, 1 - p_SKIP, and multiply it by the task's loss, detached.
-
-    The average is over real tokens and the steps that a token may skip. The coefficient is thus the price of skipping
-    nothing as a fraction of the task's loss: a router keeps a module where it lowers the loss by more than its share of
-    the price. A price in nats would outweigh a loss that becomes small, and SKIP would then win everywhere. Tokens that
-    may not skip in this step (``skip_exploration``) have no gradient.
-    """
-    if not routing:
-        return torch.zeros(())
-    priced = _priced_pools(config)
-    runs = torch.stack(
-        [
-            1 - step.scores[..., -1]
-            for decisions in routing
-            for name, step in zip(decisions._fields, decisions, strict=True)
-            if name in priced
-        ]
-    )  # (priced pools · rounds, B, T)
-    real = torch.ones_like(runs[0]) if mask is None else mask.to(runs.dtype)
-    mean = (runs * real).sum() / (real.sum() * len(runs)).clamp_min(1.0)
-    return mean * task_loss.detach().to(mean.device)
-
-
-def _priced_pools(config: ModelOptions) -> list[str]:
-    """Return the names of the pools whose routers learn when to skip a step."""
-    if not config.num_stages or not config.router_kind.learns:
-        return []
-    return [layout.name for layout in config.pools() if layout.may_skip() and layout.capacity is None]
 
 
 def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:

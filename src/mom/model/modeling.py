@@ -58,8 +58,6 @@ class MoMCausalLMOutput(ModelOutput):
         lm_loss: mean cross-entropy of the next token, in nats.
         balance_loss: summed over pools, before its coefficient.
         z_loss: router z-loss, before its coefficient.
-        compute_loss: mean probability of running a module times ``lm_loss``, before its coefficient; ``None`` if
-            no step can be skipped.
         depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
         capacity_loss: cross-entropy of predicting which tokens modules take, before its coefficient; ``None`` without a
             ``capacity``.
@@ -71,7 +69,6 @@ class MoMCausalLMOutput(ModelOutput):
     lm_loss: Tensor | None = None
     balance_loss: Tensor | None = None
     z_loss: Tensor | None = None
-    compute_loss: Tensor | None = None
     depth_loss: Tensor | None = None
     capacity_loss: Tensor | None = None
     logits: Tensor | None = None

@@ -125,17 +125,32 @@ class ModelOptions:
         group="router",
     )
     skip_exploration: float = option(
-        0.3,
-        "share of the tokens that may not choose SKIP in a step of training, so that modules keep learning from them",
+        0.5,
+        "share of the sequences of a training batch in which no token may skip, so that modules keep learning",
         group="router",
         ge=0,
         lt=1,
+    )
+    skip_trials: float = option(
+        0.1,
+        "share of the steps of the other sequences that run a module or SKIP at random, from which SKIP learns",
+        group="router",
+        ge=0,
+        le=1,
+    )
+    skip_price: float = option(
+        0.005,
+        "price of running a module, as a fraction of the mean absolute effect of a trial on the loss",
+        group="router",
+        ge=0,
     )
     score_function: Literal["softmax", "identity"] = option(
         "softmax", "identity: raw router outputs are the scores, never normalized", group=None
     )
     normalize_weights: bool | Literal["auto"] = option(
-        "auto", "make the K weights sum to 1; auto: only for K > 1", group="router"
+        "auto",
+        "make the K weights sum to 1; auto: unless raw scores or a capacity weight the modules",
+        group="router",
     )
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)
     router_prior: Literal["none", "ordered", "looped"] = option(
@@ -153,12 +168,6 @@ class ModelOptions:
         0.0, "step of the selection bias that balances without a loss; 0: no bias", group="router", ge=0
     )
     z_loss_coefficient: float = option(0.0, "weight of the router z-loss", group="router", ge=0)
-    compute_coefficient: float = option(
-        0.05,
-        "price of skipping nothing, as a fraction of the task's loss, where a token may skip a whole step",
-        group="router",
-        ge=0,
-    )
     depth_target: float | None = option(
         None, "average effective depth to train towards, in blocks; null: no target", group="router"
     )

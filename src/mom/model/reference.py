@@ -188,12 +188,17 @@ class Router:
         scores = logits.softmax(0)  # (N + 1,)
         missing = max(0, self.top_k - len(ranked))  # if too few are reachable, SKIP at weight 0 fills up
         selected = ranked[: self.top_k] + [self.skip] * missing
-        # For K = 1, normalizing would make every weight 1, and the router would get no gradient.
         rule = self.config.normalize_weights
-        normalize = rule is True or (rule == "auto" and self.top_k > 1 and self.capacity is None)
+        normalize = rule is True or (rule == "auto" and self.capacity is None)
         best = ranked[: self.top_k]
-        # A softmax over the chosen alone is their scores divided by the sum of these.
-        weights = F.pad(logits[best].softmax(0) if normalize else scores[best], (0, missing))  # (K,)
+        weights = scores[best]
+        if (
+            normalize and self.top_k > 1
+        ):  # a softmax over the chosen alone is their scores divided by the sum of these
+            weights = logits[best].softmax(0)
+        elif normalize and weights.gt(0).all():  # 1, with the gradient of the score's logarithm
+            weights = weights / weights.detach()
+        weights = F.pad(weights, (0, missing))  # (K,)
         if self.config.skip_rule == "first" and selected[0] == self.skip:
             selected = [self.skip] * self.top_k
         return Choice(scores, selected, weights)

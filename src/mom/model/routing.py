@@ -99,7 +99,9 @@ def choose(
         logits: router outputs over temperature, [B, T, slots]; slots from ``num_modules`` on mean SKIP.
         num_modules: modules N in the pool.
         top_k: choices K.
-        normalize: make the K weights sum to 1.
+        normalize: make the K weights sum to 1. With K = 1 the weight is 1, with the gradient of the logarithm of the
+            score among the modules, or the router would have none (straight-through: Bengio et al. 2013, arXiv
+            1308.3432).
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
         straight_through: replace weights by their sign and pass gradients through.
         leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it gets all K assignments.
@@ -140,11 +142,16 @@ def choose(
     selected = best if forced is None else _fill(ranking, forced, num_modules)  # (B, T, K)
     if normalize and softmax:
         # As `scores / scores.sum()` of the chosen, but defined even if all of their scores underflow to 0.
-        chosen = allowed.gather(
-            -1, selected
-        )  # -inf for unreachable slots, which may be all if they are forced
-        weights = chosen.clamp_min(torch.finfo(chosen.dtype).min).softmax(dim=-1)
-        weights = weights.masked_fill(chosen == float("-inf"), 0.0)
+        chosen = allowed.gather(-1, selected)  # (B, T, K); -inf for unreachable slots, all if they are forced
+        unreachable = chosen == float("-inf")
+        if top_k == 1:
+            # Among the modules: SKIP learns from trials alone (mom.model.skipping).
+            total = allowed[..., :num_modules].logsumexp(dim=-1, keepdim=True)
+            log_score = chosen.masked_fill(unreachable, 0.0) - total.clamp_min(torch.finfo(total.dtype).min)
+            weights = (log_score - log_score.detach()).exp()  # 1
+        else:
+            weights = chosen.clamp_min(torch.finfo(chosen.dtype).min).softmax(dim=-1)
+        weights = weights.masked_fill(unreachable, 0.0)
     else:
         assert not normalize, "raw scores can sum to 0"
         weights = scores.gather(-1, selected)

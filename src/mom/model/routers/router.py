@@ -19,6 +19,7 @@ from mom.model.expert_choice import log_odds, top_share
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
 from mom.model.routing import Routing, choose, contains_slot
+from mom.model.skipping import run_probability, try_skip
 
 NOISE_KINDS = ("gaussian", "gumbel")
 
@@ -51,14 +52,17 @@ class Router(nn.Module):
         self.config, self.layout, self.salt = config, layout, salt
         self.kind: Any = layout.router
         self.set_top_k(layout.num_selected())
+        normalize = config.normalize_weights
+        is_raw = config.score_function == "identity" and self.kind.learns
+        self.normalize = layout.capacity is None and not is_raw if normalize == "auto" else bool(normalize)
         self.noise_kind: str | None = None
         self.register_buffer("noise_scale", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("temperature", None, persistent=False)
         reachable = torch.tensor(layout.reachable())  # (H, slots)
         self.register_buffer("reachable", reachable, persistent=False)
         self.all_reachable = all(map(all, layout.reachable()))
-        explores = layout.may_skip() and layout.capacity is None and self.kind.learns
-        self.exploration = config.skip_exploration if explores else 0.0
+        learns_to_skip = layout.may_skip() and layout.capacity is None and self.kind.learns
+        self.explores = learns_to_skip and config.skip_exploration + config.skip_trials > 0
         has_prior = config.router_prior != "none" and self.kind.learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
@@ -78,13 +82,9 @@ class Router(nn.Module):
         return self
 
     def set_top_k(self, top_k: int) -> None:
-        """Set K, at most the configured K; ``normalize_weights: auto`` follows it."""
+        """Set K, at most the configured K."""
         assert 1 <= top_k <= self.layout.num_selected()
         self.top_k = top_k
-        normalize = self.config.normalize_weights
-        is_raw = self.config.score_function == "identity" and self.kind.learns
-        by_token = self.layout.capacity is None and not is_raw
-        self.normalize = top_k > 1 and by_token if normalize == "auto" else bool(normalize)
 
     def set_noise(self, kind: str | None, scale: float = 0.0) -> None:
         """Set the noise that is added to the ranking in training: ``gaussian``, ``gumbel``, or ``None``."""
@@ -183,6 +183,7 @@ class Router(nn.Module):
         token_ids: Tensor | None = None,
         forced: Tensor | None = None,
         candidates: Tensor | None = None,
+        explored: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose for every token (paper, section 3.2).
 
@@ -193,6 +194,8 @@ class Router(nn.Module):
             token_ids: [B, T], for kinds that need them.
             forced: forced choices, int64 [B, T, K]; index N is SKIP and -1 the router's own choice.
             candidates: tokens that modules may take in training with expert choice, boolean [B, T]; ``None`` means all.
+            explored: sequences in which no token may skip (``skip_exploration``), boolean [B]; ``None`` also means that
+                no step is a trial (``skip_trials``).
 
         Returns:
             The record and the new state.
@@ -203,9 +206,11 @@ class Router(nn.Module):
             if weight.is_floating_point() and weight.dtype != torch.float32
         }
         if cast:
-            return functional_call(self, cast, (x, state, round_index, token_ids, forced, candidates))
+            return functional_call(
+                self, cast, (x, state, round_index, token_ids, forced, candidates, explored)
+            )
         with maybe_autocast(x.device.type, enabled=False):
-            return self._decide(x.float(), state, round_index, token_ids, forced, candidates)
+            return self._decide(x.float(), state, round_index, token_ids, forced, candidates, explored)
 
     def _decide(
         self,
@@ -215,6 +220,7 @@ class Router(nn.Module):
         token_ids: Tensor | None,
         forced: Tensor | None,
         candidates: Tensor | None,
+        explored: Tensor | None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose as :meth:`forward` does, with everything in float32."""
         learns = self.kind.learns
@@ -225,8 +231,12 @@ class Router(nn.Module):
         if learns:
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         reachable = self.kind.open_slots(self, round_index)
-        if self.training and self.exploration and forced is None:
-            reachable = self._without_skip(logits, reachable)
+        trials = None
+        if self.explores and explored is not None and forced is None:
+            explored = explored[:, None, None]  # (B, 1, 1)
+            trials = (torch.rand_like(logits[..., :1]) < self.config.skip_trials) & ~explored  # (B, T, 1)
+            run = run_probability(logits, reachable, self.layout.num_modules)  # (B, T, 1)
+            reachable = self._without_skip(explored | trials, reachable)
         if forced is not None and not learns:
             reachable = self._open_forced(reachable, forced)
         noise = self._noise(logits) if learns else None
@@ -245,6 +255,9 @@ class Router(nn.Module):
             taken=self._taken(logits if noise is None else logits + noise, candidates),
             forced=forced,
         )
+        if trials is not None:
+            weights = routing.weights * try_skip(run, trials, self.config.skip_price)
+            routing = routing._replace(weights=weights)
         return routing, state
 
     def _taken(self, logits: Tensor, candidates: Tensor | None) -> Tensor | None:
@@ -254,20 +267,13 @@ class Router(nn.Module):
         odds = log_odds(logits.detach(), self.layout.num_modules)
         return top_share(odds, self.layout.capacity, candidates) if self.training else odds > 0
 
-    def _without_skip(self, logits: Tensor, slots: Tensor | None) -> Tensor:
-        """Close SKIP for a random share of the tokens, boolean [B, T, slots] (``skip_exploration``).
-
-        A token that skips tells its router nothing about the modules that it did not run, and the modules nothing
-        about the token. Without this, SKIP keeps whatever it once got.
-        """
-        explores = torch.rand_like(logits[..., :1]) < self.exploration  # (B, T, 1)
-        is_skip = (
-            torch.arange(self.layout.num_slots, device=logits.device) >= self.layout.num_modules
-        )  # (slots,)
+    def _without_skip(self, tokens: Tensor, slots: Tensor | None) -> Tensor:
+        """Close SKIP for the given tokens, boolean [B, T, 1] → [B, T, slots]; it stays open as the only choice."""
+        slot = torch.arange(self.layout.num_slots, device=tokens.device)  # (slots,)
+        closed = tokens & (slot >= self.layout.num_modules)
         if slots is None:
-            return ~(explores & is_skip)
-        modules_left = slots[: self.layout.num_modules].any()  # SKIP stays open if it is the only choice
-        return slots & ~(explores & is_skip & modules_left)
+            return ~closed
+        return slots & ~(closed & slots[: self.layout.num_modules].any())
 
     def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
         """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].

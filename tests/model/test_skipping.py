@@ -1,4 +1,4 @@
-"""The start of SKIP (``skip_bias``) and tokens that may not choose it in training (``skip_exploration``)."""
+"""How SKIP starts (``skip_bias``), is explored (``skip_exploration``), and learns (``skip_trials``, ``skip_price``)."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.registry import register_router, routers
 from mom.model.routers import RouterKind
 from mom.model.routers.router import Router
+from mom.model.skipping import try_skip
 from tests.helpers.models import small_config, small_model, tokens
 
 LEARNED = ("linear", "mlp", "gru")
@@ -84,7 +85,7 @@ def test_loading_keeps_the_trained_bias(tmp_path):
 def test_an_export_without_the_options_computes_what_it_did(tmp_path):
     model = small_model()
     fields = model.config.to_dict()
-    del fields["skip_bias"], fields["skip_exploration"]
+    del fields["skip_bias"], fields["skip_exploration"], fields["skip_trials"]
     old = MoMForCausalLM(MoMConfig.from_dict(fields)).eval()
     assert old.config.skip_exploration > 0
     old.load_state_dict(model.state_dict())
@@ -124,17 +125,21 @@ CHANGES = [
 
 @pytest.mark.parametrize("changes", CHANGES, ids=str)
 def test_closes_skip_and_nothing_else_for_its_share_of_the_tokens(changes):
-    model, ids = small_model(skip_exploration=0.3, **changes).train(), tokens(16, 24)
+    model, ids = small_model(skip_exploration=0.3, skip_trials=0.2, **changes).train(), tokens(64, 12)
     torch.manual_seed(0)
     output = outputs(model, ids)
     output.loss.backward()
     assert output.loss.isfinite()
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     tokens_seen = tokens_closed = 0
+    sequences = explored(output.routing[0].attention).all(dim=-1)  # (B,)
+    assert sequences.float().mean() == pytest.approx(0.3, abs=0.1)
     for h, decisions in enumerate(output.routing):
         for step, router in zip(decisions, routers_of(model), strict=True):
             closed = explored(step)
-            tokens_seen, tokens_closed = tokens_seen + closed.numel(), tokens_closed + int(closed.sum())
+            assert closed[sequences].all()
+            tokens_seen += closed[~sequences].numel()
+            tokens_closed += int(closed[~sequences].sum())
             modules = step.logits[..., : step.num_modules].isneginf()
             assert torch.equal(modules, ~router.reachable[h, : step.num_modules].expand_as(modules))
             assert (step.selected[closed] != step.num_modules).any(dim=-1).all()
@@ -148,11 +153,12 @@ def test_closes_skip_and_nothing_else_for_its_share_of_the_tokens(changes):
             assert not step.weights[closed][
                 chosen == step.num_modules
             ].any()  # places that nothing could fill
-    assert tokens_closed / tokens_seen == pytest.approx(0.3, abs=0.02)
+    assert tokens_closed / tokens_seen == pytest.approx(0.2, abs=0.02)
 
 
 def test_the_other_tokens_choose_as_in_evaluation():
-    model, ids = small_model(skip_exploration=0.3, top_k=1, num_rounds=1).train(), tokens(8, 16)
+    model = small_model(skip_exploration=0.3, skip_trials=0.2, top_k=1, num_rounds=1).train()
+    ids = tokens(8, 16)
     first = outputs(model, ids).routing[0].attention
     wanted = outputs(model.eval(), ids).routing[0].attention
     free = ~explored(first)
@@ -164,8 +170,8 @@ def test_the_other_tokens_choose_as_in_evaluation():
 
 
 @pytest.mark.parametrize("router", LEARNED)
-def test_a_token_that_would_skip_teaches_the_router_about_modules(router):
-    """Without exploration, SKIP has all the weight and the outputs of the modules get no gradient."""
+def test_a_sequence_that_may_not_skip_teaches_the_router_about_modules(router):
+    """Without exploration, SKIP has all the tokens and the outputs of the modules get no gradient."""
     ids = tokens(8, 16)
 
     def gradient(exploration: float) -> torch.Tensor:
@@ -180,24 +186,90 @@ def test_a_token_that_would_skip_teaches_the_router_about_modules(router):
         return torch.stack([each.output.weight.grad[:3] for each in routers_of(model)])
 
     assert not gradient(0.0).any()
-    assert gradient(0.3).abs().sum(dim=(-1, -2)).min() > 0
+    assert gradient(0.5).abs().sum(dim=(-1, -2)).min() > 0
+
+
+# ---- skip_trials and skip_price -------------------------------------------------------------------------
+
+
+def test_a_trial_drops_half_of_its_outputs_and_nothing_else():
+    torch.manual_seed(0)
+    trials = torch.rand(64, 32, 1) < 0.5
+    factor = try_skip(torch.full((64, 32, 1), 0.9), trials, price=0.0)
+    assert (factor[~trials] == 1).all()
+    assert factor[trials].unique().tolist() == [0.0, 1.0]
+    assert factor[trials].mean().item() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_gradient_of_a_trial_is_the_clamped_effect_and_the_price_in_units_of_the_mean_effect():
+    run = torch.full((1, 5, 1), 0.9, requires_grad=True)
+    trials = torch.tensor([True, True, True, True, False])[None, :, None]
+    effects = torch.tensor([0.5, -0.5, 0.0, -7.0, 9.0])[None, :, None]
+    (try_skip(run, trials, price=0.1) * effects).sum().backward()
+    unit = (0.5 + 0.5 + 0.0 + 7.0) / 4
+    expected = [0.5 + 0.1 * unit, -0.5 + 0.1 * unit, 0.1 * unit, -unit + 0.1 * unit, 0.0]
+    torch.testing.assert_close(run.grad.flatten(), torch.tensor(expected))
+
+
+def test_the_mean_of_both_outcomes_is_the_change_of_a_quadratic_loss():
+    slopes = {}
+    for seed in range(20):
+        torch.manual_seed(seed)
+        run = torch.full((1, 1, 1), 0.5, requires_grad=True)
+        factor = try_skip(run, torch.ones(1, 1, 1, dtype=torch.bool), price=0.0)
+        ((3.0 * factor - 2.0) ** 2).sum().backward()
+        slopes[factor.item()] = run.grad.item()
+    assert sum(slopes.values()) / 2 == pytest.approx((3.0 - 2.0) ** 2 - 2.0**2)
+
+
+@pytest.mark.parametrize("router", LEARNED)
+def test_skip_learns_from_trials_alone(router):
+    def gradient(trials: float, price: float) -> torch.Tensor:
+        torch.manual_seed(0)
+        changes = {"skip_trials": trials, "skip_price": price, "balance_coefficient": 0.0}
+        model = small_model(router=router, top_k=1, **changes).train()
+        outputs(model, tokens(8, 16)).loss.backward()
+        return torch.stack([each.output.bias.grad[3] for each in routers_of(model)])
+
+    assert not gradient(0.0, 1.0).any()
+    assert gradient(0.5, 0.0).all()
+    assert (gradient(0.5, 2.0) < 0).all()  # a price above every effect raises SKIP everywhere
+
+
+def test_a_trial_of_a_useful_module_lowers_skip():
+    """The labels are what the module writes, so that every token is better off with it."""
+    changes = {"num_bottom_blocks": 0, "num_top_blocks": 0, "anchors": False, "num_rounds": 1}
+    model = small_model(top_k=1, skip_trials=1.0, router="linear", balance_coefficient=0.0, **changes)
+    ids = tokens(16, 16)
+    with torch.no_grad():
+        for each in routers_of(model):
+            each.output.bias[3] = -100.0
+        labels = model(ids).logits.argmax(-1).roll(1, dims=-1)
+        for each in routers_of(model):
+            each.output.bias[3] = 0.0
+    torch.manual_seed(0)
+    model.train()(input_ids=ids, labels=labels).loss.backward()
+    assert model.model.stages[0].ffn.router.output.bias.grad[3] > 0
 
 
 @pytest.mark.parametrize("changes", [{"top_k": 2}, {"top_k": "all"}, {"skip": False, "top_k": 1}], ids=str)
 def test_a_token_that_always_runs_a_module_does_not_explore(changes):
-    model, ids = small_model(skip_exploration=0.9, **changes).train(), tokens(2, 8)
+    model, ids = small_model(skip_exploration=0.9, skip_trials=0.5, **changes).train(), tokens(2, 8)
     assert torch.equal(model(ids).logits, model.eval()(ids).logits)
 
 
 @pytest.mark.parametrize("router", ["sequential", "random"])
 def test_routers_that_do_not_learn_do_not_explore(router):
-    model, ids = small_model(router=router, top_k=1, skip_exploration=0.9).train(), tokens(2, 8)
+    model, ids = (
+        small_model(router=router, top_k=1, skip_exploration=0.9, skip_trials=0.5).train(),
+        tokens(2, 8),
+    )
     assert torch.equal(model(ids).logits, model.eval()(ids).logits)
 
 
 def test_evaluation_and_forced_choices_do_not_explore():
     ids = tokens(4, 16)
-    model = small_model(skip_exploration=0.9, top_k=1).eval()
+    model = small_model(skip_exploration=0.9, skip_trials=0.5, top_k=1).eval()
     assert torch.equal(model(ids).logits, model(ids).logits)
     choices = {name: torch.full_like(ids, 3) for name in ("attention", "ffn")}
     forced = model.train()(ids, choices=choices, output_routing=True)
@@ -205,7 +277,7 @@ def test_evaluation_and_forced_choices_do_not_explore():
 
 
 def test_tokens_that_exited_stay_out():
-    model = small_model(skip_exploration=0.5, top_k=1, absorbing_skip=True).train()
+    model = small_model(skip_exploration=0.5, skip_trials=0.5, top_k=1, absorbing_skip=True).train()
     exited = torch.zeros(8, 16, dtype=torch.bool)
     for step in steps(outputs(model, tokens(8, 16))):
         assert (step.selected[exited] == 3).all()
@@ -214,7 +286,7 @@ def test_tokens_that_exited_stay_out():
 
 
 def test_the_only_choice_of_a_round_stays_open():
-    model = small_model(skip_exploration=0.9, top_k=1).train()
+    model = small_model(skip_exploration=0.9, skip_trials=0.5, top_k=1).train()
     router = routers_of(model)[0]
     with router.without([0, 1, 2]):
         output = outputs(model, tokens(2, 8))
@@ -223,7 +295,7 @@ def test_the_only_choice_of_a_round_stays_open():
 
 
 def test_the_same_seed_draws_the_same_tokens():
-    model, ids = small_model(skip_exploration=0.5, top_k=1).train(), tokens(4, 16)
+    model, ids = small_model(skip_exploration=0.5, skip_trials=0.5, top_k=1).train(), tokens(4, 16)
     losses = []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
@@ -234,7 +306,7 @@ def test_the_same_seed_draws_the_same_tokens():
 def test_recomputed_activations_draw_the_same_tokens():
     ids, results = tokens(4, 12), []
     for checkpointing in (False, True):
-        model = small_model(skip_exploration=0.5, top_k=1).train()
+        model = small_model(skip_exploration=0.5, skip_trials=0.5, top_k=1).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
         torch.manual_seed(0)
@@ -247,5 +319,5 @@ def test_recomputed_activations_draw_the_same_tokens():
 
 
 def test_half_precision_explores_too():
-    model = small_model(skip_exploration=0.5, top_k=1).bfloat16().train()
+    model = small_model(skip_exploration=0.5, skip_trials=0.5, top_k=1).bfloat16().train()
     assert sum(int(explored(step).sum()) for step in steps(outputs(model, tokens(4, 16)))) > 0
