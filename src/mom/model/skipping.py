@@ -1,9 +1,9 @@
 """How SKIP learns: from trials, since a token that skips runs no module that could tell what it would have done.
 
 In training, a small share of the steps are trials (``skip_trials``). The token's best module is computed, and with even
-odds its output is added or left out. Either way the gradient by that factor, 1 or 0, says how the loss would change. The
-slope at 1 alone would not do: training settles the scale of a module where that slope is 0 on average. The mean of the
-slopes at 0 and at 1 is the change between the two, exactly for a quadratic function.
+odds its output is added or left out. Either way the gradient by that factor, 1 or 0, says how the loss would change.
+The slope at 1 alone would not do: training settles the scale of a module where that slope is 0 on average. The mean
+of the slopes at 0 and at 1 is the change between the two, exactly for a quadratic function.
 """
 
 from __future__ import annotations
