@@ -43,7 +43,7 @@ EQUAL: dict[str, dict[str, Any]] = {
     # Round h can use only module h mod 6 of 6: with 3 rounds, three modules never get a token.
     "starved": {
         "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1},
-        "router": {"skip_trials": 0.0},  # ranks draw different tokens
+        "router": {"skip_exploration": 0.0, "skip_trials": 0.0},  # ranks draw different tokens
     },
     "checkpointing": {
         "trainer": {"activation_checkpointing": True},
