@@ -85,6 +85,11 @@ def test_an_invalid_request_is_rejected(changes: dict[str, Any], message: str) -
         ({}, {"router": "gruu"}, "router.router must be one of gru, "),
         ({}, {"temperature": 0}, "router.temperature must be "),
         (
+            {"top_k": 1},
+            {"normalize_weights": True},
+            "router.normalize_weights must be auto or false with a top_k of 1",
+        ),
+        (
             {"max_positions": 16},
             {},
             "data.sequence_length must be at most model.max_positions (16), got 32",

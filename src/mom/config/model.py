@@ -82,6 +82,17 @@ def check_model(model: Mapping[str, Any], router: Mapping[str, Any], sequence_le
             f"data.sequence_length must be at most model.max_positions ({options.max_positions}), "
             f"got {sequence_length}"
         )
+    # The model allows this because the authors' checkpoints have it, but training such a model is always a mistake.
+    if (
+        options.num_stages
+        and options.normalize_weights is True
+        and options.router_kind.learns
+        and any(layout.top_k == 1 for layout in options.pools())
+    ):
+        raise UsageError(
+            "router.normalize_weights must be auto or false with a top_k of 1, or the language-model loss cannot "
+            "train the router, got true"
+        )
 
 
 def invalid_model(reason: ValueError) -> UsageError:

@@ -149,7 +149,7 @@ class ModelOptions:
     )
     normalize_weights: bool | Literal["auto"] = option(
         "auto",
-        "make the K weights sum to 1; auto: unless raw scores or a capacity weight the modules",
+        "make the K weights sum to 1; auto: unless raw scores or a capacity weight them, and K = 1 keeps a gradient",
         group="router",
     )
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)

@@ -192,12 +192,15 @@ class Router:
         normalize = rule is True or (rule == "auto" and self.capacity is None)
         best = ranked[: self.top_k]
         weights = scores[best]
-        if (
-            normalize and self.top_k > 1
-        ):  # a softmax over the chosen alone is their scores divided by the sum of these
-            weights = logits[best].softmax(0)
-        elif normalize and weights.gt(0).all():  # 1, with the gradient of the score's logarithm
-            weights = weights / weights.detach()
+        if normalize and (self.top_k > 1 or rule is True):
+            weights = logits[best].softmax(0)  # the scores of the chosen divided by their sum
+        elif normalize:
+            weights = (weights > 0).float()  # 1
+            if (
+                best[0] != self.skip and weights[0]
+            ):  # with the gradient of the module's log-probability among modules
+                among = logits[: self.skip].softmax(0)[best]
+                weights = among / among.detach()
         weights = F.pad(weights, (0, missing))  # (K,)
         if self.config.skip_rule == "first" and selected[0] == self.skip:
             selected = [self.skip] * self.top_k

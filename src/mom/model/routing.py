@@ -81,6 +81,7 @@ def choose(
     num_modules: int,
     top_k: int,
     normalize: bool,
+    keep_gradient: bool = False,
     softmax: bool = True,
     straight_through: bool = False,
     leave_when_skip_first: bool = False,
@@ -99,9 +100,9 @@ def choose(
         logits: router outputs over temperature, [B, T, slots]; slots from ``num_modules`` on mean SKIP.
         num_modules: modules N in the pool.
         top_k: choices K.
-        normalize: make the K weights sum to 1. With K = 1 the weight is 1, with the gradient of the logarithm of the
-            score among the modules, or the router would have none (straight-through: Bengio et al. 2013, arXiv
-            1308.3432).
+        normalize: make the K weights sum to 1.
+        keep_gradient: with ``normalize`` and K = 1, the weight 1 has the gradient of the logarithm of the score among
+            modules, or the router would have none (straight-through: Bengio et al. 2013, arXiv 1308.3432).
         softmax: scores are ``softmax(logits)``; otherwise the logits themselves.
         straight_through: replace weights by their sign and pass gradients through.
         leave_when_skip_first: ``skip_rule: first``; if SKIP ranks first, it gets all K assignments.
@@ -144,7 +145,7 @@ def choose(
         # As `scores / scores.sum()` of the chosen, but defined even if all of their scores underflow to 0.
         chosen = allowed.gather(-1, selected)  # (B, T, K); -inf for unreachable slots, all if they are forced
         unreachable = chosen == float("-inf")
-        if top_k == 1:
+        if top_k == 1 and keep_gradient:
             # Among the modules: SKIP learns from trials alone (mom.model.skipping).
             total = allowed[..., :num_modules].logsumexp(dim=-1, keepdim=True)
             log_score = chosen.masked_fill(unreachable, 0.0) - total.clamp_min(torch.finfo(total.dtype).min)

@@ -245,6 +245,7 @@ class Router(nn.Module):
             num_modules=self.layout.num_modules,
             top_k=self.top_k,
             normalize=self.normalize,
+            keep_gradient=self.config.normalize_weights == "auto",
             softmax=not learns or self.config.score_function == "softmax",
             straight_through=learns and self.config.straight_through,
             leave_when_skip_first=self.config.skip_rule == "first",
