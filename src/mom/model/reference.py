@@ -196,11 +196,9 @@ class Router:
             weights = logits[best].softmax(0)  # the scores of the chosen divided by their sum
         elif normalize:
             weights = (weights > 0).float()  # 1
-            if (
-                best[0] != self.skip and weights[0]
-            ):  # with the gradient of the module's log-probability among modules
+            if best[0] != self.skip and weights[0]:
                 among = logits[: self.skip].softmax(0)[best]
-                weights = among / among.detach()
+                weights = among / among.detach()  # with the gradient of the log-probability among the modules
         weights = F.pad(weights, (0, missing))  # (K,)
         if self.config.skip_rule == "first" and selected[0] == self.skip:
             selected = [self.skip] * self.top_k
