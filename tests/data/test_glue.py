@@ -11,9 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
+from tokenizers.processors import BertProcessing
 
 from mom.config import GlueConfig
 from mom.data.glue import TASKS, GlueDataModule, load_glue, truncate
+from mom.data.tokenizer import END_OF_TEXT
 from mom.errors import UsageError
 from tests.helpers.checkpoints import small_tokenizer
 from tests.helpers.glue_files import FOLDERS, NAMES, sentences, write_glue
@@ -95,6 +97,23 @@ def test_the_hubs_columns_in_local_files(tmp_path, form):
     ]
     assert splits["test_matched"][0].label is None
     assert "test_mismatched" not in splits
+
+
+def test_shards_and_labels_as_other_programs_write_them(tmp_path):
+    rows = [{"sentence": text, "label": label} for text, label in (("a", 1.0), ("b", 0.0))]
+    for number, row in enumerate(rows):
+        path = tmp_path / f"train-0000{number}-of-00002.parquet"
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), path)
+    (tmp_path / "validation.jsonl").write_text('{"sentence": "c", "label": "1.0"}\n', encoding="utf-8")
+    splits = load(tmp_path, "sst2")
+    assert [(example.texts, example.label) for example in splits["train"]] == [(("a",), 1), (("b",), 0)]
+    assert splits["validation"][0].label == 1
+    for label in (0.5, 2, "nan", True, "1" * 400):
+        (tmp_path / "validation.jsonl").write_text(
+            json.dumps({"sentence": "c", "label": label}), encoding="utf-8"
+        )
+        with pytest.raises(UsageError, match=r"the label of sst2 must be 0 or negative, 1 or positive, got "):
+            load(tmp_path, "sst2")
 
 
 def test_the_hub(monkeypatch):
@@ -200,11 +219,19 @@ def module(folder, name: str = "rte", **changes) -> GlueDataModule:
 def test_an_example_is_its_sentences_each_with_an_end(tmp_path):
     write_glue(tmp_path, "rte")
     tokenizer = small_tokenizer()
-    ids, label = module(tmp_path).splits["train"][1]
+    data = module(tmp_path)
+    ids, label = data.splits["train"][1]
     first, second = (tokenizer(text)["input_ids"] for text in sentences(1))
 
     assert ids == [*first, tokenizer.eos_token_id, *second, tokenizer.eos_token_id]
     assert label == 1
+
+    # A tokenizer that frames every text, as those of BERT and Llama do, encodes plain text all the same.
+    frame = (END_OF_TEXT, tokenizer.eos_token_id)
+    tokenizer.backend_tokenizer.post_processor = BertProcessing(frame, frame)
+    assert tokenizer("a")["input_ids"][0] == tokenizer.eos_token_id
+    config = GlueConfig(name="rte", path=str(tmp_path), sequence_length=64, batch_size=2)
+    assert GlueDataModule(config, 1, tokenizer).splits == data.splits
 
 
 def test_truncation_takes_from_the_longer_and_is_counted(tmp_path, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -144,6 +145,38 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     assert "does not exist" in str(rejected(tmp_path / "missing"))
     assert ".txt .md .jsonl .parquet" in str(rejected(write(tmp_path / "a.csv", b"x")))
     assert "no text file" in str(rejected(tmp_path))
+
+
+def test_what_is_skipped_is_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("a.txt", "b.html", "c.html", "d.tar.gz", "e", ".f.txt", ".git/g.txt", "h.parquet.gz"):
+        write(tmp_path / name, b"x")
+    (tmp_path / "i.txt").symlink_to(tmp_path / "missing")
+    assert read(tmp_path) == [("a.txt#0", "x")]
+    (message,) = caplog.messages
+    assert message.startswith(f"data.path={tmp_path}: skipped files that are not read as text: 2 .html, ")
+    for part in ("1 .tar.gz", "1 no suffix", "1 hidden", "1 hidden folder", "1 .parquet.gz", "1 not a file"):
+        assert part in message
+    (tmp_path / "a.txt").unlink()
+    assert "which has no text file (2 .html, " in str(rejected(tmp_path))
+
+
+def test_linked_folders_are_read_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "elsewhere" / "x.txt", b"far")
+    write(tmp_path / "data" / "z" / "y.txt", b"near")
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "again").symlink_to(tmp_path / "data" / "z")
+    (tmp_path / "elsewhere" / "loop").symlink_to(tmp_path / "data")
+    assert read(tmp_path / "data") == [("link/x.txt#0", "far"), ("z/y.txt#0", "near")]
+    assert "2 folder that another link leads to" in caplog.text
+
+
+def test_compressed_files(tmp_path: Path) -> None:
+    write(tmp_path / "a.txt.gz", gzip.compress("one λ\r\n".encode()))
+    write(tmp_path / "b.jsonl.gz", gzip.compress(b'{"text": "two"}\n'))
+    assert read(tmp_path) == [("a.txt.gz#0", "one λ\n"), ("b.jsonl.gz:1", "two")]
+    assert text_files.text_size(tmp_path / "a.txt.gz") > 0
+    write(tmp_path / "a.txt.gz", b"not gzip")
+    assert "a.txt.gz is not a complete gzip file" in str(rejected(tmp_path))
 
 
 def test_vanished_file(tmp_path: Path) -> None:

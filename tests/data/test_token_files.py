@@ -71,7 +71,7 @@ def test_tokens_cannot_be_written_through(tmp_path: Path) -> None:
         writer.finish("").tokens[0] = 2
 
 
-@pytest.mark.parametrize(("vocab_size", "dtype"), [(257, "uint16"), (65_535, "uint16"), (65_536, "uint32")])
+@pytest.mark.parametrize(("vocab_size", "dtype"), [(257, "uint16"), (65_536, "uint16"), (65_537, "uint32")])
 def test_token_dtype(vocab_size: int, dtype: str) -> None:
     assert token_dtype(vocab_size) == np.dtype(dtype)
 

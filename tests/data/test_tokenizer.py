@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
 from mom.data import tokenizer as tokenizers
-from mom.data.tokenizer import END_OF_TEXT, load_tokenizer, text_encoder, tokenizer_identity, train_tokenizer
+from mom.data.tokenizer import END_OF_TEXT, TextEncoder, load_tokenizer, tokenizer_identity, train_tokenizer
 from mom.errors import UsageError
 from tests.helpers.texts import some_texts
 
@@ -60,7 +60,7 @@ def test_vocabulary_must_hold_all_bytes() -> None:
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"])) | st.just(f"a {END_OF_TEXT} b"))
 def test_decoding_restores_every_text(trained: PreTrainedTokenizerFast, text: str) -> None:
-    ids = text_encoder(trained).encode(text, add_special_tokens=False).ids
+    ids = TextEncoder(trained).encode([text])[0]
     assert trained.decode(ids) == text
     assert trained.eos_token_id not in ids
 
@@ -78,7 +78,7 @@ def test_gpt2_files(tmp_path: Path, names: tuple[str, str]) -> None:
     loaded = load_tokenizer(str(write_gpt2(tmp_path, *names)))
     assert loaded.eos_token_id == 258
     assert tokenizers.vocabulary_size(loaded) == 259
-    ids = text_encoder(loaded).encode("he he é", add_special_tokens=False).ids
+    ids = TextEncoder(loaded).encode(["he he é"])[0]
     assert ids == [256, 257, 32, 0xC3, 0xA9]
     assert loaded.decode(ids) == "he he é"
     assert loaded("he" + END_OF_TEXT)["input_ids"] == [256, 258]

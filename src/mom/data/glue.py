@@ -6,6 +6,7 @@ columns, or from the Hub.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from mom.data.examples import Batch, ExamplesDataModule, pad
-from mom.data.rows import Row, read_hub, read_rows, read_tsv
-from mom.data.tokenizer import text_encoder
+from mom.data.rows import Row, find_split, read_hub, read_rows, read_tsv
+from mom.data.tokenizer import TextEncoder
 from mom.errors import UsageError
 
 if TYPE_CHECKING:
@@ -168,20 +169,20 @@ def _read_folder(
     folder = _task_folder(Path(config.path).expanduser(), task)
     tables: dict[str, Iterable[Row]] = {}
     for split in (*required, *tests):
-        file = _find_file(folder, split)
-        if file is None and split in required:
+        files = find_split(folder, (split, split.replace("validation", "dev")), _SUFFIXES)
+        if not files and split in required:
             raise UsageError(
                 f"data.path must be a folder with {split.replace('validation', 'dev')}.tsv, {split}.jsonl or "
                 f"{split}.parquet, got {folder}"
             )
-        if file is None:
+        if not files:
             log.info("%s: no file for %s, so no predictions for it", task.name, split)
             continue
         wanted = [*task.texts, *([] if split in tests else [task.label])]
-        if file.suffix == ".tsv":
-            tables[split] = read_tsv(file, wanted, task.file_columns(split), config.skip_broken_rows)
+        if files[0].suffix == ".tsv":
+            tables[split] = read_tsv(files[0], wanted, task.file_columns(split), config.skip_broken_rows)
         else:
-            tables[split] = read_rows(file, wanted)
+            tables[split] = itertools.chain.from_iterable([read_rows(file, wanted) for file in files])
     return tables
 
 
@@ -195,17 +196,6 @@ def _task_folder(path: Path, task: GlueTask) -> Path:
     return folders.get(task.folder.lower()) or folders.get(task.name) or path
 
 
-def _find_file(folder: Path, split: str) -> Path | None:
-    """Return the file of a split: ``dev_matched.tsv``, ``validation.jsonl``, ``train-00000-of-00001.parquet``."""
-    for stem in (split, split.replace("validation", "dev")):
-        for suffix in _SUFFIXES:
-            if (file := folder / f"{stem}{suffix}").is_file():
-                return file
-        if shard := sorted(folder.glob(f"{stem}-00000-of-00001.parquet")):
-            return shard[0]
-    return None
-
-
 def _example(task: GlueTask, row: Row, is_labeled: bool) -> GlueExample:
     return GlueExample(
         tuple(row.text(names) for names in task.texts), _label(task, row) if is_labeled else None
@@ -217,7 +207,7 @@ def _label(task: GlueTask, row: Row) -> int | float:
     if not task.labels:
         try:
             score = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             score = float("nan")
         if not 0 <= score <= 5:
             raise UsageError(
@@ -226,8 +216,12 @@ def _label(task: GlueTask, row: Row) -> int | float:
         return score
     if isinstance(value, str) and value in task.labels:
         return task.labels.index(value)
-    if not isinstance(value, bool) and str(value) in map(str, range(len(task.labels))):
-        return int(value)
+    try:
+        number = -1.0 if isinstance(value, bool) else float(value)  # pandas writes 1.0 for 1
+    except (TypeError, ValueError, OverflowError):
+        number = -1.0
+    if number in range(len(task.labels)):
+        return int(number)
     allowed = ", ".join(f"{number} or {name}" for number, name in enumerate(task.labels))
     raise UsageError(
         f"cannot read data.path: the label of {task.name} must be {allowed}, got {value!r} in {row.place}"
@@ -259,10 +253,9 @@ class GlueDataModule(ExamplesDataModule):
         return {name: self._encode(name, rows) for name, rows in load_glue(self.config).items()}
 
     def _encode(self, split: str, examples: Sequence[GlueExample]) -> list[Encoded]:
-        encoder = text_encoder(self.tokenizer)
+        encoder = TextEncoder(self.tokenizer)
         parts = [
-            [encoding.ids for encoding in encoder.encode_batch([example.texts[i] for example in examples])]
-            for i in range(len(examples[0].texts))
+            encoder.encode([example.texts[i] for example in examples]) for i in range(len(examples[0].texts))
         ]
         end = self.tokenizer.eos_token_id
         room = self.config.sequence_length - len(parts)

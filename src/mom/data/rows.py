@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import gzip
 import logging
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, cast
 
 from mom.errors import UsageError, first_line
+from mom.runs.files import parse_json
 
 if TYPE_CHECKING:
     import pyarrow.parquet
@@ -21,7 +23,16 @@ PATH = "data.path"
 Names = Sequence[str]
 """The possible names of a column."""
 
-_PARQUET_ROWS = 256
+LARGEST_ROW = 1 << 25
+"""Bytes of the longest line or value that is read: tokenizing needs about a hundred times as much memory."""
+
+_PARQUET_ROWS = 256  # at most; fewer if rows may be long
+_PARQUET_BYTES = 1 << 25
+# A page of a Parquet file is decompressed at once, so a few kilobytes could ask for gigabytes. Text does not compress
+# by this factor.
+_LARGEST_EXPANSION = 1000
+
+_GZIP = ".gz"
 
 
 class Row(NamedTuple):
@@ -62,22 +73,50 @@ class Row(NamedTuple):
         return value
 
 
-def read_rows(file: Path, wanted: Sequence[Names], option: str = PATH) -> Iterator[Row]:
+def read_rows(
+    file: Path, wanted: Sequence[Names], option: str = PATH, optional: Sequence[Names] = ()
+) -> Iterator[Row]:
     """Stream the rows of a file.
 
     Args:
-        file: a ``.parquet`` file, or JSON Lines, in which blank lines are skipped.
+        file: a ``.parquet`` file, or JSON Lines (also ``.gz``), in which blank lines are skipped.
         wanted: the columns to read, each with its possible names. JSON Lines rows keep all of their values.
         option: the option that names the columns, for errors.
+        optional: further columns, which the file may lack.
 
     Raises:
         UsageError: the file cannot be read, lacks a column, or has a broken row.
     """
     with os_errors(file):
-        if file.suffix.lower() == ".parquet":
-            yield from _read_parquet(file, wanted, option)
+        if file_kind(file) == ".parquet":
+            yield from _read_parquet(file, wanted, option, optional)
         else:
             yield from _read_jsonl(file, wanted, option)
+
+
+def find_split(folder: Path, stems: Sequence[str], suffixes: Sequence[str]) -> list[Path]:
+    """Return the files of a split: ``train.jsonl``, or ``train-00000-of-00002.parquet`` and the other shards.
+
+    Args:
+        folder: the folder of the dataset.
+        stems: possible names of the split.
+        suffixes: possible suffixes of a single file.
+
+    Raises:
+        UsageError: a shard is missing.
+    """
+    for stem in stems:
+        for suffix in suffixes:
+            if (file := folder / f"{stem}{suffix}").is_file():
+                return [file]
+        if shards := sorted(folder.glob(f"{stem}-[0-9]*-of-[0-9]*.parquet")):
+            wanted = int(shards[0].stem.rpartition("-of-")[2])
+            if len(shards) != wanted:
+                raise _unreadable(
+                    PATH, f"{folder} must have {wanted} files {stem}-*.parquet, got {len(shards)}"
+                )
+            return shards
+    return []
 
 
 def read_tsv(file: Path, wanted: Sequence[Names], columns: Names, skip_broken: bool = False) -> list[Row]:
@@ -144,13 +183,24 @@ def _hub_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
         yield Row(f"{place}, row {number}", number, row)
 
 
+def file_kind(file: Path) -> str:
+    """Return the suffix that says how to read a file: that of the uncompressed file, in lower case."""
+    suffix = file.suffix.lower()
+    return Path(file.stem).suffix.lower() if suffix == _GZIP else suffix
+
+
+def open_bytes(file: Path) -> BinaryIO:
+    """Open a file to read its bytes, uncompressed if its name ends in ``.gz``."""
+    return cast("BinaryIO", gzip.open(file)) if file.suffix.lower() == _GZIP else file.open("rb")
+
+
 def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     """Open a Parquet file; raise :class:`~mom.errors.UsageError` if it is damaged."""
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
+        return pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+    except pyarrow.ArrowException as error:
         raise _unreadable(PATH, f"{file} is not a complete Parquet file") from error
 
 
@@ -168,11 +218,13 @@ def _has_columns(found: Names, wanted: Sequence[Names]) -> bool:
 
 @contextmanager
 def os_errors(file: Path) -> Iterator[None]:
-    """Turn errors of the operating system into a :class:`~mom.errors.UsageError` that names the file."""
+    """Turn errors of the operating system and of gzip into a :class:`~mom.errors.UsageError` that names the file."""
     try:
         yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise _unreadable(PATH, f"{file} is not a complete gzip file ({first_line(error)})") from error
     except OSError as error:
-        raise _unreadable(PATH, f"{file}: {error.strerror or error}") from error
+        raise _unreadable(PATH, f"{file}: {error.strerror or first_line(error)}") from error
 
 
 def not_utf8(file: Path, byte: int) -> UsageError:
@@ -187,8 +239,10 @@ def _unreadable(option: str, reason: str) -> UsageError:
 def _lines(file: Path) -> Iterator[str]:
     """Yield the lines of a UTF-8 file with their line ends, without its byte-order mark."""
     start = 0  # byte offset of the line
-    with file.open("rb") as stream:  # text mode would also split lines at a lone carriage return
-        for raw in stream:
+    with open_bytes(file) as stream:  # text mode would also split lines at a lone carriage return
+        while raw := stream.readline(LARGEST_ROW + 1):
+            if len(raw) > LARGEST_ROW:
+                raise _too_large(f"the line at byte {start} of {file}")
             try:
                 line = raw.decode("utf-8")
             except UnicodeDecodeError as error:
@@ -197,32 +251,80 @@ def _lines(file: Path) -> Iterator[str]:
             start += len(raw)
 
 
+def _too_large(place: str) -> UsageError:
+    return _unreadable(PATH, f"{place} must have at most {LARGEST_ROW:,} bytes")
+
+
 def _read_jsonl(file: Path, wanted: Sequence[Names], option: str) -> Iterator[Row]:
     for number, line in enumerate(_lines(file), start=1):
         if not line.strip():
             continue
         place = f"{file}:{number}"
         try:
-            values = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise _unreadable(PATH, f"{place} is not JSON ({error.msg})") from error
+            values = parse_json(line)
+        except ValueError as error:
+            raise _unreadable(PATH, f"{place} is not JSON ({first_line(error)})") from error
         if not isinstance(values, dict):
             raise _unreadable(PATH, f"{place} must be a JSON object, got {type(values).__name__}")
         check_columns(place, list(values), wanted, option)
         yield Row(place, number, values)
 
 
-def _read_parquet(file: Path, wanted: Sequence[Names], option: str) -> Iterator[Row]:
+def _read_parquet(
+    file: Path, wanted: Sequence[Names], option: str, optional: Sequence[Names]
+) -> Iterator[Row]:
+    import pyarrow
+
     parquet = open_parquet(file)
-    check_columns(str(file), parquet.schema_arrow.names, wanted, option)
-    columns = [name for name in parquet.schema_arrow.names if any(name in names for names in wanted)]
+    found = parquet.schema_arrow.names
+    check_columns(str(file), found, wanted, option)
+    columns = [name for name in dict.fromkeys(found) if any(name in names for names in (*wanted, *optional))]
     number = 0
-    for batch in parquet.iter_batches(batch_size=_PARQUET_ROWS, columns=columns):
-        for values in zip(*batch.columns, strict=True):
-            number += 1
-            place = f"{file}, row {number}"
-            try:
-                row = {name: value.as_py() for name, value in zip(columns, values, strict=True)}
-            except UnicodeDecodeError as error:
-                raise _unreadable(PATH, f"{place} is not UTF-8") from error
-            yield Row(place, number, row)
+    try:
+        for group in range(parquet.num_row_groups):
+            rows = _rows_in_memory(parquet, group, columns, file)
+            for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
+                for index in range(len(batch)):
+                    number += 1
+                    yield _parquet_row(batch, index, f"{file}, row {number}", number)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _unreadable(
+            PATH, f"{file} is damaged after row {number} ({first_line(error)[:160]})"
+        ) from error
+
+
+def _rows_in_memory(
+    parquet: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], file: Path
+) -> int:
+    """Return the number of rows to read at a time, so that they take at most :data:`_PARQUET_BYTES`, or a single row.
+
+    A column with a dictionary can repeat its longest string in every row, and only the dictionary's size is known.
+    """
+    row_group = parquet.metadata.row_group(group)
+    chunks = [row_group.column(index) for index in range(row_group.num_columns)]
+    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
+    size = sum(chunk.total_uncompressed_size for chunk in chunks)
+    compressed = sum(chunk.total_compressed_size for chunk in chunks)
+    if size > LARGEST_ROW and size > compressed * _LARGEST_EXPANSION:
+        raise _unreadable(
+            PATH, f"row group {group + 1} of {file} expands from {compressed:,} to {size:,} bytes"
+        )
+    repeats = any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
+    longest = size if repeats else size // max(1, row_group.num_rows)
+    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(1, longest)))
+
+
+def _parquet_row(batch: pyarrow.RecordBatch, index: int, place: str, number: int) -> Row:
+    row = {}
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        try:
+            row[name] = column[index].as_py()
+        except UnicodeDecodeError as error:
+            raise _unreadable(PATH, f"{place} is not UTF-8") from error
+        except (ValueError, OverflowError) as error:  # such as a date that Python does not have
+            raise _unreadable(
+                PATH, f"column {name} cannot be read in {place}: {first_line(error)}"
+            ) from error
+        if isinstance(row[name], str) and len(row[name]) > LARGEST_ROW:
+            raise _too_large(f"column {name} in {place}")
+    return Row(place, number, row)

@@ -1,4 +1,4 @@
-"""Documents in the user's own files: ``.txt``, ``.md``, ``.jsonl`` and ``.parquet``.
+"""Documents in the user's own files: ``.txt``, ``.md``, ``.jsonl``, these compressed as ``.gz``, and ``.parquet``.
 
 Files are streamed, so memory does not grow with them. Errors name the file and the place in it.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import codecs
 import io
+import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mom.data.rows import not_utf8, open_parquet, os_errors, read_rows
+from mom.data.rows import file_kind, not_utf8, open_bytes, open_parquet, os_errors, read_rows
 from mom.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 PLAIN_SUFFIXES = (".txt", ".md")
 TEXT_COLUMN = "data.text_column"
@@ -23,14 +27,15 @@ SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl", ".parquet")
 PLAIN_DOCUMENT_CHARACTERS = 16_384
 
 _BLOCK_BYTES = 1 << 20
+_GZIP_EXPANSION = 4  # of text, to estimate sizes
 
 
 def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """List the text files under ``path`` as (name, path), sorted by name.
 
     Args:
-        path: a file, or a folder that is searched recursively. Hidden files and files of other kinds in a folder are
-            skipped.
+        path: a file, or a folder that is searched recursively, also through links. Hidden files, empty links, and
+            files of other kinds in a folder are skipped; a warning counts them by kind.
 
     Returns:
         Names relative to the folder, with forward slashes; for a single file, its own name.
@@ -38,31 +43,68 @@ def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     Raises:
         UsageError: the path does not exist, is a file of another kind, or is a folder without a text file.
     """
-    allowed = f"data.path must be a file or a folder of files ending in {' '.join(SUFFIXES)}"
+    allowed = f"data.path must be a file or a folder of files ending in {' '.join(SUFFIXES)} or .gz"
     given = Path(path).expanduser()
     if given.is_file():
-        if given.suffix.lower() not in SUFFIXES:
+        if not _is_text(given):
             raise UsageError(f"{allowed}, got {path}")
         return [(given.name, given)]
     if not given.is_dir():
         raise UsageError(f"{allowed}, got {path}, which does not exist")
-    found = []
-    for folder, subfolders, names in os.walk(given):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            file = Path(folder, name)
-            if file.suffix.lower() in SUFFIXES and not name.startswith(".") and file.is_file():
-                found.append((file.relative_to(given).as_posix(), file))
+    found, skipped = [], Counter[str]()
+    for file in _walk(given, skipped):
+        if file.name.startswith("."):
+            skipped["hidden"] += 1
+        elif not _is_text(file):
+            skipped["".join(file.suffixes[-2:]).lower() or "no suffix"] += 1
+        elif not file.is_file():
+            skipped["not a file"] += 1
+        else:
+            found.append((file.relative_to(given).as_posix(), file))
+    counts = ", ".join(f"{count} {reason}" for reason, count in skipped.most_common(8))
     if not found:
-        raise UsageError(f"{allowed}, got {path}, which has no text file")
+        raise UsageError(
+            f"{allowed}, got {path}, which has no text file" + (f" ({counts})" if counts else "")
+        )
+    if skipped:
+        log.warning("data.path=%s: skipped files that are not read as text: %s", path, counts)
     return sorted(found)
+
+
+def _walk(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
+    """Yield the files below a folder, following each linked folder once, and count what cannot be searched."""
+
+    def unreadable(error: OSError) -> None:
+        skipped["unreadable folder"] += 1
+
+    visited = {os.path.realpath(folder)}
+    for parent, subfolders, names in os.walk(folder, followlinks=True, onerror=unreadable):
+        kept = []
+        for name in sorted(subfolders, key=lambda name: (os.path.islink(os.path.join(parent, name)), name)):
+            real = os.path.realpath(os.path.join(parent, name))
+            if name.startswith("."):
+                skipped["hidden folder"] += 1
+            elif real in visited:
+                skipped["folder that another link leads to"] += 1
+            else:
+                visited.add(real)
+                kept.append(name)
+        subfolders[:] = kept
+        yield from (Path(parent, name) for name in names)
+
+
+def _is_text(file: Path) -> bool:
+    kind = file_kind(file)
+    return kind in SUFFIXES and not (kind == ".parquet" and file.suffix.lower() != kind)
 
 
 def text_size(file: Path) -> int:
     """Estimate the bytes of text in ``file``: its uncompressed size."""
-    if file.suffix.lower() != ".parquet":
-        return file.stat().st_size
-    metadata = open_parquet(file).metadata
+    with os_errors(file):
+        if file_kind(file) != ".parquet":
+            size = file.stat().st_size
+            return size if file_kind(file) == file.suffix.lower() else size * _GZIP_EXPANSION
+        metadata = open_parquet(file).metadata
     return sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
 
 
@@ -82,7 +124,7 @@ def read_texts(name: str, file: Path, text_column: str) -> Iterator[tuple[str, s
     Raises:
         UsageError: the file cannot be read, is not UTF-8 text, or lacks the column.
     """
-    if file.suffix.lower() in PLAIN_SUFFIXES:
+    if file_kind(file) in PLAIN_SUFFIXES:
         with os_errors(file):
             yield from _read_plain(name, file)
         return
@@ -96,7 +138,7 @@ def _decoded_blocks(file: Path) -> Iterator[str]:
     decoder = codecs.getincrementaldecoder("utf-8")()
     newlines = io.IncrementalNewlineDecoder(None, translate=True)
     start = 0  # byte offset of the block
-    with file.open("rb") as stream:
+    with open_bytes(file) as stream:
         while True:
             block = stream.read(_BLOCK_BYTES)
             if (zero := block.find(b"\0")) >= 0:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 Loss = TypeVar("Loss", float, "Tensor")
 
-LARGEST_UINT16_VOCABULARY = 65_535
+LARGEST_UINT16_VOCABULARY = 1 << 16
 
 _VALIDATION_NAMES = ("val.bin", "validation.bin")
 
@@ -36,7 +36,7 @@ _BLOCK_TOKENS = 1 << 16
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """Return the type of a token on disk: uint16, or uint32 for vocabularies above 65,535."""
+    """Return the type of a token on disk: uint16, or uint32 for vocabularies above 65,536."""
     return np.dtype(np.uint16 if vocab_size <= LARGEST_UINT16_VOCABULARY else np.uint32)
 
 

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from mom.data.corpora import Corpus, Document
 from mom.data.token_files import TokenFile, TokenWriter, token_dtype
-from mom.data.tokenizer import TRAINING_BYTES, text_encoder, vocabulary_size
+from mom.data.tokenizer import TRAINING_BYTES, TextEncoder, vocabulary_size
 from mom.errors import UsageError
 from mom.runs.files import write_json_atomic
 
@@ -121,7 +121,7 @@ def write_token_files(
         mark: the result of :func:`read_mark` to resume from, or ``None`` to start.
         concurrent_batches: number of batches to encode at the same time; 1 if the library has one thread.
     """
-    encoder = text_encoder(tokenizer)
+    encoder = TextEncoder(tokenizer)
     dtype = token_dtype(vocabulary_size(tokenizer))
     end = tokenizer.eos_token_id
     writers = {
@@ -132,8 +132,7 @@ def write_token_files(
     marked = sum(writer.num_bytes for writer in writers.values())
 
     def encode(batch: list[Document]) -> list[list[int]]:
-        encodings = encoder.encode_batch_fast([item.text for item in batch], add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return encoder.encode([item.text for item in batch])
 
     def write(batch: list[Document], encoded: list[list[int]]) -> None:
         nonlocal documents, marked

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -209,19 +209,25 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def text_encoder(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
-    """Copy the tokenizer's Rust core, set to encode plain text.
+class TextEncoder:
+    """Encoder of plain text: a copy of a tokenizer's Rust core that cannot be asked for anything else.
 
-    Nothing is truncated or padded, and special tokens that a text spells out are encoded as text: a document that
-    quotes ``<|endoftext|>`` does not end there.
+    Nothing is truncated or padded, no special token is added, and special tokens that a text spells out are encoded as
+    text: a document that quotes ``<|endoftext|>`` does not end there.
     """
-    from tokenizers import Tokenizer
 
-    encoder = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    encoder.no_truncation()
-    encoder.no_padding()
-    encoder.encode_special_tokens = True
-    return encoder
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        from tokenizers import Tokenizer
+
+        self._core = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self._core.no_truncation()
+        self._core.no_padding()
+        self._core.encode_special_tokens = True
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token IDs of each text."""
+        encodings = self._core.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from torch.utils.data import DataLoader
 
 from mom.data.examples import Batch, ExamplesDataModule, pad
-from mom.data.rows import Row, read_hub, read_rows
+from mom.data.rows import Row, find_split, read_hub, read_rows
 from mom.data.tokenization import split_position
-from mom.data.tokenizer import text_encoder
+from mom.data.tokenizer import TextEncoder
 from mom.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HUB_NAME = "EdinburghNLP/xsum"
-COLUMNS = (("document",), ("summary",), ("id",))
+COLUMNS = (("document",), ("summary",))
+_ID = ("id",)
 _SUFFIXES = (".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
 class Article:
-    """A document with its one-sentence summary, its ID in the dataset, and, for errors, its file and row."""
+    """A document with its one-sentence summary, its ID or else its row in the file, and, for errors, its place."""
 
     document: str
     summary: str
@@ -41,7 +43,8 @@ class Article:
 def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
     """Read the splits ``train``, ``validation``, and ``test``, which a local folder may lack.
 
-    A single file is split by a hash of its documents: ``data.validation_fraction`` of them are for validation.
+    A single file is split by a hash of its documents: ``data.validation_fraction`` of them are for validation. Articles
+    without a document or a summary, of which the dataset has one, are skipped, and their number is logged.
 
     Raises:
         UsageError: a file, column, or text is missing, or a split is empty.
@@ -49,7 +52,7 @@ def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
     path = None if config.path is None else Path(config.path).expanduser()
     if path is None:
         tables = read_hub(HUB_NAME, ("train", "validation", "test"))
-        splits = {name: list(map(_article, rows)) for name, rows in tables.items()}
+        splits = {name: _articles(rows) for name, rows in tables.items()}
     elif path.is_file():
         splits = _read_file(path, config.validation_fraction)
     elif path.is_dir():
@@ -68,7 +71,7 @@ def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
 def _read_file(file: Path, fraction: float) -> dict[str, list[Article]]:
     if file.suffix not in _SUFFIXES:
         raise UsageError(f"data.path must be a file ending in {' or '.join(_SUFFIXES)}, got {file}")
-    articles = list(map(_article, read_rows(file, COLUMNS)))
+    articles = _articles(read_rows(file, COLUMNS, optional=[_ID]))
     positions = [split_position(article.document) for article in articles]
     ordered = sorted(positions)
     limit = ordered[min(len(ordered) - 1, max(1, round(fraction * len(ordered))))] if ordered else 0
@@ -82,25 +85,33 @@ def _read_folder(folder: Path) -> dict[str, list[Article]]:
     splits = {}
     for split in ("train", "validation", "test"):
         stems = (split, "dev") if split == "validation" else (split,)
-        candidates = [folder / f"{stem}{suffix}" for stem in stems for suffix in _SUFFIXES]
-        file = next((candidate for candidate in candidates if candidate.is_file()), None)
-        if file is None and split != "test":
+        files = find_split(folder, stems, _SUFFIXES)
+        if not files and split != "test":
             raise UsageError(
                 f"data.path must be a folder with {split}.jsonl or {split}.parquet, got {folder}"
             )
-        if file is not None:
-            splits[split] = list(map(_article, read_rows(file, COLUMNS)))
+        if files:
+            rows = (read_rows(file, COLUMNS, optional=[_ID]) for file in files)
+            splits[split] = _articles(itertools.chain.from_iterable(rows))
     return splits
 
 
-def _article(row: Row) -> Article:
-    document, summary = (row.text(names) for names in COLUMNS[:2])
-    for (name,), text in zip(COLUMNS, (document, summary), strict=False):
-        if not text.strip():
-            raise UsageError(
-                f"cannot read data.path: column {name} must not be blank, got {text!r} in {row.place}"
+def _articles(rows: Iterable[Row]) -> list[Article]:
+    articles, skipped = [], []
+    for row in rows:
+        document, summary = (row.text(names) for names in COLUMNS)
+        if document.strip() and summary.strip():
+            given = row.get(_ID)
+            articles.append(
+                Article(document, summary, str(row.number if given is None else given), row.place)
             )
-    return Article(document, summary, str(row.get(COLUMNS[2])), row.place)
+        else:
+            skipped.append(row.place)
+    if skipped:
+        log.warning(
+            "skipped %d articles without a document or a summary, such as %s", len(skipped), skipped[0]
+        )
+    return articles
 
 
 @dataclass(frozen=True)
@@ -122,8 +133,8 @@ class XsumDataModule(ExamplesDataModule):
     """
 
     def __init__(self, config: XsumConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._encoder = text_encoder(tokenizer)
-        self.separator: list[int] = self._encoder.encode(config.separator).ids
+        self._encoder = TextEncoder(tokenizer)
+        self.separator: list[int] = self._encoder.encode([config.separator])[0]
         self.articles: dict[str, list[Article]] = {}
         super().__init__(config, seed, tokenizer)
 
@@ -133,20 +144,20 @@ class XsumDataModule(ExamplesDataModule):
         return {name: self._encode(name, articles) for name, articles in self.articles.items()}
 
     def _encode(self, split: str, articles: Sequence[Article]) -> list[EncodedArticle]:
-        documents = self._encoder.encode_batch([article.document for article in articles])
+        documents = self._encoder.encode([article.document for article in articles])
         # With a space before the first word, as inside a text.
-        summaries = self._encoder.encode_batch([" " + article.summary.strip() for article in articles])
+        summaries = self._encoder.encode([" " + article.summary.strip() for article in articles])
         encoded, truncated = [], 0
         for article, document, summary in zip(articles, documents, summaries, strict=True):
-            target = [*summary.ids, self.tokenizer.eos_token_id]
+            target = [*summary, self.tokenizer.eos_token_id]
             room = self.config.sequence_length - len(self.separator) - len(target)
             if room < 1:
                 raise UsageError(
-                    f"data.sequence_length must leave room for the summary of {len(summary.ids)} tokens in "
+                    f"data.sequence_length must leave room for the summary of {len(summary)} tokens in "
                     f"{article.place}, the separator, and part of the document, got {self.config.sequence_length}"
                 )
-            truncated += len(document.ids) > room
-            encoded.append(EncodedArticle([*document.ids[:room], *self.separator], target))
+            truncated += len(document) > room
+            encoded.append(EncodedArticle([*document[:room], *self.separator], target))
         log.info(
             "xsum %s: %d rows, %d documents truncated to fit %d tokens",
             *(split, len(articles), truncated, self.config.sequence_length),
@@ -156,8 +167,8 @@ class XsumDataModule(ExamplesDataModule):
     def prompts(self, split: str) -> list[list[int]]:
         """Return the tokens of each document, truncated to leave room for ``max_summary_tokens``, and the separator."""
         room = self.config.sequence_length - len(self.separator) - self.config.max_summary_tokens
-        documents = self._encoder.encode_batch([article.document for article in self.articles[split]])
-        return [[*document.ids[:room], *self.separator] for document in documents]
+        documents = self._encoder.encode([article.document for article in self.articles[split]])
+        return [[*document[:room], *self.separator] for document in documents]
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return a loader of this rank's validation batches."""

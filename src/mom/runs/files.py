@@ -111,12 +111,31 @@ def write_json_atomic(path: str | Path, obj: Any) -> None:
     write_text_atomic(path, json.dumps(_replace_non_finite(obj), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON file of a run; return an empty dict if it does not exist yet or is not JSON."""
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is not JSON, or nests too deeply, or has a number with thousands of digits.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 at byte {error.start}") from None
+    except ValueError:  # Python's limit on the digits of an integer, whose message names a function
+        raise ValueError("a number has too many digits") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON file of a run; return an empty dict if it does not exist yet or is not a JSON object."""
+    try:
+        content = parse_json(Path(path).read_bytes())
     except (OSError, ValueError):
         return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _replace_non_finite(obj: Any) -> Any:
