@@ -18,6 +18,7 @@ VARIANTS = [
     {"num_attention_modules": 2, "num_ffn_modules": 5, "router": "mlp"},
     {"schedule": "layerwise"},
     {"block": "llama"},
+    {"pools": ["shared_kv_attention", "ffn"]},
 ]
 
 

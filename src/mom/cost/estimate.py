@@ -123,7 +123,11 @@ def flops_per_token(config: MoMConfig, sequence_length: float, usage: Usage | No
     layouts, rounds = config.pools(), config.num_stages * config.num_rounds
     return Flops(
         blocks=config.fixed_depth * sum(kind.flops(config) for kind in _plain_kinds()),
-        modules=rounds * sum(usage[layout.name] * layout.kind.flops(config) for layout in layouts),
+        modules=rounds
+        * sum(
+            usage[layout.name] * layout.kind.flops(config) + layout.kind.shared_flops(config)
+            for layout in layouts
+        ),
         attention=sum(kind.flops_per_key(config) for kind in _steps(config)) * (sequence_length + 1) / 2,
         routers=rounds * sum(layout.router.flops(config, layout) for layout in layouts),
         head=2 * config.d_model * config.vocab_size,
@@ -217,7 +221,9 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
         copies += layout.num_modules * width * columns if folds else 0.0
         normalized = 0.0 if folds else 2.0 * top_k * width
         if layout.kind.attends:
-            peaks.append((top_k + 1) * columns + normalized)  # the K rows and their sum
+            # The K rows and their sum, and what all modules share, alone and beside that sum.
+            shared = sum(columns for _, columns in layout.kind.shared_projections(config).values())
+            peaks.append((top_k + 1) * columns + normalized + 2 * shared)
         else:
             open_modules = sum(sum(row[: layout.num_modules]) for row in layout.reachable()) / rounds
             # The sum, the K rows, and the activation of one module.

@@ -29,21 +29,23 @@ def activated(config: ModelOptions, hidden: Tensor) -> Tensor:
     return F.silu(gate) * value
 
 
-def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: float) -> Tensor:
-    """Apply RMSNorm to queries and keys within each head (Qwen3; Henry et al. 2020, arXiv 2010.04245).
+def normalized_heads(x: Tensor, scale: Tensor, epsilon: float) -> Tensor:
+    """Apply RMSNorm within each head, as Qwen3 does to queries and keys (Henry et al. 2020, arXiv 2010.04245).
 
     Args:
-        qkv: [..., 3D]; values are unchanged.
-        query_scale, key_scale: scales of the norms, [..., D / heads].
-        epsilon: epsilon of both norms.
+        x: [..., D].
+        scale: scale of the norm, [..., D / heads].
+        epsilon: epsilon of the norm.
     """
+    heads = x.unflatten(-1, (-1, scale.shape[-1]))  # (..., heads, D / heads)
+    return (F.rms_norm(heads, heads.shape[-1:], eps=epsilon) * scale.unsqueeze(-2)).flatten(-2)
+
+
+def normalized_qk(qkv: Tensor, query_scale: Tensor, key_scale: Tensor, epsilon: float) -> Tensor:
+    """Normalize the queries and keys of [..., 3D] by :func:`normalized_heads`; values are unchanged."""
     query, key, value = qkv.chunk(3, dim=-1)
-
-    def normal(part: Tensor, scale: Tensor) -> Tensor:
-        heads = part.unflatten(-1, (-1, scale.shape[-1]))  # (..., heads, D / heads)
-        return (F.rms_norm(heads, heads.shape[-1:], eps=epsilon) * scale.unsqueeze(-2)).flatten(-2)
-
-    return torch.cat([normal(query, query_scale), normal(key, key_scale), value], dim=-1)
+    query = normalized_heads(query, query_scale, epsilon)
+    return torch.cat([query, normalized_heads(key, key_scale, epsilon), value], dim=-1)
 
 
 def rotation(config: ModelOptions, position_ids: Tensor) -> tuple[Tensor, Tensor]:

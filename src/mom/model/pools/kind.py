@@ -14,7 +14,8 @@ class PoolKind:
 
     A module is a norm, a projection of the normalized residual stream, and a projection back into it. The host,
     :class:`mom.model.pools.pool.Pool`, stacks the weights of N modules: ``norm_weight`` and ``norm_bias`` [N, D],
-    ``<projection>_weight`` [N, rows, columns], ``<projection>_bias`` [N, columns], and the ``scales``. A kind's
+    ``<projection>_weight`` [N, rows, columns], ``<projection>_bias`` [N, columns], and the ``scales``. The
+    ``shared_projections`` are `nn.Linear` layers of the host. A kind's
     options are fields declared with :func:`mom.model.declaration.option` and set in a pool's entry in ``pools``.
     Import PyTorch inside methods to keep the options readable without it.
     """
@@ -36,6 +37,10 @@ class PoolKind:
     def projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:
         """Return (rows, columns) of one module's first and last projection, by name."""
         raise NotImplementedError
+
+    def shared_projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:
+        """Return (rows, columns) of the linear layers that all modules share, by name; a step runs each once."""
+        return {}
 
     def scales(self, options: ModelOptions) -> dict[str, int | None]:
         """Return the lengths of a module's other vectors, which are initialized to 1; ``None`` omits a vector."""
@@ -67,6 +72,10 @@ class PoolKind:
     def flops(self, options: ModelOptions) -> int:
         """Return the FLOPs of a module per token: 2 per weight."""
         return 2 * sum(rows * columns for rows, columns in self.projections(options).values())
+
+    def shared_flops(self, options: ModelOptions) -> int:
+        """Return the FLOPs per token of a step's shared projections: 2 per weight."""
+        return 2 * sum(rows * columns for rows, columns in self.shared_projections(options).values())
 
     def flops_per_key(self, options: ModelOptions) -> int:
         """Return the FLOPs of a step per token and attended key, regardless of the number of modules."""

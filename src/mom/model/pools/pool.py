@@ -46,8 +46,12 @@ class Pool(nn.Module):
         for name, length in self.kind.scales(config).items():
             self._add(name, length, 1.0)
         matrices = {f"{name}_weight" for name in projections}
+        for name, (rows, columns) in self.kind.shared_projections(config).items():
+            self.add_module(name, nn.Linear(rows, columns, bias=parts.bias))
         # Stacked vectors: AdamW does not decay them, although they have two dimensions.
-        self.VECTORS = frozenset(name for name, _ in self.named_parameters() if name not in matrices)
+        self.VECTORS = frozenset(
+            name for name, _ in self.named_parameters(recurse=False) if name not in matrices
+        )
 
     def _add(self, name: str, length: int | None, value: float) -> None:
         """Register a vector per module, [N, length]."""
