@@ -28,6 +28,7 @@ LARGEST_ROW = 1 << 25
 
 _PARQUET_ROWS = 256  # at most; fewer if rows may be long
 _PARQUET_BYTES = 1 << 25
+_BUFFER_BYTES = 1 << 20  # instead of reading a whole row group
 # A page of a Parquet file is decompressed at once, so a few kilobytes could ask for gigabytes. Text does not compress
 # by this factor.
 _LARGEST_EXPANSION = 1000
@@ -199,7 +200,7 @@ def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(file, pre_buffer=False)
+        return pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
     except pyarrow.ArrowException as error:
         raise _unreadable(PATH, f"{file} is not a complete Parquet file") from error
 
