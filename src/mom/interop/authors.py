@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mom.errors import UsageError, first_line
+from mom.errors import UsageError
 from mom.interop.hugging_face import check_supported
 from mom.interop.layers import affine, read_layer, write_block, write_module
+from mom.interop.weights import cannot_load, load_errors, read_fields
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.assembly import RoutedPool, Stage
+from mom.runs.files import parse_json
 
+_OPTION = "checkpoint"
 # Options of `config.json` that the authors' model ignores or that ours does not support, with the allowed values.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
@@ -80,30 +81,27 @@ def load_authors_checkpoint(directory: str | Path) -> MoMForCausalLM:
     """
     directory = Path(directory)
     theirs = _read_config(directory)
-    config = _translate(theirs)
-    model = MoMForCausalLM(config)
+    with load_errors(directory, _OPTION):
+        model = MoMForCausalLM(_translate(theirs))
     if model.device.type == "meta":
         return model.eval()
     tensors = _Tensors(_read_weights(directory), directory)
-    with torch.no_grad():
+    with torch.no_grad(), load_errors(directory, _OPTION):
         _fill(model, tensors)
     tensors.check_all_read()
     return model.eval()
 
 
 def _error(path: Path, reason: str) -> UsageError:
-    return UsageError(f"cannot load checkpoint {path}: {reason}")
+    return cannot_load(path, _OPTION, reason)
 
 
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _error(directory, "the folder has no config.json") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise _error(path, f"not a JSON file ({error})") from None
-    if not isinstance(theirs, dict) or "routing_top_k" not in theirs:
+    if not path.is_file():
+        raise _error(directory, "the folder has no config.json")
+    theirs = read_fields(directory, _OPTION)
+    if "routing_top_k" not in theirs:
         raise _error(path, "not a config.json of the authors' code (it has no routing_top_k)")
     return theirs
 
@@ -246,25 +244,24 @@ class _Tensors:
 
 
 def _read_weights(directory: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     index = directory / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        known = ("model.safetensors", "pytorch_model.bin")
-        files = [name for name in known if (directory / name).exists()][:1]
-    if not files:
-        raise _error(directory, "the folder has neither model.safetensors nor pytorch_model.bin")
     tensors: dict[str, Tensor] = {}
-    for name in files:
-        path = directory / name
-        try:
-            if path.suffix == ".safetensors":
-                tensors |= load_file(path)
-            else:
-                tensors |= torch.load(path, map_location="cpu", weights_only=True)
-        except (SafetensorError, OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise _error(path, f"not a complete weight file ({first_line(error)})") from None
+    with load_errors(directory, _OPTION):
+        if index.exists():
+            files = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
+        else:
+            known = ("model.safetensors", "pytorch_model.bin")
+            files = [name for name in known if (directory / name).exists()][:1]
+        if not files:
+            raise _error(directory, "the folder has neither model.safetensors nor pytorch_model.bin")
+        for name in files:
+            if Path(name).name != name:
+                raise _error(index, f"its files must be in the folder, got {name}")
+            with load_errors(directory / name, _OPTION):
+                if name.endswith(".safetensors"):
+                    tensors |= load_file(directory / name)
+                else:
+                    tensors |= torch.load(directory / name, map_location="cpu", weights_only=True)
     return tensors

@@ -17,6 +17,7 @@ import mom.model
 from mom import __version__
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
 from mom.errors import UsageError
+from mom.interop.weights import save_model
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 from mom.runs.directory import run_dir_errors
 from mom.runs.files import atomic_folder
@@ -51,7 +52,7 @@ def export_model(
         UsageError: the run directory cannot be written.
     """
     with run_dir_errors(folder.parent), atomic_folder(folder) as building:
-        model.save_pretrained(str(building))
+        save_model(model, building)
         tokenizer.save_pretrained(str(building))
         config = building / "config.json"
         fields = json.loads(config.read_text(encoding="utf-8"))
@@ -185,7 +186,7 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
         UsageError: the run directory cannot be written.
     """
     with run_dir_errors(folder.parent), atomic_folder(folder) as building:
-        model.save_pretrained(building)
+        save_model(model, building)
         try:
             load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
         except UsageError:

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from mom.errors import UsageError, first_line
 from mom.interop.authors import load_authors_checkpoint
 from mom.interop.hugging_face import LLAMA_FAMILIES, from_gpt2, from_llama
+from mom.interop.weights import (
+    MEASURED_WITH,
+    load_errors,
+    read_checkpoint,
+    read_config,
+    read_fields,
+    read_pretrained,
+    without_code,
+)
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
-from mom.model.registry import InvalidOption
+from mom.runs.directory import CHECKPOINTS
 
 Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
 _PREFIX = "model."  # prefix of the model's weights in a Lightning checkpoint
 CLASSIFIER = f"{_PREFIX}score.weight"
 """Name of the weights that only checkpoints of classifiers have."""
-MEASURED_WITH = "measured_with"
-"""Checkpoint key: model options that a schedule had replaced when the checkpoint was saved."""
+_USUAL = ("last.ckpt", "best.ckpt")
 _ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
@@ -47,7 +53,13 @@ def load_model(source: str | Path, option: str = "init", *, as_measured: bool = 
     if path.is_file():
         return _from_lightning(path, option, as_measured)
     if path.is_dir() and not (path / "config.json").is_file():
-        raise UsageError(f"{option} must be {_ALLOWED}, got {source}: the folder has no config.json")
+        found = next(
+            (path / CHECKPOINTS / name for name in _USUAL if (path / CHECKPOINTS / name).is_file()), None
+        )
+        hint = (
+            "the folder has no config.json" if found is None else f"a run directory; its weights are {found}"
+        )
+        raise UsageError(f"{option} must be {_ALLOWED}, got {source}: {hint}")
     if not path.is_dir() and (path.suffix == ".ckpt" or path.is_absolute() or str(source).startswith(".")):
         raise UsageError(f"{option} must be {_ALLOWED}, got {source}: no such file or folder")
     return _from_hugging_face(source, option)
@@ -105,36 +117,12 @@ def find_classifier(
         if CLASSIFIER not in checkpoint["state_dict"]:
             return None
         return _with_weights(checkpoint, MoMForSequenceClassification, path, option, as_measured)
-    config = path / "config.json"
-    if config.is_file() and '"MoMForSequenceClassification"' in config.read_text(encoding="utf-8"):
-        return _without_code(MoMForSequenceClassification.from_pretrained(source))
+    if (path / "config.json").is_file():
+        fields = read_fields(path, option)
+        if fields.get("architectures") == [MoMForSequenceClassification.__name__]:
+            config = read_config(path, option)
+            return _without_marks(read_pretrained(MoMForSequenceClassification, path, config, option))
     return None
-
-
-def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
-    """Read a Lightning checkpoint of a run, without running any code it may contain.
-
-    Tensors are memory-mapped, so unused tensors take no memory.
-
-    Raises:
-        UsageError: the file is damaged or not a run's checkpoint.
-    """
-
-    def problem(reason: str) -> UsageError:
-        return UsageError(f"cannot load {option}={path}: {reason}")
-
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler raises anything on bytes that are not a pickle
-        # PyTorch's own message is a page about the history of this check and ways to disable it.
-        is_damaged = isinstance(error, OSError | RuntimeError)
-        reason = first_line(error)[:160] if is_damaged else "not a checkpoint, or more than plain data"
-        raise problem(f"not a complete checkpoint of a run ({reason})") from None
-    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
-        raise problem("not a checkpoint of a run (it has no state_dict)")
-    if "model_config" not in checkpoint.get("hyper_parameters", {}):
-        raise problem("not a checkpoint of a mom run (it has no model configuration)")
-    return checkpoint
 
 
 def _from_lightning(path: Path, option: str, as_measured: bool) -> MoMForCausalLM:
@@ -150,10 +138,8 @@ def _with_weights(
     """Build a model from a checkpoint's configuration and load its weights."""
     configured = checkpoint["hyper_parameters"]["model_config"]
     measured = checkpoint.get(MEASURED_WITH, {}) if as_measured else {}
-    try:
-        model = kind(MoMConfig(**{**configured, **measured}))
-    except InvalidOption as error:  # such as a kind of router that only a plugin registers
-        raise UsageError(f"cannot load {option}={path}: {error}") from None
+    with load_errors(path, option):
+        model = kind(MoMConfig(**without_code({**configured, **measured})))
     state = {
         name.removeprefix(_PREFIX): value.to(model.device)
         for name, value in checkpoint["state_dict"].items()
@@ -182,34 +168,21 @@ def _first_rounds(state: dict[str, Tensor], model: Model, num_rounds: int) -> di
 
 
 def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
-    from transformers import AutoConfig, GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM
+    from transformers import GPT2LMHeadModel, LlamaForCausalLM, Qwen3ForCausalLM
 
-    if (Path(source) / "config.json").is_file():
-        try:
-            kind = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("model_type")
-        except (ValueError, AttributeError) as error:
-            raise UsageError(
-                f"cannot load {option}={source}: its config.json is not valid ({first_line(error)[:160]})"
-            ) from None
-        if kind == "gpt2-mot":
-            return load_authors_checkpoint(source)
-    try:
-        config = AutoConfig.from_pretrained(source)
-        if config.model_type == MoMConfig.model_type:
-            if config.architectures == [MoMForSequenceClassification.__name__]:
-                raise _not_a_language_model(source, option)
-            return _without_code(_pretrained(MoMForCausalLM, source, config))
+    if Path(source).is_dir() and read_fields(Path(source), option).get("model_type") == "gpt2-mot":
+        return load_authors_checkpoint(source)
+    config = read_config(source, option)
+    if config.model_type == MoMConfig.model_type:
+        if config.architectures == [MoMForSequenceClassification.__name__]:
+            raise _not_a_language_model(source, option)
+        return _without_marks(read_pretrained(MoMForCausalLM, source, config, option))
+    with load_errors(source, option):
         if config.model_type == "gpt2":
-            return from_gpt2(_pretrained(GPT2LMHeadModel, source, config))
+            return from_gpt2(read_pretrained(GPT2LMHeadModel, source, config, option))
         if config.model_type in LLAMA_FAMILIES:
             kind = LlamaForCausalLM if config.model_type == "llama" else Qwen3ForCausalLM
-            return from_llama(_pretrained(kind, source, config))
-    except UsageError:
-        raise
-    except InvalidOption as error:
-        raise UsageError(f"cannot load {option}={source}: {error}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{option} must be {_ALLOWED}, got {source}: {first_line(error)[:160]}") from None
+            return from_llama(read_pretrained(kind, source, config, option))
     raise UsageError(f"{option} must be {_ALLOWED}, got {source}: a model of type {config.model_type}")
 
 
@@ -217,12 +190,7 @@ def _not_a_language_model(source: str | Path, option: str) -> UsageError:
     return UsageError(f"{option}={source} must be a language model, not a classifier")
 
 
-def _pretrained(kind: Any, source: str | Path, config: Any) -> Any:
-    """Call ``from_pretrained``; inside ``torch.device("meta")``, where that fails, only build the model."""
-    return kind(config) if torch.get_default_device().type == "meta" else kind.from_pretrained(source)
-
-
-def _without_code(model: Model) -> Model:
+def _without_marks(model: Model) -> Model:
     """Remove the marks of an exported folder from the configuration, since saving the model does not write one."""
     for mark in ("auto_map", "mom_version"):
         if hasattr(model.config, mark):

@@ -26,6 +26,8 @@ State = Literal["running", "succeeded", "failed", "interrupted"]
 _RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.json", "summary.json"
+CHECKPOINTS = "checkpoints"
+"""Folder of a run or phase with its checkpoints."""
 _OWN_FILES = {CONFIG, STATUS, PROVENANCE}
 
 
@@ -62,7 +64,7 @@ def holds_checkpoints(path: str | Path) -> bool:
     """Return whether a directory has checkpoints of a run or its phases; false if it cannot be read."""
     try:
         folders = (Path(path), *(inner for inner in Path(path).iterdir() if inner.is_dir()))
-        return any(any((folder / "checkpoints").glob("*")) for folder in folders)
+        return any(any((folder / CHECKPOINTS).glob("*")) for folder in folders)
     except OSError:
         return False
 

@@ -20,8 +20,8 @@ from mom.evaluation.glue import glue_row, measure_glue, print_task
 from mom.evaluation.xsum import measure_xsum
 from mom.interop import load_classifier, load_model
 from mom.interop.loading import find_classifier
-from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import BEST, CHECKPOINTS, ResumePoint, check_architecture, check_head
+from mom.runs.directory import CHECKPOINTS, RunDirectory
+from mom.training.checkpoint import BEST, ResumePoint, check_architecture, check_head
 from mom.training.classification import ClassificationModule
 from mom.training.fit import fit_module
 from mom.training.language_modeling import SummarizationModule

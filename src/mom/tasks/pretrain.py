@@ -18,8 +18,8 @@ from mom.errors import UsageError
 from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import CHECKPOINTS, LAST, check_architecture
+from mom.runs.directory import CHECKPOINTS, RunDirectory
+from mom.training.checkpoint import LAST, check_architecture
 from mom.training.fit import fit_phase
 from mom.training.phases import checkpoint_to_resume, finished_results, initialize_from, run_phase
 from mom.training.sharding import initialized_once, is_sharded

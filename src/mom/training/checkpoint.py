@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +14,13 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from mom.callbacks.checkpoints import INSIDE_ACCUMULATION
 from mom.errors import UsageError, as_written
 from mom.interop.loading import CLASSIFIER
-from mom.interop.loading import read_checkpoint as load_plain
+from mom.interop.weights import read_checkpoint as load_plain
 from mom.model import MoMConfig
+from mom.runs.directory import CHECKPOINTS
 from mom.runs.files import atomic_file, sync, temporary_path
 
 log = logging.getLogger(__name__)
 
-CHECKPOINTS = "checkpoints"
-"""Folder of a run or phase with its checkpoints."""
 LAST, PREVIOUS, BEST = "last.ckpt", "previous.ckpt", "best.ckpt"
 TRAINING_STATE = ("optimizer_states", "lr_schedulers", "loops")
 # Options that do not change what the weights mean or how they train.
@@ -104,11 +102,10 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
     path = Path(path)
     if not path.is_file():
         raise UsageError(
-            f"{option} must be a checkpoint file, such as checkpoints/{LAST} in a run directory, got {path}"
+            f"{option} must be a checkpoint file, such as {CHECKPOINTS}/{LAST} in a run directory, got {path}"
         )
-    _check_sums(path, option)
     checkpoint = load_plain(path, option)
-    missing = [name for name in TRAINING_STATE if name not in checkpoint]
+    missing = [name for name in (*TRAINING_STATE, "global_step") if name not in checkpoint]
     if missing:
         raise UsageError(f"cannot resume from {option}={path}: it has no {', '.join(missing)}")
     if checkpoint.get(INSIDE_ACCUMULATION, False):
@@ -123,17 +120,6 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
         checkpoint["hyper_parameters"]["model_config"],
         None if classifier is None else classifier.shape[0],
     )
-
-
-def _check_sums(path: Path, option: str) -> None:
-    """Verify the file's checksums, which PyTorch's loader ignores."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except (zipfile.BadZipFile, EOFError):
-        return  # not a checkpoint, or a truncated one: the loader reports it
-    if damaged is not None:
-        raise UsageError(f"cannot read {option}={path}: its entry {damaged} is damaged")
 
 
 def last_checkpoint(folder: str | Path) -> ResumePoint | None:

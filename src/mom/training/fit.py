@@ -17,8 +17,8 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.tokenizer import save_tokenizer
 from mom.metrics.names import CHANCE
 from mom.model import MoMForCausalLM
-from mom.runs.directory import RunDirectory
-from mom.training.checkpoint import CHECKPOINTS, ResumePoint
+from mom.runs.directory import CHECKPOINTS, RunDirectory
+from mom.training.checkpoint import ResumePoint
 from mom.training.controls import ControlModule
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from mom.callbacks import Schedule
 from mom.callbacks.window import logs_next_step
-from mom.interop.loading import MEASURED_WITH
+from mom.interop.weights import MEASURED_WITH
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import COEFFICIENTS, add_losses, balance_loss, loss_names

@@ -13,9 +13,8 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
 from mom.interop import load_model, upcycle
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.runs.directory import RunDirectory, read_summary
+from mom.runs.directory import CHECKPOINTS, RunDirectory, read_summary
 from mom.training.checkpoint import (
-    CHECKPOINTS,
     ResumePoint,
     check_architecture,
     last_checkpoint,
