@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from mom.errors import UsageError, first_line
 from mom.model.registry import InvalidOption
-from mom.runs.files import parse_json, temporary_path
+from mom.runs.files import atomic_file, parse_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -252,15 +251,12 @@ def _digest(header: Mapping[str, Any], file: BinaryIO) -> str:
 
 def _add_checksum(path: Path) -> None:
     """Write a file anew with its SHA-256 in the header's metadata, where it stays with the content."""
-    with path.open("rb") as file:
+    with atomic_file(path) as temporary, path.open("rb") as file, temporary.open("wb") as copy:
         header = _read_header(file, path.stat().st_size)
         content = file.tell()
         header["__metadata__"] = {**header.get("__metadata__", {}), _SHA256: _digest(header, file)}
         written = json.dumps(header, separators=(",", ":")).encode()
         written += b" " * (-len(written) % 8)
         file.seek(content)
-        temporary = temporary_path(path)
-        with temporary.open("wb") as copy:
-            copy.write(len(written).to_bytes(8, "little") + written)
-            shutil.copyfileobj(file, copy, 1 << 20)
-    os.replace(temporary, path)
+        copy.write(len(written).to_bytes(8, "little") + written)
+        shutil.copyfileobj(file, copy, 1 << 20)
