@@ -112,5 +112,5 @@ def test_a_model_adds_it_only_to_an_empty_cache():
         rest = model(input_ids=ids[:, 3:], past_key_values=filled, use_cache=True).logits
     assert filled.layers == kept
     torch.testing.assert_close(rest, full[:, 3:], atol=1e-5, rtol=1e-4)
-    prepare(filled, len(kept))
+    prepare(filled, len(kept), len(kept))
     assert filled.layers == kept

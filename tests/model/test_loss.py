@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from mom.model import losses as loss_module
-from mom.model.losses import chunked_cross_entropy
+from mom.model import cross_entropy as loss_module
+from mom.model.cross_entropy import chunked_cross_entropy
 from tests.helpers.models import small_model, tokens
 
 

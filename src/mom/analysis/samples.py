@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mom.model import MoMForCausalLM
 from mom.model.choices import Choices
-from mom.model.losses import CHUNK_TOKENS
+from mom.model.cross_entropy import CHUNK_TOKENS
 
 Context = Callable[[], AbstractContextManager]
 

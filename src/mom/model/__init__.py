@@ -11,13 +11,13 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
-    "MoMCausalLMOutput": "modeling",
+    "MoMCausalLMOutput": "outputs",
     "MoMConfig": "configuration",
     "MoMForCausalLM": "modeling",
     "MoMForSequenceClassification": "classification",
     "MoMModel": "modeling",
-    "MoMModelOutput": "modeling",
-    "MoMSequenceClassifierOutput": "classification",
+    "MoMModelOutput": "outputs",
+    "MoMSequenceClassifierOutput": "outputs",
     "RoundRouting": "routing",
     "Routing": "routing",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticLayer
 
 SPARE_TOKENS = 64
 """Minimum number of tokens to allocate ahead."""
@@ -50,10 +50,26 @@ class GrowingLayer(DynamicLayer):
         return view
 
 
-def prepare(cache: Cache, num_layers: int) -> None:
-    """Add missing layers to a cache, and replace empty layers by layers that append in place."""
+def prepare(cache: Cache, num_layers: int, num_attentions: int) -> None:
+    """Add missing layers to a cache, and replace empty dynamic layers by layers that append in place.
+
+    Args:
+        num_layers: layers that the model needs; transformers makes one per hidden layer.
+        num_attentions: of these, the layers of attentions, which come first.
+
+    Raises:
+        ValueError: a cache of a fixed size, and a pool that streams, which needs the last tokens at the cache's end.
+    """
     missing = num_layers - len(cache.layers)
-    cache.layers = [
-        GrowingLayer() if type(layer) is DynamicLayer and not layer.is_initialized else layer
-        for layer in [*cache.layers, *(DynamicLayer() for _ in range(missing))]
-    ]
+    first = cache.layers[0] if cache.layers else None
+    if isinstance(first, StaticLayer) and num_layers > num_attentions:
+        raise ValueError(
+            "past_key_values must be a dynamic cache for a model with a pool that streams, got a static one"
+        )
+    if missing > 0 and isinstance(first, StaticLayer):
+        cache.layers += [StaticLayer(max_cache_len=first.max_cache_len) for _ in range(missing)]
+    elif isinstance(cache, DynamicCache):
+        cache.layers = [
+            GrowingLayer() if type(layer) is DynamicLayer and not layer.is_initialized else layer
+            for layer in [*cache.layers, *(DynamicLayer() for _ in range(missing))]
+        ]

@@ -31,11 +31,22 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     """
 
     model_type = "mom"
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "routing"]
+    # Everything but the predictions: `Trainer` would otherwise hand the losses to `compute_metrics`.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "past_key_values",
+        "routing",
+        "lm_loss",
+        "task_loss",
+        "balance_loss",
+        "z_loss",
+        "depth_loss",
+        "capacity_loss",
+    ]
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "d_model",
         "max_position_embeddings": "max_positions",
         "num_attention_heads": "num_heads",
+        "num_key_value_heads": "num_heads",
     }
 
     use_cache: bool = True
@@ -44,7 +55,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     pad_token_id: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
-        # Written to config.json for other libraries; here it follows from the other options.
+        # Written to config.json for other libraries; here it follows from the other options, which may be replaced.
         kwargs.pop("num_hidden_layers", None)
         kwargs.pop("module_dropout_per", None)
         if dropped := kwargs.pop("module_dropout", 0.0):
@@ -53,9 +64,40 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
             self.pool_specs = pools
         PreTrainedConfig.__post_init__(self, **kwargs)
         self.check_options()
-        self.num_hidden_layers = self.graph_depth
+
+    # The names of other libraries for sizes that follow from the options.
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """The depth of the graph, ``graph_depth``."""
+        return self.graph_depth
+
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int) -> None:
+        if value != self.graph_depth:
+            rule = f"must be {self.graph_depth}, which follows from the numbers of blocks, stages, and rounds"
+            raise InvalidOption("num_hidden_layers", value, rule)
+
+    @property
+    def intermediate_size(self) -> int:
+        """Hidden width of a feed-forward; to set it is to set ``d_ffn``."""
+        return self.ffn_width
+
+    @intermediate_size.setter
+    def intermediate_size(self, value: int) -> None:
+        self.d_ffn = value
+
+    @property
+    def head_dim(self) -> int:
+        """Width of an attention head."""
+        return self.d_model // self.num_heads
+
+    @property
+    def hidden_act(self) -> str:
+        """Activation of a feed-forward."""
+        return "silu" if self.components.gated else "gelu_pytorch_tanh"
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields, for ``config.json``."""
-        fields = super().to_dict()
+        fields = super().to_dict() | {"num_hidden_layers": self.num_hidden_layers}
         return fields | {"pools": entries_as_list(fields.pop("pool_specs"))}

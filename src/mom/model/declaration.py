@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -26,7 +26,6 @@ def option(
     *,
     group: str | None = "model",
     routed: bool = False,
-    fill: Callable[[Any], Any] | None = None,
     **bounds: float,
 ) -> Any:
     """Declare an option as a dataclass field; its type is the annotation, with ``Literal`` for named choices.
@@ -35,12 +34,11 @@ def option(
         help: a line for users.
         group: its Hydra group, ``model`` or ``router``; ``None`` for ``config.json`` only.
         routed: it has no effect without stages, like everything in the group ``router``.
-        fill: computes the value from the other options if it is null.
         bounds: the range of a number by ``ge``, ``gt``, ``le``, and ``lt``, as in pydantic.
     """
     assert bounds.keys() <= _BOUNDS.keys()
     metadata = {"help": help, "group": group, "routed": routed or group == "router", "bounds": bounds}
-    return field(default=default, metadata=metadata | {"fill": fill})
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,6 @@ class Declared:
     group: str | None
     routed: bool
     bounds: Mapping[str, float]
-    fill: Callable[[Any], Any] | None
 
     def check(self, value: Any, option: str = "") -> None:
         """Check type and range; raise :class:`InvalidOption` for ``option``, or else for the option's own name."""

@@ -1,4 +1,4 @@
-"""The language-model loss, computed in chunks, and the auxiliary losses of routing.
+"""The auxiliary losses of routing, and the total.
 
 In all functions, ``routing`` holds every round of every stage, stages in order, and ``mask`` marks the real tokens,
 [B, T]; ``None`` means all. The auxiliary losses are scalars, 0 for a model without routing.
@@ -7,18 +7,15 @@ In all functions, ``routing`` holds every round of every stage, stages in order,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
+from mom.model.cross_entropy import as_count
 from mom.model.expert_choice import capacity_loss
 from mom.model.options import ModelOptions
-from mom.model.pools.pool import product_dtype
 from mom.model.routing import RoundRouting, Routing, by_pool
 
 COEFFICIENTS = {
@@ -35,10 +32,15 @@ def routing_losses(
     routing: Sequence[RoundRouting],
     mask: Tensor | None,
     task_loss: Tensor,
+    share: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Return the auxiliary losses, and their weighted sum with the task's loss.
 
     A loss with coefficient 0 is only reported: it is detached and not part of the sum, since it may be infinite.
+
+    Args:
+        share: this batch's share of the targets that ``task_loss`` is divided by, if these are those of several batches
+            (:func:`window_share`). The auxiliary losses are multiplied by it in the sum, but not where reported.
 
     Returns:
         The losses that :func:`loss_names` lists, and the total, ``loss``.
@@ -55,7 +57,13 @@ def routing_losses(
     for name in loss_names(config):
         with torch.set_grad_enabled(torch.is_grad_enabled() and coefficient(config, name) != 0):
             losses[name] = terms[name]().to(task_loss.device)
-    return losses | {"loss": add_losses(config, task_loss, losses)}
+    shared = losses if share is None else {name: term * share for name, term in losses.items()}
+    return losses | {"loss": add_losses(config, task_loss, shared)}
+
+
+def window_share(num_targets: Tensor, num_items: Tensor | int | None) -> Tensor | None:
+    """Return a batch's share of an accumulation window's targets, a scalar; ``None`` for a batch on its own."""
+    return None if num_items is None else num_targets / as_count(num_items, num_targets.device)
 
 
 def loss_names(config: ModelOptions) -> list[str]:
@@ -233,133 +241,3 @@ def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tens
     real = torch.ones_like(ran[0]) if mask is None else mask.to(ran.dtype)
     fraction = (ran * real).sum() / (real.sum() * len(steps)).clamp_min(1.0)
     return (fraction + (config.fixed_depth - config.depth_target) / len(routing)).square()
-
-
-# `torch.nn.functional.linear_cross_entropy` rounds the loss of bfloat16 inputs to bfloat16 (10.94 instead of 10.967),
-# too coarse for a learning curve; the function below sums in float32.
-
-CHUNK_TOKENS = 256
-"""Tokens whose logits are in memory at a time; larger chunks were no faster (docs/performance.md)."""
-
-
-def head_cross_entropy(head: nn.Module, hidden: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return the mean cross-entropy of a head's logits without materializing all of them at once.
-
-    A plain linear head is not called: its gradient is computed with its loss (:func:`chunked_cross_entropy`). Any other
-    head, such as one with an adapter, hooks, or quantized weights, is called once per chunk, and again in the backward
-    pass.
-
-    Args:
-        head: maps [1, m, D] to logits, [1, m, V].
-        hidden: [M, D].
-        labels: [M], int64; ``ignore_index`` is not counted.
-
-    Returns:
-        A scalar in nats; NaN if no label counts, as in PyTorch.
-    """
-    if _is_plain_linear(head):
-        return chunked_cross_entropy(hidden.to(product_dtype(hidden)), head.weight, labels, ignore_index)
-
-    def chunk_nats(rows: Tensor, target: Tensor) -> Tensor:
-        logits = head(rows[None])[0]  # (m, V)
-        logits = logits.to(_sum_dtype(logits))
-        return F.cross_entropy(logits, target, ignore_index=ignore_index, reduction="sum")
-
-    chunks = zip(hidden.split(CHUNK_TOKENS), labels.split(CHUNK_TOKENS), strict=True)
-    nats = [checkpoint(chunk_nats, rows, target, use_reentrant=False) for rows, target in chunks]
-    return torch.stack(nats).sum() / (labels != ignore_index).sum()
-
-
-def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return whether calling a head only multiplies by its weight.
-
-    Adapters and parametrizations change the class of the head, quantization that of the head or the weight.
-    """
-    return (
-        type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, Tensor)
-        and "forward" not in vars(head)
-        and not (head._forward_hooks or head._forward_pre_hooks)
-        and not (head._backward_hooks or head._backward_pre_hooks)
-        and head.bias is None
-    )
-
-
-def _sum_dtype(tensor: Tensor) -> torch.dtype:
-    """Return the dtype of sums over a tensor: at least float32."""
-    return torch.promote_types(tensor.dtype, torch.float32)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory.
-
-    They are those of the sum over tokens. Only the backward pass divides by their number and multiplies by the incoming
-    gradient, in float32: float16 can hold neither a loss scale of 65,536 nor an unscaled gradient per token.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int, with_grad: bool
-    ) -> Tensor:
-        counted = labels != ignore_index  # (M,)
-        num_counted = counted.sum()
-        matrix = weight.to(hidden.dtype)
-        grad_hidden = torch.empty_like(hidden) if with_grad and hidden.requires_grad else None
-        grad_weight = (
-            torch.zeros_like(weight, dtype=_sum_dtype(weight)) if with_grad and weight.requires_grad else None
-        )
-        # Allocate once: on a CPU, new memory for every chunk costs as much as the arithmetic.
-        size = min(CHUNK_TOKENS, hidden.shape[0])
-        logits_buffer = hidden.new_empty(size, weight.shape[0])
-        sum_buffer = torch.empty_like(logits_buffer, dtype=_sum_dtype(hidden))
-        total = sum_buffer.new_zeros(())
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            rows = slice(start, min(start + CHUNK_TOKENS, hidden.shape[0]))
-            logits = logits_buffer[: rows.stop - start]  # (m, V)
-            log_probabilities = sum_buffer[: rows.stop - start]
-            target = torch.where(counted[rows], labels[rows], 0)[:, None]  # (m, 1)
-            torch.mm(hidden[rows], matrix.t(), out=logits)
-            torch.log_softmax(logits, -1, dtype=sum_buffer.dtype, out=log_probabilities)
-            total -= (log_probabilities.gather(1, target) * counted[rows, None]).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            error = log_probabilities.exp_()
-            error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
-            error = logits.copy_(error)  # (m, V): probabilities minus the label
-            if grad_hidden is not None:
-                torch.mm(error, matrix, out=grad_hidden[rows])
-            if grad_weight is not None:
-                inputs = hidden[rows] * counted[rows, None]
-                if grad_weight.dtype == error.dtype:
-                    grad_weight.addmm_(error.t(), inputs)
-                else:
-                    grad_weight += error.t() @ inputs
-        ctx.save_for_backward(grad_hidden, grad_weight, counted, num_counted)
-        ctx.weight_dtype = weight.dtype
-        return total / num_counted
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight, counted, num_counted = ctx.saved_tensors
-        scale = grad / num_counted.clamp_min(1)
-        if grad_hidden is not None:
-            grad_hidden = (grad_hidden * (scale * counted)[:, None]).to(grad_hidden.dtype)
-        if grad_weight is not None:
-            grad_weight = (grad_weight * scale).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None
-
-
-def chunked_cross_entropy(hidden: Tensor, weight: Tensor, labels: Tensor, ignore_index: int = -100) -> Tensor:
-    """Return the mean cross-entropy of ``hidden @ weight.T`` without materializing all logits at once.
-
-    Args:
-        hidden: [M, D]; matmuls run in its dtype, softmax and sums in at least float32.
-        weight: the output head, [V, D].
-        labels: [M], int64; ``ignore_index`` is not counted.
-
-    Returns:
-        A scalar in nats, float32 (float64 from float64); NaN if no label counts, as in PyTorch.
-    """
-    # Within the function, autograd is always off.
-    return _ChunkedCrossEntropy.apply(hidden, weight, labels, ignore_index, torch.is_grad_enabled())

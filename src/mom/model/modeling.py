@@ -3,78 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 import torch._functorch.config as functorch_config
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.generation.configuration_utils import GenerationConfig
 from transformers.generation.utils import GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
-from transformers.utils.generic import ModelOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils.generic import can_return_tuple
 
 from mom.model.assembly import Stage
-from mom.model.attention import AttentionContext
+from mom.model.attention import AttentionContext, EagerAttention, real_tokens
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import prepare
 from mom.model.choices import Choices, split_choices
 from mom.model.components import build_norm
 from mom.model.configuration import MoMConfig
-from mom.model.losses import head_cross_entropy, routing_losses
+from mom.model.cross_entropy import head_cross_entropy
+from mom.model.losses import routing_losses, window_share
+from mom.model.outputs import MoMCausalLMOutput, MoMModelOutput
 from mom.model.pools.pool import Pool
 from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting
-
-
-@dataclass
-class MoMModelOutput(ModelOutput):
-    """Output of the model without a head.
-
-    Attributes:
-        last_hidden_state: output of the final norm, [B, T, D].
-        past_key_values: the cache, one layer per executed attention.
-        hidden_states: the residual stream after the embeddings and after every block and round, [B, T, D] each.
-        routing: one :class:`RoundRouting` per round, stages in order; empty for a plain transformer.
-    """
-
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    routing: tuple[RoundRouting, ...] | None = None
-
-
-@dataclass
-class MoMCausalLMOutput(ModelOutput):
-    """Output of the language model.
-
-    Attributes:
-        loss: ``lm_loss`` plus every other loss below times its coefficient, such as ``balance_coefficient``. A term
-            with coefficient 0 is left out of the sum, and reported without a gradient.
-        lm_loss: mean cross-entropy of the next token, in nats.
-        balance_loss: summed over pools, before its coefficient.
-        z_loss: router z-loss, before its coefficient.
-        depth_loss: penalty on the distance to ``depth_target``, before its coefficient; ``None`` without one.
-        capacity_loss: cross-entropy of predicting which tokens modules take, before its coefficient; ``None`` without a
-            ``capacity``.
-        logits: [B, T, V].
-        others: see :class:`MoMModelOutput`.
-    """
-
-    loss: Tensor | None = None
-    lm_loss: Tensor | None = None
-    balance_loss: Tensor | None = None
-    z_loss: Tensor | None = None
-    depth_loss: Tensor | None = None
-    capacity_loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    routing: tuple[RoundRouting, ...] | None = None
+from mom.model.steps import Step, run_eagerly
 
 
 class MoMPreTrainedModel(PreTrainedModel):
@@ -88,6 +45,12 @@ class MoMPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _keep_in_fp32_modules_strict = {"balance_bias"}  # noqa: RUF012 (as above)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _can_compile_fullgraph = True
+    accepts_loss_kwargs = True  # `Trainer` passes num_items_in_batch
+
+    def __init__(self, config: MoMConfig) -> None:
+        config.check_options()  # its fields may have been set since it was made
+        super().__init__(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -142,7 +105,7 @@ class MoMModel(MoMPreTrainedModel):
         self.top = nn.ModuleList(Block(config) for _ in range(config.num_top_blocks))
         self._first_top_layer = config.num_attentions - config.num_top_blocks
         self.norm = build_norm(config)
-        self.gradient_checkpointing = False
+        self.steps = nn.ModuleList(Step() for _ in range(config.graph_depth))
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -152,6 +115,7 @@ class MoMModel(MoMPreTrainedModel):
         assert isinstance(value, nn.Embedding)
         self.embedding.token = value
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -161,41 +125,63 @@ class MoMModel(MoMPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_routing: bool = False,
         choices: Choices | None = None,
-        **kwargs: Any,
     ) -> MoMModelOutput:
         """Compute hidden states.
 
         Args:
             input_ids: [B, T].
-            attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]).
-            position_ids: [B, T]; by default, only real tokens count, so padding on either side has no effect.
+            attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]); or what each query
+                may attend to, [B, 1, T, T_key], boolean or numbers to add to the scores.
+            position_ids: [B, T]; by default, only real tokens count, so padding on either side has no effect. Without a
+                mask or a cache, a row may hold several sequences: where positions start anew, another sequence begins.
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: token embeddings instead of IDs, [B, T, D].
-            use_cache: return a cache.
-            output_hidden_states: return the residual stream after every block and round.
+            use_cache: return a cache; ``None``: as the configuration says, but not in training.
+            output_hidden_states: return the residual stream after every block and round; ``None``: as the configuration
+                says.
+            output_attentions: return the attention weights, which requires ``attn_implementation="eager"``; ``None``:
+                as the configuration says.
             output_routing: return the routing records.
             choices: modules to run instead of the routers' choices, by pool, int64 [B, T, R, K]
                 (:mod:`mom.model.choices`).
 
         Raises:
-            ValueError: not exactly one of IDs and embeddings is given, more tokens than ``max_positions``, or choices
-                that do not fit the model.
+            ValueError: not exactly one of IDs and embeddings is given, more tokens than ``max_positions``, a cache with
+                activation checkpointing, attention weights of another implementation, several sequences in a row for a
+                pool that streams, or choices that do not fit the model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
         embedded = self.embedding.token(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        if use_cache and past_key_values is None and not self.training:
+        if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
-        if isinstance(past_key_values, DynamicCache):
-            prepare(past_key_values, self.config.num_cache_layers)
-        position_ids = self._positions(embedded, attention_mask, position_ids, past_key_values)
-        x = self.embedding(embedded, position_ids)
-        context = AttentionContext.build(self.config, embedded, attention_mask, past_key_values, position_ids)
-        run = _checkpointed if self.gradient_checkpointing and self.training else _run
-        if past_key_values is not None and not torch.compiler.is_compiling():
-            run = _eager
+        if past_key_values is not None:
+            if self.training and self.is_activation_checkpointing:
+                raise ValueError("use_cache must be false in training with activation checkpointing")
+            prepare(past_key_values, self.config.num_cache_layers, self.config.num_attentions)
+        positions = self._positions(embedded, attention_mask, position_ids, past_key_values)
+        attend_with = self._attention(output_attentions)
+        context = AttentionContext.build(
+            self.config, embedded, attention_mask, past_key_values, positions, position_ids, attend_with
+        )
+        x = self.embedding(embedded, positions)
+        steps = cast(Iterator[Step], iter(self.steps))
+
+        def run(function: Callable, *arguments: Any) -> Any:
+            step = next(steps)
+            if past_key_values is not None and not torch.compiler.is_compiling():
+                return run_eagerly(step.run, function, *arguments)
+            return step.run(function, *arguments)
+
         hidden: list[Tensor] = []
         keep = hidden.append if output_hidden_states else _discard
         routing: list[RoundRouting] = []
@@ -210,10 +196,13 @@ class MoMModel(MoMPreTrainedModel):
         for layer, block in enumerate(self.top, start=self._first_top_layer):
             x = run(block, x, context, layer)
             keep(x)
+        x = self.norm(x)
+        attentions = attend_with.weights if isinstance(attend_with, EagerAttention) else None
         return MoMModelOutput(
-            last_hidden_state=self.norm(x),
+            last_hidden_state=x,
             past_key_values=past_key_values if use_cache else None,
-            hidden_states=tuple(hidden) if output_hidden_states else None,
+            hidden_states=(*hidden[:-1], x) if output_hidden_states else None,
+            attentions=None if attentions is None else tuple(attentions),
             routing=tuple(routing) if output_routing else None,
         )
 
@@ -233,46 +222,68 @@ class MoMModel(MoMPreTrainedModel):
             elif isinstance(module, Stage):
                 module.compile_rounds(fullgraph=True, **options)
 
+    def _attention(self, output_attentions: bool) -> Callable[..., Tensor]:
+        """Return what computes attention."""
+        implementation = self.config._attn_implementation
+        if implementation == "eager":
+            return EagerAttention(keeps_weights=output_attentions)
+        if output_attentions:
+            raise ValueError(
+                f'output_attentions requires attn_implementation="eager", got {implementation}, which computes none'
+            )
+        return F.scaled_dot_product_attention
+
     def _positions(
         self,
         embedded: Tensor,
         attention_mask: Tensor | None,
-        position_ids: Tensor | None,
+        given: Tensor | None,
         cache: Cache | None,
     ) -> Tensor:
         """Return the positions of the T tokens, [B, T] or [1, T]."""
         length = embedded.shape[1]
         past = cache.get_seq_length() if cache is not None else 0
-        if attention_mask is None and position_ids is None and past + length > self.config.max_positions:
-            raise ValueError(
-                "the sequence must have at most "
-                f"max_positions ({self.config.max_positions}) tokens, got {past + length}"
-            )
-        if position_ids is not None:
-            return position_ids
+        if given is not None:
+            self.check_positions(given)
+            if cache is None and attention_mask is None and self.config.streams:
+                self._check_one_sequence(given)
+            return given
         if attention_mask is not None and attention_mask.dim() == 2:
             counted = (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
-            return counted[:, -length:]
-        return torch.arange(past, past + length, device=embedded.device)[None]
+            positions = counted[:, -length:]
+        else:
+            positions = torch.arange(length, device=embedded.device)[None] + past
+        # Reading positions makes a GPU wait, so they are read only if there may be too many.
+        if not torch.compiler.is_compiling() and past + length > self.config.max_positions:
+            self.check_positions(positions)
+        return positions
+
+    def check_positions(self, positions: Tensor) -> None:
+        """Check that positions exist, unless they cannot be read because the model is being compiled.
+
+        Raises:
+            ValueError: a position is beyond ``max_positions``.
+        """
+        if torch.compiler.is_compiling() or positions.device.type == "meta" or not positions.numel():
+            return
+        last = int(positions.max())
+        if last >= self.config.max_positions:
+            most = self.config.max_positions
+            raise ValueError(f"the sequence must have at most max_positions ({most}) tokens, got {last + 1}")
+
+    def _check_one_sequence(self, positions: Tensor) -> None:
+        """Check that each row is one sequence, for pools that see the tokens before a token in its row."""
+        if torch.compiler.is_compiling() or positions.device.type == "meta":
+            return
+        if (positions.diff(dim=-1) != 1).any():
+            names = " and ".join(pool.name for pool in self.config.pools() if pool.kind.streams)
+            raise ValueError(
+                f"position_ids must not start anew within a row: the pool {names} streams over it"
+            )
 
 
 def _discard(x: Tensor) -> None:
     """Discard the residual stream, so that its memory is freed."""
-
-
-def _run(function: Callable, *arguments: Any) -> Any:
-    return function(*arguments)
-
-
-def _eager(function: Callable, *arguments: Any) -> Any:
-    """Run without :meth:`MoMModel.compile_layers`: with a cache, every length would be compiled again."""
-    with torch.compiler.set_stance("force_eager"):
-        return function(*arguments)
-
-
-def _checkpointed(function: Callable, *arguments: Any) -> Any:
-    """Store only the inputs and recompute in the backward pass; the routing returned first is kept."""
-    return checkpoint(function, *arguments, use_reentrant=False)
 
 
 class MoMGenerationConfig(GenerationConfig):
@@ -300,6 +311,15 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Prepare as transformers does, and check the positions, which a compiled forward pass cannot."""
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc, arg-type]
+        cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
+        if cache is not None and cache.is_compileable and positions is not None:
+            self.model.check_positions(positions)
+        return inputs
+
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor | None = None,
@@ -308,24 +328,31 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         output_routing: bool = False,
         choices: Choices | None = None,
         output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
     ) -> MoMCausalLMOutput:
         """Predict the next token; the arguments of :meth:`MoMModel.forward` and:
 
         Args:
             labels: target tokens, [B, T], shifted here, so pass ``labels=input_ids`` to train; -100 is ignored. The
                 loss is computed without materializing all logits at once.
+            shift_labels: target tokens that are already shifted, [B, T], instead of ``labels``.
+            num_items_in_batch: targets in all batches whose gradients are summed; the sum over targets is divided by
+                it. ``None``: the targets of this batch. `Trainer` passes it.
+            use_cache: as for :meth:`MoMModel.forward`, but ``None`` with labels is false.
             output_logits: return logits.
             logits_to_keep: number of last positions that get logits (0: all), or the positions themselves.
         """
-        if use_cache is None:
-            use_cache = self.config.use_cache and labels is None and not self.training
+        has_targets = labels is not None or shift_labels is not None
+        if use_cache is None and has_targets:
+            use_cache = False
         output = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -334,8 +361,10 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             output_routing=True,
             choices=choices,
+            return_dict=True,
         )
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None
@@ -344,18 +373,27 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden[:, kept])  # (B, T kept, V)
         losses: dict[str, Any] = {}
-        if labels is not None:
-            losses["lm_loss"] = self._next_token_loss(hidden, labels)
-            losses |= routing_losses(self.config, output.routing, attention_mask, losses["lm_loss"])
+        if has_targets:
+            before, targets = hidden, shift_labels
+            if targets is None:
+                assert labels is not None
+                before, targets = hidden[:, :-1], labels[:, 1:]
+            targets = targets.to(hidden.device).flatten()  # (M,)
+            losses["lm_loss"] = head_cross_entropy(
+                self.lm_head, before.flatten(0, 1), targets, num_items=num_items_in_batch
+            )
+            share = window_share((targets != -100).sum(), num_items_in_batch)
+            mask = real_tokens(attention_mask, hidden)
+            losses |= routing_losses(self.config, output.routing, mask, losses["lm_loss"], share)
         return MoMCausalLMOutput(
             logits=logits,
             past_key_values=output.past_key_values,
             hidden_states=output.hidden_states,
+            attentions=output.attentions,
             routing=output.routing if output_routing else None,
             **losses,
         )
 
-    def _next_token_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the next tokens, in nats; a scalar."""
-        before = hidden[:, :-1].flatten(0, 1)  # (B · (T-1), D)
-        return head_cross_entropy(self.lm_head, before, labels[:, 1:].flatten())
+
+# With label smoothing, `Trainer` computes the loss itself, and shifts the labels of the classes in this table only.
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.setdefault(MoMConfig.model_type, MoMForCausalLM.__name__)

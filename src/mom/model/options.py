@@ -244,6 +244,11 @@ class ModelOptions:
         return self.num_attentions + steps + sum(kind.streams for kind in before)
 
     @property
+    def streams(self) -> bool:
+        """Whether a pool reads the tokens before a token directly."""
+        return self.num_stages > 0 and any(layout.kind.streams for layout in self.pools())
+
+    @property
     def num_cache_layers(self) -> int:
         """Number of cache layers: one for each attention, and one for each step of a pool that streams."""
         streaming = sum(layout.kind.streams for layout in self.pools()) if self.num_stages else 0
@@ -295,13 +300,11 @@ class ModelOptions:
     # Checks, in the order of the options.
 
     def check_options(self) -> None:
-        """Fill in options that depend on others, and check all; raise :class:`InvalidOption` if one is invalid."""
+        """Check all options; raise :class:`InvalidOption` if one is invalid."""
         for name, declaration in declared(ModelOptions).items():
             declaration.check(getattr(self, name), "pools" if name == "pool_specs" else "")
         for name, declaration in declared(router_kinds.find(self.router)).items():
-            if getattr(self, name, declaration.default) is None and declaration.fill is not None:
-                setattr(self, name, declaration.fill(self))
-            elif not hasattr(self, name):
+            if not hasattr(self, name):
                 setattr(self, name, declaration.default)
         for name, declaration in kind_options().items():
             if hasattr(self, name):

@@ -109,7 +109,6 @@ class HiddenRouterKind(RouterKind):
         "width of the router's hidden layer or state; null: the paper's 256, or half of d_model if less",
         group="router",
         ge=1,
-        fill=_half_of_d_model,
     )
 
     def width(self, options: ModelOptions) -> int:

@@ -1,0 +1,1 @@
+"""transformers' own model tests, run on our models by ``make transformers-tests``."""
