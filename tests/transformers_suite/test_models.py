@@ -16,7 +16,14 @@ if "MOM_TRANSFORMERS_TESTS" not in os.environ:
     pytest.skip("transformers' own tests run by `make transformers-tests`", allow_module_level=True)
 sys.path.insert(0, os.environ["MOM_TRANSFORMERS_TESTS"])
 
+from transformers.models.auto import modeling_auto
 from transformers_tests import test_modeling_common as common
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_training_mixin import TrainingTesterMixin
+
+# By these tables, the tests know which labels a head takes.
+modeling_auto.MODEL_MAPPING_NAMES["mom"] = "MoMModel"
+modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES["mom"] = "MoMForSequenceClassification"
 
 
 class Tester:
@@ -24,6 +31,7 @@ class Tester:
 
     batch_size, seq_length = 3, 7
     is_training = True
+    causal_lm_class = MoMForCausalLM
 
     def __init__(self, options: dict[str, Any]) -> None:
         self.options = options
@@ -55,14 +63,22 @@ class Tester:
         return self.get_config(), {"input_ids": ids, "attention_mask": torch.ones(shape, dtype=torch.long)}
 
 
-class Models(common.ModelTesterMixin):
+class Models(common.ModelTesterMixin, common.GenerationTesterMixin, TrainingTesterMixin):
     """The common tests of our three heads."""
 
     all_model_classes = (MoMModel, MoMForCausalLM, MoMForSequenceClassification)
+    model_tester: Any = None
     options: dict[str, Any]
 
     def setUp(self) -> None:
         self.model_tester = Tester(self.options)
+
+    def test_config(self) -> None:
+        """Run transformers' tests of configurations."""
+        ConfigTester(self, config_class=MoMConfig, **self.options).run_common_tests()
+
+    @unittest.skip("a model with every part has four blocks")
+    def test_num_layers_is_small(self) -> None: ...
 
 
 def add_cases() -> None:
@@ -72,7 +88,9 @@ def add_cases() -> None:
             for skip in (True, False):
                 name = f"{block}_k{top_k}_{'skip' if skip else 'no_skip'}"
                 options = {"block": block, "top_k": top_k, "skip": skip}
-                globals()[name] = type(name, (Models, unittest.TestCase), {"options": options, "__module__": __name__})
+                globals()[name] = type(
+                    name, (Models, unittest.TestCase), {"options": options, "__module__": __name__}
+                )
 
 
 add_cases()

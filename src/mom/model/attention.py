@@ -50,7 +50,6 @@ class AttentionContext:
         cache: Cache | None,
         positions: Tensor,
         given_positions: Tensor | None = None,
-        attend_with: Callable[..., Tensor] = F.scaled_dot_product_attention,
     ) -> AttentionContext:
         """Build the mask once for all layers.
 
@@ -60,7 +59,6 @@ class AttentionContext:
                 [B, 1, T, T_key], boolean or numbers to add to the scores.
             positions: [B, T] or [1, T].
             given_positions: the same if the caller gave them; where they start anew, so does another sequence.
-            attend_with: see the attribute.
 
         Raises:
             ValueError: the mask has another number of dimensions.
@@ -90,7 +88,7 @@ class AttentionContext:
             # Without a key, the softmax of padding would be NaN; no real token reads its output.
             mask = _opened(mask, own_key & ~allowed.any(dim=-1, keepdim=True))
         angles = rotation(config, positions) if config.components.rotary else None
-        return cls(config.num_heads, mask, own_key, mask_skipped, cache, real, angles, attend_with)
+        return cls(config.num_heads, mask, own_key, mask_skipped, cache, real, angles)
 
     def step(self, layer_index: int) -> StepContext:
         """Return the context of a pool's step."""
@@ -171,8 +169,9 @@ class EagerAttention:
         self, query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, is_causal: bool
     ) -> Tensor:
         """Compute what ``scaled_dot_product_attention`` does, [B, heads, T, D / heads] each."""
-        assert attn_mask is not None or not is_causal, "transformers always makes a mask for eager attention"
         scores = query @ key.mT / math.sqrt(query.shape[-1])  # (B, heads, T_query, T_key)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
         if attn_mask is not None and attn_mask.is_floating_point():
             scores = scores + attn_mask
         elif attn_mask is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -43,13 +44,14 @@ class MoMPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block", "Stage"]  # noqa: RUF012 (transformers reads a list)
     _supports_sdpa = True
-    _keep_in_fp32_modules_strict = {"balance_bias"}  # noqa: RUF012 (as above)
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _can_compile_fullgraph = True
     accepts_loss_kwargs = True  # `Trainer` passes num_items_in_batch
 
     def __init__(self, config: MoMConfig) -> None:
         config.check_options()  # its fields may have been set since it was made
+        if config.balance_bias_rate:
+            self._keep_in_fp32_modules_strict = {"balance_bias"}
         super().__init__(config)
 
     @torch.no_grad()
@@ -136,22 +138,21 @@ class MoMModel(MoMPreTrainedModel):
             attention_mask: 1 for real tokens, 0 for padding, [B, T] (with a cache, [B, T_past + T]); or what each query
                 may attend to, [B, 1, T, T_key], boolean or numbers to add to the scores.
             position_ids: [B, T]; by default, only real tokens count, so padding on either side has no effect. Without a
-                mask or a cache, a row may hold several sequences: where positions start anew, another sequence begins.
+                mask or earlier tokens, a row may hold several sequences: where positions start anew, another begins.
             past_key_values: keys and values of earlier tokens.
             inputs_embeds: token embeddings instead of IDs, [B, T, D].
             use_cache: return a cache; ``None``: as the configuration says, but not in training.
             output_hidden_states: return the residual stream after every block and round; ``None``: as the configuration
                 says.
-            output_attentions: return the attention weights, which requires ``attn_implementation="eager"``; ``None``:
-                as the configuration says.
+            output_attentions: return the attention weights; ``None``: as the configuration says.
             output_routing: return the routing records.
             choices: modules to run instead of the routers' choices, by pool, int64 [B, T, R, K]
                 (:mod:`mom.model.choices`).
 
         Raises:
             ValueError: not exactly one of IDs and embeddings is given, more tokens than ``max_positions``, a cache with
-                activation checkpointing, attention weights of another implementation, several sequences in a row for a
-                pool that streams, or choices that do not fit the model.
+                activation checkpointing, several sequences in a row for a pool that streams, or choices that do not fit
+                the model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
@@ -162,17 +163,19 @@ class MoMModel(MoMPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         embedded = self.embedding.token(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, D)
-        if use_cache and past_key_values is None:
+        past = past_key_values
+        if use_cache and past is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
             if self.training and self.is_activation_checkpointing:
                 raise ValueError("use_cache must be false in training with activation checkpointing")
             prepare(past_key_values, self.config.num_cache_layers, self.config.num_attentions)
         positions = self._positions(embedded, attention_mask, position_ids, past_key_values)
-        attend_with = self._attention(output_attentions)
-        context = AttentionContext.build(
-            self.config, embedded, attention_mask, past_key_values, positions, position_ids, attend_with
-        )
+        attend_with: Callable[..., Tensor] = F.scaled_dot_product_attention
+        if output_attentions or self.config._attn_implementation == "eager":
+            attend_with = EagerAttention(keeps_weights=output_attentions)
+        context = AttentionContext.build(self.config, embedded, attention_mask, past, positions, position_ids)
+        context = replace(context, cache=past_key_values, attend_with=attend_with)
         x = self.embedding(embedded, positions)
         steps = cast(Iterator[Step], iter(self.steps))
 
@@ -222,17 +225,6 @@ class MoMModel(MoMPreTrainedModel):
             elif isinstance(module, Stage):
                 module.compile_rounds(fullgraph=True, **options)
 
-    def _attention(self, output_attentions: bool) -> Callable[..., Tensor]:
-        """Return what computes attention."""
-        implementation = self.config._attn_implementation
-        if implementation == "eager":
-            return EagerAttention(keeps_weights=output_attentions)
-        if output_attentions:
-            raise ValueError(
-                f'output_attentions requires attn_implementation="eager", got {implementation}, which computes none'
-            )
-        return F.scaled_dot_product_attention
-
     def _positions(
         self,
         embedded: Tensor,
@@ -245,7 +237,7 @@ class MoMModel(MoMPreTrainedModel):
         past = cache.get_seq_length() if cache is not None else 0
         if given is not None:
             self.check_positions(given)
-            if cache is None and attention_mask is None and self.config.streams:
+            if not past and attention_mask is None and self.config.streams:
                 self._check_one_sequence(given)
             return given
         if attention_mask is not None and attention_mask.dim() == 2:
