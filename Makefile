@@ -10,10 +10,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test format lint check docs bench dashboard clean
+.PHONY: help install demo test transformers-tests format lint check docs bench dashboard clean
 
 help: ## List these commands
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## Make .venv and install the locked versions (skipped when nothing changed)
 
@@ -35,6 +35,9 @@ demo: install ## Train a Mixture-of-Modules on text, then compare three models o
 
 test: install ## Run the whole test suite (ARGS="-k router" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+transformers-tests: install ## Run transformers' own model tests on our models (ARGS="-k llama" for a part)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_suite -n $(WORKERS) $(ARGS)
 
 format: install ## Format the code, fix what the linter can fix, and strip notebooks' outputs
 	$(BIN)/ruff check --fix-only .
