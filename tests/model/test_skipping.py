@@ -285,6 +285,15 @@ def test_tokens_that_exited_stay_out():
     assert exited.any()
 
 
+def test_padding_is_not_on_trial():
+    """It has no effect on the loss, and would make the mean effect, the unit of the price, smaller."""
+    model, mask = small_model(skip_trials=1.0, top_k=1).train(), torch.ones(4, 12, dtype=torch.long)
+    mask[1, 5:] = 0
+    mask[2, :3] = 0
+    for step in steps(model(tokens(4, 12), attention_mask=mask, output_routing=True)):
+        assert torch.equal(explored(step), mask.bool())
+
+
 def test_the_only_choice_of_a_round_stays_open():
     model = small_model(skip_exploration=0.9, skip_trials=0.5, top_k=1).train()
     router = routers_of(model)[0]

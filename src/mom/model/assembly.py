@@ -8,7 +8,7 @@ the token passes through.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -139,9 +139,10 @@ class Stage(nn.Module):
         for pool, router_state, weights, step, choices in zip(
             self.pools, router_states, folded, steps, forced, strict=True
         ):
-            candidates = (
-                step.real if exited is None else ~exited if step.real is None else step.real & ~exited
-            )
+            present = [
+                tokens for tokens in (step.real, None if exited is None else ~exited) if tokens is not None
+            ]
+            candidates = reduce(torch.logical_and, present) if present else None  # (B, T)
             routing, router_state = pool.router(x, router_state, h, token_ids, choices, candidates, explored)
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)

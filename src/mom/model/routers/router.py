@@ -193,7 +193,8 @@ class Router(nn.Module):
             round_index: the round within the stage.
             token_ids: [B, T], for kinds that need them.
             forced: forced choices, int64 [B, T, K]; index N is SKIP and -1 the router's own choice.
-            candidates: tokens that modules may take in training with expert choice, boolean [B, T]; ``None`` means all.
+            candidates: tokens that training may try or modules may take, boolean [B, T]; padding and tokens that exited
+                are not among them; ``None`` means all.
             explored: sequences in which no token may skip (``skip_exploration``), boolean [B]; ``None`` also means that
                 no step is a trial (``skip_trials``).
 
@@ -235,6 +236,8 @@ class Router(nn.Module):
         if self.explores and explored is not None and forced is None:
             explored = explored[:, None, None]  # (B, 1, 1)
             trials = (torch.rand_like(logits[..., :1]) < self.config.skip_trials) & ~explored  # (B, T, 1)
+            if candidates is not None:
+                trials = trials & candidates[..., None]  # (B, T, 1)
             run = run_probability(logits, reachable, self.layout.num_modules)  # (B, T, 1)
             reachable = self._without_skip(explored | trials, reachable)
         if forced is not None and not learns:
