@@ -256,6 +256,25 @@ def test_a_folder_with_another_runs_checkpoints_is_refused_unless_resumed(
     assert launch("run_dir=here", "resume=auto", *SMALL) == 0
 
 
+def test_a_folder_belongs_to_one_task(launch: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("run_dir=here", *SMALL) == 0
+    before = {path: path.read_bytes() for path in Path("here").iterdir()}
+
+    for name in ("export", "evaluate", "analyze"):
+        assert launch(f"task={name}", "init=here/checkpoints/last.ckpt", "run_dir=here", *SMALL) == 2
+        expected = f"run_dir here holds a run of task=pretrain; choose another directory, such as here-{name}"
+        assert the_line(capsys) == expected
+    assert {path: path.read_bytes() for path in Path("here").iterdir()} == before
+    assert launch("run_dir=here", *SMALL) == 0
+
+    Path("here/config.yaml").write_text("phase: plain\n")
+    assert launch("run_dir=here", *SMALL) == 2
+    assert the_line(capsys).startswith("run_dir here holds a phase of a run; ")
+    Path("here/config.yaml").write_text("a: [1, 2\n")
+    assert launch("run_dir=here", *SMALL) == 2
+    assert the_line(capsys).startswith("cannot read here/config.yaml: not valid YAML (")
+
+
 def test_showing_the_configuration_runs_nothing(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -29,7 +29,7 @@ from mom.config.composition import (
     prepare_composition,
 )
 from mom.errors import JobsFailed, UsageError
-from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, holds_checkpoints
+from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
 from mom.runs.provenance import start_of_run
 
 SUCCEEDED, FAILED, INVALID_REQUEST, INTERRUPTED = 0, 1, 2, 130
@@ -91,7 +91,7 @@ def _run(composed_config: DictConfig) -> int:
     try:
         _check_single(composed_config)
         config = bind(composed_config)
-        _check_no_checkpoints(config)
+        _check_run_dir(config)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
         run = _open_run(config, composed_config)
@@ -126,12 +126,14 @@ def _check_single(composed_config: DictConfig) -> None:
         raise UsageError(f"search={composed_config.search.sampler} requires the flag -m")
 
 
-def _check_no_checkpoints(config: RunConfig) -> None:
-    """Reject a run directory with checkpoints of another run: a new run would mix them with its own."""
+def _check_run_dir(config: RunConfig) -> None:
+    """Reject a run directory of another task, or with checkpoints of another run: a run would mix them with its own."""
     # Only tasks that train write checkpoints; the others just read the weights in init.
     trains = config.task.resumes or config.init is None
     starts_fresh = trains and config.ckpt is None and config.resume is None
     is_child = RUN_DIR_VARIABLE in os.environ
+    if not is_child:
+        check_owner(config.run_dir, config.task.name)
     if starts_fresh and not is_child and holds_checkpoints(config.run_dir):
         raise UsageError(
             f"run_dir {config.run_dir} already has checkpoints; choose another directory or pass resume=auto"

@@ -62,23 +62,34 @@ def test_a_target_is_a_dotted_path(target: object) -> None:
 def test_a_target_has_to_exist(target: str) -> None:
     found = NodeConfig.from_mapping("callbacks.thing", {"_target_": target})
 
-    message = error_message(found.check)
+    message = error_message(lambda: found.check(object))
     assert "callbacks.thing._target_" in message
     assert target in message
 
 
 def test_keywords_are_compared_with_the_signature() -> None:
-    node({"count": 1}).check()
-    node({"whatever": 1}, "Anything").check()
+    node({"count": 1}).check(Thing)
+    node({"whatever": 1}, "Anything").check(Anything)
 
-    message = error_message(node({"cuont": 1}).check)
+    message = error_message(lambda: node({"cuont": 1}).check(Thing))
     assert message == "unknown option callbacks.thing.cuont; did you mean callbacks.thing.count?"
 
 
+@pytest.mark.parametrize("target", ["os.system", "subprocess.Popen", f"{__name__}.Anything"])
+def test_a_target_is_of_the_kind_that_is_built(target: str) -> None:
+    found = NodeConfig.from_mapping("callbacks.thing", {"_target_": target})
+    message = error_message(lambda: found.check(Thing))
+    assert message.startswith("callbacks.thing._target_ must be a class derived from ")
+    assert message.endswith(f".Thing, got {target}")
+
+
 def test_types_are_compared_with_the_signature() -> None:
-    assert error_message(node({"count": "x"}).check) == "callbacks.thing.count must be an integer, got x"
     assert (
-        error_message(node({"count": 1, "name": 2}).check)
+        error_message(lambda: node({"count": "x"}).check(Thing))
+        == "callbacks.thing.count must be an integer, got x"
+    )
+    assert (
+        error_message(lambda: node({"count": 1, "name": 2}).check(Thing))
         == "callbacks.thing.name must be a string or null, got 2"
     )
 

@@ -12,7 +12,7 @@ import yaml
 
 from mom.errors import UsageError
 from mom.runs import directory as run_directory
-from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir
+from mom.runs.directory import RunDirectory, choose_run_dir, holds_checkpoints, new_run_dir, read_request
 
 
 @pytest.fixture(autouse=True)
@@ -174,3 +174,40 @@ def test_checkpoints_are_seen(tmp_path: Path) -> None:
     (tmp_path / "checkpoints" / "last.ckpt").touch()
     assert holds_checkpoints(tmp_path)
     assert not holds_checkpoints(os.devnull)
+
+
+def test_a_configuration_is_read_back(tmp_path: Path) -> None:
+    shared = [1, 2]
+    config = {"task": {"name": "pretrain"}, "a": shared, "b": shared, "ü": None}
+    RunDirectory(tmp_path).write_config(config)
+    assert read_request(tmp_path) == config
+    assert read_request(tmp_path / "missing") is None
+    (tmp_path / "config.yaml").write_text("phase: plain\n")
+    assert read_request(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("a: [1\n", r"not valid YAML \(expected ',' or '\]', but got '<stream end>' at line 2, column 1\)"),
+        ("a: &x [1]\nb: [*x, *x]\n", r"not valid YAML \(a reference at line 2, column 5\)"),
+        (
+            "a: !!python/object/apply:os.system [touch ran-code]\n",
+            r"not valid YAML \(could not determine a constr",
+        ),
+        ("[" * 100_000, r"not valid YAML \("),
+        ("a: " + "1" * 10_000, r"not valid YAML \(Exceeds the limit"),
+        ("\0", r"not valid YAML \("),
+        ("a" * 5_000_000, "it has 5,000,000 bytes, more than any configuration"),
+    ],
+    ids=["open", "reference", "code", "nested", "digits", "binary", "huge"],
+)
+def test_a_damaged_configuration_is_one_line(
+    content: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UsageError, match=f"^cannot read .*config.yaml: {message}") as error:
+        read_request(tmp_path)
+    assert "\n" not in str(error.value)
+    assert not Path("ran-code").exists()

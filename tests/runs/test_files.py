@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
+import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from mom.runs import files
-from mom.runs.files import atomic_file, atomic_folder, write_json_atomic
+from mom.runs.files import (
+    atomic_file,
+    atomic_folder,
+    csv_value,
+    format_csv,
+    parse_json,
+    read_json,
+    write_json_atomic,
+)
 
 
 def names(folder: Path) -> set[str]:
@@ -146,3 +160,42 @@ def test_a_disk_that_fails_leaves_the_old_folder(tmp_path: Path, monkeypatch: py
         (building / "new").touch()
 
     assert names(tmp_path) == {"x"}
+
+
+@given(st.lists(st.fixed_dictionaries({"a": st.text(st.characters(exclude_categories=["Cs"]))})))
+@example([{"a": text} for text in ("=1+1", "'=1", "-0.5", "'-0.5", "@x", "\t", "''", "\r", "+x\ry")])
+def test_cells_are_no_formulas_and_come_back(rows: list[dict[str, Any]]) -> None:
+    text = format_csv(["a", "=b"], [{**row, "=b": -0.5} for row in rows])
+    header, *cells = csv.reader(io.StringIO(text, newline=""))
+    assert header == ["a", "'=b"]
+    assert [csv_value(cell[0]) for cell in cells] == [row["a"] for row in rows]
+    for first, number in cells:
+        assert number == "-0.5"
+        if first.startswith(("=", "+", "-", "@", "\t", "\r")):
+            float(first)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value at line 1, column 1"),
+        (b"{", "Expecting property name enclosed in double quotes at line 1, column 2"),
+        (b'"\xff', "not UTF-8 at byte 1"),
+        (b"[" * 100_000, "it is nested too deeply"),
+        (b"1" * 10_000, "a number has too many digits"),
+    ],
+    ids=["empty", "open", "bytes", "nested", "digits"],
+)
+def test_json_that_cannot_be_read(content: bytes, reason: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(reason)}$"):
+        parse_json(content)
+    (tmp_path / "a.json").write_bytes(content)
+    assert read_json(tmp_path / "a.json") == {}
+
+
+@given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: text.encode("utf-8", "surrogatepass")))
+def test_any_bytes_are_json_or_a_value_error(content: bytes) -> None:
+    try:
+        parse_json(content)
+    except ValueError as error:
+        assert type(error) is ValueError and "\n" not in str(error)  # noqa: PT017 (either is right)

@@ -161,3 +161,22 @@ def test_options_that_only_stages_use_are_options() -> None:
     names |= {f"{group}.{name}" for group in ("optimizer", "callbacks") for name in given[group]}
 
     assert set(STAGE_OPTIONS) - {"router"} <= names
+
+
+def test_a_damaged_table_is_one_line(tmp_path: Path) -> None:
+    write_record(tmp_path / "runs" / "a", {"seed": 1}, {"val/loss": 1.5})
+    path = tmp_path / "table.csv"
+    write_table(find_runs([str(tmp_path / "runs")]), path)
+    content = path.read_text()
+    for damaged in (
+        content + "one,cell\n",
+        content + "," * 50 + "\n",
+        content.replace("run,", "ran,", 1),
+        content.replace("# seed: 1", "# seed: x"),
+        content.encode("utf-16"),
+        "",
+    ):
+        path.write_bytes(damaged if isinstance(damaged, bytes) else damaged.encode())
+        with pytest.raises(UsageError, match=r"table.csv") as error:
+            find_runs([str(path)])
+        assert "\n" not in str(error.value)

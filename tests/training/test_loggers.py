@@ -13,6 +13,7 @@ import pytest
 import wandb
 
 from mom.config import NodeConfig
+from mom.errors import UsageError
 from mom.training.loggers import build_loggers, finish_loggers
 
 CSV = NodeConfig("logger.csv", "lightning.pytorch.loggers.CSVLogger", {"name": "", "version": ""})
@@ -47,6 +48,15 @@ def test_csv_starts_a_new_curve_unless_resumed(tmp_path):
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
     assert rows_of(tmp_path) == ["a,step", "1.0,0"]
+
+
+@pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
+@pytest.mark.parametrize("given", [{"name": "../../x"}, {"version": "../../../x"}, {"name": "/tmp/x"}])
+def test_no_logger_writes_outside_of_its_directory(tmp_path, kind, given):
+    node = NodeConfig("logger.one", f"lightning.pytorch.loggers.{kind}", {"name": "", "version": "", **given})
+    with pytest.raises(UsageError, match=r"^logger.one.name and .version must be folders within .*, got "):
+        build(node, tmp_path / "run")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorboard_writes_into_the_directory_with_the_configuration(tmp_path):

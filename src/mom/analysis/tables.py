@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from mom.analysis.statistics import Routing, top_tokens
 from mom.analysis.traces import Header
 from mom.metrics.modules import Module, Pair, Removal
-from mom.runs.files import write_json_atomic, write_text_atomic
+from mom.runs.files import format_csv, write_json_atomic, write_text_atomic
 
 Rows = list[dict[str, Any]]
 JSON = "tables.json"
@@ -161,12 +159,8 @@ def write_tables(folder: Path, tables: Mapping[str, Rows]) -> list[Path]:
     for name, rows in tables.items():
         if not rows:
             continue
-        text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
         path = folder / f"{name}.csv"
-        write_text_atomic(path, text.getvalue())
+        write_text_atomic(path, format_csv(list(rows[0]), rows))
         written.append(path)
     write_json_atomic(folder / JSON, dict(tables))
     return [*written, folder / JSON]

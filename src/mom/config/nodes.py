@@ -50,15 +50,24 @@ class NodeConfig:
         arguments = {str(name): value for name, value in given.items() if name != "_target_"}
         return cls(option, target, arguments)
 
-    def check(self) -> None:
+    def check(self, base: type) -> None:
         """Import the target and compare the arguments with its signature. May import heavy libraries.
 
         Numbers must be finite. Types are checked if the signature annotates plain ones.
 
+        Args:
+            base: the class that the target must derive from.
+
         Raises:
-            UsageError: if the target cannot be imported, does not take an argument, or expects another type.
+            UsageError: if the target cannot be imported, is not such a class, does not take an argument, or expects
+                another type.
         """
         target = self.load()
+        if not isinstance(target, type) or not issubclass(target, base):
+            raise UsageError(
+                f"{self.option}._target_ must be a class derived from {base.__module__.rpartition('.')[0]}."
+                f"{base.__name__}, got {self.target}"
+            )
         keywords = _keywords(target)
         hints = _hints(target)
         for name, value in self.arguments.items():

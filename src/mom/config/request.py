@@ -129,8 +129,12 @@ class RunConfig:
         """
         if not self.task.computes:
             return
-        for node in (*self.callbacks.values(), *self.logger.values()):
-            node.check()
+        from lightning.pytorch.callbacks import Callback
+        from lightning.pytorch.loggers import Logger
+
+        for nodes, base in ((self.callbacks, Callback), (self.logger, Logger)):
+            for node in nodes.values():
+                node.check(base)
         # The tokenizer may not exist yet; no check depends on the size of its vocabulary.
         wanted = self.data.tokenizer_vocab_size if isinstance(self.data, DataConfig) else 1
         builds_model = self.task.takes_chosen_model()
@@ -241,21 +245,26 @@ def _check_devices(trainer: TrainerConfig) -> None:
     from lightning.pytorch.accelerators import AcceleratorRegistry
     from lightning.pytorch.strategies import StrategyRegistry
 
-    strategies = sorted({"auto", *StrategyRegistry.available_strategies()})
+    # The other strategies copy this process, with its open files and locks.
+    copies = ("spawn", "fork", "notebook")
+    found = (name for name in StrategyRegistry.available_strategies() if not any(map(name.count, copies)))
+    strategies = sorted({"auto", *found})
     if trainer.strategy not in strategies:
         raise unknown_choice("trainer.strategy", trainer.strategy, strategies)
     name = "cuda" if trainer.accelerator == "gpu" else trainer.accelerator
+    if name == "cpu" and trainer.devices == -1:
+        raise UsageError("trainer.devices must be at least 1 with trainer.accelerator=cpu, got -1")
     if name in ("auto", "cpu"):
         return
-    found = [
+    present = [
         kind for kind in ("cuda", "mps", "tpu") if AcceleratorRegistry[kind]["accelerator"].is_available()
     ]
-    if name not in found and not (trainer.accelerator == "gpu" and "mps" in found):
+    if name not in present and not (trainer.accelerator == "gpu" and "mps" in present):
         raise UsageError(
-            f"trainer.accelerator must be {either(['auto', 'cpu', *found])} on this machine, "
+            f"trainer.accelerator must be {either(['auto', 'cpu', *present])} on this machine, "
             f"got {trainer.accelerator}"
         )
-    count = AcceleratorRegistry[name]["accelerator"].auto_device_count() if name in found else 1
+    count = AcceleratorRegistry[name]["accelerator"].auto_device_count() if name in present else 1
     if isinstance(trainer.devices, int) and trainer.devices > count:
         raise UsageError(
             f"trainer.devices must be at most {count}, the number on this machine, or -1 for all, "

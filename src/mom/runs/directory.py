@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from mom.errors import UsageError
+from mom.errors import UsageError, first_line
 from mom.runs.files import read_json, write_json_atomic, write_text_atomic
 
 RUN_DIR_VARIABLE = "MOM_RUN_DIR"
@@ -28,6 +28,7 @@ _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.json", "summary.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run or phase with its checkpoints."""
+_LARGEST_CONFIG = 1 << 22  # bytes
 _OWN_FILES = {CONFIG, STATUS, PROVENANCE}
 
 
@@ -111,7 +112,9 @@ class RunDirectory:
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write plain data to ``config.yaml``, in the given order."""
-        self.write_text(CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        self.write_text(
+            CONFIG, yaml.dump(dict(config), Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
+        )
 
     def write_provenance(self, record: Mapping[str, Any]) -> None:
         """Write ``provenance.json``; see :func:`mom.runs.provenance.start_of_run`."""
@@ -160,11 +163,68 @@ class RunDirectory:
             write(path, content)
 
 
+def check_owner(path: str | Path, task: str) -> None:
+    """Reject a run directory that holds the files of another task, which this one would replace.
+
+    Raises:
+        UsageError: a run of another task, or a phase of a run, wrote to the directory.
+    """
+    config = _read_config(Path(path))
+    if not config:
+        return
+    given = config.get("task")
+    owner = given.get("name") if isinstance(given, dict) else given
+    if owner != task:
+        held = "a phase of a run" if owner is None else f"a run of task={owner}"
+        raise UsageError(f"run_dir {path} holds {held}; choose another directory, such as {path}-{task}")
+
+
 def read_request(folder: Path) -> dict[str, Any] | None:
-    """Read the resolved configuration of a run; ``None`` if the folder has none, as that of a phase."""
+    """Read the resolved configuration of a run; ``None`` if the folder has none, as that of a phase.
+
+    Raises:
+        UsageError: the file is damaged.
+    """
+    config = _read_config(folder)
+    return config if "task" in config else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Read ``config.yaml`` of a run or phase; empty if there is none."""
     path = folder / CONFIG
-    config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return config if isinstance(config, dict) and "task" in config else None
+    try:
+        if not path.is_file():
+            return {}
+        if (size := path.stat().st_size) > _LARGEST_CONFIG:
+            raise UsageError(f"cannot read {path}: it has {size:,} bytes, more than any configuration")
+        config = yaml.load(path.read_bytes(), _PlainLoader)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        if isinstance(error, UsageError):
+            raise
+        mark = getattr(error, "problem_mark", None)
+        place = "" if mark is None else f" at line {mark.line + 1}, column {mark.column + 1}"
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise UsageError(f"cannot read {path}: not valid YAML ({reason}{place})") from error
+    return config if isinstance(config, dict) else {}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Loader of plain data without aliases, with which a short file could stand for any amount of data."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Reject a reference to another part of the file."""
+        if self.check_event(yaml.AliasEvent):
+            event = self.get_event()
+            raise yaml.MarkedYAMLError(problem="a reference", problem_mark=event.start_mark)
+        return super().compose_node(parent, index)
+
+
+class _PlainDumper(yaml.SafeDumper):
+    """Dumper of plain data that repeats what occurs twice."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Return that nothing becomes a reference."""
+        return True
 
 
 def read_status(folder: Path) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
 @contextmanager
@@ -109,6 +112,44 @@ def write_text_atomic(path: str | Path, text: str) -> None:
 def write_json_atomic(path: str | Path, obj: Any) -> None:
     """Write plain data as JSON with :func:`atomic_file`; NaN and infinity become null, which every reader accepts."""
     write_text_atomic(path, json.dumps(_replace_non_finite(obj), indent=2, allow_nan=False) + "\n")
+
+
+def format_csv(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format rows as CSV with a header; a missing value is an empty cell, and other keys are skipped.
+
+    Spreadsheets run a cell that begins like a formula, so a quote precedes such strings; :func:`csv_value` removes it.
+    """
+    text = _Lines()
+    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore")
+    table.writerow({name: _csv_cell(name) for name in columns})
+    table.writerows({name: _csv_cell(value) for name, value in row.items()} for row in rows)
+    return "".join(text)
+
+
+class _Lines(list[str]):
+    """Lines of a CSV file, which end in a newline.
+
+    The writer is given its own line end, a carriage return and a newline, because it quotes cells with either of them.
+    """
+
+    def write(self, line: str) -> None:
+        """Append a line."""
+        self.append(line.removesuffix("\r\n") + "\n")
+
+
+def csv_value(cell: str) -> str:
+    """Return the string that :func:`format_csv` wrote as this cell."""
+    return cell[1:] if cell.startswith("'") and cell.lstrip("'").startswith(_FORMULA) else cell
+
+
+def _csv_cell(value: Any) -> Any:
+    if not isinstance(value, str) or not value.lstrip("'").startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def parse_json(text: str | bytes) -> Any:

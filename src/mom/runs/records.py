@@ -13,10 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mom.errors import UsageError, as_written
+from mom.errors import UsageError, as_written, first_line
 from mom.model.options import options_of
-from mom.runs.directory import read_provenance, read_request, read_status, read_summary
-from mom.runs.files import write_text_atomic
+from mom.runs.directory import CONFIG, read_provenance, read_request, read_status, read_summary
+from mom.runs.files import csv_value, format_csv, parse_json, write_text_atomic
 
 STAGE_OPTIONS = (
     "router",
@@ -114,20 +114,29 @@ def read_table(path: Path) -> list[Run]:
     Raises:
         UsageError: if the file is not such a table.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    try:
+        stream = io.StringIO(path.read_bytes().decode("utf-8"), newline="")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read runs from {path}: {first_line(error)}") from error
+    lines = list(stream)
     if not lines or lines[0].rstrip() != _TITLE:
         raise UsageError(f"runs must name tables written by task.save_runs, got {path}")
-    head = [line[2:].rstrip("\n") for line in lines[1:] if line.startswith("# ")]
+    head = [line[2:].rstrip("\r\n") for line in lines[1:] if line.startswith("# ")]
     # All runs share the value in an option's comment line; without a value, the option has a column.
     options = {name: value for name, _, value in (line.partition(": ") for line in head)}
     runs = []
-    for row in csv.DictReader(lines[1 + len(head) :]):
+    for number, cells in enumerate(csv.DictReader(lines[1 + len(head) :]), start=1):
+        row = {name: csv_value(cell) for name, cell in cells.items() if name and isinstance(cell, str)}
+        if None in cells or len(row) < len(cells) or not row.keys() >= {*_OWN}:
+            raise UsageError(
+                f"cannot read runs from {path}: row {number} does not have the columns of the table"
+            )
         own = {name: value or row.get(name, "") for name, value in options.items()}
         runs.append(
             Run(
                 path / row["run"],
                 {name: value for name, value in own.items() if value},
-                int(own.get("seed") or 0),
+                _seed(own, f"{path}, row {number}"),
                 {"state": row["state"], "error": None, "time": row["time"]},
                 {name: _read(cell) for name, cell in row.items() if name not in (*options, *_OWN) and cell},
                 {"commit": row["commit"], "command": row["command"]},
@@ -149,13 +158,9 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
     root = os.path.commonpath([run.folder.absolute().parent for run in runs])
     options = [name for name in _merged(run.options for run in runs) if name != "run_dir"]
     varying = [name for name in options if len({run.options.get(name) for run in runs}) > 1]
-    text = io.StringIO()
-    text.write(f"{_TITLE}\n")
-    for name in options:
-        text.write(f"# {name}\n" if name in varying else f"# {name}: {runs[0].options[name]}\n")
+    head = [f"# {name}" if name in varying else f"# {name}: {runs[0].options[name]}" for name in options]
     columns = ["run", *varying, *_OWN[1:], *_merged(run.summary for run in runs)]
-    table = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    table.writeheader()
+    rows: list[dict[str, Any]] = []
     for run in runs:
         state = run.status.get("state", "no status")
         own = {
@@ -167,8 +172,8 @@ def write_table(runs: Sequence[Run], path: Path) -> None:
             name: value if isinstance(value, str) else json.dumps(value)
             for name, value in run.summary.items()
         }
-        table.writerow({**run.options, **numbers, **own, **run.origin})
-    write_text_atomic(path, text.getvalue())
+        rows.append({**run.options, **numbers, **own, **run.origin})
+    write_text_atomic(path, "\n".join([_TITLE, *head, format_csv(columns, rows)]))
 
 
 def is_within(name: str, *prefixes: str) -> bool:
@@ -199,9 +204,19 @@ def _merged(orders: Iterable[Iterable[str]]) -> list[str]:
     return merged
 
 
+def _seed(options: Mapping[str, Any], place: str) -> int:
+    """Return the seed among a run's options, 0 if it has none."""
+    try:
+        return int(options.get("seed") or 0)
+    except (TypeError, ValueError):
+        raise UsageError(
+            f"cannot read runs from {place}: the seed must be an integer, got {as_written(options['seed'])}"
+        ) from None
+
+
 def _read(cell: str) -> Any:
     try:
-        return json.loads(cell)
+        return parse_json(cell)
     except ValueError:
         return cell
 
@@ -222,7 +237,7 @@ def _runs_below(folder: Path) -> Iterator[Run]:
     if commit and provenance.get("modified"):
         commit += " with changes"
     origin = {"commit": commit, "command": provenance.get("command", "")}
-    seed = int(request.get("seed", 0))
+    seed = _seed(request, str(folder / CONFIG))
     yield Run(folder, options, seed, read_status(folder), read_summary(folder), origin)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import UsageError
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
 from mom.runs.directory import RunDirectory
+from mom.runs.files import format_csv, write_text_atomic
 from mom.runs.records import Run, find_runs, write_table
 
 NAME = "comparison"
@@ -176,22 +176,11 @@ def _report(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
 
 def _write_csv(comparison: Comparison, path: Path) -> None:
     of_difference = ("error", "low", "high", "pairs")
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(
-            [*comparison.options, "n", "mean", "deviation", "cost", "difference", *of_difference, "seeds"]
-        )
-        for group in comparison.groups:
-            difference = [getattr(group.difference, name, None) for name in ("mean", *of_difference)]
-            seeds = " ".join(map(str, group.values))
-            table.writerow(
-                [
-                    *group.options,
-                    len(group.values),
-                    group.mean,
-                    group.deviation,
-                    group.cost,
-                    *difference,
-                    seeds,
-                ]
-            )
+    measured = ["n", "mean", "deviation", "cost", "difference", *of_difference, "seeds"]
+    rows = []
+    for group in comparison.groups:
+        difference = [getattr(group.difference, name, None) for name in ("mean", *of_difference)]
+        seeds = " ".join(map(str, group.values))
+        values = [len(group.values), group.mean, group.deviation, group.cost, *difference, seeds]
+        rows.append(dict(zip((*comparison.options, *measured), (*group.options, *values), strict=True)))
+    write_text_atomic(path, format_csv([*comparison.options, *measured], rows))

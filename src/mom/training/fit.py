@@ -15,6 +15,7 @@ from mom.cost.estimate import forward_memory
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.tokenizer import save_tokenizer
+from mom.errors import UsageError
 from mom.metrics.names import CHANCE
 from mom.model import MoMForCausalLM
 from mom.runs.directory import CHECKPOINTS, RunDirectory
@@ -171,7 +172,17 @@ def _shared_request(
 
 
 def _set_default_dirpath(callbacks: list[Callback], checkpoints: Path) -> None:
-    """Make every ``ModelCheckpoint`` without a ``dirpath`` write to the phase's checkpoints."""
+    """Make every ``ModelCheckpoint`` without a ``dirpath`` write to the phase's checkpoints.
+
+    Raises:
+        UsageError: its ``filename`` is outside of its directory.
+    """
     for callback in callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-            callback.dirpath = str(checkpoints.absolute())
+        if isinstance(callback, ModelCheckpoint):
+            if callback.dirpath is None:
+                callback.dirpath = str(checkpoints.absolute())
+            root = Path(callback.dirpath).resolve()
+            if not (root / (callback.filename or "")).resolve().is_relative_to(root):
+                raise UsageError(
+                    f"the filename of a ModelCheckpoint must be a name within {root}, got {callback.filename}"
+                )

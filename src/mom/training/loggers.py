@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import NodeConfig, RunConfig
+from mom.errors import UsageError
 from mom.runs.directory import process_rank
 from mom.runs.files import atomic_file
 from mom.runs.provenance import provenance
@@ -89,12 +90,21 @@ def build_loggers(
         defaults = _defaults(target, directory, run, phase, is_resumed=steps_before > 0)
         given = {name: value for name, value in defaults.items() if node.arguments.get(name) is None}
         logger = node.instantiate(**{name: value for name, value in given.items() if node.accepts(name)})
+        _check_inside(node, logger)
         if isinstance(logger, CSVLogger):
             _continue_csv(logger, steps_before)
         else:
             logger.log_hyperparams(dict(hyperparameters))
         loggers.append(logger)
     return loggers
+
+
+def _check_inside(node: NodeConfig, logger: Logger) -> None:
+    """Reject a name or version with which a logger would write outside of its directory."""
+    if isinstance(logger, CSVLogger | TensorBoardLogger) and logger.save_dir is not None:
+        root, folder = Path(logger.save_dir).resolve(), Path(logger.log_dir).resolve()
+        if not folder.is_relative_to(root):
+            raise UsageError(f"{node.option}.name and .version must be folders within {root}, got {folder}")
 
 
 def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:

@@ -7,6 +7,7 @@ Its content security policy forbids loading anything else.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,7 @@ def render(
     if data["count"] == traces.num_tokens:
         shown = f"All {traces.num_tokens:,} recorded tokens."
     folder = files("mom.analysis.report")
+    style, script = (folder.joinpath(name).read_text(encoding="utf-8") for name in ("style.css", "viewer.js"))
     template = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     ).from_string(folder.joinpath("template.html").read_text(encoding="utf-8"))
@@ -120,10 +122,17 @@ def render(
             for item in figures
         ],
         footer=footer,
-        style=folder.joinpath("style.css").read_text(encoding="utf-8"),
-        script=folder.joinpath("viewer.js").read_text(encoding="utf-8"),
+        style=style,
+        style_hash=content_hash(style),
+        script=script,
+        script_hash=content_hash(script),
         data=script_json(data),
     )
+
+
+def content_hash(text: str) -> str:
+    """Return the hash by which a content security policy allows an inline script or style, and nothing else."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
 
 
 def svg(figure: Figure) -> bytes:
