@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -105,7 +106,12 @@ class MoMModel(MoMPreTrainedModel):
         self.bottom = nn.ModuleList(Block(config) for _ in range(config.num_bottom_blocks))
         self.stages = nn.ModuleList(Stage(config, index) for index in range(config.num_stages))
         self.top = nn.ModuleList(Block(config) for _ in range(config.num_top_blocks))
+        # Read here, because `torch.compile` cannot read how options are declared.
         self._first_top_layer = config.num_attentions - config.num_top_blocks
+        self._cache_layers = config.num_cache_layers, config.num_attentions
+        self._streaming = [layout.name for layout in config.pools() if layout.kind.streams] * (
+            config.num_stages > 0
+        )
         self.norm = build_norm(config)
         self.steps = nn.ModuleList(Step() for _ in range(config.graph_depth))
         self.post_init()
@@ -169,7 +175,7 @@ class MoMModel(MoMPreTrainedModel):
         if past_key_values is not None:
             if self.training and self.is_activation_checkpointing:
                 raise ValueError("use_cache must be false in training with activation checkpointing")
-            prepare(past_key_values, self.config.num_cache_layers, self.config.num_attentions)
+            prepare(past_key_values, *self._cache_layers)
         positions = self._positions(embedded, attention_mask, position_ids, past_key_values)
         attend_with: Callable[..., Tensor] = F.scaled_dot_product_attention
         if output_attentions or self.config._attn_implementation == "eager":
@@ -237,7 +243,7 @@ class MoMModel(MoMPreTrainedModel):
         past = cache.get_seq_length() if cache is not None else 0
         if given is not None:
             self.check_positions(given)
-            if not past and attention_mask is None and self.config.streams:
+            if self._streaming and not past and attention_mask is None:
                 self._check_one_sequence(given)
             return given
         if attention_mask is not None and attention_mask.dim() == 2:
@@ -303,9 +309,10 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    @wraps(GenerationMixin.prepare_inputs_for_generation)  # `generate` reads the signature
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """Prepare as transformers does, and check the positions, which a compiled forward pass cannot."""
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc, arg-type]
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
         if cache is not None and cache.is_compileable and positions is not None:
             self.model.check_positions(positions)

@@ -244,11 +244,6 @@ class ModelOptions:
         return self.num_attentions + steps + sum(kind.streams for kind in before)
 
     @property
-    def streams(self) -> bool:
-        """Whether a pool reads the tokens before a token directly."""
-        return self.num_stages > 0 and any(layout.kind.streams for layout in self.pools())
-
-    @property
     def num_cache_layers(self) -> int:
         """Number of cache layers: one for each attention, and one for each step of a pool that streams."""
         streaming = sum(layout.kind.streams for layout in self.pools()) if self.num_stages else 0
