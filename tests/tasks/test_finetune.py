@@ -223,7 +223,11 @@ def test_steps_of_some_epochs():
         return num_steps(config, 10, epochs)
 
     assert [steps(3.0), steps(0.25), steps(0.01)] == [30, 3, 1]
-    assert steps(2.0, accumulate_grad_batches=4) == 5
+    # An epoch of 10 batches has steps of 4, 4, and 2.
+    assert steps(2.0, accumulate_grad_batches=4) == 6
+    assert steps(2.5, accumulate_grad_batches=4) == 8
+    assert steps(3.0, accumulate_grad_batches=16) == 3
+    assert steps(0.7, accumulate_grad_batches=7) == 1
     assert steps(1.0, limit_train_batches=4) == 4
     assert steps(1.0, limit_train_batches=0.5) == 5
 

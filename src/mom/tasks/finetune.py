@@ -146,13 +146,19 @@ def finetune_xsum(
 
 
 def num_steps(config: RunConfig, num_batches: int, epochs: float) -> int:
-    """Return the optimizer steps of ``epochs`` passes over ``num_batches`` batches, or ``limit_train_batches``."""
+    """Return the optimizer steps of ``epochs`` passes over ``num_batches`` batches, or ``limit_train_batches``.
+
+    An epoch ends with an optimizer step, even if that has fewer than ``accumulate_grad_batches`` micro-batches.
+    """
     limit = config.trainer.limit_train_batches
     if isinstance(limit, int):
         num_batches = min(num_batches, limit)
     elif limit is not None:
         num_batches = int(num_batches * limit)
-    return max(1, math.ceil(epochs * num_batches / config.trainer.accumulate_grad_batches))
+    part, whole = math.modf(epochs)
+    accumulate = config.trainer.accumulate_grad_batches
+    steps = [math.ceil(round(share * num_batches, 6) / accumulate) for share in (1, part)]
+    return max(1, int(whole) * steps[0] + steps[1])
 
 
 def _initial_weights(config: RunConfig) -> tuple[str, str, bool]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.types import LRSchedulerConfigType, OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
 from mom.callbacks import Schedule
-from mom.callbacks.window import logs_next_step
+from mom.callbacks.window import logs_next_step, sum_over_ranks
 from mom.interop.weights import MEASURED_WITH
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import COEFFICIENTS, add_losses, balance_loss, loss_names
+from mom.training.averaging import StepMean
 from mom.training.optimizer import build_adamw, build_schedule
 from mom.training.sharding import is_sharded, shard
+
+log = logging.getLogger(__name__)
 
 SKIPPED = "skipped_in_a_row"
 """Checkpoint key: optimizer steps skipped right before it was saved."""
@@ -31,7 +36,8 @@ class TrainingModule(LightningModule):
     Logs for each optimizer step the task's loss and the routing terms without their coefficients,
     ``train/routing_loss``, the sum of these with their coefficients, and ``train/loss``, the sum of the task's loss and
     ``train/routing_loss``. All are means over the targets or tokens of all micro-batches and ranks, so a micro-batch
-    with more of them counts more.
+    with more of them counts more. The gradient is that of the losses of all micro-batches and ranks, weighted by their
+    targets (:class:`StepMean`).
 
     The hyperparameters are plain values (``model_config``, ``optimizer``), so a checkpoint loads with
     ``torch.load(weights_only=True)`` and describes its model.
@@ -60,6 +66,7 @@ class TrainingModule(LightningModule):
         self.model = model
         self.skipped_in_a_row = 0
         self._task_loss = task_loss
+        self._step_mean = StepMean()
         names = [task_loss, "routing_loss", *loss_names(model.config)]
         self._train_means = torch.nn.ModuleDict({name: WeightedMean() for name in names})
 
@@ -81,6 +88,9 @@ class TrainingModule(LightningModule):
         output = self.run_model(batch)
         self._balance_over_ranks(output, batch)
         outputs = step_outputs(output, batch)
+        weight = self._step_mean.weight(self.trainer, self.count_targets(batch), output.loss.device)
+        if weight is not None:
+            outputs["loss"] = self._weighted(output, weight)
         if logs_next_step(self.trainer):
             terms = {name: getattr(output, name) for name in COEFFICIENTS}
             reported = {name: term.detach() for name, term in terms.items() if term is not None}
@@ -90,6 +100,20 @@ class TrainingModule(LightningModule):
                 value = routing_loss if name == "routing_loss" else getattr(output, name)
                 mean.update(value, num_targets if name == self._task_loss else num_tokens)
         return outputs
+
+    def on_train_start(self) -> None:
+        """Warn if an epoch is shorter than an optimizer step."""
+        batches, wanted = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        if batches < wanted:
+            _warn(
+                f"trainer.accumulate_grad_batches={wanted} is more than the {batches} batches of an epoch, so an "
+                f"optimizer step has only {batches}"
+            )
+
+    def on_after_backward(self) -> None:
+        """Correct the gradient once the last micro-batch of the optimizer step has been added."""
+        if not self.trainer.fit_loop._should_accumulate():
+            self._step_mean.correct(self.trainer, list(self.parameters()))
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Log the losses of the optimizer step, whose last micro-batch has just run."""
@@ -169,7 +193,7 @@ class TrainingModule(LightningModule):
         micro-batches in training, but not necessarily in validation or generation.
         """
         config = self.model.config
-        if config.balance_scope != "global" or not output.routing or self.trainer.world_size == 1:
+        if not self._balances_over_ranks(output):
             return
         mask = batch.get("attention_mask")
         balance = balance_loss(
@@ -178,6 +202,19 @@ class TrainingModule(LightningModule):
         if config.balance_coefficient != 0:
             output.loss = output.loss + config.balance_coefficient * (balance - output.balance_loss)
         output.balance_loss = balance
+
+    def _balances_over_ranks(self, output: Any) -> bool:
+        is_global = self.model.config.balance_scope == "global" and bool(output.routing)
+        return is_global and self.trainer.world_size > 1
+
+    def _weighted(self, output: Any, weight: Tensor) -> Tensor:
+        """Weight the loss of a micro-batch; a balance loss over all ranks has the mean of their weights."""
+        loss = output.loss * weight
+        coefficient = self.model.config.balance_coefficient
+        if self._balances_over_ranks(output) and coefficient != 0:
+            shared = sum_over_ranks(self.trainer, weight.clone()) / self.trainer.world_size
+            loss = loss + coefficient * (shared - weight) * output.balance_loss
+        return loss
 
     def _means(self) -> list[tuple[str, WeightedMean]]:
         return [(name, cast(WeightedMean, mean)) for name, mean in self._train_means.items()]
@@ -196,3 +233,8 @@ def step_outputs(output: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     mask = batch.get("attention_mask")
     real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
     return {"loss": output.loss, "routing": routing, "attention_mask": real}
+
+
+@rank_zero_only
+def _warn(message: str) -> None:
+    log.warning(message)
