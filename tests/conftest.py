@@ -6,11 +6,14 @@ import atexit
 import logging
 import os
 import shutil
+import signal
 import sys
 import tempfile
 
 import absl.logging
 import pytest
+
+from mom.runs.signals import SIGNALS
 
 # Set before anything imports the libraries that read them.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -35,3 +38,13 @@ def handlers_of_this_test_only():
     for one, handlers, level in before:
         one.handlers[:] = handlers
         one.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def signals_of_this_test_only():
+    """Restore the handlers of signals that the command line sets for its process."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -20,6 +20,7 @@ from mom.cli import main
 from mom.config import RunConfig
 from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
+from mom.runs.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["model.d_model=16", "model.num_heads=2"]
@@ -29,16 +30,13 @@ Task = Callable[[RunConfig, RunDirectory], dict[str, Any]]
 
 @pytest.fixture(autouse=True)
 def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working folder, one process, and the process's signals and variables as they were."""
+    """An empty working folder, one process, and its variables as they were."""
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
     for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
         monkeypatch.setenv(name, os.environ.get(name, ""))
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
     GlobalHydra.instance().clear()
 
 
@@ -211,28 +209,82 @@ def as_lightning_does(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         sys.exit(1)
 
 
-def by_signal(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    signal.raise_signal(signal.SIGTERM)
-    raise AssertionError("the signal was not heard")
-
-
 def by_key(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("task", [by_key, by_signal, as_lightning_does])
+@pytest.mark.parametrize("task", [by_key, as_lightning_does])
 def test_an_interrupt_is_recorded(launch: Callable[..., int], task: Task) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
     assert launch("run_dir=here", *SMALL, task=task) == 130
     assert status("here")["state"] == "interrupted"
 
 
-def test_sigterm_ends_a_run_that_ignores_ctrl_c(launch: Callable[..., int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def send(number: int) -> Task:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        signal.raise_signal(number)
+        raise AssertionError("the signal was not heard")
 
-    assert launch("run_dir=here", *SMALL, task=by_signal) == 130
+    return task
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_every_signal_is_recorded_and_its_number_is_in_the_exit_code(
+    launch: Callable[..., int], number: int
+) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    assert launch("run_dir=here", *SMALL, task=send(number)) == 128 + number
     assert status("here")["state"] == "interrupted"
+    assert not Path("here/run.lock").exists()
+
+
+def test_what_is_ignored_stays_ignored_and_sigterm_still_ends_the_run(launch: Callable[..., int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGINT)
+        return send(signal.SIGTERM)(config, run)
+
+    assert launch("run_dir=here", *SMALL, task=task) == 143
+    assert status("here")["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("state", ["succeeded", "failed", "interrupted"])
+def test_a_signal_after_the_end_changes_nothing(
+    launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    record = RunDirectory.status
+
+    def while_recording(self: RunDirectory, now: Any, error: Any = None) -> None:
+        if now == state:
+            for number in SIGNALS:
+                signal.raise_signal(number)
+        record(self, now, error)
+
+    monkeypatch.setattr(RunDirectory, "status", while_recording)
+    ends: dict[str, tuple[int, Task]] = {
+        "succeeded": (0, lambda config, run: {}),
+        "failed": (1, lambda config, run: {"x": 1 / 0}),
+        "interrupted": (143, send(signal.SIGTERM)),
+    }
+    code, task = ends[state]
+    assert launch("run_dir=here", *SMALL, task=task) == code
+    assert status("here")["state"] == state
+
+
+def test_a_run_directory_in_use_is_refused_and_left_alone(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with RunDirectory("here").owned():
+        Path("here/.last.ckpt.01234567.tmp").touch()
+        assert launch("run_dir=here", *SMALL) == 2
+    told = the_line(capsys)
+    assert told.startswith("run_dir here is in use by process ") and f"process {os.getpid()} on " in told
+    assert left_behind() == ["here", "here/.last.ckpt.01234567.tmp"]
+    assert launch("run_dir=here", *SMALL) == 0
+    assert not Path("here/.last.ckpt.01234567.tmp").exists()
 
 
 def test_an_exit_that_is_no_interrupt_passes(launch: Callable[..., int]) -> None:

@@ -1,18 +1,18 @@
 """Command line: compose and check the configuration, create the run directory, run the task, record how it ended.
 
-Exit codes: 0 success, 1 run failed, 2 invalid request, 130 interrupted. An invalid request prints one line and leaves
-no files behind.
+Exit codes: 0 success, 1 run failed, 2 invalid request, 128 + n stopped by signal n (Ctrl-C: 130). An invalid request
+prints one line and leaves no files behind.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 import traceback
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import hydra
@@ -31,8 +31,9 @@ from mom.config.composition import (
 from mom.errors import JobsFailed, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
 from mom.runs.provenance import start_of_run
+from mom.runs.signals import Interrupted, exit_code, handle_signals, ignore_signals, interrupt
 
-SUCCEEDED, FAILED, INVALID_REQUEST, INTERRUPTED = 0, 1, 2, 130
+SUCCEEDED, FAILED, INVALID_REQUEST = 0, 1, 2
 
 
 def main(config_dir: Path) -> int:
@@ -44,14 +45,14 @@ def main(config_dir: Path) -> int:
     launch = _Launch()
     overrides: list[str] = []
     debug = False
-    signal.signal(signal.SIGTERM, _interrupt)
+    handle_signals(interrupt)
     try:
         overrides = _parse_overrides()
         debug = "debug=true" in (override.lower() for override in overrides)
         prepare_composition(config_dir, overrides)
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as error:
+        return exit_code(_signal_of(error) or signal.SIGINT)
     except JobsFailed:
         return FAILED
     except Exception as error:
@@ -86,6 +87,12 @@ class _Launch:
 
 def _run(composed_config: DictConfig) -> int:
     """Check and run one request; return the exit code."""
+    with contextlib.ExitStack() as stack:
+        return _run_and_record(composed_config, stack)
+
+
+def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) -> int:
+    """Run one request, and record how it ended; ``stack`` is closed after that."""
     debug = composed_config.get("debug") is True
     run: RunDirectory | None = None
     try:
@@ -94,22 +101,27 @@ def _run(composed_config: DictConfig) -> int:
         _check_run_dir(config)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
-        run = _open_run(config, composed_config)
+        run = _open_run(config, composed_config, stack)
         summary = task.run(config, run)
+        ignore_signals()  # the run has ended; only its record is missing
         run.write_summary(summary)
         run.status("succeeded")
     except UsageError as error:
+        ignore_signals()
         _print_error(error, debug)
         if run is not None and not run.remove_if_unused():
             _record(run, "failed", error)
         return INVALID_REQUEST
     except (KeyboardInterrupt, SystemExit) as error:
-        if not _is_interrupt(error):
+        number = _signal_of(error)
+        if number is None:
             raise
+        ignore_signals()
         if run is not None:
             _record(run, "interrupted", None)
-        raise KeyboardInterrupt from error
+        return exit_code(number)
     except Exception as error:
+        ignore_signals()
         traceback.print_exc()
         if run is not None:
             _record(run, "failed", error)
@@ -140,9 +152,10 @@ def _check_run_dir(config: RunConfig) -> None:
         )
 
 
-def _open_run(config: RunConfig, composed_config: DictConfig) -> RunDirectory:
-    """Create the run directory, pass its path to child processes, and write the resolved configuration."""
+def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.ExitStack) -> RunDirectory:
+    """Create and own the run directory, pass its path to child processes, and write the resolved configuration."""
     run = RunDirectory(config.run_dir)
+    stack.enter_context(run.owned())
     os.environ[RUN_DIR_VARIABLE] = config.run_dir
     resolved = OmegaConf.to_container(composed_config, resolve=True)
     assert isinstance(resolved, dict)
@@ -173,18 +186,11 @@ def _parse_overrides() -> list[str]:
     return [*added_config_dir(parsed.config_dir), *parsed.overrides]
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Handle SIGTERM like Ctrl-C, so that both save a checkpoint."""
-    if signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None):
-        raise KeyboardInterrupt
-    signal.raise_signal(signal.SIGINT)
-
-
-def _is_interrupt(error: BaseException) -> bool:
-    """Return whether Ctrl-C or SIGTERM caused an exit; Lightning turns both into a SystemExit."""
-    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "SIGTERMException":
-        return True
-    return error.__context__ is not None and _is_interrupt(error.__context__)
+def _signal_of(error: BaseException) -> int | None:
+    """Return the signal that caused an exit, which Lightning turns into a SystemExit; None if none did."""
+    if isinstance(error, KeyboardInterrupt):
+        return error.number if isinstance(error, Interrupted) else signal.SIGINT
+    return None if error.__context__ is None else _signal_of(error.__context__)
 
 
 def _record(run: RunDirectory, state: str, error: Exception | None) -> None:

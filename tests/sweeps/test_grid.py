@@ -82,11 +82,12 @@ def test_a_killed_sweep_waits_for_its_remaining_job_and_resumes(launch: Launch) 
     assert [summary(f"s/{number}")["resumed"] for number in range(3)] == [False, True, False]
 
 
-def test_sigterm_ends_the_running_job_and_starts_no_other(launch: Launch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_running_job_and_starts_no_other(launch: Launch, number: int) -> None:
     line = ("-m", "seed=8,1", "hydra.sweep.dir=s")
     sweep, _ = start_and_wait_until_blocked(*line)
-    sweep.terminate()
-    assert sweep.wait() == 130
+    sweep.send_signal(number)
+    assert sweep.wait() == 128 + number
     assert status("s/0")["state"] == "interrupted"
     assert not Path("s/1").exists()
 
@@ -125,9 +126,9 @@ def test_a_grid_is_every_combination_of_its_values(
 ) -> None:
     planned: list[Job] = []
 
-    def run_jobs(jobs: list[Job], *_: object) -> bool:
+    def run_jobs(jobs: list[Job], *_: object) -> int:
         planned.extend(jobs)
-        return True
+        return 0
 
     monkeypatch.setattr(grid, "run_jobs", run_jobs)
     assert launch("-m", f"sweep={name}", "seed=3") == 1  # every job was checked, and none has succeeded

@@ -61,17 +61,17 @@ def test_a_job_gets_its_overrides_and_is_no_sweep(tmp_path: Path) -> None:
 def test_a_later_task_of_a_slurm_job_only_starts_its_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Rank 0 may remove the folder and make it again, so the others leave it alone."""
     job = a_job(tmp_path / "0", resumes=False)
-    job.folder.mkdir()
-    (job.folder / "of the first").touch()
     held = os.open(tmp_path / ".0.lock", os.O_RDWR | os.O_CREAT)
     fcntl.flock(held, fcntl.LOCK_EX)
     monkeypatch.setenv("SLURM_PROCID", "1")
-    run(job)
+    run(job, f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()")
     os.close(held)
 
-    assert (job.folder / "overrides").exists()
-    assert (job.folder / "of the first").exists()
+    assert (tmp_path / "ran").exists()
+    RunDirectory(job.folder)  # as the process of that rank does
+    assert not job.folder.exists()
 
 
 @pytest.mark.parametrize("resumes", [True, False])

@@ -15,6 +15,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
 from mom.model.modeling import MoMModel
 from mom.runs.directory import RunDirectory
+from mom.runs.signals import SIGNALS, Interrupted
 from mom.training import fit, trainer
 from mom.training.checkpoint import read_checkpoint
 from mom.training.fit import fit_phase
@@ -131,14 +132,15 @@ def test_without_callbacks_and_loggers_the_losses_and_the_last_checkpoint_remain
     assert names == ["last.ckpt", "previous.ckpt"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_stops_after_the_step_keeps_a_checkpoint_and_resumes_exactly(tmp_path, extra, number):
     changes = {"model": {"dropout": 0.1}}
     train(tmp_path, "reference", **changes)
-    before = signal.getsignal(number)
+    signal.signal(number, before := lambda *_: None)
     extra.append(AtStep(4, lambda: os.kill(os.getpid(), number)))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted) as raised:
         train(tmp_path, "run", **changes)
+    assert raised.value.number == number
     assert signal.getsignal(number) is before
     last = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert state(last)["global_step"] == 4
@@ -171,18 +173,6 @@ def test_a_second_signal_stops_at_once_and_leaves_the_checkpoint_alone(tmp_path,
     assert state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
-def test_a_signal_in_the_last_validation_is_not_lost(tmp_path, extra):
-    class InValidation(Callback):
-        def on_validation_start(self, trainer, *_) -> None:
-            if trainer.global_step == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    extra.append(InValidation())
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path)
-    assert state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 6
-
-
 def test_a_failure_leaves_the_last_checkpoint_intact(tmp_path, extra):
     def fail() -> None:
         raise RuntimeError("the data file vanished")
@@ -193,11 +183,61 @@ def test_a_failure_leaves_the_last_checkpoint_intact(tmp_path, extra):
     assert state(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 3
 
 
-def test_resuming_at_the_end_only_validates(tmp_path):
+def test_a_finished_run_gone_on_with_changes_nothing(tmp_path):
     first = train(tmp_path)
-    again = train(tmp_path, resume=tmp_path / "run" / "checkpoints" / "last.ckpt")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    files = [
+        path for path in (tmp_path / "run").rglob("*") if path.is_file() and "tokenizer" not in path.parts
+    ]
+    before = {path: path.read_bytes() for path in files}
+    assert train(tmp_path, resume=checkpoints / "last.ckpt") == first
+    assert {path: path.read_bytes() for path in files} == before
+    assert state(checkpoints / "best.ckpt").keys() == state(checkpoints / "last.ckpt").keys() - {"results"}
+
+
+def test_a_finished_run_is_lengthened_without_repeating_a_logged_step(tmp_path):
+    train(tmp_path, trainer={"max_steps": 3, "val_check_interval": 2})
+    assert [step for step, _ in curve(tmp_path / "run")["val/loss"]] == [1, 2]
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    train(tmp_path, resume=last, trainer={"max_steps": 5, "val_check_interval": 2})
+    written = curve(tmp_path / "run")
+    assert [step for step, _ in written["train/loss"]] == [0, 1, 2, 3, 4]
+    assert [step for step, _ in written["val/loss"]] == [1, 2, 3, 4]
+    assert state(last)["results"]["steps"] == 5
+
+
+def test_a_checkpoint_without_results_is_validated_again_and_nothing_is_logged(tmp_path):
+    first = train(tmp_path)
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    earlier = {name: value for name, value in state(last).items() if name != "results"}
+    torch.save(earlier, last)
+    before = (tmp_path / "run" / "metrics.csv").read_bytes()
+    again = train(tmp_path, resume=last)
     assert again["val/loss"] == first["val/loss"]
     assert again["depth/effective"] == first["depth/effective"]
+    assert (tmp_path / "run" / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["step", "validation"])
+def test_a_stop_requested_at_the_last_step_waits_for_its_validation(tmp_path, extra, name):
+    reference = train(tmp_path, "reference")
+
+    class AtTheEnd(Callback):
+        def on_train_batch_end(self, trainer, *_) -> None:
+            if name == "step" and trainer.global_step == 6:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+        def on_validation_start(self, trainer, *_) -> None:
+            if name == "validation" and trainer.global_step == 6:
+                os.kill(os.getpid(), signal.SIGUSR1)
+
+    extra.append(AtTheEnd())
+    with pytest.raises(Interrupted, match="SIGUSR1"):
+        train(tmp_path)
+    last = state(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 6
+    assert last["results"]["val/loss"] == reference["val/loss"]
+    assert curve(tmp_path / "run")["val/loss"] == curve(tmp_path / "reference")["val/loss"]
 
 
 def test_lightning_is_quiet(tmp_path, capfd, recwarn):

@@ -9,8 +9,12 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from mom.callbacks.ranks import gather
 from mom.callbacks.window import StepCallback
+from mom.runs.signals import Interrupted
 
+RESULTS = "results"
+"""Checkpoint key: the final metrics, in a checkpoint with which training has ended."""
 INSIDE_ACCUMULATION = "inside_accumulation"
 """Checkpoint key: whether it was saved during gradient accumulation and so lacks the accumulated gradients."""
 
@@ -19,9 +23,12 @@ class LastCheckpoint(StepCallback, Checkpoint):
     """Saves ``<directory>/last.ckpt``, from which the run can be resumed.
 
     It is written after every validation (``ModelCheckpoint(save_last=True)`` writes it only after the best one), at the
-    end of training, and, when a stop is requested, after the current optimizer step. ``KeyboardInterrupt`` is raised
-    before the next step: by then the step's metrics are logged and a validation that was due is done and in the
+    end of training, and, when a signal requests a stop, after the current optimizer step. :class:`Interrupted` is
+    raised before the next step: by then the step's metrics are logged and a validation that was due is done and in the
     checkpoint, so a resumed run leaves no gap. A stop requested on any rank stops all of them after the same step.
+
+    The last checkpoint of a training holds its results, so a run that is killed after it loses nothing, and a finished
+    run that is resumed repeats nothing. After the last step, it waits for the last validation.
 
     Metrics are written to disk before the checkpoint is renamed into place, so a process killed at any moment loses
     neither.
@@ -34,29 +41,40 @@ class LastCheckpoint(StepCallback, Checkpoint):
 
     Args:
         directory: the directory of the checkpoints.
-        stop_requested: called after every optimizer step.
+        stop_requested: called after every optimizer step; returns the number of the signal, or 0.
+        collect: returns the final metrics; called at the end.
+
+    Attributes:
+        results: the final metrics; ``None`` before the end.
+        stopping: number of the signal that requested a stop on any rank; 0 if none did.
     """
 
-    def __init__(self, directory: str | Path, stop_requested: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        stop_requested: Callable[[], int] = lambda: 0,
+        collect: Callable[[], dict[str, float]] = dict,
+    ) -> None:
         self.path = Path(directory) / "last.ckpt"
+        self.results: dict[str, float] | None = None
+        self.stopping = 0
         self._stop_requested = stop_requested
+        self._collect = collect
         self._saved_step: int | None = None
         self._due = False
-        self._stopping = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Stop here if a stop was requested."""
-        if self._stopping:
-            raise KeyboardInterrupt
+        if self.stopping:
+            raise Interrupted(self.stopping)
         super().on_train_batch_start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any, **__: Any) -> None:
         """After an optimizer step, save if a stop was requested or a validation during it was waiting."""
         if not self.step_has_ended(trainer):
             return
-        if trainer.strategy.reduce_boolean_decision(self._stop_requested(), all=False):
-            self._stopping = True
-        if self._stopping or self._due:
+        self._listen(trainer)
+        if (self.stopping or self._due) and not _has_ended(trainer):
             # Lightning logs the step after this hook. Logging it twice is harmless: the curve skips duplicate rows.
             trainer._logger_connector.update_train_step_metrics()
             self._save(trainer)
@@ -72,19 +90,35 @@ class LastCheckpoint(StepCallback, Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the final state, unless the last validation just did."""
-        if self._saved_step != trainer.global_step:
+        self._listen(trainer)
+        if self._saved_step != trainer.global_step or self.results is None:
             self._save(trainer)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Mark a checkpoint that training cannot resume from exactly."""
-        checkpoint[INSIDE_ACCUMULATION] = not self.step_has_ended(trainer)
+        """Save the results, and mark a checkpoint that training cannot resume from exactly."""
+        checkpoint[INSIDE_ACCUMULATION] = self.results is None and not self.step_has_ended(trainer)
+        if self.results is not None:
+            checkpoint[RESULTS] = self.results
+
+    def _listen(self, trainer: Trainer) -> None:
+        """Learn whether a stop was requested on any rank."""
+        number = self._stop_requested()
+        if not self.stopping and trainer.strategy.reduce_boolean_decision(bool(number), all=False):
+            self.stopping = max(gather(number))
 
     def _save(self, trainer: Trainer) -> None:
         self._saved_step = trainer.global_step
         self._due = False
+        if _has_ended(trainer):
+            self.results = self._collect()
         trainer.save_checkpoint(self.path)
+
+
+def _has_ended(trainer: Trainer) -> bool:
+    """Return whether training has taken its last step, or was told to stop."""
+    return trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
 
 
 class FinalValidation(Callback):

@@ -24,6 +24,8 @@ class ExactResume(Callback):
     saved in one that is not due in the resumed run (such as the final one of a shorter run), it would train another
     batch first.
 
+    Logged steps: in the same case, Lightning's number of the next logged step is one too low.
+
     Early stopping: Lightning saves the counters of ``EarlyStopping``, but not that it stopped. A run that stopped early
     does not continue training when it is resumed. Put this callback after ``EarlyStopping`` and before
     :class:`~mom.callbacks.checkpoints.LastCheckpoint`.
@@ -69,6 +71,8 @@ class ExactResume(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Restore the random states once; those of GPUs only if their number has not changed."""
         states, self._states = self._states, None
+        if states is not None:
+            trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
         if states is None or trainer.global_rank >= len(states):
             return
         state = states[trainer.global_rank]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -102,7 +102,12 @@ class ResumableDataModule(pl.LightningDataModule):
         if self._sampler is not None:
             self._resume(state_dict)
 
-    def _resume(self, state: dict[str, Any]) -> None:
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint's state is one of this data, in this order.
+
+        Raises:
+            UsageError: the checkpoint was trained on other data or in another order.
+        """
         length = self.config.sequence_length
         if state["sequence_length"] != length:
             raise UsageError(
@@ -114,6 +119,11 @@ class ResumableDataModule(pl.LightningDataModule):
                 f"cannot resume with {option}={value}: the checkpoint was trained on other data, or with another "
                 f"tokenizer or split ({state['data'][:16]} instead of {self.key[:16]})"
             )
+        if state["seed"] != self.seed:
+            raise UsageError(f"seed must be {state['seed']} as in the checkpoint, got {self.seed}")
+
+    def _resume(self, state: dict[str, Any]) -> None:
+        self.check_state(state)
         assert self._sampler is not None
         self._sampler.load_state_dict(state)
         log.info("resuming the data in epoch %d after %d samples", state["epoch"], state["samples_consumed"])

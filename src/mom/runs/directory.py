@@ -16,25 +16,30 @@ from typing import Any, Literal
 import yaml
 
 from mom.errors import UsageError, first_line
-from mom.runs.files import read_json, write_json_atomic, write_text_atomic
+from mom.runs.files import read_json, remove_temporary, write_json_atomic, write_text_atomic
+from mom.runs.owner import LOCK, own, owner_has_died
 
 RUN_DIR_VARIABLE = "MOM_RUN_DIR"
 """Environment variable that passes the run directory from the launched process to its child ranks."""
 
 State = Literal["running", "succeeded", "failed", "interrupted"]
 
-_RANK_VARIABLES = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+_RANK_VARIABLES = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.json", "summary.json"
 CHECKPOINTS = "checkpoints"
 """Folder of a run or phase with its checkpoints."""
 _LARGEST_CONFIG = 1 << 22  # bytes
-_OWN_FILES = {CONFIG, STATUS, PROVENANCE}
+_OWN_FILES = {CONFIG, STATUS, PROVENANCE, LOCK}
 
 
 def process_rank() -> int:
-    """Return the rank that the launcher gave this process; 0 for a single process."""
-    return next((int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+    """Return the rank that the launcher gave this process, or any number above 0 if that is not known to be 0.
+
+    A single process has rank 0. Without a launcher, Lightning knows only the ranks of the node and within it.
+    """
+    ranks = [int(os.environ[name]) for name in _RANK_VARIABLES if os.environ.get(name, "").isdigit()]
+    return ranks[0] if "RANK" in os.environ and ranks else max(ranks, default=0)
 
 
 def new_run_dir(task: str) -> str:
@@ -87,7 +92,7 @@ class RunDirectory:
     writes; on other ranks the methods do nothing, so callers need not check.
 
     Args:
-        path: the directory; created with its parents if it does not exist.
+        path: the directory; created with its parents by the first process if it does not exist.
 
     Raises:
         UsageError: if it cannot be created or written to; so do all methods that write.
@@ -98,17 +103,32 @@ class RunDirectory:
         self.writes = process_rank() == 0
         self._created: list[Path] = []
         self._was_empty = False
+        if not self.writes:
+            return
         with run_dir_errors(self.path):
             try:
                 self._created = _missing_parents(self.path)
                 self._was_empty = bool(self._created) or not any(self.path.iterdir())
                 self.path.mkdir(parents=True, exist_ok=True)
-                if self.writes:
-                    with tempfile.TemporaryFile(dir=self.path) as probe:
-                        probe.write(b"\0")
+                with tempfile.TemporaryFile(dir=self.path) as probe:
+                    probe.write(b"\0")
             except OSError:
                 self.remove_if_unused()
                 raise
+
+    @contextlib.contextmanager
+    def owned(self) -> Iterator[None]:
+        """Own the directory (:func:`mom.runs.owner.own`), without what killed processes left of unfinished writes.
+
+        Raises:
+            UsageError: another process owns it.
+        """
+        with contextlib.ExitStack() as stack:
+            if self.writes:
+                with run_dir_errors(self.path):
+                    stack.enter_context(own(self.path))
+                    remove_temporary(self.path, unless=LOCK)
+            yield
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write plain data to ``config.yaml``, in the given order."""
@@ -228,8 +248,19 @@ class _PlainDumper(yaml.SafeDumper):
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Read the ``state``, ``error``, and ``time`` of a run; empty if it has no ``status.json``."""
-    return read_json(folder / STATUS)
+    """Read the ``state``, ``error``, and ``time`` of a run; empty if it has no ``status.json``.
+
+    A run whose process was killed could not record that; it is ``interrupted``.
+    """
+    status = read_json(folder / STATUS)
+    if status.get("state") == "running" and owner_has_died(folder):
+        return {**status, "state": "interrupted", "error": {"type": "", "message": "its process died"}}
+    return status
+
+
+def has_recorded_end(folder: Path) -> bool:
+    """Return whether the last process of a run recorded how it ended, rather than being killed."""
+    return read_json(folder / STATUS).get("state", "running") != "running"
 
 
 def error_line(status: Mapping[str, Any]) -> str | None:

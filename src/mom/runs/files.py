@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -90,6 +91,27 @@ def replace_folder(building: Path, folder: Path) -> None:
 def temporary_path(path: Path) -> Path:
     """Return an unused hidden name in the folder of ``path``: ``.<name>.<8 hex digits>.tmp``."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def remove_temporary(folder: Path, unless: str) -> None:
+    """Remove temporary files and folders that killed processes left in a folder or below.
+
+    Args:
+        folder: the folder; no other process writes to it.
+        unless: folders below that hold a file of this name are left alone, because another process may write there.
+    """
+    for path, folders, files in os.walk(folder):
+        if Path(path) != folder and unless in files:
+            folders.clear()
+            continue
+        for name in filter(_TEMPORARY.fullmatch, files):
+            (Path(path) / name).unlink(missing_ok=True)
+        for name in [*filter(_TEMPORARY.fullmatch, folders)]:
+            folders.remove(name)
+            shutil.rmtree(Path(path) / name, ignore_errors=True)
+
+
+_TEMPORARY = re.compile(r"\..+\.tmp")
 
 
 def sync(path: Path) -> None:

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mom.config import RunConfig, bind
 from mom.errors import JobsFailed, UsageError
+from mom.runs.signals import Interrupted
 from mom.sweeps.jobs import Job, assign_folders, configures_sweep, labels
 from mom.sweeps.launchers import check_launcher, run_jobs
 from mom.sweeps.report import print_job_finished, print_job_started, print_jobs
@@ -28,7 +29,7 @@ def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
     Raises:
         UsageError: if a job is invalid; no job was started.
         JobsFailed: if jobs failed.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running jobs have ended.
+        Interrupted: after a signal, once the running jobs have ended.
     """
     jobs, bound = plan(composed)
     launcher = bound[0].launcher
@@ -37,10 +38,10 @@ def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
         if job.state != "succeeded":
             config.check_buildable(devices=not launcher.is_remote)
     folder = Path(composed[0][1].hydra.sweep.dir)
-    completed = run_jobs(jobs, launcher, folder, print_job_started, print_job_finished)
+    stopped_by = run_jobs(jobs, launcher, folder, print_job_started, print_job_finished)
     print_jobs(jobs, folder)
-    if not completed:
-        raise KeyboardInterrupt
+    if stopped_by:
+        raise Interrupted(stopped_by)
     failed = sum(job.state != "succeeded" for job in jobs)
     if failed:
         raise JobsFailed(failed, len(jobs))

@@ -7,7 +7,6 @@ import dataclasses
 import importlib.util
 import os
 import queue
-import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 from mom.config.launcher import JoblibConfig, LauncherConfig, SlurmConfig
 from mom.errors import UsageError
+from mom.runs.signals import handling_signals, notify
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import Stop, run_job, settle_abandoned, this_program
 
@@ -41,7 +41,7 @@ def check_launcher(launcher: LauncherConfig) -> None:
 
 def run_jobs(
     jobs: Sequence[Job], launcher: LauncherConfig, folder: Path, on_start: OnJob, on_end: OnJob
-) -> bool:
+) -> int:
     """Run all jobs, except those that succeeded earlier.
 
     Args:
@@ -52,7 +52,7 @@ def run_jobs(
         on_end: called when a job has ended.
 
     Returns:
-        Whether all jobs ran; false after Ctrl-C or SIGTERM, which stop the running jobs.
+        The number of the signal that stopped the running jobs; 0 if all jobs ran.
     """
     pending = [job for job in jobs if job.state != "succeeded"]
     with _stopping() as stop:
@@ -65,7 +65,7 @@ def run_jobs(
                 _run_unless_stopped(job, stop, on_start, on_end)
     for job in pending:
         settle_abandoned(job)
-    return not stop.requests
+    return stop.signal
 
 
 def _run_unless_stopped(job: Job, stop: Stop, on_start: OnJob, on_end: OnJob) -> None:
@@ -184,24 +184,14 @@ def _ignore(job: Job) -> None:
 
 @contextlib.contextmanager
 def _stopping() -> Iterator[Stop]:
-    """Count SIGINT and SIGTERM instead of exiting."""
+    """Count signals instead of exiting."""
     stop = Stop()
 
     def count(number: int, frame: FrameType | None) -> None:
         stop.requests += 1
         if stop.requests == 1:
-            print(
-                "\nStopping: running jobs save a checkpoint and exit. Interrupt again to stop them now.",
-                flush=True,
-            )
+            stop.signal = number
+            notify("\nStopping: running jobs save a checkpoint and exit. Interrupt again to stop them now.")
 
-    before = {
-        number: signal.signal(number, count)
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) is not signal.SIG_IGN
-    }
-    try:
+    with handling_signals(count):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

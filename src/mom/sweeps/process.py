@@ -11,8 +11,9 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
-from mom.runs.directory import RunDirectory, holds_checkpoints, process_rank
+from mom.runs.directory import STATUS, RunDirectory, has_recorded_end, holds_checkpoints, process_rank
 from mom.runs.lock import hold
 from mom.sweeps.jobs import Job
 
@@ -24,9 +25,15 @@ _POLL_SECONDS = 0.1
 
 @dataclasses.dataclass
 class Stop:
-    """Number of requests to stop the sweep: at the first, jobs save and exit; at the third, they are killed."""
+    """Number of requests to stop the sweep: at the first, jobs save and exit; at the third, they are killed.
+
+    Args:
+        requests: their number.
+        signal: number of the signal that was the first; 0 if there was none.
+    """
 
     requests: int = 0
+    signal: int = 0
 
 
 def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[Job], None]) -> None:
@@ -41,9 +48,10 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
         stop: requests to stop, polled while the job runs.
         started: called once the job's process runs.
     """
-    if process_rank() > 0:  # Slurm started several processes for this job; rank 0 handles the directory
-        job.folder.mkdir(parents=True, exist_ok=True)
-        _wait(_start(job, [*command, *_overrides(job)]), stop)
+    if process_rank() > 0:
+        # Slurm started several processes for this job. Only rank 0 touches the directory, which it may have to empty;
+        # the output of the others goes to their logs of Slurm.
+        _wait(_start(job, [*command, *_overrides(job)], None), stop)
         return
     with hold(job.folder, lambda: stop.requests > 0) as descriptors:
         if descriptors is None or stop.requests or job.state == "succeeded":
@@ -54,8 +62,9 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
             shutil.rmtree(job.folder)
         job.folder.mkdir(parents=True, exist_ok=True)
         # A process that dies without a status must not leave the status of an earlier attempt.
-        (job.folder / "status.json").unlink(missing_ok=True)
-        process = _start(job, line, descriptors)
+        (job.folder / STATUS).unlink(missing_ok=True)
+        with (job.folder / OUTPUT).open("ab") as output:
+            process = _start(job, line, output, descriptors)
         try:
             started(job)
             code = _wait(process, stop)
@@ -69,7 +78,8 @@ def run_job(job: Job, command: tuple[str, ...], stop: Stop, started: Callable[[J
 def settle_abandoned(job: Job) -> None:
     """Mark a job as interrupted if its process died without recording how it ended."""
     with hold(job.folder, lambda: True) as descriptors:
-        if descriptors is not None and job.state == "running":
+        started = (job.folder / STATUS).exists()
+        if descriptors is not None and started and not has_recorded_end(job.folder):
             RunDirectory(job.folder).status("interrupted", "its process died")
 
 
@@ -94,19 +104,20 @@ def _overrides(job: Job) -> list[str]:
     return overrides
 
 
-def _start(job: Job, line: list[str], kept_open: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """Start the job's process, writing its output to a file."""
+def _start(
+    job: Job, line: list[str], output: IO[bytes] | None, kept_open: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """Start the job's process, writing its output to a file; ``None`` is that of this process."""
     devices = {} if job.devices is None else {"CUDA_VISIBLE_DEVICES": job.devices}
-    with (job.folder / OUTPUT).open("ab") as output:
-        return subprocess.Popen(
-            line,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=os.environ | devices,
-            start_new_session=True,  # Ctrl-C in the terminal reaches only the sweep, which forwards it
-            pass_fds=kept_open,
-        )
+    return subprocess.Popen(
+        line,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=None if output is None else subprocess.STDOUT,
+        env=os.environ | devices,
+        start_new_session=True,  # Ctrl-C in the terminal reaches only the sweep, which forwards it
+        pass_fds=kept_open,
+    )
 
 
 def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
@@ -123,7 +134,7 @@ def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
 
 def _settle(job: Job, code: int, *, stopped: bool) -> None:
     """Record how a job ended if its process did not do so itself."""
-    if job.state in ("waiting", "running"):
+    if not has_recorded_end(job.folder):
         RunDirectory(job.folder).status(
             "interrupted" if stopped or code == -signal.SIGTERM else "failed",
             None if stopped else _failure(job.folder, code),

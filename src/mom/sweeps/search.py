@@ -15,6 +15,7 @@ from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import JobsFailed, UsageError
+from mom.runs.signals import Interrupted
 from mom.sweeps.grid import plan, to_plain
 from mom.sweeps.jobs import Job, configures_sweep
 from mom.sweeps.launchers import check_launcher, run_jobs
@@ -43,7 +44,7 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
     Raises:
         UsageError: if there is nothing to sample or the first trial is invalid; no trial was started.
         JobsFailed: if trials failed.
-        KeyboardInterrupt: after Ctrl-C or SIGTERM, once the running trials have ended.
+        Interrupted: after a signal, once the running trials have ended.
     """
     if importlib.util.find_spec("optuna") is None:
         raise UsageError(
@@ -59,14 +60,14 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
     try:
         study = open_study(folder / JOURNAL, options)
         current = _Search(study, options, launcher, folder, fixed, compose)
-        completed = current.run(sampled)
+        stopped_by = current.run(sampled)
     except UsageError:
         if is_new:
             (folder / JOURNAL).unlink(missing_ok=True)
         raise
     current.print_best()
-    if not completed:
-        raise KeyboardInterrupt
+    if stopped_by:
+        raise Interrupted(stopped_by)
     failed = sum(trial.state.name == "FAIL" for trial in current.trials)
     if failed:
         raise JobsFailed(failed, len(current.trials))
@@ -97,14 +98,14 @@ class _Search:
         """The trials so far, by number."""
         return self.study.get_trials(deepcopy=False)
 
-    def run(self, sampled: dict[str, optuna.distributions.BaseDistribution]) -> bool:
-        """Run trials until there are enough; return false if the search was stopped."""
+    def run(self, sampled: dict[str, optuna.distributions.BaseDistribution]) -> int:
+        """Run trials until there are enough; return the number of the signal that stopped the search, or 0."""
         unfinished = [trial.number for trial in self.trials if trial.state.name == "RUNNING"]
         while True:
             ended = sum(trial.state.is_finished() for trial in self.trials)
             wanted = min(self.options.trials_at_once, self.options.num_trials - ended)
             if wanted < 1:
-                return True
+                return 0
             numbers, unfinished = unfinished[:wanted], unfinished[wanted:]
             while len(numbers) < wanted:
                 trial = self.study.ask(sampled)
@@ -124,11 +125,11 @@ class _Search:
                 pruned = self._is_pruned(numbers_of[job.folder], job)
                 print_job_finished(job, "pruned" if pruned else None)
 
-            completed = run_jobs(list(jobs.values()), self.launcher, self.folder, print_job_started, on_end)
+            stopped_by = run_jobs(list(jobs.values()), self.launcher, self.folder, print_job_started, on_end)
             for number, job in jobs.items():
                 self._record_result(number, job)
-            if not completed:
-                return False
+            if stopped_by:
+                return stopped_by
 
     def _job(self, number: int) -> Job:
         """Return the checked job of a trial."""

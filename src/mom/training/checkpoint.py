@@ -6,12 +6,14 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 
-from mom.callbacks.checkpoints import INSIDE_ACCUMULATION
+from mom.callbacks.checkpoints import INSIDE_ACCUMULATION, RESULTS
+from mom.callbacks.resume import STOPPED_EARLY
 from mom.errors import UsageError, as_written
 from mom.interop.loading import CLASSIFIER
 from mom.interop.weights import read_checkpoint as load_plain
@@ -81,12 +83,22 @@ class ResumePoint(NamedTuple):
         step: optimizer steps taken before it was written.
         model_config: the fields of its model's configuration.
         num_labels: outputs of its classifier; ``None`` for a language model.
+        results: final metrics, if training had ended; else ``None``.
+        stopped_early: whether it ended before its number of steps.
+        data: the state of the data module; empty if there is none.
     """
 
     path: Path
     step: int
     model_config: dict[str, Any]
     num_labels: int | None
+    results: dict[str, float] | None = None
+    stopped_early: bool = False
+    data: Mapping[str, Any] = MappingProxyType({})
+
+    def is_finished(self, max_steps: int) -> bool:
+        """Return whether nothing is left to train of ``max_steps`` steps."""
+        return self.results is not None and (self.step == max_steps or self.stopped_early)
 
 
 def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
@@ -119,6 +131,9 @@ def read_checkpoint(path: str | Path, option: str = "ckpt") -> ResumePoint:
         checkpoint["global_step"],
         checkpoint["hyper_parameters"]["model_config"],
         None if classifier is None else classifier.shape[0],
+        checkpoint.get(RESULTS),
+        checkpoint.get(STOPPED_EARLY, False),
+        next((checkpoint[name] for name in checkpoint if name.endswith("DataModule")), {}),
     )
 
 

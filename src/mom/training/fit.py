@@ -11,14 +11,18 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mom.callbacks import ExactResume, LastCheckpoint, RankAgreement, ThroughputMonitor
 from mom.config import RunConfig
+from mom.console import announce
 from mom.cost.estimate import forward_memory
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
+from mom.data.resumable import ResumableDataModule
 from mom.data.tokenizer import save_tokenizer
 from mom.errors import UsageError
+from mom.interop.weights import read_checkpoint as load_plain
 from mom.metrics.names import CHANCE
 from mom.model import MoMForCausalLM
 from mom.runs.directory import CHECKPOINTS, RunDirectory
+from mom.runs.signals import Interrupted
 from mom.training.checkpoint import ResumePoint
 from mom.training.controls import ControlModule
 from mom.training.interruption import Interruption
@@ -92,14 +96,17 @@ def fit_module(
         directory: where the phase writes.
         phase: its name, for the progress bar and the loggers.
         max_steps: optimizer steps of the phase, including those before ``resume``.
-        resume: a checkpoint to resume from: weights, optimizer, schedule, and data order.
+        resume: a checkpoint to resume from: weights, optimizer, schedule, and data order. If nothing is left to train,
+            only its weights and results are loaded.
 
     Returns:
         The results of :func:`collect_results`.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C or SIGTERM, after ``last.ckpt`` was written.
+        Interrupted: on a signal, after ``last.ckpt`` was written.
     """
+    if resume is not None and resume.is_finished(max_steps):
+        return _load_finished(module, data, resume, phase)
     seed_everything(config.seed, workers=True, verbose=False)
     if config.trainer.activation_checkpointing:
         module.model.gradient_checkpointing_enable()
@@ -111,24 +118,28 @@ def fit_module(
     checkpoints = directory.path / CHECKPOINTS
     interruption = Interruption()
     with open_loggers(config, directory.path, phase=phase, data=data, steps_before=steps_before) as loggers:
+        last = LastCheckpoint(
+            checkpoints,
+            lambda: interruption.requested,
+            lambda: collect_results(trainer, module, callbacks),
+        )
         callbacks = [
             *build_callbacks(config, phase, bool(loggers)),
             RankAgreement(_shared_request(config, module, phase, max_steps, steps_before)),
             ExactResume(),
-            # Last, because it saves the state of all other callbacks.
-            LastCheckpoint(checkpoints, lambda: interruption.requested),
+            last,  # because it saves the state of all other callbacks
         ]
         _set_default_dirpath(callbacks, checkpoints)
         trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
         with interruption:
             trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
-            if "val/loss" not in trainer.callback_metrics and config.trainer.limit_val_batches != 0:
-                trainer.validate(
-                    module, datamodule=data, verbose=False
-                )  # training resumed after its last step
-        if interruption.requested:
-            raise KeyboardInterrupt  # requested during the final validation, so last.ckpt is complete
-    return collect_results(trainer, module, callbacks)
+            if last.results is None and config.trainer.limit_val_batches != 0:
+                # A checkpoint of an earlier version, or of more steps than requested.
+                trainer.loggers = []
+                trainer.validate(module, datamodule=data, verbose=False)
+        if last.stopping or interruption.requested:  # during the last step, so last.ckpt is complete
+            raise Interrupted(last.stopping or interruption.requested)
+    return last.results or collect_results(trainer, module, callbacks)
 
 
 def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Callback]) -> dict[str, float]:
@@ -155,6 +166,21 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
                 results["throughput/mfu"] = callback.mfu
             results["throughput/training_flops"] = callback.training_flops
     return results | {"depth/graph": module.model.config.graph_depth}
+
+
+def _load_finished(
+    module: TrainingModule, data: LightningDataModule, resume: ResumePoint, phase: str
+) -> dict[str, float]:
+    """Load the weights of a training that has ended, and return its results."""
+    if isinstance(data, ResumableDataModule) and resume.data:
+        data.check_state(resume.data)
+    assert resume.results is not None
+    announce(f"{phase}: already trained for {resume.step} steps")
+    if not any(
+        parameter.is_meta for parameter in module.parameters()
+    ):  # this process does not hold the weights
+        module.load_state_dict(load_plain(resume.path, "resume")["state_dict"])
+    return dict(resume.results)
 
 
 def _shared_request(

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 from mom.config import RunConfig
-from mom.console import announce
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
-from mom.interop import load_model, upcycle
+from mom.interop import upcycle
 from mom.model import MoMConfig, MoMForCausalLM
-from mom.runs.directory import CHECKPOINTS, RunDirectory, read_summary
+from mom.runs.directory import CHECKPOINTS, RunDirectory, read_status, read_summary
 from mom.training.checkpoint import (
     ResumePoint,
     check_architecture,
@@ -22,7 +21,6 @@ from mom.training.checkpoint import (
     read_checkpoint,
 )
 from mom.training.fit import fit_phase
-from mom.training.sharding import initialized_once
 
 
 def checkpoint_to_resume(config: RunConfig, run: RunDirectory) -> ResumePoint | None:
@@ -60,12 +58,6 @@ def run_phase(
     resume = last_checkpoint(directory.path / CHECKPOINTS) if config.resume == "auto" else None
     if resume is not None:
         check_architecture(resume, model.config.to_dict())
-        results = finished_results(run, phase)
-        if results is not None and results["steps"] == resume.step == max_steps:
-            with initialized_once(config.trainer.strategy):
-                model.load_state_dict(load_model(resume.path, as_measured=False).state_dict())
-            announce(f"{phase}: already trained for {max_steps} steps, skipping")
-            return results
     with subrun(
         directory, {"phase": phase, "max_steps": max_steps, "model": model.config.to_dict()}
     ) as results:
@@ -99,7 +91,8 @@ def subrun(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[
 
 def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
     """Return the results of a phase that finished in this run directory, or ``None``."""
-    return read_summary(run.path / phase) or None
+    finished = read_status(run.path / phase).get("state") == "succeeded"
+    return read_summary(run.path / phase) or None if finished else None
 
 
 def initialize_from(source: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:

@@ -76,6 +76,8 @@ def build_trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,  # the data module's sampler splits the windows among ranks
     )
+    # Ours do more, and Lightning's handler of SIGTERM calls a collective that other ranks may not be waiting for.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     if config.trainer.keep_freed_memory and trainer.strategy.root_device.type == "cpu":
         keep_freed_memory()
     return trainer
