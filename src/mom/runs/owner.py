@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mom.errors import UsageError
-from mom.runs.files import read_json, temporary_path
+from mom.runs.files import read_json, temporary_path, write_text_atomic
 
 LOCK = "run.lock"
 """File in a run directory that names the process that writes there."""
@@ -109,15 +109,16 @@ def owner_has_died(folder: Path) -> bool:
 
 
 def _acquire(path: Path, me: Process) -> None:
+    record = json.dumps(dataclasses.asdict(me)) + "\n"
     temporary = temporary_path(path)
-    temporary.write_text(json.dumps(dataclasses.asdict(me)) + "\n", encoding="utf-8")
+    temporary.write_text(record, encoding="utf-8")
     try:
         if _create(temporary, path):
             return
         if _is_alive(path):
             raise _in_use(path)
         # If several processes take over at once, the last to replace the lock owns the folder.
-        os.replace(temporary, path)
+        write_text_atomic(path, record)
         time.sleep(_SETTLE_SECONDS)
         if _read(path) != me:
             raise _in_use(path)
