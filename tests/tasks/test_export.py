@@ -34,9 +34,17 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 ids = tokenizer(["module router", "skip"], padding=False)["input_ids"]
 with torch.no_grad():
     logits = [model(input_ids=torch.tensor([row])).logits for row in ids]
-text = pipeline("text-generation", model=folder, trust_remote_code=True)(
-    "module router", max_new_tokens=6, do_sample=False
-)[0]["generated_text"]
+generator = pipeline("text-generation", model=folder, trust_remote_code=True)
+texts = ["module router", "skip", "a module that skips the router"]
+options = {"max_new_tokens": 6, "do_sample": False}
+alone = [generator(text, **options)[0]["generated_text"] for text in texts]
+together = [found[0]["generated_text"] for found in generator(texts, batch_size=3, **options)]
+assert together == alone, (together, alone)
+text = alone[0]
+assert tokenizer.model_max_length == model.config.max_positions
+assert tokenizer.pad_token_id == tokenizer.eos_token_id
+cut = tokenizer("module " * 99, truncation=True, return_tensors="pt")["input_ids"]
+assert cut.shape == (1, model.config.max_positions)
 # The folder's code and the package compute the same function.
 del sys.modules["mom"]
 import mom.model

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import re
@@ -53,7 +54,7 @@ def export_model(
     """
     with run_dir_errors(folder.parent), atomic_folder(folder) as building:
         save_model(model, building)
-        tokenizer.save_pretrained(str(building))
+        _fitting(tokenizer, model).save_pretrained(str(building))
         config = building / "config.json"
         fields = json.loads(config.read_text(encoding="utf-8"))
         fields |= {"auto_map": AUTO_MAP, "mom_version": __version__}
@@ -61,6 +62,19 @@ def export_model(
         for name, source in model_code().items():
             (building / name).write_text(source, encoding="utf-8")
         (building / "README.md").write_text(card, encoding="utf-8")
+
+
+def _fitting(
+    tokenizer: PreTrainedTokenizerBase, model: MoMForCausalLM | MoMForSequenceClassification
+) -> PreTrainedTokenizerBase:
+    """Return a copy of a tokenizer that cuts texts at the model's positions, and that pads, before prompts."""
+    fitting = copy.deepcopy(tokenizer)
+    fitting.model_max_length = min(tokenizer.model_max_length, model.config.max_positions)
+    if fitting.pad_token is None:
+        fitting.pad_token = fitting.eos_token
+    if model.can_generate():
+        fitting.padding_side = "left"
+    return fitting
 
 
 def model_code() -> dict[str, str]:
@@ -188,6 +202,6 @@ def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:
     with run_dir_errors(folder.parent), atomic_folder(folder) as building:
         save_model(model, building)
         try:
-            load_tokenizer(find_tokenizer(init, None)).save_pretrained(str(building))
+            _fitting(load_tokenizer(find_tokenizer(init, None)), model).save_pretrained(str(building))
         except UsageError:
             log.info("No tokenizer found with %s; set data.tokenizer when you use this model", init)
