@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -325,6 +326,21 @@ def test_a_folder_belongs_to_one_task(launch: Callable[..., int], capsys: pytest
     Path("here/config.yaml").write_text("a: [1, 2\n")
     assert launch("run_dir=here", *SMALL) == 2
     assert the_line(capsys).startswith("cannot read here/config.yaml: not valid YAML (")
+
+
+def test_a_full_disk_is_one_line(launch: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        (run.path / "metrics.csv").touch()
+        try:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        except OSError as error:  # as PyTorch does
+            raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 704") from error
+
+    assert launch("run_dir=here", *SMALL, task=task) == 1
+    line = the_line(capsys)
+    assert line.startswith("No space left on device: here needs more bytes, ")
+    assert line.endswith(" are free; free some space and resume with resume=auto run_dir=here")
+    assert status("here")["error"]["message"] == line
 
 
 def test_showing_the_configuration_runs_nothing(

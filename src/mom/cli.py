@@ -30,6 +30,7 @@ from mom.config.composition import (
 )
 from mom.errors import JobsFailed, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
+from mom.runs.files import disk_full, is_disk_full
 from mom.runs.provenance import start_of_run
 from mom.runs.signals import Interrupted, exit_code, handle_signals, ignore_signals, interrupt
 
@@ -122,7 +123,11 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
         return exit_code(number)
     except Exception as error:
         ignore_signals()
-        traceback.print_exc()
+        if run is not None and is_disk_full(error):
+            error = _disk_full(run, error)
+            _print_error(error, debug)
+        else:
+            traceback.print_exc()
         if run is not None:
             _record(run, "failed", error)
         return FAILED
@@ -191,6 +196,16 @@ def _signal_of(error: BaseException) -> int | None:
     if isinstance(error, KeyboardInterrupt):
         return error.number if isinstance(error, Interrupted) else signal.SIGINT
     return None if error.__context__ is None else _signal_of(error.__context__)
+
+
+def _disk_full(run: RunDirectory, error: Exception) -> UsageError:
+    """Return one line for a full disk, with the file and the bytes that it needs if they are known."""
+    cause = disk_full(run.path, "more")
+    if isinstance(error, OSError) and error.filename is not None:
+        cause = error if "bytes" in error.strerror else disk_full(Path(error.filename), "more")
+    reason = UsageError(f"{cause.strerror}; free some space and resume with resume=auto run_dir={run.path}")
+    reason.__cause__ = error
+    return reason
 
 
 def _record(run: RunDirectory, state: str, error: Exception | None) -> None:

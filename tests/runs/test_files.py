@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import re
@@ -20,6 +21,7 @@ from mom.runs.files import (
     atomic_folder,
     csv_value,
     format_csv,
+    is_disk_full,
     parse_json,
     read_json,
     write_json_atomic,
@@ -28,6 +30,35 @@ from mom.runs.files import (
 
 def names(folder: Path) -> set[str]:
     return {path.name for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (OSError(errno.ENOSPC, "x"), True),
+        (OSError(errno.EDQUOT, "x"), True),
+        (OSError(errno.EIO, "x"), False),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), True),
+        (RuntimeError("x"), False),
+    ],
+)
+def test_a_full_disk_is_told_from_other_errors(error: Exception, is_full: bool, tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        with (atomic_folder if path.is_dir() else atomic_file)(path) as building:
+            (building / "a" if building.is_dir() else building).write_text("1234567")
+            try:
+                raise error
+            except Exception as first:
+                raise RuntimeError("archive") from first
+
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file", tmp_path / "folder"):
+        with pytest.raises((OSError, RuntimeError)) as raised:
+            write(path)
+        assert is_disk_full(raised.value) is is_full
+        expected = rf"No space left on device: .*{path.name} needs more than 7 bytes, [\d,]+ are free"
+        assert bool(re.search(expected, str(raised.value))) is is_full
+    assert names(tmp_path) == {"folder"}
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(

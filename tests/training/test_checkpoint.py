@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 from pathlib import Path
 
@@ -49,6 +51,47 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
         AtomicCheckpointIO().save_checkpoint({"step": torch.zeros(10), "bad": Unwritable()}, path)
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
+
+
+class FullDisk:
+    """A file on a disk with little space left."""
+
+    def __init__(self, path: Path, free: int) -> None:
+        self._file, self._free = open(path, "wb"), free  # noqa: SIM115 (closed on exit)
+
+    def write(self, content) -> int:
+        self._free -= len(memoryview(content).cast("B"))
+        if self._free < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+@pytest.mark.parametrize("free", [0, 10, 700, 100_000, 399_000])
+def test_a_full_disk_names_the_file_and_the_bytes(tmp_path, monkeypatch, free):
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    before = path.read_bytes()
+    content = {"state_dict": {"a": torch.zeros(50_000)}, "optimizer_states": [{"b": [torch.zeros(50_000)]}]}
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda path, *_: FullDisk(path, free))
+        with pytest.raises(
+            OSError, match=r"No space left on device: .*last.ckpt needs 400,000 bytes, [\d,]+ are free"
+        ) as error:
+            AtomicCheckpointIO().save_checkpoint(content, path)
+    assert error.value.errno == errno.ENOSPC
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+    AtomicCheckpointIO().save_checkpoint(content, path)
+    assert AtomicCheckpointIO().load_checkpoint(path)["state_dict"]["a"].shape == (50_000,)
 
 
 def test_a_pickle_with_code_is_rejected_and_not_run(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import re
@@ -16,20 +17,42 @@ from typing import Any
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
+def is_disk_full(error: BaseException | None) -> bool:
+    """Return whether an error, or the one that led to it, is a full disk or an exceeded quota.
+
+    PyTorch reports a write that failed as an error of its archive, and safetensors only in the message.
+    """
+    if error is None:
+        return False
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    is_named = f"os error {errno.ENOSPC})" in str(error)
+    return is_named or is_disk_full(error.__cause__ or error.__context__)
+
+
+def disk_full(path: Path, needed: str) -> OSError:
+    """Return the error for a full disk, which names the file, the bytes that it needs, and those that are free."""
+    free = shutil.disk_usage(path.parent).free
+    return OSError(
+        errno.ENOSPC, f"No space left on device: {path} needs {needed} bytes, {free:,} are free", str(path)
+    )
+
+
 @contextmanager
-def atomic_file(path: str | Path) -> Iterator[Path]:
+def atomic_file(path: str | Path, size: int | None = None) -> Iterator[Path]:
     """Replace a file once its new content is complete and on disk.
 
     Readers see the old or the new file, never a partial one. If the block raises, the old file stays.
 
     Args:
         path: the file; its folder must exist.
+        size: bytes that it will have, if they are known, to say so on a full disk.
 
     Yields:
         A path in the same folder, to write the new content to.
 
     Raises:
-        OSError: if the file cannot be synced or renamed.
+        OSError: if the file cannot be written, synced, or renamed.
     """
     path = Path(path)
     temporary = temporary_path(path)
@@ -38,6 +61,12 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         sync(temporary)
         os.replace(temporary, path)
         sync(path.parent)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        written = temporary.stat().st_size if temporary.is_file() else 0
+        temporary.unlink(missing_ok=True)
+        raise disk_full(path, f"more than {written:,}" if size is None else f"{size:,}") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -65,6 +94,12 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         building.mkdir(parents=True)
         yield building
         replace_folder(building, folder)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        written = sum(path.stat().st_size for path in building.rglob("*") if path.is_file())
+        shutil.rmtree(building, ignore_errors=True)
+        raise disk_full(folder, f"more than {written:,}") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 

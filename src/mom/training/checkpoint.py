@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
 from mom.callbacks.checkpoints import INSIDE_ACCUMULATION, RESULTS
 from mom.callbacks.resume import STOPPED_EARLY
@@ -40,14 +41,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write ``checkpoint`` to ``path``, replacing an existing file, which stays if this fails."""
+        """Write ``checkpoint`` to ``path``, replacing an existing file, which stays if this fails.
+
+        Raises:
+            OSError: the disk is full, with the bytes that are needed and free.
+        """
         if storage_options is not None:
             raise TypeError(
                 "AtomicCheckpointIO writes to a local folder and does not support storage_options"
             )
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as temporary:
+        with atomic_file(path, _num_bytes(checkpoint)) as temporary:
             with temporary.open("wb") as file:
                 torch.save(checkpoint, file)
             if path.name == LAST and path.is_file():
@@ -62,6 +67,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         """Read plain data, regardless of ``weights_only``."""
         return super().load_checkpoint(path, map_location=map_location, weights_only=True)
+
+
+def _num_bytes(content: Any) -> int:
+    """Return the bytes of all tensors in nested plain data."""
+    if isinstance(content, Tensor):
+        return content.numel() * content.element_size()
+    if isinstance(content, Mapping):
+        content = content.values()
+    elif not isinstance(content, list | tuple):
+        return 0
+    return sum(map(_num_bytes, content))
 
 
 def _keep(path: Path, name: Path) -> None:
