@@ -133,16 +133,25 @@ def test_finished_cache_is_read_without_writing(tmp_path: Path, monkeypatch: pyt
     assert prepare(config).train == first.train
 
 
-@pytest.mark.parametrize("damage", ["train.bin", "validation.bin", "meta.json", "no meta.json"])
-def test_damaged_cache_is_rebuilt(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("how", ["missing", "cut off", "first byte", "last bytes"])
+@pytest.mark.parametrize("name", ["train.bin", "validation.bin", "meta.json", "tokenizer/tokenizer.json"])
+def test_damaged_cache_is_rebuilt(tmp_path: Path, name: str, how: str) -> None:
     config = text_config(tmp_path, some_texts(20))
     first = prepare(config)
     tokens = first.train.tokens.tolist()
-    path = first.folder / damage.removeprefix("no ")
-    if damage.startswith("no "):
+    path = first.folder / name
+    content = bytearray(path.read_bytes())
+    if how == "missing":
         path.unlink()
-    else:
+    elif how == "cut off":
         os.truncate(path, path.stat().st_size - 2)
+    else:
+        content[0 if how == "first byte" else -7] ^= 1
+        path.write_bytes(content)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparing, "locked", never)
+        with pytest.raises(AssertionError):
+            prepare(config)
     assert prepare(config).train.tokens.tolist() == tokens
     assert cache_contents(config) == [first.folder.name]
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import math
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mom.config import DataConfig
+from mom.data import token_files
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.prepare import prepare
-from mom.data.token_files import TokenWriter, bits_per_byte, token_dtype
+from mom.data.token_files import TokenFile, TokenWriter, bits_per_byte, token_dtype
 from mom.errors import UsageError
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.texts import some_texts
 
 
+@settings(deadline=None)
 @given(
     batches=st.lists(st.lists(st.tuples(st.lists(st.integers(0, 65_534), max_size=20), st.integers(0, 99)))),
     dtype=st.sampled_from(["uint16", "uint32"]),
@@ -46,8 +49,8 @@ def test_incomplete_file(tmp_path: Path) -> None:
     assert file.is_complete()
     file.path.write_bytes(file.path.read_bytes()[:-1])
     assert not file.is_complete()
-    with pytest.raises(ValueError, match="does not hold 4 tokens"):
-        _ = file.tokens
+    with pytest.raises(UsageError, match="must hold 4 tokens of type uint16"):
+        file.open()
     file.path.unlink()
     assert not file.is_complete()
 
@@ -135,6 +138,49 @@ def test_the_key_depends_on_the_content(folder, tmp_path):
     changed[-2] += 1
     changed.tofile(tmp_path / "val.bin")
     assert prepare(config(folder, path=str(tmp_path))).key != first.key
+
+
+def test_every_id_is_checked_and_the_result_is_remembered(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(token_files, "_BLOCK_TOKENS", 1000)
+    ids = np.full(10_000, 7, dtype=np.uint16)
+    for place in (0, 4_321, 9_999):
+        for name in ("train.bin", "val.bin"):
+            wrong = ids.copy()
+            wrong[place] = VOCABULARY
+            (wrong if name == "train.bin" else ids).tofile(tmp_path / name)
+        with pytest.raises(UsageError, match=r"which has the ID 300, got .* with 300 tokens"):
+            prepare(config(folder, path=str(tmp_path), cache_dir=str(tmp_path / f"cache{place}")))
+    ids.tofile(tmp_path / "train.bin")
+    cached = config(folder, path=str(tmp_path), cache_dir=str(tmp_path / "cache"))
+    key = prepare(cached).key
+    with monkeypatch.context() as patch:
+        patch.setattr(token_files, "_text_bytes", lambda *_: 1)
+        patch.setattr(TokenFile, "blocks", lambda _: pytest.fail("read again"))
+        assert prepare(cached).key == key
+    ids[5_000] += 1
+    ids.tofile(tmp_path / "train.bin")
+    assert prepare(cached).key != key
+    for scan in (tmp_path / "cache" / "token_files").iterdir():
+        scan.write_text("{broken")
+    assert prepare(cached).key != key
+
+
+def test_a_file_that_is_cut_off_or_deleted_in_use(folder, tmp_path):
+    for name in ("train.bin", "val.bin"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    data = LanguageModelingDataModule(config(folder, path=str(tmp_path)), seed=0)
+    data.setup()
+    windows = data.train_windows
+    expected = windows[len(windows) - 1]["input_ids"]
+    os.truncate(tmp_path / "train.bin", 100)
+    assert len(windows[0]["input_ids"]) == 16
+    with pytest.raises(
+        UsageError, match=r"^cannot read data.path: .*train.bin must hold .* it was changed while"
+    ):
+        windows[len(windows) - 1]
+    (tmp_path / "train.bin").write_bytes((folder / "train.bin").read_bytes())
+    (tmp_path / "train.bin").unlink()
+    assert windows[len(windows) - 1]["input_ids"].tolist() == expected.tolist()
 
 
 def test_larger_vocabularies_are_read_as_uint32(folder, tmp_path):

@@ -48,7 +48,7 @@ def split_windows(files: Sequence[TokenFile], length: int, end_of_text: int | No
     ended = 0
     for file in files:
         for start in range(0, file.count, length):
-            ids = file.tokens[start : start + length].astype(np.int64)
+            ids = file.read(start, start + length).astype(np.int64)
             ends = np.zeros(len(ids), dtype=np.int64) if end_of_text is None else ids == end_of_text
             before = ended + np.concatenate([[0], np.cumsum(ends)])
             yield Window(ids, before[:-1])

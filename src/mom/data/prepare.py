@@ -5,8 +5,8 @@ A prepared corpus is a folder in the cache:
     <corpus>-<key>/   train.bin  validation.bin  meta.json  tokenizer/
 
 The folder gets its name once everything is on disk (:mod:`mom.data.cache`), so a folder with that name is complete.
-The lengths of its files are checked anyway, and a damaged folder is rebuilt. An unfinished preparation is resumed
-(:mod:`mom.data.tokenization`).
+Its files are checked against their SHA-256 anyway, and a damaged folder is rebuilt. An unfinished preparation is
+resumed (:mod:`mom.data.tokenization`).
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import hashlib
 import json
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from mom.data.cache import cache_errors, cache_folder, locked, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
-from mom.data.token_files import TokenFile, open_token_files, token_dtype
+from mom.data.token_files import LARGEST_UINT16_VOCABULARY, TokenFile, open_token_files, token_dtype
 from mom.data.tokenization import (
     MARK,
     SPLITS,
@@ -40,8 +39,8 @@ from mom.data.tokenizer import (
     training_identity,
     vocabulary_size,
 )
-from mom.errors import UsageError
-from mom.runs.files import replace_folder
+from mom.errors import UsageError, first_line
+from mom.runs.files import disk_full, is_disk_full, parse_json, replace_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -53,13 +52,16 @@ log = logging.getLogger(__name__)
 # Part of every key; increase it when the same input gives different files.
 FORMAT = 1
 
+META = "meta.json"
+_SUMS = "sha256"
+
 # For GPT-2's tokenizer on English text; used to estimate file sizes.
 _BYTES_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
 class PreparedCorpus:
-    """A tokenized corpus, whose files are memory-mapped, so that they stay readable even if they are deleted.
+    """A tokenized corpus, whose files stay open, so that they stay readable even if they are deleted.
 
     Args:
         folder: the folder in the cache.
@@ -77,9 +79,9 @@ class PreparedCorpus:
     key: str
 
     def __post_init__(self) -> None:
-        """Map the files."""
+        """Open the files."""
         for file in (self.train, self.validation):
-            file.tokens  # noqa: B018 (cached)
+            file.open()
 
     @property
     def vocab_size(self) -> int:
@@ -145,19 +147,33 @@ def _key(fingerprint: str, identity: str, validation_fraction: float) -> str:
 def _open(folder: Path, key: str) -> PreparedCorpus | None:
     """Open a prepared corpus; return ``None`` if it does not exist or is damaged."""
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = parse_json((folder / META).read_bytes())
+        recorded = meta.pop(_SUMS, {})
         files = {name: TokenFile(folder / f"{name}.bin", **meta[name]) for name in SPLITS}
-        is_complete = meta["key"] == key and all(file.is_complete() for file in files.values())
+        if meta["key"] != key:
+            raise ValueError("it is that of another corpus")
+        sums = _sums(folder, meta)
+        if wrong := sorted(name for name in {*sums, *recorded} if sums.get(name) != recorded.get(name)):
+            raise ValueError(f"{wrong[0]} has another SHA-256" if recorded else "it has no checksums")
+        tokenizer = _load_saved_tokenizer(folder)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        log.warning("rebuilding %s, which is damaged: %s", folder, error)
+    except Exception as error:  # whatever reading a damaged file raises
+        log.warning("rebuilding %s, which is damaged or of an earlier version: %s", folder, first_line(error))
         return None
-    if not is_complete:
-        log.warning("rebuilding %s, which is damaged", folder)
-        return None
-    tokenizer = _load_saved_tokenizer(folder)
     return PreparedCorpus(folder, files["train"], files["validation"], tokenizer, meta["fingerprint"], key)
+
+
+def _sums(folder: Path, meta: Mapping[str, Any]) -> dict[str, str]:
+    """Return the SHA-256 of every file of a prepared corpus, and of the other fields of its ``meta.json``."""
+    sums = {META: hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()}
+    for path in sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.name not in (META, MARK)
+    ):
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256")
+        sums[path.relative_to(folder).as_posix()] = digest.hexdigest()
+    return sums
 
 
 def _load_saved_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
@@ -192,7 +208,7 @@ def _build(
                 tokenizer = train_tokenizer(tokenizer_sample(corpus, limit), config.tokenizer_vocab_size)
             if mark is None:
                 tokenizer.save_pretrained(str(building / "tokenizer"))
-            _log_size(corpus, folder.parent, token_dtype(vocabulary_size(tokenizer)))
+            _log_size(corpus, folder.parent, tokenizer)
             concurrent = 1 if config.num_processes == 1 else 2
             files = write_token_files(
                 building, corpus, tokenizer, limit, fingerprint, mark, concurrent_batches=concurrent
@@ -201,25 +217,34 @@ def _build(
         for name, file in files.items():
             fields = ("dtype", "count", "num_bytes", "num_documents", "fingerprint")
             meta[name] = {field: getattr(file, field) for field in fields}
-        (building / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+        meta[_SUMS] = _sums(building, meta)
+        (building / META).write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
         (building / MARK).unlink(missing_ok=True)
         replace_folder(building, folder)
     except UsageError:  # the corpus cannot be used, so there is nothing to resume
         shutil.rmtree(building, ignore_errors=True)
         raise
-    except BaseException:
+    except BaseException as error:
         if read_mark(building) is None:
             shutil.rmtree(building, ignore_errors=True)
+        if is_disk_full(error):
+            raise disk_full(folder, f"about {_token_bytes(corpus, tokenizer):,}") from error
         raise
 
 
-def _log_size(corpus: Corpus, cache: Path, dtype: np.dtype) -> None:
+def _token_bytes(corpus: Corpus, tokenizer: PreTrainedTokenizerFast | None) -> int:
+    """Estimate the bytes of a corpus as tokens."""
+    size = LARGEST_UINT16_VOCABULARY if tokenizer is None else vocabulary_size(tokenizer)
+    return corpus.estimate_bytes() // _BYTES_PER_TOKEN * token_dtype(size).itemsize
+
+
+def _log_size(corpus: Corpus, cache: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Log the expected sizes of text and tokens; warn if the disk has too little space."""
     size = corpus.estimate_bytes()
     if size == 0:
         log.info("%s: text of unknown size", corpus.kind)
         return
-    needed = size // _BYTES_PER_TOKEN * dtype.itemsize
+    needed = _token_bytes(corpus, tokenizer)
     free = shutil.disk_usage(cache).free
     log.info(
         "%s: about %s MB of text, %s MB as tokens; %s MB free in %s",

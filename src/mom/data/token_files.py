@@ -1,22 +1,26 @@
-"""Tokens on disk: a flat, memory-mapped array of IDs, written here or by other programs."""
+"""Tokens on disk: a flat array of IDs, written here or by other programs."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import numpy as np
 
+from mom.data.cache import cache_errors, cache_folder
 from mom.data.tokenizer import load_tokenizer, tokenizer_identity, vocabulary_size
 from mom.errors import UsageError
+from mom.runs.files import read_json, write_json_atomic
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,15 +28,16 @@ if TYPE_CHECKING:
 
     from mom.config import DataConfig
 
+log = logging.getLogger(__name__)
+
 Loss = TypeVar("Loss", float, "Tensor")
 
 LARGEST_UINT16_VOCABULARY = 1 << 16
 
 _VALIDATION_NAMES = ("val.bin", "validation.bin")
 
-# The blocks that are read to identify a file and to check its IDs against the tokenizer.
-_BLOCKS = 64
-_BLOCK_TOKENS = 1 << 16
+_BLOCK_TOKENS = 1 << 22
+_SCANS = "token_files"  # folder of the cache
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -44,7 +49,9 @@ def token_dtype(vocab_size: int) -> np.dtype:
 class TokenFile:
     """A file of token IDs in the machine's byte order, one document after another.
 
-    The file is memory-mapped, so only the pages in use are read. A pickled TokenFile holds its path, not its tokens.
+    Only the tokens in use are read, from a file that stays open, so that they stay readable even if it is deleted. The
+    file is not memory-mapped: the process would end without a word if another program cut it off. A pickled TokenFile
+    holds its path, not its tokens.
 
     Args:
         path: the file.
@@ -63,20 +70,48 @@ class TokenFile:
     fingerprint: str
 
     @cached_property
+    def _file(self) -> BinaryIO:
+        return self.path.open("rb", buffering=0)
+
+    @property
     def tokens(self) -> np.ndarray:
-        """All tokens, (count,), read-only.
+        """All tokens, (count,)."""
+        return self.read(0, self.count)
+
+    def open(self) -> TokenFile:
+        """Open the file, and return it.
 
         Raises:
-            ValueError: the file has the wrong length.
+            UsageError: it has the wrong length.
         """
         if not self.is_complete():
-            raise ValueError(f"{self.path} does not hold {self.count} tokens of type {self.dtype}")
-        if self.count == 0:  # an empty file cannot be mapped
-            return np.empty(0, dtype=self.dtype)
-        return np.memmap(self.path, dtype=self.dtype, mode="r", shape=(self.count,))
+            raise _cut_off(self)
+        self._file  # noqa: B018 (cached)
+        return self
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Read the tokens from ``start`` up to ``stop`` or the end, (stop - start,).
+
+        Raises:
+            UsageError: the file is shorter than it was.
+        """
+        size = np.dtype(self.dtype).itemsize
+        first, last = start * size, min(stop, self.count) * size
+        parts = []
+        while first < last and (part := _read_at(self._file, last - first, first)):
+            parts.append(part)
+            first += len(part)
+        if first < last:
+            raise _cut_off(self)
+        return np.frombuffer(b"".join(parts), dtype=self.dtype)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Yield all tokens, a few million at a time."""
+        for start in range(0, self.count, _BLOCK_TOKENS):
+            yield self.read(start, start + _BLOCK_TOKENS)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "tokens"}
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     def is_complete(self) -> bool:
         """Return whether the file exists with the right length."""
@@ -89,6 +124,21 @@ class TokenFile:
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per token; end-of-text tokens count as tokens of 0 bytes."""
         return self.num_bytes / self.count if self.count else math.nan
+
+
+def _read_at(file: BinaryIO, size: int, start: int) -> bytes:
+    """Read up to ``size`` bytes from ``start``; processes that were forked share the file, but not a position."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), size, start)
+    file.seek(start)  # Windows, which does not fork
+    return file.read(size)
+
+
+def _cut_off(file: TokenFile) -> UsageError:
+    return UsageError(
+        f"cannot read data.path: {file.path} must hold {file.count:,} tokens of type {file.dtype}; it was changed "
+        "while it was in use"
+    )
 
 
 def bits_per_byte(loss: Loss, bytes_per_token: float) -> Loss:
@@ -166,7 +216,7 @@ class TokenWriter:
 def open_token_files(config: DataConfig) -> tuple[TokenFile, TokenFile, PreTrainedTokenizerFast, str]:
     """Open the token files in ``data.path``, which hold IDs of ``data.tokenizer``.
 
-    Documents are not counted, because that would read everything. Bytes of text are counted for the validation file if
+    All IDs are checked once. Documents are not counted. Bytes of text are counted for the validation file if
     the tokenizer is byte-level.
 
     Returns:
@@ -181,32 +231,56 @@ def open_token_files(config: DataConfig) -> tuple[TokenFile, TokenFile, PreTrain
     validation = next((folder / name for name in _VALIDATION_NAMES if (folder / name).is_file()), None)
     if validation is None or not (folder / "train.bin").is_file():
         raise UsageError(f"data.path must be a folder with train.bin and val.bin, got {config.path}")
-    train_file = _open(folder / "train.bin", tokenizer, config.tokenizer, count_bytes=False)
-    validation_file = _open(validation, tokenizer, config.tokenizer, count_bytes=True)
+    cache = cache_folder(config)
+    train_file = _open(folder / "train.bin", tokenizer, config.tokenizer, cache, count_bytes=False)
+    validation_file = _open(validation, tokenizer, config.tokenizer, cache, count_bytes=True)
     parts = (train_file.fingerprint, validation_file.fingerprint, tokenizer_identity(tokenizer))
     return train_file, validation_file, tokenizer, hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
-def _open(path: Path, tokenizer: PreTrainedTokenizerFast, name: str, *, count_bytes: bool) -> TokenFile:
-    dtype = token_dtype(vocabulary_size(tokenizer))
-    size = path.stat().st_size
-    if size % dtype.itemsize:
+def _open(
+    path: Path, tokenizer: PreTrainedTokenizerFast, name: str, cache: Path, *, count_bytes: bool
+) -> TokenFile:
+    size = vocabulary_size(tokenizer)
+    dtype = token_dtype(size)
+    num_bytes = path.stat().st_size
+    if num_bytes % dtype.itemsize:
         raise UsageError(
-            f"cannot read data.path: {path} must be a file of {dtype} tokens of {name}, got {size} bytes"
+            f"cannot read data.path: {path} must be a file of {dtype} tokens of {name}, got {num_bytes} bytes"
         )
-    count = size // dtype.itemsize
-    file = TokenFile(path, str(dtype), count, 0, 0, "")
-    digest = hashlib.sha256(f"{dtype} {count}".encode())
-    for start in sorted({int(start) for start in np.linspace(0, max(0, count - _BLOCK_TOKENS), _BLOCKS)}):
-        block = file.tokens[start : start + _BLOCK_TOKENS]
-        if len(block) and int(block.max()) >= vocabulary_size(tokenizer):
-            raise UsageError(
-                f"data.tokenizer must be the tokenizer of {path}, which has the ID {int(block.max())}, got {name} "
-                f"with {vocabulary_size(tokenizer)} tokens"
-            )
-        digest.update(block.tobytes())
-    file = dataclasses.replace(file, fingerprint=digest.hexdigest())
+    file = TokenFile(path, str(dtype), num_bytes // dtype.itemsize, 0, 0, "").open()
+    content, largest = _scan(file, cache)
+    if largest >= size:
+        raise UsageError(
+            f"data.tokenizer must be the tokenizer of {path}, which has the ID {largest}, got {name} with {size} tokens"
+        )
+    file = dataclasses.replace(file, fingerprint=content)
     return with_bytes(file, tokenizer) if count_bytes else file
+
+
+def _scan(file: TokenFile, cache: Path) -> tuple[str, int]:
+    """Return the SHA-256 and the largest ID of a file, -1 if it is empty.
+
+    This reads the file once: the result is kept in the cache until the file's size or time of change differ.
+    """
+    found = file.path.stat()
+    version = {"size": found.st_size, "changed": found.st_mtime_ns, "dtype": file.dtype}
+    place = hashlib.sha256(str(file.path.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    known = cache / _SCANS / f"{place}.json"
+    if (record := read_json(known)).items() >= version.items():
+        with contextlib.suppress(KeyError, TypeError, ValueError):
+            return str(record["sha256"]), int(record["largest"])
+    log.info("checking all tokens of %s", file.path)
+    digest, largest = hashlib.sha256(file.dtype.encode()), -1
+    for block in file.blocks():
+        digest.update(block.tobytes())
+        largest = max(largest, int(block.max()))
+    with (
+        contextlib.suppress(UsageError),
+        cache_errors(known.parent),
+    ):  # without a cache, it is read every time
+        write_json_atomic(known, {**version, "sha256": digest.hexdigest(), "largest": largest})
+    return digest.hexdigest(), largest
 
 
 def with_bytes(file: TokenFile, tokenizer: PreTrainedTokenizerFast) -> TokenFile:
@@ -223,5 +297,4 @@ def _text_bytes(file: TokenFile, tokenizer: PreTrainedTokenizerFast) -> int:
     for token, number in tokenizer.get_vocab().items():
         sizes[number] = len(token)  # a character per byte
     sizes[tokenizer.all_special_ids] = 0
-    blocks = range(0, file.count, 1 << 22)
-    return sum(int(sizes[file.tokens[start : start + (1 << 22)]].sum()) for start in blocks)
+    return sum(int(sizes[block].sum()) for block in file.blocks())

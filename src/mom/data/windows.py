@@ -30,7 +30,7 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
         """Return ``input_ids`` and ``labels``, int64 (T,), which are equal because the model shifts the labels."""
         if not 0 <= index < len(self):
             raise IndexError(index)
-        window = self.file.tokens[index * self.length : (index + 1) * self.length].astype(np.int64)
+        window = self.file.read(index * self.length, (index + 1) * self.length).astype(np.int64)
         ids = torch.from_numpy(window)  # (T,)
         return {"input_ids": ids, "labels": ids}
 
@@ -63,7 +63,7 @@ class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         """Return ``input_ids`` and ``labels``, int64 (T,); the model shifts the labels."""
         start = self.starts[index]
-        ids = torch.from_numpy(self.file.tokens[start : start + self.length].astype(np.int64))  # (T,)
+        ids = torch.from_numpy(self.file.read(start, start + self.length).astype(np.int64))  # (T,)
         labels = ids.clone()
         if index:
             labels[: self.starts[index - 1] + self.length - start] = -100
