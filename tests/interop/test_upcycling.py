@@ -92,9 +92,9 @@ def test_a_plan_sets_the_source_layers():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"d_model": 32}, "model.d_model must be 16, as in the plain model of init, got 32"),
-        ({"vocab_size": 62}, "model.vocab_size must be 61, as in the plain model of init, got 62"),
-        ({"d_ffn": 10}, "model.d_ffn must be 64, as in the plain model of init, got 10"),
+        ({"d_model": 32}, "model.d_model must be 16, as in the model of init, got 32"),
+        ({"vocab_size": 62}, "model.vocab_size must be 61, as in the model of init, got 62"),
+        ({"d_ffn": 10}, "model.d_ffn must be 64, as in the model of init, got 10"),
         (
             {"num_top_blocks": 2},
             "init must have 7 layers (1 bottom, then for each of 1 stage(s) 3 modules and an anchor",
@@ -134,12 +134,12 @@ def test_experts_start_as_copies_of_their_layer_and_compute_the_same(experts):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"block": "gpt2"}, "model.block must be llama, as in the plain model of init, got gpt2"),
-        ({"qk_norm": True}, "model.qk_norm must be false, as in the plain model of init, got true"),
-        ({"rope_theta": 5.0}, "model.rope_theta must be 10000.0, as in the plain model of init, got 5.0"),
+        ({"block": "gpt2"}, "model.block must be llama, as in the model of init, got gpt2"),
+        ({"qk_norm": True}, "model.qk_norm must be false, as in the model of init, got true"),
+        ({"rope_theta": 5.0}, "model.rope_theta must be 10000.0, as in the model of init, got 5.0"),
         (
             {"tie_word_embeddings": False},
-            "model.tie_word_embeddings must be true, as in the plain model of init, got false",
+            "model.tie_word_embeddings must be true, as in the model of init, got false",
         ),
     ],
 )

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from mom.config import bind
+from mom.data.tokenizer import load_model_tokenizer, train_tokenizer
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
 from mom.tasks import generate
 from tests.helpers.checkpoints import request, small_tokenizer, write_run
+from tests.helpers.models import small_model
 
 
 def generated(folder: Path, init: Path, seed: int = 0, **task: Any) -> list[dict[str, Any]]:
@@ -128,3 +130,25 @@ def test_the_command_line_knows_the_prompt_at_the_top() -> None:
 
     config = bind(composed(CONF, ["task=generate", "prompt=once", "init=x", "task.top_k=null"]))
     assert (config.task.prompt, config.task.top_k) == ("once", None)
+
+
+def test_weights_that_are_not_finite_are_named(tmp_path):
+    model = small_model(vocab_size=300, max_positions=64)
+    model.model.norm.weight.data[0] = float("nan")
+    init = write_run(tmp_path / "first", model)
+    with pytest.raises(
+        UsageError, match=r"^cannot generate with init=.*: its weight model.norm.weight is not finite"
+    ):
+        generated(tmp_path, init, prompt="module")
+
+
+def test_a_tokenizer_with_other_tokens_is_rejected(tmp_path):
+    init = write_run(tmp_path / "first")
+    train_tokenizer(["zzzz qqqq " * 100], 300).save_pretrained(str(tmp_path / "theirs"))
+    small_tokenizer().save_pretrained(str(tmp_path / "same"))
+    config = load_model(init).config
+    assert load_model_tokenizer(str(init), str(tmp_path / "same"), config).eos_token_id is not None
+    with pytest.raises(
+        UsageError, match=r"^data.tokenizer must be the tokenizer of .*last.ckpt, got .*theirs, whose"
+    ):
+        load_model_tokenizer(str(init), str(tmp_path / "theirs"), config)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from mom.data.tokenizer import load_tokenizer, tokenizer_identity, train_tokenizer, vocabulary_size
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
@@ -115,6 +116,41 @@ def test_weights_of_the_same_kind_are_trained_on(tmp_path):
     second = run(tmp_path, "second", init=str(tmp_path / "first" / "checkpoints" / "last.ckpt"))
     assert files(tmp_path / "second") == PHASE_FILES
     assert second["val/loss"] < first["val/loss"]
+
+
+def test_the_tokenizer_is_that_of_the_weights(tmp_path, monkeypatch):
+    run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
+    last = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    # Another text, on which another tokenizer of the same size would be trained.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "a.txt").write_text("zzzz qqqq " * 4000 + "\n\n" + "some other words " * 4000)
+    other = {"corpus": "text", "path": str(tmp_path / "other")}
+    run(tmp_path, "second", init=str(last), data=other, trainer={"max_steps": 1})
+    first, second = (load_tokenizer(str(tmp_path / name / "tokenizer")) for name in ("first", "second"))
+    assert tokenizer_identity(first) == tokenizer_identity(second)
+
+    trained = train_tokenizer(["zzzz qqqq " * 4000], vocabulary_size(first))
+    trained.save_pretrained(str(tmp_path / "theirs"))
+    given = {**other, "tokenizer": str(tmp_path / "theirs")}
+    with pytest.raises(
+        UsageError, match=r"^data.tokenizer must be the tokenizer of .*last.ckpt, .* ID \d+ is "
+    ):
+        run(tmp_path, "third", init=str(last), data=given)
+    moved = tmp_path / "moved.ckpt"
+    last.rename(moved)
+    with pytest.raises(UsageError, match=r"^no tokenizer found with .*moved.ckpt; set data.tokenizer"):
+        run(tmp_path, "fourth", init=str(moved), data=other)
+
+
+@pytest.mark.parametrize(
+    "model", [{"num_heads": 4}, {"layer_norm_epsilon": 1e-6}, {"tie_word_embeddings": False}], ids=str
+)
+def test_blocks_that_compute_another_function_are_rejected(tmp_path, model):
+    run(tmp_path, "first", task={"plain_steps": 0}, trainer={"max_steps": 1})
+    last = str(tmp_path / "first" / "checkpoints" / "last.ckpt")
+    (name,) = model
+    with pytest.raises(UsageError, match=f"^model.{name} must be .*, as in the model of init, got "):
+        run(tmp_path, "second", init=last, model=model)
 
 
 def test_ckpt_resumes_and_resume_finds_the_checkpoint(tmp_path):

@@ -117,7 +117,7 @@ def test_several_stages(tmp_path, gpt2):
     ("task", "model", "message"),
     [
         ({}, {"num_ffn_modules": 3}, r"init must have 6 layers .*, got a plain transformer with 5"),
-        ({}, {"d_model": 32}, r"model\.d_model must be 16, as in the plain model of init, got 32"),
+        ({}, {"d_model": 32}, r"model\.d_model must be 16, as in the model of init, got 32"),
         ({}, {"num_stages": 0}, r"model\.num_stages must be at least 1"),
         ({"layers": [0, 1]}, {}, r"task\.layers must have 5 layers \(1 bottom, then .*\), got 2: \[0, 1\]"),
         ({"layers": [0, 1, 2, 3, 5]}, {}, r"task\.layers must be layers of init, between 0 and 4, got "),

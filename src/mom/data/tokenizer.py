@@ -290,14 +290,41 @@ def find_tokenizer(init: str, given: str | None) -> str:
     raise UsageError(f"no tokenizer found with {init}; set data.tokenizer to its Hub name, folder, or file")
 
 
+def check_vocabulary(tokenizer: PreTrainedTokenizerFast, name: str, init: str) -> None:
+    """Reject a tokenizer whose IDs mean other tokens than to the weights ``init``, if their own tokenizer is known.
+
+    Args:
+        tokenizer: the tokenizer.
+        name: where it was loaded from, for the error.
+        init: the weights.
+
+    Raises:
+        UsageError: an ID of both vocabularies is another token.
+    """
+    try:
+        own_name = find_tokenizer(init, None)
+        own = tokenizer if own_name == name else load_tokenizer(own_name)
+    except UsageError:
+        return
+    theirs = {number: token for token, number in own.get_vocab().items()}
+    for token, number in sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1]):
+        if theirs.get(number, token) != token:
+            raise UsageError(
+                f"data.tokenizer must be the tokenizer of {init}, got {name}, whose ID {number} is {token!r} instead "
+                f"of {theirs[number]!r}"
+            )
+
+
 def load_model_tokenizer(init: str, given: str | None, config: MoMConfig) -> PreTrainedTokenizerFast:
     """Load the tokenizer of the weights ``init``, which :func:`find_tokenizer` finds.
 
     Raises:
-        UsageError: there is no tokenizer, it cannot be loaded, or it has more tokens than the model.
+        UsageError: there is no tokenizer, it cannot be loaded, its IDs mean other tokens than those of the weights, or
+            it has more tokens than the model.
     """
     name = find_tokenizer(init, given)
     tokenizer = load_tokenizer(name)
+    check_vocabulary(tokenizer, name, init)
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
         raise UsageError(

@@ -194,16 +194,34 @@ def build_plan(task: UpcycleConfig, config: MoMConfig, num_layers: int) -> Upcyc
     )
 
 
+def check_blocks(source: MoMConfig, config: MoMConfig) -> None:
+    """Reject a model whose blocks compute another function with the same weights than those of ``init``.
+
+    Args:
+        source: configuration of the model in ``init``.
+        config: configuration of the model to build.
+
+    Raises:
+        UsageError: for the first option that differs.
+    """
+    names = ["block", "num_heads", "layer_norm_epsilon", "qk_norm", "tie_word_embeddings"]
+    _check_equal([*names, *(["rope_theta"] * source.components.rotary)], source, config)
+
+
 def _check_shapes(plain: MoMConfig, config: MoMConfig) -> None:
     """Reject a model whose weights differ in shape or meaning from the plain model's."""
-    names = ["vocab_size", "max_positions", "d_model", "num_heads", "block", "ffn_width", "qk_norm"]
-    names += ["tie_word_embeddings", *(["rope_theta"] * plain.components.rotary)]
+    _check_equal(["vocab_size", "max_positions", "d_model"], plain, config)
+    check_blocks(plain, config)
+    _check_equal(["ffn_width"], plain, config)
+
+
+def _check_equal(names: Sequence[str], source: MoMConfig, config: MoMConfig) -> None:
     for name in names:
-        given, wanted = getattr(config, name), getattr(plain, name)
+        given, wanted = getattr(config, name), getattr(source, name)
         if given != wanted:
             option = "d_ffn" if name == "ffn_width" else name
             raise UsageError(
-                f"model.{option} must be {as_written(wanted)}, as in the plain model of init, got {as_written(given)}"
+                f"model.{option} must be {as_written(wanted)}, as in the model of init, got {as_written(given)}"
             )
 
 

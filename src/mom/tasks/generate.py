@@ -19,6 +19,7 @@ from mom.errors import UsageError
 from mom.interop import load_model
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
+from mom.runs.files import parse_json
 
 GENERATIONS = "generations.jsonl"
 
@@ -39,6 +40,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     assert isinstance(task, GenerateConfig) and config.init is not None
     prompts = [task.prompt] if task.prompt is not None else list(read_prompts(Path(task.prompts or "")))
     model = load_model(config.init).eval()
+    for name, weight in model.named_parameters():
+        if not weight.isfinite().all():
+            raise UsageError(f"cannot generate with init={config.init}: its weight {name} is not finite")
     tokenizer = load_model_tokenizer(config.init, config.data.tokenizer, model.config)
     encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts]
     options = generation_options(task, tokenizer)
@@ -66,7 +70,7 @@ def read_prompts(path: Path) -> Iterator[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
         raise UsageError(f"cannot read prompts={path}: {reason}") from error
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
@@ -76,7 +80,7 @@ def read_prompts(path: Path) -> Iterator[str]:
             yield line
             continue
         try:
-            prompt = json.loads(line)["prompt"]
+            prompt = parse_json(line)["prompt"]
         except (ValueError, KeyError, TypeError):
             prompt = None
         if not isinstance(prompt, str):

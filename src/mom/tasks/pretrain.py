@@ -14,6 +14,7 @@ from mom.console import announce, print_report
 from mom.data.controls import Control
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
+from mom.data.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
 from mom.errors import UsageError
 from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
@@ -54,7 +55,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     with initialized():
         start = None if config.init is None else load_model(config.init, as_measured=False)
 
-    data = _data_module(config)
+    data = _data_module(_with_tokenizer(config))
     data.setup()
     model_config = config.model_config(data.vocab_size)
     if data.tokenizer is not None:
@@ -88,6 +89,20 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "data/train_tokens": data.num_train_tokens,
         "data/validation_tokens": data.num_validation_tokens,
     }
+
+
+def _with_tokenizer(config: RunConfig) -> RunConfig:
+    """Return the request with the tokenizer of ``init``, whose token IDs are the only ones that the weights know.
+
+    Raises:
+        UsageError: no tokenizer is found with ``init``, or ``data.tokenizer`` has other tokens.
+    """
+    if config.init is None or not isinstance(config.data, DataConfig):
+        return config
+    name = find_tokenizer(config.init, config.data.tokenizer)
+    if config.data.tokenizer is not None:
+        check_vocabulary(load_tokenizer(name), name, config.init)
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, tokenizer=name))
 
 
 def _data_module(config: RunConfig) -> Data:

@@ -11,6 +11,7 @@ from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
 from mom.interop import upcycle
+from mom.interop.upcycling import check_blocks
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import CHECKPOINTS, RunDirectory, read_status, read_summary
 from mom.training.checkpoint import (
@@ -98,13 +99,15 @@ def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
 def initialize_from(source: MoMForCausalLM, config: MoMConfig) -> MoMForCausalLM:
     """Build a model with the weights of ``source``, upcycled if ``source`` is plain and ``config`` has stages.
 
-    Options without weights (temperature, top_k, dropout, …) come from ``config``.
+    Options of routing and training (temperature, top_k, dropout, …) come from ``config``; those with which the blocks
+    would compute another function have to agree.
 
     Raises:
         UsageError: the weights of ``source`` (from ``init``) do not fit.
     """
     if config.num_stages and not source.config.num_stages:
         return upcycle(source, config)
+    check_blocks(source.config, config)
     model = MoMForCausalLM(config)
     given_shapes, wanted_shapes = (
         {name: tuple(weight.shape) for name, weight in either.state_dict().items()}
