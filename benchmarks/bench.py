@@ -165,7 +165,7 @@ class Bench(Setting):
 
         ours = weights + peak_memory(self.training(model), self.device)
         theirs = weights + peak_memory(naive, self.device)
-        model.model.gradient_checkpointing = True
+        model.gradient_checkpointing_enable()
         checkpointed = weights + peak_memory(self.training(model), self.device)
         return {
             "memory/ours": ours,

@@ -19,6 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from mom.model import MoMForSequenceClassification
 from tests.helpers.hugging_face import gradients
 from tests.helpers.models import small_model, tokens
 
@@ -169,6 +170,39 @@ def test_auxiliary_losses_weigh_the_same_with_accumulation(tmp_path):
     once, _ = first_step(strong, tmp_path / "once")
     accumulated, _ = first_step(strong, tmp_path / "accumulated", **ACCUMULATED)
     assert accumulated == pytest.approx(once, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    "problem", ["regression", "single_label_classification", "multi_label_classification"]
+)
+def test_a_classifier_with_accumulation_equals_one_batch(problem, tmp_path):
+    """GPT-2's does so for classes only: its other losses ignore ``num_items_in_batch``."""
+    torch.manual_seed(0)
+    body = small_model(balance_coefficient=0.0, num_labels=3, problem_type=problem, num_rounds=2)
+    model = MoMForSequenceClassification(body.config)
+    torch.nn.init.normal_(model.score.weight, std=0.5)
+    model.model.load_state_dict(body.model.state_dict())
+    labels = torch.randint(3, (len(LENGTHS),))
+    if problem != "single_label_classification":
+        labels = torch.randint(2, (len(LENGTHS), 3)).float()
+
+    def collate(features):
+        batch = padded(features)
+        chosen = torch.stack([labels[LENGTHS.index(len(row["input_ids"]))] for row in features])
+        return batch | {"labels": chosen}
+
+    once, expected = first_step(model, tmp_path, collate)
+    accumulated, ours = first_step(model, tmp_path, collate, **ACCUMULATED)
+    logits = model(**padded(rows()) | {"labels": None}).logits
+    loss = {
+        "regression": F.mse_loss,
+        "single_label_classification": F.cross_entropy,
+        "multi_label_classification": F.binary_cross_entropy_with_logits,
+    }[problem](logits, labels)
+    assert once == pytest.approx(float(loss.detach()), rel=1e-4)
+    assert accumulated == pytest.approx(once, rel=1e-4)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 def test_label_smoothing_compares_with_the_next_tokens(model, tmp_path):
