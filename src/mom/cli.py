@@ -202,7 +202,7 @@ def _disk_full(run: RunDirectory, error: Exception) -> UsageError:
     """Return one line for a full disk, with the file and the bytes that it needs if they are known."""
     cause = disk_full(run.path, "more")
     if isinstance(error, OSError) and error.filename is not None:
-        cause = error if "bytes" in error.strerror else disk_full(Path(error.filename), "more")
+        cause = error if "bytes" in (error.strerror or "") else disk_full(Path(error.filename), "more")
     reason = UsageError(f"{cause.strerror}; free some space and resume with resume=auto run_dir={run.path}")
     reason.__cause__ = error
     return reason
