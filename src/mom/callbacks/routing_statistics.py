@@ -15,6 +15,9 @@ from mom.callbacks.window import WindowedStatistics, get_model_config, pool_name
 from mom.metrics.routing import assignments_by_choice, routing_metrics, routing_sums
 from mom.metrics.sums import Sums, Totals, prefixed, with_prefix
 
+MAX_POINTS = 512
+"""Points in the history, which every checkpoint holds; a longer run keeps every second logged step, and so on."""
+
 NEED_PROBABILITIES = ("entropy", "balance_loss")
 
 
@@ -28,13 +31,15 @@ class RoutingStatistics(WindowedStatistics):
     ``gradient_norm`` if no router has parameters.
 
     Attributes:
-        history: use of the pools at each logged step so far, including those before a resumed checkpoint: ``steps``
-            [P], int64, and for each pool [P, S, N+1], assignments to each choice, SKIP last.
+        history: use of the pools at logged steps so far, evenly spaced, including those before a resumed checkpoint:
+            ``steps`` [P], int64, and for each pool [P, S, N+1], assignments to each choice, SKIP last. P is at most
+            :data:`MAX_POINTS`.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.history: dict[str, Tensor] = {}
+        self._num_logged = 0
 
     def measure(self, pl_module: LightningModule, outputs: Mapping[str, Any]) -> Sums:
         if not outputs["routing"]:
@@ -85,14 +90,24 @@ class RoutingStatistics(WindowedStatistics):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the history, so that it is complete after a resume."""
-        return dict(self.history)
+        return {**self.history, _NUM_LOGGED: torch.tensor(self._num_logged)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the history."""
-        self.history = dict(state_dict)
+        self.history = {name: value for name, value in state_dict.items() if name != _NUM_LOGGED}
+        points = len(self.history.get("steps", ()))
+        self._num_logged = int(state_dict.get(_NUM_LOGGED, points))
 
     def _append(self, step: int, used: Mapping[str, Tensor]) -> None:
-        """Add a point to the history."""
+        """Add a point to the history, or skip it if the history is spaced more widely."""
+        spacing, before = _spacing(self._num_logged), _spacing(self._num_logged - 1)
+        if spacing > before:
+            self.history = {
+                name: values[:: spacing // before].clone() for name, values in self.history.items()
+            }
+        self._num_logged += 1
+        if (self._num_logged - 1) % spacing:
+            return
         point = {"steps": torch.tensor(step), **used}
         self.history = {
             name: torch.cat([self.history[name], value.unsqueeze(0)])
@@ -100,3 +115,14 @@ class RoutingStatistics(WindowedStatistics):
             else value.unsqueeze(0)
             for name, value in point.items()
         }
+
+
+_NUM_LOGGED = "num_logged"
+
+
+def _spacing(index: int) -> int:
+    """Return how many logged steps there are for each point in the history when the step of this index is logged."""
+    spacing = 1
+    while index // spacing >= MAX_POINTS:
+        spacing *= 2
+    return spacing
