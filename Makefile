@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test transformers-tests format lint check docs bench dashboard clean
+.PHONY: help install demo test stress transformers-tests format lint check docs bench dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test: install ## Run the whole test suite (ARGS="-k router" for a part)
 
 transformers-tests: install ## Run transformers' own model tests on our models (ARGS="-k llama" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_suite -n $(WORKERS) $(ARGS)
+
+stress: install ## Kill runs at random moments, go on, and compare with undisturbed runs (ARGS="--blows 100")
+	$(BIN)/python -m tests.stress $(ARGS)
 
 format: install ## Format the code, fix what the linter can fix, and strip notebooks' outputs
 	$(BIN)/ruff check --fix-only .
