@@ -51,8 +51,8 @@ def main() -> int:
     if not (FOLDER / PACKAGE / "__init__.py").is_file():
         fetch()
     environment = os.environ | {"MOM_TRANSFORMERS_TESTS": str(FOLDER)}
-    # Their markers are not registered here.
-    options = ["-q", "--override-ini=addopts=-rs --import-mode=importlib"]
+    # Their markers are not registered here, which would be an error, or else a page of warnings.
+    options = ["-q", "--override-ini=addopts=-rs --import-mode=importlib", "--disable-warnings"]
     command = [sys.executable, "-m", "pytest", *options, str(Path(__file__).parent), *sys.argv[1:]]
     return subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
 
