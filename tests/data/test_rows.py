@@ -165,6 +165,15 @@ def test_parquet_strings_that_are_not_utf8_are_named(tmp_path: Path) -> None:
         list(read_rows(path, [["text"]]))
 
 
+def test_a_value_that_is_too_long_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "LARGEST_ROW", 10)
+    assert Row("here", 1, {"text": "x" * 10}).text(["text"]) == "x" * 10
+    with pytest.raises(
+        UsageError, match=r"^cannot read data.path: column text in here must have at most 10 bytes$"
+    ):
+        Row("here", 1, {"text": "x" * 11}).text(["text"])
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [

@@ -50,6 +50,22 @@ def test_csv_starts_a_new_curve_unless_resumed(tmp_path):
     assert rows_of(tmp_path) == ["a,step", "1.0,0"]
 
 
+@pytest.mark.parametrize("content", [b"a,stop\n1,2\n", b"a,step\n1,2,3\n", b"a,step\n\xff,1\n"])
+def test_a_damaged_curve_is_named(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(
+        UsageError, match=r"^cannot continue .*metrics.csv: .*; remove it to start a new one$"
+    ):
+        build(CSV, tmp_path, steps_before=3)
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+def test_half_a_line_of_a_curve_is_dropped(tmp_path):
+    (tmp_path / "metrics.csv").write_text("a,b,step\n1.0,2.0,0\n1.0,2.0")
+    build(CSV, tmp_path, steps_before=3)
+    assert rows_of(tmp_path) == ["a,b,step", "1.0,2.0,0"]
+
+
 @pytest.mark.parametrize("kind", ["CSVLogger", "TensorBoardLogger"])
 @pytest.mark.parametrize("given", [{"name": "../../x"}, {"version": "../../../x"}, {"name": "/tmp/x"}])
 def test_no_logger_writes_outside_of_its_directory(tmp_path, kind, given):

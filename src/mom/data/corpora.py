@@ -33,7 +33,7 @@ PACKAGES_MAX_BYTES = 100_000_000
 
 # The file types that the datasets library reads, and the names of its readers.
 _DATASET_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
-_ROWS = 256
+_ROWS = 16  # at a time, since their length is not known
 
 # Folders of the standard library without its own sources: installed packages, tests, and the language reference, which
 # is split into documents by topic instead.

@@ -61,12 +61,14 @@ class Row(NamedTuple):
             option: the option that names the column or the file, for errors.
 
         Raises:
-            UsageError: the value is not a string, or UTF-8 cannot encode it.
+            UsageError: the value is not a string, UTF-8 cannot encode it, or it is longer than :data:`LARGEST_ROW`.
         """
         value = self.get(names)
         if not isinstance(value, str):
             got = "null" if value is None else type(value).__name__
             raise _unreadable(option, f"column {names[0]} must hold strings, got {got} in {self.place}")
+        if len(value) > LARGEST_ROW:
+            raise _too_large(f"column {names[0]} in {self.place}")
         try:
             value.encode("utf-8")
         except UnicodeEncodeError as error:  # JSON can spell half of a surrogate pair, UTF-8 cannot
@@ -326,6 +328,4 @@ def _parquet_row(batch: pyarrow.RecordBatch, index: int, place: str, number: int
             raise _unreadable(
                 PATH, f"column {name} cannot be read in {place}: {first_line(error)}"
             ) from error
-        if isinstance(row[name], str) and len(row[name]) > LARGEST_ROW:
-            raise _too_large(f"column {name} in {place}")
     return Row(place, number, row)

@@ -122,19 +122,36 @@ def _continue_csv(logger: CSVLogger, steps_before: int) -> None:
     """Continue ``metrics.csv`` after the rows of the first ``steps_before`` steps."""
     logger._experiment = writer = _MetricsWriter(logger.log_dir)
     path = Path(writer.metrics_file_path)
-    rows: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    rows = _read_rows(path) if path.is_file() else []
     # Lightning logs a step before counting it, so the first step has number 0. A killed process may have left half a
     # line, from a step after the checkpoint.
-    kept = [row for row in rows if row["step"] and row["step"].isdigit() and int(row["step"]) < steps_before]
+    kept = [row for row in rows if row["step"].isdecimal() and int(row["step"]) < steps_before]
     names = sorted({name for row in kept for name, value in row.items() if value})
     writer.metrics_keys = names
     if kept:
         writer.replace([{name: row[name] for name in names} for row in kept])
     else:
         path.unlink(missing_ok=True)
+
+
+def _read_rows(path: Path) -> list[dict[str, str]]:
+    """Read ``metrics.csv``; a missing cell is empty.
+
+    Raises:
+        UsageError: it is damaged.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            table = csv.DictReader(file, restval="")
+            rows = list(table)
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"cannot continue {path}: {error}; remove it to start a new one") from error
+    for number, row in enumerate(rows, start=1):
+        if None in row or "step" not in row:
+            raise UsageError(
+                f"cannot continue {path}: row {number} does not have its columns; remove it to start a new one"
+            )
+    return rows
 
 
 class _MetricsWriter(_ExperimentWriter):
