@@ -133,7 +133,8 @@ def train_on_rules(folder: Path, *overrides: str) -> dict[str, float]:
 
 
 def test_the_oracle_runs_the_right_modules(tmp_path: Path) -> None:
-    summary = train_on_rules(tmp_path / "oracle", "arm=oracle")
+    figures = "callbacks.figures={_target_: mom.callbacks.RoutingFigures, loss_batches: 1}"
+    summary = train_on_rules(tmp_path / "oracle", "arm=oracle", figures)
     control = Rules(symbols=8, steps=2, training_examples=64, validation_examples=30)
     model = load_model(tmp_path / "oracle" / "checkpoints" / "last.ckpt").eval()
     examples = control.validation()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
 from mom.callbacks.routing_statistics import RoutingStatistics
@@ -132,15 +133,10 @@ class RoutingFigures(Callback):
         # Every rank has to run the model equally often, because a sharded model runs on all of them together.
         vocab_size = get_model_config(pl_module).vocab_size
         rows = slice(max(1, MAX_LOGITS // (batch["input_ids"].shape[1] * vocab_size)))
-        mask = batch.get("attention_mask")
+        part = apply_to_collection(dict(batch), torch.Tensor, lambda values: values[rows])
         with trainer.precision_plugin.forward_context():
-            output = cast(Any, pl_module.model)(
-                input_ids=batch["input_ids"][rows],
-                attention_mask=None if mask is None else mask[rows],
-                output_routing=True,
-                use_cache=False,
-            )
-        labels = batch["labels"][rows, 1:]  # (B, T-1)
+            output = cast(Any, pl_module).run_model(part, output_logits=True)
+        labels = part["labels"][:, 1:]  # (B, T-1)
         loss = torch.nn.functional.cross_entropy(
             output.logits[:, :-1].float().transpose(1, 2), labels, reduction="none"
         )  # (B, T-1); 0 where the label is -100, which the mask excludes

@@ -51,14 +51,14 @@ class LanguageModelingModule(TrainingModule):
         """Tokens predicted in the last validation."""
         return int(self._val_loss.compute().weight)
 
-    def run_model(self, batch: Mapping[str, Tensor]) -> Any:
-        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``, without storing logits."""
+    def run_model(self, batch: Mapping[str, Any], output_logits: bool = False) -> Any:
+        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``; logits take memory."""
         return self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
             labels=batch["labels"],
             output_routing=True,
-            output_logits=False,
+            output_logits=output_logits,
         )
 
     def count_targets(self, batch: Mapping[str, Tensor]) -> Tensor:
