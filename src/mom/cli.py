@@ -28,7 +28,7 @@ from mom.config.composition import (
     is_composition_error,
     prepare_composition,
 )
-from mom.errors import JobsFailed, UsageError
+from mom.errors import JobsFailed, RankDied, UsageError
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
 from mom.runs.files import disk_full, is_disk_full
 from mom.runs.provenance import start_of_run
@@ -121,6 +121,13 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
         if run is not None:
             _record(run, "interrupted", None)
         return exit_code(number)
+    except RankDied as error:
+        ignore_signals()
+        _print_error(error, debug)
+        if run is not None:
+            run.writes |= error.records
+            _record(run, "failed", error)
+        return FAILED
     except Exception as error:
         ignore_signals()
         if run is not None and is_disk_full(error):
@@ -216,7 +223,7 @@ def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
         print(f"cannot write status.json: {reason}", file=sys.stderr)
 
 
-def _print_error(error: UsageError, debug: bool) -> None:
+def _print_error(error: Exception, debug: bool) -> None:
     """Print a one-line error, after its traceback if ``debug`` is set."""
     if debug:
         traceback.print_exception(error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class UsageError(ValueError):
@@ -21,6 +21,22 @@ class JobsFailed(Exception):
 
     def __init__(self, failed: int, jobs: int) -> None:
         super().__init__(f"{failed} of {jobs} jobs failed")
+
+
+class RankDied(Exception):
+    """Other processes of a run have died. The command line prints this in one line and exits with code 1.
+
+    Args:
+        dead: the ranks that died, with their processes.
+        records: whether this process records that, because the first process cannot.
+    """
+
+    def __init__(self, dead: Mapping[int, object], records: bool = False) -> None:
+        who = ", ".join(f"rank {rank} ({process})" for rank, process in dead.items())
+        super().__init__(
+            f"{who} died; its own output may say why; go on with resume=auto and the same run_dir"
+        )
+        self.records = records
 
 
 def as_written(value: object) -> str:

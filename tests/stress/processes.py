@@ -17,6 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 600
+GRACE_SECONDS = 20
+"""Time in which the other ranks may end by themselves after one has died."""
 
 _EVENTS = {"open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree"}
 
@@ -80,13 +82,20 @@ def run(line: Sequence[str], folder: Path, blow: Blow | None = None, world_size:
         children.append(_fork(line, folder, _log(folder, rank), variables, strikes))
     codes = {}
     deadline = time.monotonic() + TIMEOUT_SECONDS
+    first = 0.0
     while len(codes) < len(children) and time.monotonic() < deadline:
+        if any(codes.values()):  # torchrun would end the others
+            first = first or time.monotonic()
+            waited = time.monotonic() - first
+            for rank, child in enumerate(children):
+                if rank not in codes and waited > GRACE_SECONDS:
+                    os.kill(child, signal.SIGTERM if waited < 2 * GRACE_SECONDS else signal.SIGKILL)
         for rank, child in enumerate(children):
             if rank not in codes:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     codes[rank] = os.waitstatus_to_exitcode(status)
-        time.sleep(0.02)
+        time.sleep(0.05)
     for rank, child in enumerate(children):
         if rank not in codes:
             os.kill(child, signal.SIGKILL)

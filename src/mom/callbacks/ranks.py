@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mom.errors import UsageError
+from mom.errors import RankDied, UsageError
+from mom.runs.owner import Process
 
 
 def gather(obj: Any) -> list[Any]:
@@ -23,7 +25,7 @@ def gather(obj: Any) -> list[Any]:
 
 
 class RankAgreement(Callback):
-    """Checks before training that all ranks have the same configuration.
+    """Checks before training that all ranks have the same configuration, and knows their processes.
 
     Each rank reads its own command line and files. With different configurations they would silently average gradients
     of different models or data.
@@ -37,9 +39,12 @@ class RankAgreement(Callback):
 
     def __init__(self, request: Mapping[str, Any]) -> None:
         self._request = _flat(request)
+        self._processes: list[Process] = []
+        self._rank = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare hashes before training; exchange the requests only if they differ."""
+        self._processes, self._rank = gather(Process.current()), trainer.global_rank
         written = json.dumps(self._request, sort_keys=True)
         if len(set(gather(hashlib.sha256(written.encode()).hexdigest()))) == 1:
             return
@@ -48,6 +53,27 @@ class RankAgreement(Callback):
         option = next(name for name in names if len({other.get(name) for other in requests}) > 1)
         values = ", ".join(f"{other.get(option)} on rank {rank}" for rank, other in enumerate(requests))
         raise UsageError(f"{option} must be the same on every rank, got {values}")
+
+    def check_alive(self) -> None:
+        """Check that the processes of the other ranks on this host are alive, after a failed exchange with them.
+
+        Raises:
+            RankDied: some are not.
+        """
+        others = {rank: process for rank, process in enumerate(self._processes) if rank != self._rank}
+        last = time.monotonic() + _DEATH_SECONDS
+        while others:
+            dead = {rank: process for rank, process in others.items() if process.has_died}
+            if dead:
+                alive = [rank for rank in range(len(self._processes)) if rank not in dead]
+                raise RankDied(dead, records=0 in dead and self._rank == alive[0])
+            if time.monotonic() > last:
+                return
+            time.sleep(0.1)
+
+
+_DEATH_SECONDS = 2.0
+"""The connections of a process that is killed are closed a moment before it has ended."""
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.distributed import DistError
 
 from mom.callbacks import ExactResume, LastCheckpoint, RankAgreement, ThroughputMonitor
 from mom.config import RunConfig
@@ -104,6 +105,7 @@ def fit_module(
 
     Raises:
         Interrupted: on a signal, after ``last.ckpt`` was written.
+        RankDied: another process of the run died.
     """
     if resume is not None and resume.is_finished(max_steps):
         return _load_finished(module, data, resume, phase)
@@ -123,16 +125,22 @@ def fit_module(
             lambda: interruption.requested,
             lambda: collect_results(trainer, module, callbacks),
         )
+        ranks = RankAgreement(_shared_request(config, module, phase, max_steps, steps_before))
         callbacks = [
             *build_callbacks(config, phase, bool(loggers)),
-            RankAgreement(_shared_request(config, module, phase, max_steps, steps_before)),
+            ranks,
             ExactResume(),
             last,  # because it saves the state of all other callbacks
         ]
         _set_default_dirpath(callbacks, checkpoints)
         trainer = build_trainer(config, directory.path, max_steps, callbacks, loggers)
         with interruption:
-            trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
+            try:
+                trainer.fit(module, datamodule=data, ckpt_path=None if resume is None else str(resume.path))
+            except RuntimeError as error:
+                if type(error) is RuntimeError or isinstance(error, DistError):
+                    ranks.check_alive()
+                raise
             if last.results is None and config.trainer.limit_val_batches != 0:
                 # A checkpoint of an earlier version, or of more steps than requested.
                 trainer.loggers = []
