@@ -24,6 +24,10 @@ _cache = tempfile.mkdtemp(prefix="mom-cache-")
 os.environ["MOM_CACHE"] = _cache
 atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 
+# Under nohup and in the background these are ignored, and would be in the processes that tests start and signal.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 # absl (of rouge-score and tensorboard) remembers the stderr it was imported under, which is pytest's capture file,
 # and closes it when Hydra sets up logging in a test that captures in another way.
 absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__

@@ -183,9 +183,8 @@ def test_stopping_criteria_end_tokens_and_processors():
     assert bool((forced[:, 5:] == 7).all())
 
 
+@pytest.mark.usefixtures("causal_conv")
 def test_a_pool_that_streams_decodes_from_a_dynamic_cache_and_refuses_a_static_one():
-    import examples.causal_conv  # noqa: F401 (registers the kind)
-
     model, ids = small_model(pools=["attention", "causal_conv", "ffn"]), prompts(2)
     assert torch.equal(model.generate(ids, **OPTIONS), by_hand(model, ids))
     with pytest.raises(

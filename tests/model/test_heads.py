@@ -137,9 +137,8 @@ def test_sequences_packed_in_a_row_do_not_see_each_other(kind, block, skipped_kv
     assert_close(several, packed.repeat(2, 1, 1))
 
 
+@pytest.mark.usefixtures("causal_conv")
 def test_a_pool_that_streams_refuses_packed_sequences():
-    import examples.causal_conv  # noqa: F401 (registers the kind)
-
     model = small_model(pools=["attention", "causal_conv", "ffn"])
     ids = tokens(1, 6)
     model(input_ids=ids, position_ids=torch.arange(6)[None], use_cache=False)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from importlib import import_module
 from typing import Any
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 import torch.nn.functional as F
 
 from mom import MoMConfig, MoMForCausalLM
-from mom.model import registry
 from mom.model.options import options_table
 from tests.helpers.models import small_config, small_model, tokens
 from tests.model.test_balance import formula
@@ -19,12 +16,7 @@ from tests.model.test_balance import formula
 POOLS = ["attention", "causal_conv", "ffn"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def example() -> Iterator[None]:
-    kind = import_module("examples.causal_conv").CausalConv
-    registry.pools["causal_conv"] = kind
-    yield
-    del registry.pools["causal_conv"]
+pytestmark = pytest.mark.usefixtures("causal_conv")
 
 
 def conv_model(**changes: Any) -> MoMForCausalLM:
@@ -220,7 +212,11 @@ def test_the_least_depth_counts_a_third_for_a_pool_that_may_skip() -> None:
         ([], "pools must name at least one pool, got"),
         (["attention", "attention"], "pools must name each kind once; write a mapping for two of a kind"),
         ([{"kind": "ffn"}], "pools must have names of lowercase letters"),
-        (["attn"], "pools.attn.kind must be one of attention, ffn, causal_conv (did you mean attention?)"),
+        (
+            ["attn"],
+            "pools.attn.kind must be one of attention, ffn, shared_kv_attention, causal_conv "
+            "(did you mean attention?)",
+        ),
         ({"anchor": {"kind": "ffn"}}, "pools must have names of lowercase letters"),
         ({"ffn": 3}, "pools.ffn must be a mapping, got 3"),
         ({"ffn": {"top": 1}}, "pools.ffn.top is not an option"),

@@ -179,7 +179,10 @@ def test_a_checkpoint_inside_an_accumulation_window_is_for_weights_only(folder):
     best = folder / "reference" / "checkpoints" / "best.ckpt"
     saved = torch.load(best, weights_only=True)
     assert saved["inside_accumulation"] == (saved["global_step"] == 1)
-    torch.save(saved | {"inside_accumulation": True}, folder / "inside.ckpt")
+    inside = folder / "interrupted" / "checkpoints" / "last.ckpt"
+    inside.parent.mkdir(parents=True)
+    shutil.copytree(folder / "reference" / "tokenizer", folder / "interrupted" / "tokenizer")
+    torch.save(saved | {"inside_accumulation": True}, inside)
     with pytest.raises(UsageError, match=r"^cannot resume from ckpt=.*during gradient accumulation"):
-        run(folder, "from-best", ckpt=str(folder / "inside.ckpt"))
-    run(folder, "from-best", init=str(folder / "inside.ckpt"), task={"baseline": False})
+        run(folder, "from-best", ckpt=str(inside))
+    run(folder, "from-best", init=str(inside), task={"baseline": False})
