@@ -40,6 +40,7 @@ CONFIGS = [
         "router": "linear",
     },
     {"num_attention_modules": 1, "num_ffn_modules": 1, "top_k": 1, "skip": False, "router": "sequential"},
+    {"pools": {"attention": {"kind": "shared_kv_attention", "num_modules": 3}, "ffn": {}}},
 ]
 
 

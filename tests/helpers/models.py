@@ -52,3 +52,14 @@ def small_model(seed: int = 0, std: float = 0.25, **changes: Any) -> MoMForCausa
 def tokens(batch: int, length: int, seed: int = 0, vocab_size: int = 61) -> torch.Tensor:
     """Return random token ids, int64 [batch, length]."""
     return torch.randint(vocab_size, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def decoded_in_parts(model: MoMForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+    """Return the logits of 12 tokens, [B, 12, V], computed in parts with a cache, one part a single token."""
+    cache, parts = None, []
+    for start, end in ((0, 2), (2, 7), (7, 8), (8, 12)):
+        step = model(input_ids=ids[:, start:end], past_key_values=cache, use_cache=True)
+        cache = step.past_key_values
+        parts.append(step.logits)
+    return torch.cat(parts, dim=1)

@@ -109,9 +109,8 @@ class MoMModel(MoMPreTrainedModel):
         # Read here, because `torch.compile` cannot read how options are declared.
         self._first_top_layer = config.num_attentions - config.num_top_blocks
         self._cache_layers = config.num_cache_layers, config.num_attentions
-        self._streaming = [layout.name for layout in config.pools() if layout.kind.streams] * (
-            config.num_stages > 0
-        )
+        pools = config.pools() if config.num_stages else ()
+        self._streaming = [layout.name for layout in pools if layout.kind.streams]
         self.norm = build_norm(config)
         self.steps = nn.ModuleList(Step() for _ in range(config.graph_depth))
         self.post_init()
@@ -274,7 +273,7 @@ class MoMModel(MoMPreTrainedModel):
         if torch.compiler.is_compiling() or positions.device.type == "meta":
             return
         if (positions.diff(dim=-1) != 1).any():
-            names = " and ".join(pool.name for pool in self.config.pools() if pool.kind.streams)
+            names = " and ".join(self._streaming)
             raise ValueError(
                 f"position_ids must not start anew within a row: the pool {names} streams over it"
             )

@@ -45,10 +45,11 @@ class SortedRows:
         token: the token of each row, int64 [M].
         module: the module of each row, int64 [M]; N is SKIP.
         weight: the weight of each row, [M].
+        normal: the part of the norm that all modules share, [tokens, D].
     """
 
     def __init__(self, config: ModelOptions, normal: Tensor, routing: Routing, folded: Folded) -> None:
-        self._config, self._normal, self._folded = config, normal, folded
+        self._config, self.normal, self._folded = config, normal, folded
         self._dispatch = sort_by_group(routing.selected.flatten(0, 1), routing.num_modules)
         self.token, self.module = self._dispatch.token, self._dispatch.group
         self.weight = routing.weights.flatten().index_select(0, self._dispatch.position)  # (M,)
@@ -62,7 +63,7 @@ class SortedRows:
         return self._project_in(scatter=True, row_weight=self.weight if weighted else None)
 
     def _project_in(self, **how: Any) -> Tensor:
-        folded, normal = self._folded, self._normal  # (tokens, D)
+        folded, normal = self._folded, self.normal  # (tokens, D)
         if folded.norm_weight is not None and folded.norm_bias is not None:
             rows = normal.index_select(0, self.token)  # (M, D)
             module = self.module.clamp(max=len(folded.norm_weight) - 1)
@@ -99,7 +100,7 @@ class AllRows:
     """Every module for every token; the methods are those of :class:`SortedRows`, with rows [N, tokens, columns]."""
 
     def __init__(self, config: ModelOptions, normal: Tensor, routing: Routing, folded: Folded) -> None:
-        self._config, self._folded, self._routing = config, folded, routing
+        self._config, self.normal, self._folded, self._routing = config, normal, folded, routing
         normal = normal.to(folded.in_weight.dtype)[:, None]  # (tokens, 1, D)
         if folded.norm_weight is not None and folded.norm_bias is not None:
             normal = torch.addcmul(folded.norm_bias, normal, folded.norm_weight)  # (tokens, N, D)

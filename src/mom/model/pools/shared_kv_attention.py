@@ -5,20 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from mom.model.options import ModelOptions
-from mom.model.pools.kind import PoolKind
+from mom.model.pools.attention import Attention
 from mom.model.registry import register_pool
 
 
 @register_pool("shared_kv_attention")
-class SharedKVAttention(PoolKind):
+class SharedKVAttention(Attention):
     """Modules (norm_i, W_q_i, W_o_i) over one W_kv, as in Mixture of Attention Heads (Zhang et al. 2022).
 
     Every token has a key and a value, even one that skips: it runs no module, but later tokens see it. With
-    ``qk_norm``, each module scales its queries; the shared keys have no scale, since it could be moved into those.
+    ``qk_norm``, each module scales its queries; the shared keys are normalized without a scale.
     """
 
-    label = "attention"
-    attends = True
+    in_plain_blocks = False
 
     def projections(self, options: ModelOptions) -> dict[str, tuple[int, int]]:
         return {"q": (options.d_model, options.d_model), "out": (options.d_model, options.d_model)}
@@ -29,13 +28,6 @@ class SharedKVAttention(PoolKind):
     def scales(self, options: ModelOptions) -> dict[str, int | None]:
         return {"q_norm_weight": options.d_model // options.num_heads if options.qk_norm else None}
 
-    def flops_per_key(self, options: ModelOptions) -> int:
-        """Count a score and a weighted sum, over all heads."""
-        return 2 * 2 * options.d_model
-
-    def cached_numbers(self, options: ModelOptions) -> int:
-        return 2 * options.d_model
-
     def run(self, pool: Any, x: Any, routing: Any, folded: Any, context: Any) -> Any:
         """Assemble q, attend once over the keys and values of all tokens, and assemble the output."""
         import torch
@@ -43,7 +35,7 @@ class SharedKVAttention(PoolKind):
         from mom.model.components import normalized_heads
 
         options, rows = pool.config, pool.rows(x, routing, folded, sorts=pool.config.qk_norm)
-        key, value = pool.kv(pool.normalized(x)).chunk(2, dim=-1)  # (B, T, D) each
+        key, value = pool.kv(rows.normal).view(*x.shape[:2], -1).chunk(2, dim=-1)  # (B, T, D) each
         if options.qk_norm:
             scale = pool.q_norm_weight[rows.module.clamp(max=pool.num_modules - 1)]  # (M, D / heads)
             queries = normalized_heads(rows.project_in(), scale, options.layer_norm_epsilon)
