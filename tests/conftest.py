@@ -1,4 +1,4 @@
-"""For every test: no network, a cache of their own, PyTorch on one thread, and a stderr that stays open."""
+"""For every test: no network, fixed examples, a private cache, PyTorch on one thread, and a stderr that stays open."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import sys
 import tempfile
 
 import absl.logging
+import hypothesis
 import pytest
 
 from mom.runs.signals import SIGNALS
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.load_profile("repeatable")
 
 # Set before anything imports the libraries that read them.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -278,19 +278,19 @@ def _read_parquet(
 ) -> Iterator[Row]:
     import pyarrow
 
-    parquet = open_parquet(file)
-    found = parquet.schema_arrow.names
-    check_columns(str(file), found, wanted, option)
-    columns = [name for name in dict.fromkeys(found) if any(name in names for names in (*wanted, *optional))]
-    number = 0
+    parquet, number = open_parquet(file), 0
     try:
+        found = parquet.schema_arrow.names
+        check_columns(str(file), found, wanted, option)
+        known = (*wanted, *optional)
+        columns = [name for name in dict.fromkeys(found) if any(name in names for names in known)]
         for group in range(parquet.num_row_groups):
             rows = _rows_in_memory(parquet, group, columns, file)
             for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
                 for index in range(len(batch)):
                     number += 1
                     yield _parquet_row(batch, index, f"{file}, row {number}", number)
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:  # the last for names of columns
         raise _unreadable(
             PATH, f"{file} is damaged after row {number} ({first_line(error)[:160]})"
         ) from error
