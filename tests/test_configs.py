@@ -35,6 +35,7 @@ NEEDED = {
     "data/xsum": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
     "data/token_files": ["data.path=tokens"],
+    "optimizer/torch": ["optimizer._target_=torch.optim.SGD"],
     "experiment/paper/glue": ["init=some.ckpt"],
     "experiment/study/web_text": ["data.path=some.txt"],
     "task/compare": ["runs=some_folder"],

@@ -152,6 +152,7 @@ OTHER_MEANINGS = {
     ("config/tasks.py", "random"),  # tokens to route on
     ("tasks/cost.py", "random"),
     ("callbacks/schedule.py", "linear"),  # a curve
+    ("config/optimizer.py", "linear"),  # a learning-rate schedule
 }
 """Strings that happen to be the name of a router too."""
 

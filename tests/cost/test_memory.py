@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from mom.cost.memory import measure_memory
-from mom.training.optimizer import build_adamw
+from mom.training.optimizer import build_optimizer
 from tests.helpers.models import small_config, small_model, tokens
 from tests.helpers.runs import OPTIMIZER
 
 
 def test_memory_of_a_forward_and_of_a_training_step():
     fields = small_config(d_model=32).to_dict()
-    request = (fields, (2, 16), "32-true", "cpu", False, build_adamw, OPTIMIZER)
+    request = (fields, (2, 16), "32-true", "cpu", False, build_optimizer, OPTIMIZER)
     forward = measure_memory(*request, "forward")["memory/forward"]
     training = measure_memory(*request, "training")
     model = small_model(d_model=32)
@@ -23,5 +23,5 @@ def test_memory_of_a_forward_and_of_a_training_step():
     assert training["memory/working"] > parameters  # at least the gradients
     parts = ("parameters", "optimizer", "working")
     assert training["memory/training"] == sum(training[f"memory/{part}"] for part in parts)
-    kept = measure_memory(fields, (2, 16), "32-true", "cpu", True, build_adamw, OPTIMIZER, "training")
+    kept = measure_memory(fields, (2, 16), "32-true", "cpu", True, build_optimizer, OPTIMIZER, "training")
     assert kept["memory/working"] < training["memory/working"]

@@ -85,6 +85,8 @@ def tiny_request(folder: Path, **changes: Any) -> RunConfig:
         "run_dir": str(folder / "run"),
         "seed": 1,
     }
+    if "_target_" in changes.get("optimizer", {}):
+        groups["optimizer"] = {"lr": 1e-2, "warmup_steps": 2}  # without the options of AdamW
     for name, value in changes.items():
         groups[name] = groups[name] | value if isinstance(value, dict) and name in groups else value
     return bind(groups)

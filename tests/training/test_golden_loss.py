@@ -10,7 +10,7 @@ import torch
 
 from mom.interop import plain_config, upcycle
 from mom.model import MoMForCausalLM
-from mom.training.optimizer import build_adamw
+from mom.training.optimizer import build_optimizer
 from tests.helpers.models import small_config, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
@@ -21,7 +21,7 @@ RECIPE = {"skip_bias": -3.0, "skip_exploration": 0.5, "skip_trials": 0.1, "skip_
 
 def losses(model: MoMForCausalLM, steps: int = 6) -> list[float]:
     """Return the total loss of each step on one repeated batch."""
-    optimizer, ids = build_adamw(model.train(), OPTIONS), tokens(4, 24)
+    optimizer, ids = build_optimizer(model.train(), OPTIONS), tokens(4, 24)
     measured = []
     for _ in range(steps):
         output = model(input_ids=ids, labels=ids, output_logits=False)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from mom.training.optimizer import build_adamw, build_schedule, learning_rate_factor, parameter_groups
+from mom.training.optimizer import build_optimizer, build_schedule, learning_rate_factor, parameter_groups
 from tests.helpers.models import small_model
 from tests.helpers.runs import OPTIMIZER
 
@@ -79,7 +79,7 @@ def test_frozen_parameters_stand_in_no_group():
 def test_decay_moves_matrices_only():
     model = small_model(router_prior="ordered")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = build_adamw(model, OPTIMIZER | {"lr": 0.5, "weight_decay": 0.1})
+    optimizer = build_optimizer(model, OPTIMIZER | {"lr": 0.5, "weight_decay": 0.1})
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -106,7 +106,7 @@ def test_constant_stays_at_the_peak():
 
 def test_the_schedule_scales_every_group_alike():
     model = small_model()
-    optimizer = build_adamw(model, OPTIMIZER | {"router_lr_multiplier": 3.0})
+    optimizer = build_optimizer(model, OPTIMIZER | {"router_lr_multiplier": 3.0})
     scheduler = build_schedule(optimizer, OPTIMIZER | {"warmup_steps": 1}, max_steps=10)
     for _ in range(3):
         optimizer.step()

@@ -13,6 +13,7 @@ from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
 from mom.callbacks.schedule import Schedule
 from mom.callbacks.throughput import ThroughputMonitor
+from mom.callbacks.weight_average import WeightAverage
 
 __all__ = [
     "BalanceBias",
@@ -29,4 +30,5 @@ __all__ = [
     "Schedule",
     "StepProgressBar",
     "ThroughputMonitor",
+    "WeightAverage",
 ]

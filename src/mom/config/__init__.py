@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from mom.config.data import ControlSection, DataConfig, DataSection, GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
+from mom.config.optimizer import (
+    AdafactorConfig,
+    MuonConfig,
+    OptimizerConfig,
+    OptimizerSection,
+    optimizer_section,
+)
 from mom.config.request import RunConfig, bind
 from mom.config.section import Section, TaskConfig
 from mom.config.tasks import (
@@ -22,10 +29,11 @@ from mom.config.tasks import (
     PretrainConfig,
     UpcycleConfig,
 )
-from mom.config.training import OptimizerConfig, TrainerConfig
+from mom.config.training import TrainerConfig
 
 __all__ = [
     "TASKS",
+    "AdafactorConfig",
     "AnalyzeConfig",
     "CompareConfig",
     "ControlSection",
@@ -37,8 +45,10 @@ __all__ = [
     "FinetuneConfig",
     "GenerateConfig",
     "GlueConfig",
+    "MuonConfig",
     "NodeConfig",
     "OptimizerConfig",
+    "OptimizerSection",
     "PrepareConfig",
     "PretrainConfig",
     "RunConfig",
@@ -48,4 +58,5 @@ __all__ = [
     "UpcycleConfig",
     "XsumConfig",
     "bind",
+    "optimizer_section",
 ]

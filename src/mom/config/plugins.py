@@ -25,6 +25,9 @@ BUILT_IN = ("mom.data.controls",)
 """Modules of this package that register themselves like plugins, because configuration does not import data."""
 
 
+_loaded: set[str] = set()
+
+
 def load_plugins(names: Iterable[str]) -> None:
     """Import the package's own controls, the plugins of installed packages, then these modules.
 
@@ -35,8 +38,15 @@ def load_plugins(names: Iterable[str]) -> None:
         importlib.import_module(name)
     for point in entry_points(group=ENTRY_POINTS):
         _load(f"{point.value} (entry point {point.name})", point.load)
+        _loaded.add(point.module)
     for name in names:
         _load(name, functools.partial(importlib.import_module, name))
+        _loaded.add(name)
+
+
+def is_plugin(module: str) -> bool:
+    """Return whether a module is a plugin that this process has imported, or within one."""
+    return any(module == plugin or module.startswith(f"{plugin}.") for plugin in _loaded)
 
 
 def _load(name: str, load: Callable[[], Any]) -> None:

@@ -14,11 +14,12 @@ from mom.config.data import DataConfig, DataSection, data_section
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.model import check_model, check_options, invalid_model
 from mom.config.nodes import NodeConfig
+from mom.config.optimizer import MuonConfig, OptimizerSection, optimizer_section
 from mom.config.plugins import OPTION, load_plugins
 from mom.config.search import SearchConfig
 from mom.config.section import TaskConfig
 from mom.config.tasks import task_section
-from mom.config.training import OptimizerConfig, TrainerConfig
+from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, either, first_line, unknown_choice
 from mom.runs.directory import choose_run_dir
 
@@ -58,7 +59,7 @@ class RunConfig:
         model: options of the ``model`` group, which are fields of ``MoMConfig``.
         router: options of the ``router`` group, which are fields of ``MoMConfig``.
         data: text, tokens, and batches.
-        optimizer: AdamW and its schedule.
+        optimizer: the optimizer and its schedule.
         trainer: Lightning's Trainer.
         callbacks: callbacks by name.
         logger: loggers by name.
@@ -78,7 +79,7 @@ class RunConfig:
     model: dict[str, Any]
     router: dict[str, Any]
     data: DataSection
-    optimizer: OptimizerConfig
+    optimizer: OptimizerSection
     trainer: TrainerConfig
     callbacks: dict[str, NodeConfig]
     logger: dict[str, NodeConfig]
@@ -135,11 +136,18 @@ class RunConfig:
         for nodes, base in ((self.callbacks, Callback), (self.logger, Logger)):
             for node in nodes.values():
                 node.check(base)
+                _check_suitable(node)
+        self.optimizer.check_buildable()
         # The tokenizer may not exist yet; no check depends on the size of its vocabulary.
         wanted = self.data.tokenizer_vocab_size if isinstance(self.data, DataConfig) else 1
         builds_model = self.task.takes_chosen_model()
         model = self.model_config(self.model.get("vocab_size") or wanted) if builds_model else None
         callbacks = {node.option: node.check_builds() for node in self.callbacks.values()}
+        scheduled = [option for option, callback in callbacks.items() if _moves_router_rate(callback)]
+        if scheduled and self.optimizer.scheduler is not None:
+            raise UsageError(
+                f"{scheduled[0]} cannot be combined with optimizer.scheduler, which sets all learning rates"
+            )
         for option, callback in callbacks.items():
             # A schedule depends on the model and on the other schedules.
             if model is not None and hasattr(callback, "check_fits"):
@@ -180,13 +188,18 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     model, router = (check_options(group, groups[group]) for group in ("model", "router"))
     if task.takes_chosen_model():
         check_model(model, router, data.sequence_length)
+    optimizer, trainer = optimizer_section(groups["optimizer"]), TrainerConfig.from_mapping(groups["trainer"])
+    if isinstance(optimizer, MuonConfig) and trainer.strategy == "fsdp":
+        raise UsageError(
+            "optimizer=muon cannot be combined with trainer=fsdp: Muon needs whole matrices, a process has a shard"
+        )
     return RunConfig(
         task=task,
         model=model,
         router=router,
         data=data,
-        optimizer=OptimizerConfig.from_mapping(groups["optimizer"]),
-        trainer=TrainerConfig.from_mapping(groups["trainer"]),
+        optimizer=optimizer,
+        trainer=trainer,
         callbacks=_nodes("callbacks", groups["callbacks"]),
         logger=_nodes("logger", groups["logger"]),
         launcher=launcher_section(groups["launcher"]),
@@ -238,6 +251,33 @@ def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:
         for name, node in options.items()
         if node is not None
     }
+
+
+_UNSUITABLE_CALLBACKS = {
+    "LearningRateFinder": "the run's learning rate would not be the one that it records; search for it with -m "
+    "search=tpe 'optimizer.lr=tag(log,interval(1e-4,1e-2))'",
+    "BatchSizeFinder": "the run's batch size would not be the one that it records; measure the memory of some with "
+    "task=cost task.measure_memory=true data.batch_size=...",
+    "StochasticWeightAveraging": "it replaces the learning-rate schedule; use callbacks=ema",
+    "GradientAccumulationScheduler": "the data order of a resumed run counts on trainer.accumulate_grad_batches",
+}
+
+
+def _check_suitable(node: NodeConfig) -> None:
+    """Reject Lightning's callbacks that change the request while it runs."""
+    for kind in getattr(node.load(), "__mro__", ()):
+        if (
+            kind.__module__.startswith(("lightning.", "pytorch_lightning."))
+            and kind.__name__ in _UNSUITABLE_CALLBACKS
+        ):
+            raise UsageError(
+                f"{node.option} cannot be {kind.__name__}: {_UNSUITABLE_CALLBACKS[kind.__name__]}"
+            )
+
+
+def _moves_router_rate(callback: Any) -> bool:
+    """Return whether a callback is an active schedule of the routers' learning rate."""
+    return getattr(callback, "name", None) == "router_lr_multiplier" and getattr(callback, "is_active", False)
 
 
 def _check_devices(trainer: TrainerConfig) -> None:

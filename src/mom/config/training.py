@@ -1,48 +1,12 @@
-"""Options of the ``optimizer`` and ``trainer`` groups."""
+"""Options of the ``trainer`` group."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from mom.config.checks import in_range
 from mom.config.section import Section
 from mom.errors import UsageError, as_written
-
-
-@dataclass(frozen=True)
-class OptimizerConfig(Section):
-    """AdamW and its learning-rate schedule.
-
-    Args:
-        lr: peak learning rate.
-        weight_decay: decoupled weight decay of matrices; vectors are not decayed.
-        betas: decay rates of the running means of the gradient and of its square.
-        eps: term added to the denominator.
-        warmup_steps: steps of linear warmup from 0 to ``lr``.
-        min_lr_ratio: final learning rate as a fraction of ``lr``.
-        router_lr_multiplier: learning rate of the routers as a multiple of ``lr``.
-        schedule: after the warmup, ``cosine`` decays until the last step, ``constant`` does not decay.
-    """
-
-    group: ClassVar[str] = "optimizer"
-
-    lr: float = 1e-3
-    weight_decay: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
-    warmup_steps: int = 30
-    min_lr_ratio: float = 0.1
-    router_lr_multiplier: float = 1.0
-    schedule: Literal["cosine", "constant"] = "cosine"
-
-    def _check(self) -> None:
-        self._range("lr eps", gt=0)
-        self._range("weight_decay warmup_steps router_lr_multiplier", ge=0)
-        self._range("min_lr_ratio", ge=0, le=1)
-        for beta in self.betas:
-            in_range("optimizer.betas", beta, ge=0, lt=1)
-
 
 Precision = Literal[
     "64-true",
@@ -89,6 +53,7 @@ class TrainerConfig(Section):
     max_steps: int = 300
     accumulate_grad_batches: int = 1
     gradient_clip_val: float | None = 1.0
+    gradient_clip_algorithm: Literal["norm", "value"] = "norm"
     val_check_interval: int | float | None = 100
     check_val_every_n_epoch: int | None = None
     limit_train_batches: int | float | None = None

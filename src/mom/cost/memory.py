@@ -69,9 +69,9 @@ def measure_memory(
         device: ``cpu`` or ``cuda``.
         checkpointing: ``trainer.activation_checkpointing``.
         build_optimizer: builds the optimizer from the model and ``optimizer``.
-        optimizer: fields of ``OptimizerConfig``.
+        optimizer: fields of an ``OptimizerSection``.
         what: ``forward``: logits of every position, without gradients; ``training``: the second training step, when
-            AdamW has its state.
+            the optimizer has its state.
 
     Returns:
         ``memory/<what>``; for a training step also its parts at the peak.
@@ -95,15 +95,20 @@ def measure_memory(
     model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()
-    adamw = build_optimizer(model, optimizer, fused=True)
+    built = build_optimizer(model, optimizer, fused=True)
 
     def step() -> None:
         forward(labels=ids, output_logits=False, output_routing=True).loss.backward()
-        adamw.step()
-        adamw.zero_grad()
+        built.step()
+        built.zero_grad()
 
     step()
-    state = sum(tensor.nbytes for state in adamw.state.values() for tensor in state.values())
+    state = sum(
+        value.nbytes
+        for state in built.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    )
     working = peak_memory(step, device)
     return {
         "memory/training": weights + state + working,

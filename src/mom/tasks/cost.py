@@ -31,7 +31,7 @@ from mom.metrics.names import label, metric_rows, pools_in
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_json_atomic
-from mom.training.optimizer import build_adamw
+from mom.training.optimizer import build_optimizer
 
 FILE = "cost.json"
 
@@ -104,7 +104,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     if task.measure_memory:
         for name, model_config in configs.items():
-            columns[name] |= measure_in_processes(model_config, config, device, build_adamw)
+            columns[name] |= measure_in_processes(model_config, config, device, build_optimizer)
     settings = {
         "sequence_length": length,
         "batch_size": config.data.batch_size,

@@ -21,7 +21,7 @@ from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import COEFFICIENTS, add_losses, balance_loss, loss_names
 from mom.training.averaging import StepMean
-from mom.training.optimizer import build_adamw, build_schedule
+from mom.training.optimizer import build_optimizer, build_schedule
 from mom.training.sharding import is_sharded, shard
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class TrainingModule(LightningModule):
 
     Args:
         model: the model to train, in place.
-        optimizer: the fields of ``OptimizerConfig``.
+        optimizer: the fields of an ``OptimizerSection``.
         task_loss: the field of the model's output that holds the task's loss.
 
     Attributes:
@@ -138,17 +138,19 @@ class TrainingModule(LightningModule):
         Lightning rejects fused optimizers there because gradients may still be scaled, but only float16 scales them.
         """
         if self.trainer.precision == "bf16-mixed" and gradient_clip_val is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
+            is_norm = gradient_clip_algorithm in (None, "norm")
+            clip = torch.nn.utils.clip_grad_norm_ if is_norm else torch.nn.utils.clip_grad_value_
+            clip(self.parameters(), gradient_clip_val)
         else:
             super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Return AdamW over parameter groups, and the learning-rate schedule over the trainer's ``max_steps``."""
+        """Return the optimizer over parameter groups, and the schedule over the trainer's ``max_steps``."""
         trainer = self.trainer
         options = self.hparams["optimizer"]
         # float16's gradient scaler unscales before clipping, which fused optimizers do not allow.
         fused = trainer.strategy.root_device.type in ("cpu", "cuda") and trainer.precision != "16-mixed"
-        optimizer = build_adamw(self.model, options, fused=fused)
+        optimizer = build_optimizer(self.model, options, fused=fused)
         optimizer.register_step_post_hook(self._note_update)
         max_steps = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         scheduler = build_schedule(optimizer, options, max_steps)

@@ -32,6 +32,7 @@ _IRRELEVANT_ADVICE = (
     r".*The number of training batches .* is smaller than the logging interval.*",
     r".*The dirpath has changed from.*",
     r".*isinstance\(treespec, LeafSpec\).*",
+    r".*You're using the WeightAveraging callback with a model that overrides the configure_model.*",
 )
 
 
