@@ -66,10 +66,27 @@ def test_given_tokenizer_is_known_by_its_content(tmp_path: Path, monkeypatch: py
     trained = prepare(config)
     for name in ("one", "two"):
         trained.tokenizer.save_pretrained(str(tmp_path / name))
+    shutil.rmtree(trained.folder)
     first = prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "one")))
     assert first.train.tokens.tolist() == trained.train.tokens.tolist()
     monkeypatch.setattr(preparing, "_build", never)
     assert prepare(dataclasses.replace(config, tokenizer=str(tmp_path / "two"))).key == first.key
+
+
+def test_a_trained_tokenizer_is_known_by_its_content_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = text_config(tmp_path, some_texts(20))
+    first = prepare(config)
+    first.tokenizer.save_pretrained(str(tmp_path / "run" / "tokenizer"))
+    saved = dataclasses.replace(config, tokenizer=str(tmp_path / "run" / "tokenizer"))
+    before = cache_contents(config)
+    monkeypatch.setattr(preparing, "_build", never)
+    again = prepare(saved)
+    assert (again.folder, again.train, again.validation) == (first.folder, first.train, first.validation)
+    assert cache_contents(config) == before
+    with pytest.raises(AssertionError):  # the same tokenizer, but other tokens
+        prepare(dataclasses.replace(saved, validation_fraction=0.3))
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ from mom.data.tokenizer import (
     vocabulary_size,
 )
 from mom.errors import UsageError, first_line
-from mom.runs.files import disk_full, is_disk_full, parse_json, replace_folder
+from mom.runs.files import disk_full, is_disk_full, parse_json, read_json, replace_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -54,6 +54,7 @@ FORMAT = 1
 
 META = "meta.json"
 _SUMS = "sha256"
+_TRAINED_KEY = "key_with_trained_tokenizer"  # the key for whoever gives the tokenizer that was trained here
 
 # For GPT-2's tokenizer on English text; used to estimate file sizes.
 _BYTES_PER_TOKEN = 4
@@ -126,6 +127,8 @@ def prepare(config: DataConfig) -> PreparedCorpus:
     key = _key(fingerprint, identity, config.validation_fraction)
     folder = cache_folder(config) / f"{corpus.kind}-{key[:16]}"
     prepared = _open(folder, key)
+    if prepared is None and tokenizer is not None:
+        prepared = _open_trained(folder.parent, corpus.kind, key)
     if prepared is None:
         with cache_errors(folder.parent), locked(folder):
             # Another process may have built it while this one was waiting for the lock.
@@ -150,7 +153,7 @@ def _open(folder: Path, key: str) -> PreparedCorpus | None:
         meta = parse_json((folder / META).read_bytes())
         recorded = meta.pop(_SUMS, {})
         files = {name: TokenFile(folder / f"{name}.bin", **meta[name]) for name in SPLITS}
-        if meta["key"] != key:
+        if key not in (meta["key"], meta.get(_TRAINED_KEY)):
             raise ValueError("it is that of another corpus")
         sums = _sums(folder, meta)
         if wrong := sorted(name for name in {*sums, *recorded} if sums.get(name) != recorded.get(name)):
@@ -162,6 +165,18 @@ def _open(folder: Path, key: str) -> PreparedCorpus | None:
         log.warning("rebuilding %s, which is damaged or of an earlier version: %s", folder, first_line(error))
         return None
     return PreparedCorpus(folder, files["train"], files["validation"], tokenizer, meta["fingerprint"], key)
+
+
+def _open_trained(cache: Path, kind: str, key: str) -> PreparedCorpus | None:
+    """Open the corpus of this key among those whose tokenizer was trained on them; ``None`` if there is none.
+
+    Their folders are named after the training's settings, because they get their names before the tokenizer exists. A
+    run saves its tokenizer, and later tasks give that one.
+    """
+    metas = (
+        path for path in sorted(cache.glob(f"{kind}-*/{META}")) if read_json(path).get(_TRAINED_KEY) == key
+    )
+    return next((_open(path.parent, key) for path in metas), None)
 
 
 def _sums(folder: Path, meta: Mapping[str, Any]) -> dict[str, str]:
@@ -214,6 +229,8 @@ def _build(
                 building, corpus, tokenizer, limit, fingerprint, mark, concurrent_batches=concurrent
             )
         meta: dict[str, Any] = {"key": key, "fingerprint": fingerprint, "corpus": corpus.kind}
+        if config.tokenizer is None:
+            meta[_TRAINED_KEY] = _key(fingerprint, tokenizer_identity(tokenizer), config.validation_fraction)
         for name, file in files.items():
             fields = ("dtype", "count", "num_bytes", "num_documents", "fingerprint")
             meta[name] = {field: getattr(file, field) for field in fields}
