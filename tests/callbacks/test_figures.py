@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mom.callbacks import RoutingFigures, RoutingStatistics
@@ -47,7 +47,8 @@ def test_a_training_ends_with_every_figure_of_its_last_validation(tmp_path, monk
     module = small_module(skip_rule="first")
     trainer.fit(module, datamodule=FixedBatches([token_batch(seed) for seed in range(3)], validation))
 
-    assert sorted(path.stem for path in (tmp_path / "figures").iterdir()) == ALL
+    written = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert written == {f"{name}.{ending}" for name in ALL for ending in ("png", "svg")}
     events = EventAccumulator(logger.log_dir).Reload()
     assert sorted(events.Tags()["images"]) == [f"figures/{name}" for name in ALL]
 
@@ -101,10 +102,16 @@ def test_figures_are_drawn_at_the_end_and_at_intervals(tmp_path, monkeypatch, ev
     assert steps == ([5] if times == 1 else [2, 4, 5])
 
 
-def test_a_plain_model_has_no_figures(tmp_path):
-    trainer = plain_trainer(tmp_path, [RoutingFigures()], max_steps=1)
-    trainer.fit(small_module(num_stages=0), datamodule=FixedBatches([token_batch(0)], [token_batch(1)]))
-    assert not (tmp_path / "figures").exists()
+@pytest.mark.parametrize("logs", [False, True])
+def test_a_plain_model_has_figures_of_training_only(tmp_path, logs):
+    logger = CSVLogger(tmp_path, name="", version="") if logs else False
+    trainer = plain_trainer(
+        tmp_path, [RoutingFigures(dpi=30)], max_steps=2, val_check_interval=1, logger=logger
+    )
+    batches = FixedBatches([token_batch(0), token_batch(2)], [token_batch(1)])
+    trainer.fit(small_module(num_stages=0), datamodule=batches)
+    found = tmp_path / "figures"
+    assert {path.name for path in found.glob("*")} == ({"loss.png", "loss.svg"} if logs else set())
 
 
 def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monkeypatch):

@@ -7,7 +7,8 @@ import pytest
 
 from mom.metrics import depth as depth_metrics
 from mom.plots import depth as depth_figures
-from tests.plots.test_routing import RUN, texts
+from tests.helpers.figures import collisions, texts
+from tests.plots.test_routing import RUN
 
 
 def test_the_distribution_and_its_mean():
@@ -42,6 +43,29 @@ def test_depth_by_loss_omits_empty_bins():
     binned = depth_metrics.Binned([0, 1, 2, 3], [2, 0, 1], [10.0, 0, 7.0], [52.0, 0, 49.0])
     assert binned.mean()[[0, 2]].tolist() == [5, 7] and np.isnan(binned.mean()[1])
     assert binned.std()[[0, 2]].tolist() == [1, 0]
-    figure = depth_figures.depth_by_loss({"effective": binned, "attention": binned}, run=RUN)
+    other = depth_metrics.Binned([0, 1, 2, 3], [2, 0, 1], [8.0, 0, 7.0], [34.0, 0, 49.0])
+    figure = depth_figures.depth_by_loss({"effective": binned, "attention": other}, run=RUN)
+    assert figure is not None and collisions(figure) == []
     assert [line.get_xdata().tolist() for line in figure.axes[0].lines] == [[0.5, 2.5]] * 2
     assert len({line.get_linestyle() for line in figure.axes[0].lines}) == 2, "distinguishable without color"
+
+
+def test_a_depth_that_all_tokens_share_is_said_and_equal_ones_are_drawn_once():
+    edges, tokens = [0.0, 1, 2], np.array([4, 4])
+    rounding = np.array([3e-6, -2e-6])
+    flat = depth_metrics.Binned(edges, tokens, 8.0 * tokens + rounding, 64.0 * tokens)
+    varied = depth_metrics.Binned(edges, tokens, np.array([20.0, 28]), np.array([104.0, 200]))
+    figure = depth_figures.depth_by_loss({"effective": flat, "weighted": varied})
+    assert figure is not None
+    assert len(figure.axes[0].lines) == 1
+    assert figure.get_supxlabel() == "The same for all tokens, so not drawn: effective depth 8."
+    twice = depth_figures.depth_by_loss({"effective": varied, "weighted": varied})
+    assert twice is not None and "effective = weighted" in texts(twice)
+    assert depth_figures.depth_by_loss({"effective": flat}) is None
+
+    bins = np.array([7.0, 7.5, 8.0])
+    spread, single = (bins, [1, 0, 3]), (bins, [0, 0, 4])
+    figure = depth_figures.depth_distribution({"effective": single, "weighted": spread}, graph_depth=8)
+    assert figure is not None and len(figure.axes) == 1
+    assert "effective depth 8" in figure.get_supxlabel()
+    assert depth_figures.depth_distribution({"effective": single}, graph_depth=8) is None

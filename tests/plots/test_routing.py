@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 from mom.plots import routing as figures
-from mom.plots.style import HEAT, MODULE_COLORS, write_figure
+from mom.plots.style import HEAT, MODULE_COLORS, smoothed, write_figure
+from tests.helpers.figures import collisions
 
 RUN = "2026-01-01_00-00-00-abcd"
 
@@ -26,15 +26,12 @@ def twice(array: np.ndarray) -> dict[str, np.ndarray]:
     return {"attention": array, "FFN": array}
 
 
-def texts(figure) -> list[str]:
-    return [text.get_text() for text in figure.findobj(Text) if text.get_text()]
-
-
 def test_a_heat_map_shows_the_share_of_every_slot_in_its_round():
     attention = np.array([[3, 1, 0], [0, 0, 4], [0, 0, 0]])
     ffn = np.array([[1, 1, 1, 1], [8, 0, 0, 2], [0, 1, 0, 1]])
     figure = figures.module_use({"attention": attention, "FFN": ffn}, run=RUN)
     left, right = figure.axes[:2]
+    assert collisions(figure) == []
     assert [text.get_text() for text in left.texts] == ["75", "25", "0", "0", "0", "100", "0", "0", "0"]
     assert [text.get_text() for text in right.texts][:8] == ["25"] * 4 + ["80", "0", "0", "20"]
     assert [text.get_text() for text in right.get_xticklabels()] == ["0", "1", "2", "SKIP"]
@@ -55,6 +52,7 @@ def test_bands_are_as_wide_as_the_flow_and_nodes_as_high_as_the_use():
     heights = np.array([bar.get_height() for bar in axis.patches]).reshape(3, 4)
     uses = np.array([flow[0].sum(1), flow[0].sum(0), flow[1].sum(0)]) / 500
     np.testing.assert_allclose(heights, uses, atol=1e-12)
+    assert collisions(axis.figure) == []
     for part, share in zip(axis.collections, flow.reshape(-1) / 500, strict=True):
         points = part.get_paths()[0].vertices
         left = points[points[:, 0] == points[:, 0].min(), 1]
@@ -75,7 +73,8 @@ def test_use_over_time_draws_every_slot(slots):
     shares = use[:, 1] / use[:, 1].sum(-1, keepdims=True)
     axis = figure.axes[2]
     if slots == 3:
-        np.testing.assert_allclose(np.array([line.get_ydata() for line in axis.lines]), shares.T)
+        drawn = np.array([line.get_ydata() for line in axis.lines])
+        np.testing.assert_allclose(drawn, np.array([smoothed(share)[0] for share in shares.T]))
     else:
         np.testing.assert_allclose(axis.collections[0].get_array().reshape(slots, 5), shares.T)
 
@@ -92,4 +91,4 @@ def test_arrays_of_another_shape_are_rejected():
 def test_a_figure_is_written_atomically(tmp_path):
     path = write_figure(figures.module_use(twice(np.ones((2, 3)))), tmp_path / "new" / "use.png")
     assert imread(path).ndim == 3
-    assert [file.name for file in path.parent.iterdir()] == ["use.png"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["use.png", "use.svg"]

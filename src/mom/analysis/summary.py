@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from mom.analysis.messages import describe_binned, describe_removal, describe_similarity, describe_use
 from mom.analysis.report.page import ReportFigure
 from mom.analysis.statistics import Depths, Routing
@@ -85,13 +87,13 @@ def draw_figures(
     config = header.config
     use = {pool_label(name): usage.assignments for name, usage in routing.items()}
     names = {"effective_depth": "effective", "weighted_depth": "weighted"}
-    drawn = {
-        "module_use": ReportFigure(
+    drawn: dict[str, tuple[Figure | None, str, str]] = {
+        "module_use": (
             figures.module_use(use, run=run, num_stages=num_stages),
             "Fraction of a round's assignments (K per token) that go to each module.",
             describe_use(header, routing),
         ),
-        "depth_distribution": ReportFigure(
+        "depth_distribution": (
             depth_figures.depth_distribution(
                 {names[name]: counts for name, counts in depths.distribution.items()},
                 run=run,
@@ -102,7 +104,7 @@ def draw_figures(
             f"{depths.mean['effective_depth']:.2f} and {depths.mean['weighted_depth']:.2f} "
             f"of {config.graph_depth} blocks.",
         ),
-        "depth_by_frequency": ReportFigure(
+        "depth_by_frequency": (
             depth_figures.depth_by_frequency(
                 {names[name]: binned for name, binned in depths.by_frequency.items()}, run=run
             ),
@@ -114,13 +116,13 @@ def draw_figures(
     }
     if len(next(iter(use.values()))) > 1:
         flow = {pool_label(name): usage.flow for name, usage in routing.items()}
-        drawn["module_flow"] = ReportFigure(
+        drawn["module_flow"] = (
             figures.module_flow(flow, run=run, num_stages=num_stages),
             "Flow of tokens from round to round, by their first choice.",
             "Flow of tokens between modules from each round to the next; use.csv has the numbers.",
         )
     if depths.predicted:
-        drawn["depth_by_loss"] = ReportFigure(
+        drawn["depth_by_loss"] = (
             depth_figures.depth_by_loss(
                 {names[name]: binned for name, binned in depths.by_loss.items()}, run=run
             ),
@@ -128,15 +130,19 @@ def draw_figures(
             describe_binned("loss of the next token in nats", depths.by_loss["weighted_depth"]),
         )
     for stage in sorted({pair.first.stage for pair in pairs}):
-        drawn[f"similarity_{stage}"] = ReportFigure(
+        drawn[f"similarity_{stage}"] = (
             module_figures.similarity(pairs, run=run, stage=stage, pools=tuple(routing)),
             f"Similarity of the modules of stage {stage}: weights, outputs on the same inputs, and CKA of the outputs.",
             describe_similarity(pairs, stage),
         )
     if removal is not None and removal.alone:
-        drawn["removal"] = ReportFigure(
+        drawn["removal"] = (
             module_figures.removal(removal, run=run, tolerance=tolerance, pools=tuple(routing)),
             f"Loss after module ablation, on {removal.tokens:,} predicted tokens; the dotted line is the tolerance.",
             describe_removal(removal, tolerance),
         )
-    return drawn
+    return {
+        name: ReportFigure(figure, caption, alt)
+        for name, (figure, caption, alt) in drawn.items()
+        if figure is not None  # it would show the same for all tokens
+    }

@@ -1,4 +1,4 @@
-"""Draw the routing during a run's validation, to files and to loggers that accept images."""
+"""Draw a run's training and the routing of its validation, to files and to loggers that accept images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
@@ -30,6 +30,7 @@ from mom.metrics.depth import (
 from mom.metrics.names import pool_label
 from mom.metrics.routing import choices_by_rule, pool_sums
 from mom.metrics.sums import Sums, Totals, add, collect, prefixed
+from mom.runs.describe import describe_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,13 +41,14 @@ MAX_LOGITS = 2**26
 
 
 class RoutingFigures(Callback):
-    """Draws a validation's routing when training ends, and optionally every ``every_n_steps`` steps.
+    """Draws training and a validation's routing when training ends, and optionally every ``every_n_steps`` steps.
 
-    Writes ``figures/<name>.png`` in the run directory, replacing earlier ones, and logs ``figures/<name>`` to
-    TensorBoard and wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``,
+    Writes ``figures/<name>.png`` and ``.svg`` in the run directory, replacing earlier ones: ``loss`` and ``training``,
+    from ``metrics.csv`` (:mod:`mom.plots.training`), and figures of routing, which it also logs as ``figures/<name>``
+    to TensorBoard and wandb: ``module_use``, ``module_flow``, ``depth_distribution``, ``depth_by_frequency``,
     ``depth_by_loss``, ``use_over_time`` (with :class:`RoutingStatistics` only), and ``<pool>_by_rule`` (for controls
     whose right modules are known). :mod:`mom.plots.routing`, :mod:`mom.plots.depth`, and :mod:`mom.plots.rules`
-    describe them. Tokens of all ranks count, padding does not. A plain transformer has no routing and no figures.
+    describe them. Tokens of all ranks count, padding does not. A plain transformer has no routing.
 
     Validation computes no loss per token, so for depth by loss, with language models only, the first ``loss_batches``
     batches go through the model once more.
@@ -94,11 +96,13 @@ class RoutingFigures(Callback):
         step, every = trainer.global_step, self.every_n_steps
         if every is not None and step // every > self._drawn_at // every and trainer.state.fn == "fit":
             self._draw(trainer, pl_module)
+            self._draw_training(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw the last validation."""
+        """Draw the last validation, and the curves over training."""
         if self._drawn_at != trainer.global_step:
             self._draw(trainer, pl_module)
+        self._draw_training(trainer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last figures."""
@@ -155,9 +159,24 @@ class RoutingFigures(Callback):
         from mom.plots.style import write_figure
 
         folder = Path(trainer.default_root_dir) / FOLDER
-        run = Path(trainer.default_root_dir).name
+        run = describe_run(trainer.default_root_dir)
         for name, draw in _drawings(pl_module, totals, self._history(trainer), run).items():
-            _log_figure(trainer, f"{FOLDER}/{name}", write_figure(draw(), folder / f"{name}.png", self.dpi))
+            figure = draw()
+            if figure is not None:
+                _log_figure(
+                    trainer, f"{FOLDER}/{name}", write_figure(figure, folder / f"{name}.png", self.dpi)
+                )
+
+    def _draw_training(self, trainer: Trainer) -> None:
+        """Draw what ``metrics.csv`` holds so far; wandb and TensorBoard draw their own curves."""
+        if not trainer.is_global_zero:
+            return
+        from mom.plots.training import draw_training
+
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.save()  # Lightning writes rows in batches
+        draw_training(trainer.default_root_dir, self.dpi)
 
     def _history(self, trainer: Trainer) -> Mapping[str, Tensor]:
         """Return the use of the pools so far, empty without :class:`RoutingStatistics`."""
@@ -167,7 +186,7 @@ class RoutingFigures(Callback):
 
 def _drawings(
     pl_module: LightningModule, totals: Totals, history: Mapping[str, Tensor], run: str
-) -> dict[str, Callable[[], Figure]]:
+) -> dict[str, Callable[[], Figure | None]]:
     """Return the functions that draw the figures for which there is data."""
     from mom.plots import depth as depth_figures
     from mom.plots import routing as figures
@@ -184,7 +203,7 @@ def _drawings(
         for name in DEPTHS
     }
     by_frequency = {name: binned_by_frequency(*_moments(totals, "type", name)) for name in DEPTHS}
-    drawings: dict[str, Callable[[], Figure]] = {
+    drawings: dict[str, Callable[[], Figure | None]] = {
         "module_use": lambda: figures.module_use(by_pool(totals, "/use"), **options),
         "module_flow": lambda: figures.module_flow(by_pool(totals, "/flow"), **options),
         "depth_distribution": lambda: depth_figures.depth_distribution(

@@ -14,7 +14,7 @@ from mom.metrics.dependence import Dependence
 from mom.metrics.difficulty import DepthOfGroup
 from mom.metrics.names import DEFAULT_POOLS, pool_label
 from mom.metrics.regret import Regret
-from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLORS, new_figure, styled
+from mom.plots.style import MODULE_COLORS, new_figure, series_style, styled
 
 
 @styled
@@ -32,7 +32,7 @@ def choice_value(
                 yerr=np.nan_to_num([value.error for value in own]),
                 label=name,
                 capsize=2,
-                **_style(index),
+                **series_style(index),
             )
     axes[0].set_ylabel("loss increase (nats/token)")
     _legend(axes[-1])
@@ -54,7 +54,7 @@ def regret(
                 rounds,
                 [getattr(regrets[pool, number], name) for number in rounds],
                 label=label,
-                **_style(index),
+                **series_style(index),
             )
     axes[0].set_ylabel("summed loss (nats)")
     _legend(axes[-1])
@@ -75,7 +75,7 @@ def dependence(
                 _rounds(item.round for item in own),
                 [item.share for item in own],
                 label=name.replace("_", " "),
-                **_style(index),
+                **series_style(index),
             )
         axis.set_ylim(-0.05, 1.05)
     axes[0].set_ylabel("share of the entropy")
@@ -112,14 +112,6 @@ def _by_round(title: str, run: str, pools: Sequence[str]) -> tuple[Figure, Seque
 
 def _rounds(numbers: Iterable[int | None]) -> list[int]:
     return [number for number in numbers if number is not None]
-
-
-def _style(index: int) -> dict:
-    return {
-        "color": MODULE_COLORS[index % len(MODULE_COLORS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": LINE_STYLES[index % len(LINE_STYLES)],
-    }
 
 
 def _legend(axis: Axes) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mom.config import CompareConfig
-from mom.plots.style import styled
+from mom.plots.style import MODULE_COLORS, ROUNDING, styled, write_figure
 from mom.runs.comparison import Comparison
 
 LABEL_WIDTH = 44
@@ -30,8 +30,7 @@ def write_figures(comparison: Comparison, task: CompareConfig, labels: Sequence[
     if task.cost_metric is not None:
         figures[f"{path.name}_by_cost"] = draw_by_cost(comparison, task, labels)
     for name, figure in figures.items():
-        for ending in ("png", "svg"):
-            figure.savefig(path.with_name(f"{name}.{ending}"), dpi=150)
+        write_figure(figure, path.with_name(f"{name}.png"), dpi=150)
 
 
 @styled
@@ -52,7 +51,7 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str]) -> 
     for place, group in enumerate(groups):
         values = list(group.values.values())
         panels[0].plot(
-            values, [place] * len(values), "o", color="tab:blue", alpha=0.7, markersize=4, zorder=3
+            values, [place] * len(values), "o", color=MODULE_COLORS[0], alpha=0.7, markersize=4, zorder=3
         )
         panels[0].errorbar(group.mean, place, xerr=group.deviation, **bar)
     panels[0].set_yticks(range(len(groups)), labels)
@@ -67,14 +66,30 @@ def draw(comparison: Comparison, task: CompareConfig, labels: Sequence[str]) -> 
 
 
 def _draw_differences(panel: Axes, comparison: Comparison, task: CompareConfig) -> None:
+    """Draw the differences; filled if their interval excludes 0 by more than the rounding of float32."""
     panel.axvline(0, color="gray", linewidth=1)
+    rounding = ROUNDING * max(1.0, *(abs(group.mean) for group in comparison.groups))
     for place, group in enumerate(comparison.groups):
         found = group.difference
-        if found is not None:
-            width = None if found.low is None else found.mean - found.low
-            panel.errorbar(found.mean, place, xerr=width, fmt="o", color="tab:red", capsize=3, markersize=4)
+        if found is None:
+            continue
+        width = None if found.low is None else found.mean - found.low
+        is_clear = width is not None and abs(found.mean) > max(width, rounding)
+        panel.errorbar(
+            found.mean,
+            place,
+            xerr=width,
+            fmt="o",
+            color=MODULE_COLORS[5] if is_clear else "black",
+            markerfacecolor=MODULE_COLORS[5] if is_clear else "white",
+            capsize=3,
+            markersize=5,
+        )
+    low, high = panel.get_xlim()
+    if high - low < 40 * rounding:  # a scale on which rounding looks like nothing
+        panel.set_xlim(min(low, -20 * rounding), max(high, 20 * rounding))
     partner = task.reference_metric or "the baseline"
-    panel.set_xlabel(f"difference from {partner}\n({task.confidence:.0%} interval)")
+    panel.set_xlabel(f"difference from {partner}\n({task.confidence:.0%} interval; filled: excludes 0)")
 
 
 @styled
@@ -92,7 +107,7 @@ def draw_by_cost(comparison: Comparison, task: CompareConfig, labels: Sequence[s
     curve = sorted(points[index] for index in comparison.baseline)
     panel.plot([x for x, _, _ in curve], [y for _, y, _ in curve], "-", color="gray", linewidth=1, zorder=1)
     for rank, (cost, mean, deviation) in enumerate(points, 1):
-        color = "gray" if rank - 1 in comparison.baseline else "tab:blue"
+        color = "gray" if rank - 1 in comparison.baseline else MODULE_COLORS[0]
         panel.errorbar(cost, mean, yerr=deviation, fmt="o", color=color, markersize=4, elinewidth=1, zorder=2)
         panel.annotate(str(rank), (cost, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
     if max(costs) > 3 * min(costs):

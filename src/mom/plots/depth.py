@@ -10,7 +10,8 @@ Depths are those of :func:`mom.metrics.depth.depth_metrics`, without padding:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,22 +19,46 @@ from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
 from mom.metrics.depth import Binned
-from mom.metrics.sums import as_floats, row_shares
-from mom.plots.style import LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
+from mom.metrics.sums import Floats, as_floats, row_shares
+from mom.plots.style import (
+    MODULE_COLORS,
+    ROUNDING,
+    SKIP_COLOR,
+    is_constant,
+    new_figure,
+    series_style,
+    styled,
+)
+
+T = TypeVar("T")
+
+_ROUNDING_STD = 0.03  # blocks; a standard deviation from rounded sums of squares is this far from 0
 
 
 @styled
 def depth_distribution(
     distributions: Mapping[str, tuple[ArrayLike, ArrayLike]], *, run: str = "", graph_depth: float
-) -> Figure:
+) -> Figure | None:
     """Draw the distribution of depth over tokens, with its mean and the depth of the graph.
+
+    A depth that all tokens share is not drawn but said in a line, and equal distributions are drawn once; ``None`` if
+    none varies.
 
     Args:
         distributions: a distribution for each kind of depth (``effective``, ``weighted``, …), each in its own panel.
         run: the run's name.
         graph_depth: blocks of the computation graph.
     """
-    figure = new_figure("Depth of tokens", run, max(4.4, 3.5 * len(distributions) + 0.6), 3.6)
+    found = {name: _occupied(*given) for name, given in distributions.items()}
+    same = {name: depths[0] for name, (depths, _) in found.items() if len(depths) == 1}
+    distributions = _merged(
+        {name: given for name, given in distributions.items() if len(found[name][0]) > 1},
+        lambda first, second: _equal(_occupied(*first), _occupied(*second)),
+    )
+    if not distributions:
+        return None
+    figure = new_figure("Depth of tokens", run, max(5.0, 3.5 * len(distributions) + 0.6), 3.6)
+    _say_constant(figure, same)
     axes = np.atleast_1d(figure.subplots(1, len(distributions), sharey=True))
     for axis, (name, (depths, tokens)) in zip(axes, distributions.items(), strict=True):
         depths, shares = as_floats(depths), row_shares(as_floats(tokens)[None])[0]
@@ -55,8 +80,11 @@ def depth_distribution(
 
 
 @styled
-def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Draw depth by token frequency: :func:`~mom.metrics.depth.binned_by_frequency` for each kind of depth."""
+def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure | None:
+    """Draw depth by token frequency: :func:`~mom.metrics.depth.binned_by_frequency` for each kind of depth.
+
+    As in :func:`depth_distribution`, a constant depth is only said, and ``None`` returned if there is no other.
+    """
     return _depth_by(
         lines,
         run,
@@ -67,30 +95,38 @@ def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
 
 
 @styled
-def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure:
-    """Draw depth by the loss of the next token, in nats, for each kind of depth."""
+def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure | None:
+    """Draw depth by the loss of the next token, in nats, for each kind of depth, as :func:`depth_by_frequency` does."""
     return _depth_by(
         lines, run, title="Depth by loss", xlabel="loss of the next token (nats)", logarithmic=False
     )
 
 
-def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool) -> Figure:
+def _depth_by(
+    lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool
+) -> Figure | None:
     """Draw mean and standard deviation of each kind of depth, with equal bins, above the tokens in each bin."""
+    same = {name: float(np.nanmean(line.mean())) for name, line in lines.items() if _is_flat(line)}
+    lines = _merged(
+        {name: line for name, line in lines.items() if not _is_flat(line)},
+        lambda first, second: (
+            _equal((first.mean(), first.tokens), (second.mean(), second.tokens))
+            and np.allclose(first.std(), second.std(), atol=_ROUNDING_STD, equal_nan=True)
+        ),
+    )
+    if not lines:
+        return None
     figure = new_figure(title, run, 6.4, 4.4)
+    _say_constant(figure, same)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for index, (name, binned) in enumerate(lines.items()):
         edges, mean, std = as_floats(binned.edges), binned.mean(), binned.std()
         middle = np.sqrt(edges[:-1] * edges[1:]) if logarithmic else (edges[:-1] + edges[1:]) / 2
         occupied = as_floats(binned.tokens) > 0
-        color = MODULE_COLORS[index % len(MODULE_COLORS)]
-        style = {
-            "color": color,
-            "marker": MARKERS[index % len(MARKERS)],
-            "linestyle": LINE_STYLES[index % 4],
-        }
+        style = series_style(index)
         upper.plot(middle[occupied], mean[occupied], label=name, **style)
         upper.fill_between(
-            middle[occupied], (mean - std)[occupied], (mean + std)[occupied], color=color, alpha=0.15
+            middle[occupied], (mean - std)[occupied], (mean + std)[occupied], color=style["color"], alpha=0.15
         )
         if index == 0:
             lower.bar(
@@ -111,6 +147,43 @@ def _depth_by(lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str,
     lower.set_ylabel("fraction of\ntokens")
     lower.set_xlabel(xlabel)
     return figure
+
+
+def _occupied(depths: ArrayLike, tokens: ArrayLike) -> tuple[Floats, Floats]:
+    """Return the depths that tokens have and the tokens of each."""
+    depths, tokens = as_floats(depths), as_floats(tokens)
+    return depths[tokens > 0], tokens[tokens > 0]
+
+
+def _is_flat(line: Binned) -> bool:
+    """Return whether all tokens have the same depth, but for rounding."""
+    occupied = as_floats(line.tokens) > 0
+    return is_constant(line.mean()[occupied]) and float(line.std()[occupied].max(initial=0)) < _ROUNDING_STD
+
+
+def _equal(first: Sequence[ArrayLike], second: Sequence[ArrayLike]) -> bool:
+    return all(
+        np.shape(one) == np.shape(other) and np.allclose(one, other, ROUNDING, equal_nan=True)
+        for one, other in zip(first, second, strict=True)
+    )
+
+
+def _merged(items: Mapping[str, T], are_equal: Callable[[T, T], bool]) -> dict[str, T]:
+    """Give equal items one entry, under all of their names."""
+    merged: dict[str, T] = {}
+    for name, item in items.items():
+        twin = next((known for known, other in merged.items() if are_equal(other, item)), None)
+        if twin is None:
+            merged[name] = item
+        else:
+            merged = {f"{k} = {name}" if k == twin else k: other for k, other in merged.items()}
+    return merged
+
+
+def _say_constant(figure: Figure, same: Mapping[str, float]) -> None:
+    if same:
+        said = ", ".join(f"{name} depth {depth:.3g}" for name, depth in same.items())
+        figure.supxlabel(f"The same for all tokens, so not drawn: {said}.", fontsize=9)
 
 
 def _limits(binned: Binned) -> tuple[float, float]:

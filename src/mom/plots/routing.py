@@ -24,10 +24,22 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike
 
 from mom.metrics.sums import Floats, as_floats, row_shares
-from mom.plots.style import HEAT, LINE_STYLES, MARKERS, MODULE_COLORS, SKIP_COLOR, new_figure, styled
+from mom.plots.style import (
+    HEAT,
+    LINE_STYLES,
+    MARKERS,
+    MODULE_COLORS,
+    SKIP_COLOR,
+    new_figure,
+    smoothed,
+    styled,
+)
 
 Pools = Mapping[str, ArrayLike]
 """An array for each pool, by its label in the figure."""
+
+_LABELED_NODE = 0.06  # fraction of the tokens from which a node has room for its name
+_ON_COLOR: Any = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
 
 ANNOTATED_SLOTS = 12
 """Heat maps of up to this many columns also show the numbers."""
@@ -85,12 +97,15 @@ def module_flow(flow: Pools, *, run: str = "", num_stages: int = 1) -> Figure:
 
 @styled
 def use_over_time(steps: ArrayLike, use: Pools, *, run: str = "") -> Figure:
-    """Draw the use of modules over training, [P, S, N+1] at ascending steps [P], with a row of panels per stage."""
+    """Draw the use of modules over training, [P, S, N+1] at ascending steps [P], with a row of panels per stage.
+
+    Lines are smoothed, because single steps differ much.
+    """
     steps = as_floats(steps)
     pools = _checked(use, dimensions=3)
     num_stages = pools[0][1].shape[1]
     same_slots = len({array.shape[-1] for _, array in pools}) == 1
-    figure = new_figure("Module use over training", run, 3.8 * len(pools), 1.0 + 2.8 * num_stages)
+    figure = new_figure("Module use over training, smoothed", run, 3.8 * len(pools), 1.0 + 2.8 * num_stages)
     axes = figure.subplots(num_stages, len(pools), sharex=True, squeeze=False)
     for column, (name, array) in enumerate(pools):
         for stage in range(num_stages):
@@ -148,6 +163,12 @@ def _bands(axis: Axes, flow: Floats) -> None:
             color=colors,
             linewidth=0,
         )
+        for label, size, bottom in zip(_slots(slots), sizes, _bottoms(sizes, gap), strict=True):
+            if size > _LABELED_NODE:
+                middle = bottom + size / 2
+                axis.text(
+                    place, middle, label, ha="center", va="center", fontsize=7, bbox=_ON_COLOR, zorder=3
+                )
     axis.set_xlim(-0.3, pairs + 0.3)
     axis.set_yticks([])
     axis.spines[["left", "bottom"]].set_visible(False)
@@ -183,10 +204,11 @@ def _lines(axis: Axes, steps: Floats, shares: Floats) -> None:
     """Draw a line for each choice, distinguished by color and dashes."""
     labels, colors = _slots(shares.shape[1]), _slot_colors(shares.shape[1])
     for slot, (label, color) in enumerate(zip(labels, colors, strict=True)):
+        values, _ = smoothed(shares[:, slot])
         style: dict[str, Any] = {"linestyle": LINE_STYLES[slot % len(LINE_STYLES)]}
         if len(steps) < 25:
             style["marker"] = MARKERS[slot % len(MARKERS)]
-        axis.plot(steps, shares[:, slot], color=color, label=label, linewidth=1.6, markersize=4, **style)
+        axis.plot(steps, values, color=color, label=label, linewidth=1.6, markersize=4, **style)
     axis.set_ylim(bottom=0)
 
 

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike, NDArray
 
 from mom.runs.files import atomic_file
+
+R = TypeVar("R")
 
 MODULE_COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Colors of up to eight modules, suited to color-blind readers (Okabe and Ito, 2008)."""
 SKIP_COLOR = "#9A9A9A"
+ROUNDING = 1e-5
+"""Relative difference up to which numbers computed in float32 count as equal."""
 LINE_STYLES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 HEAT = "cividis"
 """Color map of all heat maps, suited to color-blind readers and grayscale print."""
+
+_PER_INCH = 11  # characters of a title
 
 STYLE: Any = {  # matplotlib types every key by name
     "font.size": 10,
@@ -37,11 +47,11 @@ STYLE: Any = {  # matplotlib types every key by name
 }
 
 
-def styled(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+def styled(draw: Callable[..., R]) -> Callable[..., R]:
     """Run a drawing function with :data:`STYLE`, regardless of the process's settings."""
 
     @wraps(draw)
-    def drawn(*arguments: Any, **options: Any) -> Figure:
+    def drawn(*arguments: Any, **options: Any) -> R:
         with matplotlib.rc_context(STYLE):
             return draw(*arguments, **options)
 
@@ -52,8 +62,55 @@ def new_figure(title: str, run: str, width: float, height: float) -> Figure:
     """Return an empty figure of this size in inches, with a title and the run's name below it."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{title}\n{run}" if run else title)
+    wrapped = [
+        part
+        for line in run.splitlines()
+        for part in textwrap.wrap(line, round(_PER_INCH * width), break_on_hyphens=False)
+    ]
+    figure.suptitle("\n".join([title, *wrapped]))
     return figure
+
+
+def legend_above(axis: Axes, columns: int = 3) -> None:
+    """Put the legend of a panel above it, where it hides nothing; ``columns`` entries in a row."""
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(
+            loc="lower left",
+            bbox_to_anchor=(-0.02, 1.0),
+            ncols=columns,
+            columnspacing=1.2,
+            handlelength=2.4,
+            borderpad=0.2,
+        )
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Return color, marker, and dashes of a line: any two differ in print, in gray, and for color-blind readers."""
+    return {
+        "color": MODULE_COLORS[index % len(MODULE_COLORS)],
+        "marker": MARKERS[index % len(MARKERS)],
+        "linestyle": LINE_STYLES[index % len(LINE_STYLES)],
+    }
+
+
+def smoothed(values: ArrayLike) -> tuple[NDArray[np.float64], int]:
+    """Return the mean of each value and those before it, and how many: a twentieth of all, at least up to five.
+
+    NaN is skipped.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    span = max(min(5, 1 + len(values) // 5), len(values) // 20)
+    known = np.isfinite(values)
+    total, count = np.cumsum(np.where(known, values, 0.0)), np.cumsum(known)
+    total[span:], count[span:] = total[span:] - total[:-span], count[span:] - count[:-span]
+    return np.divide(total, count, out=np.full(len(values), np.nan), where=count > 0), span
+
+
+def is_constant(values: ArrayLike) -> bool:
+    """Return whether values differ only by the rounding of float32 arithmetic."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return known.size == 0 or float(np.ptp(known)) <= ROUNDING * max(1.0, float(np.abs(known).max()))
 
 
 def png(figure: Figure, dpi: int = 120) -> bytes:
@@ -64,10 +121,19 @@ def png(figure: Figure, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
+def svg(figure: Figure) -> bytes:
+    """Render a figure as a reproducible SVG file."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE), matplotlib.rc_context({"svg.hashsalt": "mom"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
 def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
-    """Write a PNG file atomically, creating its directory, and return the path."""
+    """Write ``path``, a PNG file, and the same as ``.svg`` next to it, creating their directory; return ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(png(figure, dpi))
+    for target, content in ((path, png(figure, dpi)), (path.with_suffix(".svg"), svg(figure))):
+        with atomic_file(target) as temporary:
+            temporary.write_bytes(content)
     return path

@@ -189,7 +189,7 @@ def check_owner(path: str | Path, task: str) -> None:
     Raises:
         UsageError: a run of another task, or a phase of a run, wrote to the directory.
     """
-    config = _read_config(Path(path))
+    config = read_config(Path(path))
     if not config:
         return
     given = config.get("task")
@@ -205,11 +205,11 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     Raises:
         UsageError: the file is damaged.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     return config if "task" in config else None
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
     """Read ``config.yaml`` of a run or phase; empty if there is none."""
     path = folder / CONFIG
     try:

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jinja2 import Environment, StrictUndefined
 from matplotlib.figure import Figure
@@ -23,7 +21,7 @@ from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
 from mom.analysis.traces import Traces
-from mom.plots.style import STYLE
+from mom.plots.style import svg
 
 _STEPS = 65_534
 # Measures to color tokens by: column, label, decimals.
@@ -133,14 +131,6 @@ def render(
 def content_hash(text: str) -> str:
     """Return the hash by which a content security policy allows an inline script or style, and nothing else."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
-
-
-def svg(figure: Figure) -> bytes:
-    """Render a figure as a reproducible SVG file."""
-    buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE), matplotlib.rc_context({"svg.hashsalt": "mom"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def script_json(data: Any) -> str:
