@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import combinations
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 from matplotlib.text import Text
@@ -17,8 +18,9 @@ def texts(figure: Figure) -> list[str]:
 
 def collisions(figure: Figure) -> list[tuple[str, str]]:
     """Return the pairs of texts that overlap, of legends and panels, and texts that leave the figure."""
-    figure.canvas.draw()
-    renderer = figure.canvas.get_renderer()  # type: ignore[attr-defined]
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    renderer = canvas.get_renderer()
     # A pixel less on each side, because neighbors may touch.
     boxes = [(text.get_text(), text.get_window_extent(renderer).padded(-1)) for text in _drawn(figure)]
     page = figure.bbox.padded(1)
