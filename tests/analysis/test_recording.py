@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from mom.analysis.recording import batch_windows, depths, split_windows
 from mom.metrics.depth import depth_metrics, depth_sums
 from mom.metrics.sums import collect
 from tests.helpers.models import small_model, tokens
-from tests.helpers.traces import END, some_ids, token_file
+from tests.helpers.traces import END, recorded, some_ids, token_file
 
 
 def test_depths_of_tokens_average_to_the_metrics() -> None:
@@ -64,3 +66,22 @@ def test_windows_hold_the_text_in_order(
     np.testing.assert_array_equal(
         np.concatenate([np.empty(0), *(window.document for window in flat)]), documents[:most]
     )
+
+
+def test_predictions_are_the_most_likely_next_tokens(tmp_path: Path) -> None:
+    ids = some_ids(48)
+    traces, model = recorded(tmp_path / "traces", ids, length=16)
+    found = traces.tokens().to_pydict()
+    with torch.no_grad():
+        probability = model(input_ids=torch.from_numpy(ids.reshape(3, 16))).logits.softmax(-1)
+    best, token = probability.max(-1)
+    for index, (row, place) in enumerate(np.ndindex(3, 16)):
+        if place == 15:
+            assert found["next_id"][index] == found["predicted_id"][index] == -1
+            assert found["predicted_probability"][index] is None
+            continue
+        assert found["next_id"][index] == ids[index + 1]
+        assert found["predicted_id"][index] == int(token[row, place])
+        assert found["predicted_probability"][index] == pytest.approx(float(best[row, place]), rel=1e-4)
+        own = float(probability[row, place, ids[index + 1]])
+        assert np.exp(-found["loss"][index]) == pytest.approx(own, rel=1e-4)

@@ -62,7 +62,7 @@ def fact_rows(facts: Mapping[str, Any], header: Header) -> list[tuple[str, str, 
 def module_notes(removal: Removal | None, tolerance: float) -> list[str]:
     """Return the paragraphs above the tables of modules."""
     notes = [
-        "Share: fraction of the pool's assignments in all rounds. Weight: mean over these assignments. Distinctive "
+        "Share: fraction of the pool's assignments in all rounds. Weight: mean over these assignments. Favorite "
         "tokens: token types by q · ln(q / p), where q is their fraction of the module's assignments and p their "
         "fraction of all assignments; point at a token for its numbers.",
     ]

@@ -101,13 +101,19 @@ def read_batch(model: MoMForCausalLM, batch: Sequence[Window], first_window: int
     """
     inputs = stack_windows(batch, model.device)
     size, length = inputs.ids.shape
-    loss, routing = run_batch(model, inputs)
+    found = run_batch(model, inputs)
+    loss, routing = found.loss, found.routing
+    following = torch.full_like(inputs.ids, -1)
+    following[:, :-1] = inputs.labels[:, 1:].clamp(min=-1)  # nothing is predicted: -100
     columns = {
         "window": np.repeat(np.arange(first_window, first_window + size), length),
         "position": np.tile(np.arange(length), size),
         "document": np.concatenate([window.document for window in batch]),
         "token_id": _flat(inputs.ids),
         "loss": _flat(loss),
+        "next_id": _flat(following),
+        "predicted_id": _flat(found.predicted),
+        "predicted_probability": _flat(found.probability),
         **{name: _flat(depth) for name, depth in depths(routing, model.config).items()},
     }
     choice, weight = {}, {}

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mom.data.controls.control import IGNORED
 from mom.model import MoMForCausalLM
 from mom.model.choices import Choices
 from mom.model.cross_entropy import CHUNK_TOKENS
@@ -38,7 +39,7 @@ class Batch(NamedTuple):
     @property
     def num_predicted(self) -> int:
         """Number of predicted tokens."""
-        return int((self.labels[:, 1:] != -100).sum())
+        return int((self.labels[:, 1:] != IGNORED).sum())
 
     def windows(self, rows: Any) -> Batch:
         """Select windows by their indices."""
@@ -52,10 +53,14 @@ class Recorded(NamedTuple):
     Attributes:
         loss: cross-entropy of the label after each token, in nats, [B, T]; NaN where nothing is predicted.
         routing: the records of all rounds.
+        predicted: the most likely next token, int64 [B, T]; -1 where nothing is predicted.
+        probability: its probability [B, T]; NaN where nothing is predicted.
     """
 
     loss: Tensor
     routing: tuple[Any, ...]
+    predicted: Tensor
+    probability: Tensor
 
     def choices(self) -> dict[str, Tensor]:
         """Return the choices of every pool, int64 [B, T, R, K], which reproduce the pass."""
@@ -82,24 +87,31 @@ def run_batch(
             output_routing=True,
             choices=choices,
         )
-        loss = next_token_losses(model, output.last_hidden_state, batch.labels)
-    return Recorded(loss, output.routing)
+        loss, predicted, probability = next_tokens(model, output.last_hidden_state, batch.labels)
+    return Recorded(loss, output.routing, predicted, probability)
 
 
-def next_token_losses(model: MoMForCausalLM, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of each next label, in nats, [B, T]; NaN where nothing is predicted.
+def next_tokens(model: MoMForCausalLM, hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return loss, most likely token, and its probability after each token, as :class:`Recorded` has them.
 
     Logits are computed in chunks of the last hidden states, [B, T, D], to save memory.
     """
     losses = torch.full(labels.shape, float("nan"), device=labels.device)
+    predicted, probabilities = torch.full_like(labels, -1), losses.clone()
     before, target = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
-    chunks = [
-        F.cross_entropy(model.lm_head(rows).float(), part, reduction="none").masked_fill(
-            part == -100, float("nan")
-        )
-        for rows, part in zip(before.split(CHUNK_TOKENS), target.split(CHUNK_TOKENS), strict=True)
-        if len(rows)
-    ]
-    if chunks:
-        losses[:, :-1] = torch.cat(chunks).view(labels.shape[0], -1)
-    return losses
+    chunks = []
+    for rows, part in zip(before.split(CHUNK_TOKENS), target.split(CHUNK_TOKENS), strict=True):
+        logits = model.lm_head(rows).float()  # (M, V)
+        loss = F.cross_entropy(logits, part, reduction="none")
+        highest, token = logits.max(dim=-1)
+        chunks.append((loss, token, (highest - logits.logsumexp(dim=-1)).exp()))
+    if len(before):
+        ignored = target == IGNORED
+        for into, values, nothing in zip(
+            (losses, predicted, probabilities),
+            zip(*chunks, strict=True),
+            (torch.nan, -1, torch.nan),
+            strict=True,
+        ):
+            into[:, :-1] = torch.cat(values).masked_fill(ignored, nothing).view(labels.shape[0], -1)
+    return losses, predicted, probabilities

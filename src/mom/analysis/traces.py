@@ -15,8 +15,9 @@
 
 ``tokens.parquet`` has a row for each token, in the order of the text: ``token``, ``window``, ``position``,
 ``document``, ``token_id``; ``loss``, the cross-entropy of the next token in nats (null at the end of a window, where
-nothing is predicted); and the token's own ``effective_depth``, ``weighted_depth``, and ``modules_per_token``
-(:func:`mom.metrics.depth.depth_metrics`).
+nothing is predicted); ``next_id``, that token; ``predicted_id`` and ``predicted_probability``, the model's most likely
+one (IDs are -1 and the probability null where nothing is predicted); and the token's own ``effective_depth``,
+``weighted_depth``, and ``modules_per_token`` (:func:`mom.metrics.depth.depth_metrics`).
 
 Both files carry a :class:`Header` in their metadata. Rows are written in groups of :data:`GROUP_TOKENS` tokens, and a
 group of ``routing.parquet`` belongs to one stage, round, and pool, so that readers can skip the others. Writing and
@@ -72,6 +73,9 @@ TOKENS_SCHEMA = pa.schema(
         ("document", pa.int32()),
         ("token_id", pa.int32()),
         ("loss", pa.float32()),
+        ("next_id", pa.int32()),
+        ("predicted_id", pa.int32()),
+        ("predicted_probability", pa.float32()),
         ("effective_depth", pa.float32()),
         ("weighted_depth", pa.float32()),
         ("modules_per_token", pa.float32()),

@@ -27,6 +27,7 @@ from mom.analysis.messages import (
 from mom.analysis.recording import record
 from mom.analysis.regret import measure_regret
 from mom.analysis.report.choices import choice_figures, choice_tables
+from mom.analysis.report.headlines import OwnValidation, headlines
 from mom.analysis.report.page import Table, pieces, render
 from mom.analysis.samples import Batch, Context
 from mom.analysis.sources import Source, control_source, text_source
@@ -49,19 +50,22 @@ from mom.console import build_table, print_line, print_table
 from mom.data.controls import Control
 from mom.errors import UsageError
 from mom.interop import load_model
+from mom.interop.weights import read_checkpoint
 from mom.metrics.choice_value import ChoiceValue
 from mom.metrics.modules import Removal
 from mom.metrics.regret import BestPath, Swap
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
-from mom.runs.directory import RunDirectory
+from mom.runs.curves import Curve, read_curves
+from mom.runs.describe import describe_data, describe_run, run_of_weights
+from mom.runs.directory import RunDirectory, read_request, read_summary
 from mom.runs.files import write_text_atomic
 
 REPORT, FIGURES = "report.html", "figures"
 WRITTEN = (
     (REPORT, "report to open in a browser"),
     ("routing.parquet", "every choice: stage, round, pool, rank, module, weight"),
-    ("tokens.parquet", "every token: loss, effective and weighted depth"),
+    ("tokens.parquet", "every token: loss, prediction, effective and weighted depth"),
     ("modules.csv", "each module: use, loss without it, most similar module"),
     ("use.csv", "use of each module by round"),
     ("tokens_of_modules.csv", "token types that are characteristic of each module"),
@@ -74,7 +78,7 @@ WRITTEN = (
     ("changes.csv", "tokens that change their choice from round to round"),
     ("difficulty.csv", "depth by loss and by class of token"),
     ("tables.json", "all tables"),
-    (FIGURES, "figures as PNG files"),
+    (FIGURES, "figures as PNG and SVG files"),
 )
 """Files that the task may write, and their contents."""
 
@@ -123,7 +127,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         choices = _choices(
             model, sample, given, traces, routing, task, config.seed, fabric.autocast, progress
         )
-    name = Path(config.run_dir).name
+    run_folder = run_of_weights(source)
+    name = f"{describe_run(run_folder)}; on {given.name}"
     facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, given.length)
     facts |= choices.facts()
     drawn = draw_figures(header, routing, depths, pairs, removal, task.ablation_tolerance, name)
@@ -146,7 +151,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         page = render(
             traces,
             given.tokenizer,
-            title=f"Routing of {name}",
+            title=f"Routing of {run_folder.name}",
+            subtitle=f"{name}.",
+            headlines=headlines(facts, header, depths, choices, _own_validation(source, run_folder, option)),
             facts=fact_rows(facts, header),
             pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
             module_notes=module_notes(removal, task.ablation_tolerance),
@@ -158,6 +165,24 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         write_text_atomic(run.path / REPORT, page)
     _print(facts, header, tables["modules"], about_choices, run.path)
     return {**facts, "data/fingerprint": given.fingerprint}
+
+
+def _own_validation(source: str, folder: Path, option: str) -> OwnValidation | None:
+    """Return the validation that the run measured at the step of the checkpoint; ``None`` if it is not known."""
+    if not Path(source).is_file():
+        return None
+    step = int(read_checkpoint(Path(source), option).get("global_step", -1))
+    steps, losses = read_curves(folder).get("val/loss", Curve(np.zeros(0), np.zeros(0)))
+    (found,) = np.nonzero(steps == step)
+    if not len(found):
+        return None
+    request, summary = read_request(folder) or {}, read_summary(folder)
+    batches = request.get("trainer", {}).get("limit_val_batches")
+    tokens = summary.get("data/validation_tokens")
+    part = "all" if batches is None else f"at most {batches} batches of"
+    data = describe_data(request.get("data")) or "its data"
+    how_many = f"{part} {tokens:,} tokens" if isinstance(tokens, int) else f"{part} tokens"
+    return OwnValidation(float(losses[found[0]]), step, f"on {how_many} of {data}, validation")
 
 
 def _check(model: MoMForCausalLM, task: AnalyzeConfig, length: int, option: str, source: str) -> list[int]:

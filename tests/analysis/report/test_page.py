@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 from mom.analysis.report.page import (
+    Headline,
     PoolTable,
     ReportFigure,
     Table,
@@ -117,6 +118,10 @@ def test_the_viewer_gets_the_recorded_data(tmp_path: Path, count: int) -> None:
     names = [measure["name"].split(" (")[0].replace(" ", "_") for measure in data["measures"]]
     for name, measure in zip(names[:3], data["measures"][:3], strict=True):
         np.testing.assert_allclose(unpacked(measure["values"]), columns[name], atol=1e-3)
+    tokens = [tokenizer.decode([number]) if number >= 0 else "" for number in columns["predicted_id"]]
+    assert [data["pieces"][n] for n in unpacked(data["predicted"])] == tokens
+    following = [n for n, end in zip(columns["next_id"][:-1], columns["position"][1:], strict=True) if end]
+    assert following == [n for n, at in zip(ids[1:size].tolist(), columns["position"][1:], strict=True) if at]
     assert np.isnan(unpacked(data["measures"][3]["values"])).tolist() == [
         loss is None for loss in columns["loss"]
     ]
@@ -156,6 +161,8 @@ def test_no_text_becomes_markup_and_nothing_is_fetched(tmp_path: Path) -> None:
         traces,
         tokenizer,
         title=NASTY,
+        subtitle=NASTY,
+        headlines=[Headline(NASTY, NASTY, NASTY)],
         facts=[(NASTY, NASTY, NASTY)],
         pools=[PoolTable(NASTY, "ffn", 0, [NASTY], [row])],
         module_notes=[NASTY],

@@ -6,8 +6,10 @@ shows; under CI (``CI=true``) they fail instead.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,11 +19,11 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from mom.analysis.report.page import PoolTable, Table, pieces, render
+from mom.analysis.report.page import Headline, PoolTable, Table, pieces, render
 from mom.analysis.traces import Traces
 from tests.helpers.checkpoints import VOCABULARY, small_tokenizer
 from tests.helpers.texts import some_texts
-from tests.helpers.traces import recorded
+from tests.helpers.traces import recorded, some_ids
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 FLAGS += ["--disable-sync", "--no-first-run"]
@@ -61,6 +63,8 @@ def write_report(folder: Path, ids: np.ndarray, **changes: Any) -> tuple[Path, T
         traces,
         tokenizer,
         title="A report",
+        subtitle="a model of small size on some text",
+        headlines=[Headline("1.234 nats/token", "loss", "On some tokens. " * 8)] * 3,
         facts=[("weights", "a very long name " * 8, "")],
         pools=[PoolTable("FFN", "ffn", model.config.num_stages - 1, [], [row])],
         module_notes=[],
@@ -126,6 +130,9 @@ def expected_path(traces: Traces, token: int) -> list[tuple[str, list[list[str]]
         for kind in ("attention", "ffn"):
             skip = traces.header.num_modules(kind)
             lines = choices[stage, number, kind]
+            if all(choice == skip for choice, _ in lines):
+                cells.append(["SKIP nothing"])
+                continue
             cells.append([f"{'SKIP' if choice == skip else choice} {weight:.3f}" for choice, weight in lines])
         rows.append((f"{stage}.{number}", cells))
     return rows
@@ -137,6 +144,9 @@ def same_path(shown: list[Any], expected: list[Any]) -> None:
     for (_, cells), (_, wanted) in zip(shown, expected, strict=True):
         for lines, others in zip(cells, wanted, strict=True):
             assert [line.split()[0] for line in lines] == [line.split()[0] for line in others]
+            if lines == ["SKIP nothing"]:
+                assert others == lines
+                continue
             weights, reference = ([float(line.split()[1]) for line in side] for side in (lines, others))
             assert weights == pytest.approx(reference, abs=1.01e-3)
 
@@ -210,9 +220,15 @@ def test_a_filter_finds_the_tokens_that_the_rows_list(
 
 def test_a_module_of_the_table_filters_too(opened: Opened) -> None:
     opened.page.click("button.show")
-    expected = {row["token"] for row in opened.traces.routing(kind="ffn", stage=1, choice=1).to_pylist()}
+    taken = Counter(
+        row["token"]
+        for row in opened.traces.routing(kind="ffn", stage=1, choice=1).to_pylist()
+        if row["place"] == 0
+    )
+    expected = {token for token, times in taken.items() if times >= 2}  # of four rounds
 
     assert opened.page.locator(".match").count() == len(expected) > 0
+    assert opened.page.input_value("#filter-round") == "m1"
 
 
 def test_the_keyboard_reaches_everything(opened: Opened) -> None:
@@ -257,7 +273,7 @@ def test_a_screen_reader_gets_names_and_announcements(opened: Opened) -> None:
     )
     assert unnamed == 0
     assert page.evaluate("() => [...document.images].filter((node) => !node.alt).length") == 0
-    for name in ("Color by", "pool", "module", "round", "first choice only"):
+    for name in ("Color by", "pool", "module", "in", "as first choice"):
         assert page.get_by_label(name, exact=True).count() == 1
     newline = next(index for index, text in enumerate(opened.texts) if "\n" in text and not text.strip())
     assert "line end" in (page.get_attribute(f"#t{newline}", "aria-label") or "")
@@ -281,7 +297,73 @@ def test_colors_have_a_legend(opened: Opened) -> None:
     assert page.locator(".token.none").count() == page.locator(".window").count()
 
 
-@pytest.mark.parametrize("width", [320, 400, 1280])
+def test_the_next_token_and_the_predicted_one_are_shown(opened: Opened) -> None:
+    page, rows = opened.page, opened.traces.tokens().to_pylist()
+    seen = set()
+    for token in (3, 10, 31, *(n for n, row in enumerate(rows) if row["next_id"] == row["predicted_id"])):
+        page.locator(f"#t{token}").click()
+        row, shown = rows[token], page.inner_text("#path")
+        if row["loss"] is None:
+            assert "Nothing is predicted after this token." in shown
+            seen.add("end")
+            continue
+        shares = page.locator("#path .share").all_inner_texts()
+        assert float(shares[0][:-1]) == pytest.approx(100 * math.exp(-row["loss"]), rel=0.06, abs=0.01)
+        if row["next_id"] == row["predicted_id"]:
+            assert "next token, as predicted" in shown and len(shares) == 1
+            seen.add("right")
+            break
+        assert "predicted instead" in shown
+        assert float(shares[1][:-1]) == pytest.approx(100 * row["predicted_probability"], rel=0.06, abs=0.01)
+        assert row["predicted_probability"] > math.exp(-row["loss"])
+        assert "; predicted “" in page.inner_text("#status")
+        seen.add("wrong")
+    assert seen >= {"wrong", "end"}
+
+
+def test_a_tap_on_a_phone_shows_the_path_without_scrolling(opened: Opened) -> None:
+    page = opened.page
+    page.set_viewport_size({"width": 360, "height": 640})
+    for token in (5, 100):
+        page.locator(f"#t{token}").click()
+        for part in (f"#t{token}", "#path .next", "#path tr[data-round='0']", "#path tr[data-round='1']"):
+            box = page.locator(part).bounding_box()
+            assert box is not None and box["y"] >= 0 and box["y"] + box["height"] <= 640, part
+    # The rest of the path can be reached within its own box.
+    assert page.evaluate("() => getComputedStyle(document.getElementById('path')).overflowY") == "auto"
+
+
+def test_a_step_without_a_module_looks_like_nothing_done(browser: Browser, tmp_path: Path) -> None:
+    path, traces, _ = write_report(tmp_path, some_ids(200, VOCABULARY), top_k=1)
+    skipped = next(row for row in traces.routing().to_pylist() if row["choice"] == 3)
+    with browser.new_context() as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.locator(f"#t{skipped['token']}").click()
+        styles = page.evaluate(
+            """() => Object.fromEntries(["skip", "ran"].map((kind) => {
+                const line = document.querySelector(`#path .choice.${kind}`);
+                const style = (node) => getComputedStyle(node);
+                return [kind, line && [style(line).backgroundImage, style(line.firstChild).borderTopColor]];
+            }))"""
+        )
+        assert styles["skip"] == ["none", "rgba(0, 0, 0, 0)"]
+        if styles["ran"] is not None:
+            assert "gradient" in styles["ran"][0] and styles["ran"][1] != "rgba(0, 0, 0, 0)"
+
+
+def test_the_page_starts_with_numbers_and_a_path(opened: Opened) -> None:
+    page = opened.page
+    page.set_viewport_size({"width": 360, "height": 640})
+    values = page.locator(".headline .value")
+    assert values.all_inner_texts() == ["1.234 nats/token"] * 3
+    boxes = [values.nth(index).bounding_box() for index in range(3)]
+    assert all(box is not None and box["y"] + box["height"] <= 640 for box in boxes)
+    assert page.locator("#path tr[data-round]").count() == 8, "the first token is selected"
+    assert page.locator(".match").count() == 0, "nothing is marked"
+
+
+@pytest.mark.parametrize("width", [320, 360, 1280])
 def test_nothing_is_wider_than_the_screen(opened: Opened, width: int) -> None:
     opened.page.set_viewport_size({"width": width, "height": 700})
     opened.page.locator("#t5").click()
@@ -297,6 +379,8 @@ def test_twenty_thousand_tokens(browser: Browser, tmp_path: Path) -> None:
         page.goto(path.as_uri())
         assert page.locator(".token").count() == 20_000
         page.select_option("#filter-module", "2")
+        page.select_option("#filter-round", "s0")
+        page.set_checked("#filter-first", False)
         expected = {row["token"] for row in traces.routing(kind="attention", choice=2).to_pylist()}
         assert page.locator(".match").count() == len(expected)
         page.locator("#t19990").click()

@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from tokenizers.decoders import DecodeStream
 from transformers import PreTrainedTokenizerFast
 
+from mom.analysis.tables import token_text
 from mom.analysis.traces import Traces
-from mom.plots.style import svg
+from mom.plots.style import is_constant, svg
 
 _STEPS = 65_534
 # Measures to color tokens by: column, label, decimals.
@@ -40,6 +41,21 @@ class ReportFigure:
     figure: Figure
     caption: str
     alt: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """A number that matters, at the top of the page.
+
+    Attributes:
+        value: the number with its unit.
+        label: what it is.
+        note: how to read it, and what it was measured on.
+    """
+
+    value: str
+    label: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,8 @@ def render(
     tokenizer: PreTrainedTokenizerFast | None,
     *,
     title: str,
+    subtitle: str,
+    headlines: Sequence[Headline],
     facts: Sequence[tuple[str, str, str]],
     pools: Sequence[PoolTable],
     module_notes: Sequence[str],
@@ -91,6 +109,8 @@ def render(
         traces: the recorded traces.
         tokenizer: the model's tokenizer; ``None`` shows numbers.
         title: title of the page.
+        subtitle: the model and the text.
+        headlines: the numbers that matter.
         facts: rows of the run's table: name, value, meaning.
         pools: tables of modules.
         module_notes: paragraphs above these tables.
@@ -110,6 +130,8 @@ def render(
     ).from_string(folder.joinpath("template.html").read_text(encoding="utf-8"))
     return template.render(
         title=title,
+        subtitle=subtitle,
+        headlines=headlines,
         facts=facts,
         pools=pools,
         module_notes=module_notes,
@@ -146,7 +168,11 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast | None, num_t
     columns = {name: tokens[name].to_numpy() for name in tokens.schema.names}
     count = tokens.num_rows
     texts = pieces(tokenizer, columns["token_id"].tolist())
-    names = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    following = columns["next_id"].tolist()
+    predicted = columns["predicted_id"].tolist()
+    alone = {token: token_text(tokenizer, token) for token in {*following, *predicted} if token >= 0}
+    names = {text: number for number, text in enumerate(dict.fromkeys([*texts, *alone.values(), ""]))}
+    own = {token: names[text] for token, text in alone.items()} | {-1: names[""]}
     rounds = [(stage, number) for stage in header.stages for number in range(header.num_rounds)]
     kinds = {}
     for pool, (choice, weight) in _choices(traces, rounds, count).items():
@@ -157,11 +183,16 @@ def viewer_data(traces: Traces, tokenizer: PreTrainedTokenizerFast | None, num_t
             "choice": packed(choice),
             "weight": packed_real(weight),
         }
-    varied = [name for name, _, _ in MEASURES if np.unique(columns[name][:count]).size > 1]
+    varied = [name for name, _, _ in MEASURES if not is_constant(columns[name])]
     return {
         "count": count,
         "pieces": list(names),
         "piece": packed(np.array([names[text] for text in texts], dtype=np.int64)),
+        "next": packed(np.array([own[token] for token in following], dtype=np.int64)),
+        "predicted": packed(np.array([own[token] for token in predicted], dtype=np.int64)),
+        "right": packed(columns["next_id"] == columns["predicted_id"]),
+        "probability": packed_real(np.exp(-columns["loss"].astype(np.float64))),
+        "best": packed_real(columns["predicted_probability"]),
         **{name: packed(columns[name]) for name in ("window", "position", "document", "token_id")},
         "measures": [
             {"name": label, "digits": digits, "values": packed_real(columns[name])}

@@ -20,6 +20,8 @@
   }
   const piece = column(data.piece), windowOf = column(data.window), position = column(data.position);
   const documentOf = column(data.document), tokenId = column(data.token_id);
+  const nextOf = column(data.next), predictedOf = column(data.predicted), right = column(data.right);
+  const probability = column(data.probability), best = column(data.best);
   const measures = data.measures.map((measure) => ({ ...measure, values: column(measure.values) }));
   const choice = {}, weight = {};
   for (const pool of pools) {
@@ -138,15 +140,32 @@
     return Array.from({ length: size }, (_, place) => [choice[kind][first + place], weight[kind][first + place]]);
   }
   function step(index, round, kind) {
-    return choicesOf(index, round, kind).map(([slot, share]) => {
-      const skip = slot === kinds[kind].modules;
+    const choices = choicesOf(index, round, kind), none = kinds[kind].modules;
+    if (choices.every(([slot]) => slot === none)) {
+      return make("div", [make("span", "SKIP", { class: "slot" }), make("span", "nothing", { class: "nothing" })],
+        { class: "choice skip" });
+    }
+    return choices.map(([slot, share]) => {
+      const skip = slot === none;
       const line = make("div", [
         make("span", skip ? "SKIP" : `${slot}`, { class: "slot" }),
         make("span", share.toFixed(3), { class: "weight" }),
-      ], { class: `choice${skip ? " skip" : ""}` });
-      line.style.setProperty("--weight", `${Math.min(100, Math.max(0, 100 * share)).toFixed(1)}%`);
+      ], { class: `choice ${skip ? "skip" : "ran"}` });
+      if (!skip) line.style.setProperty("--weight", `${Math.min(100, Math.max(0, 100 * share)).toFixed(1)}%`);
       return line;
     });
+  }
+  const percent = (share) => (share >= 0.9995 ? "100%" : `${(100 * share).toPrecision(share < 0.001 ? 1 : 3)}%`);
+  const shown = (string) => make("span", string.trim() === "" ? spoken(string) : visible(string), { class: "quoted" });
+  // The token that follows and the one that the model holds for most likely.
+  function following(index) {
+    if (Number.isNaN(probability[index])) return [make("p", "Nothing is predicted after this token.", { class: "nothing" })];
+    const rows = [["next token", nextOf[index], probability[index]]];
+    if (right[index]) rows[0][0] = "next token, as predicted";
+    else rows.push(["predicted instead", predictedOf[index], best[index]]);
+    return [make("div", rows.flatMap(([what, string, share]) => [
+      make("span", what, { class: "what" }), make("span", shown(data.pieces[string])), make("span", percent(share), { class: "share" }),
+    ]), { class: "next" })];
   }
   function plain(blocks) {
     return make("tr", make("td", blocks, { colspan: `${1 + pools.length}` }), { class: "plain" });
@@ -173,9 +192,8 @@
     });
     if (data.top) rows.push(plain(blocks(data.top, "top")));
     const head = make("thead", make("tr", ["Round", ...pools.map((pool) => capitalized(kinds[pool].label))].map((name) => make("th", name, { scope: "col" }))));
-    path.replaceChildren(facts, make("table", [
-      make("caption", `Path of ${quoted(index)}: modules and weights`), head, make("tbody", rows),
-    ]));
+    const caption = make("caption", [make("strong", ["Path of ", shown(data.pieces[piece[index]])])]);
+    path.replaceChildren(...following(index), make("table", [caption, head, make("tbody", rows)]), facts);
     path.scrollTop = 0;
   }
   function choose(index) {
@@ -184,10 +202,14 @@
     cells[index].setAttribute("aria-selected", "true");
     focus(index, false);
     describe(index);
-    const shown = measures[element("color").selectedIndex];
-    const value = shown.values[index];
+    element("viewer").scrollIntoView({ block: "nearest" });
+    cells[index].scrollIntoView({ block: "nearest" });
+    const measure = measures[element("color").selectedIndex];
+    const value = measure.values[index];
     status.textContent = `Token ${number.format(index)} of ${number.format(count)}: ${quoted(index)}`
-      + (Number.isNaN(value) ? "." : `, ${shown.name} ${value.toFixed(shown.digits)}.`);
+      + (Number.isNaN(value) ? "." : `, ${measure.name} ${value.toFixed(measure.digits)}.`)
+      + (Number.isNaN(probability[index]) ? "" : ` Next token “${spoken(data.pieces[nextOf[index]])}”, ${percent(probability[index])}`
+        + (right[index] ? ", as predicted." : `; predicted “${spoken(data.pieces[predictedOf[index]])}”, ${percent(best[index])}.`));
   }
   function focus(index, move = true) {
     cells[focused].tabIndex = -1;
@@ -260,14 +282,17 @@
   }
   function fillModules() {
     const { modules } = kinds[kindMenu.value];
-    fill(moduleMenu, [["", "(all tokens)"], ...Array.from({ length: modules }, (_, slot) => [slot, `${slot}`]),
+    fill(moduleMenu, [["", "(none)"], ...Array.from({ length: modules }, (_, slot) => [slot, `${slot}`]),
       [modules, "SKIP"]]);
   }
   function fillRounds() {
     const stages = [...new Set(rounds.map(([stage]) => stage))];
+    const of = (stage) => (severalStages ? ` of stage ${stage}` : "");
     fill(roundMenu, [
-      ...stages.map((stage) => [`s${stage}`, severalStages ? `any of stage ${stage}` : "any"]),
-      ...rounds.map((names, round) => [`r${round}`, roundName(names)]),
+      // Over all rounds, nearly every token takes every module some time.
+      ...stages.map((stage) => [`m${stage}`, `at least half of the rounds${of(stage)}`]),
+      ...stages.map((stage) => [`s${stage}`, `any round${of(stage)}`]),
+      ...rounds.map((names, round) => [`r${round}`, `round ${roundName(names)}`]),
     ]);
   }
   function wantedRounds() {
@@ -281,19 +306,20 @@
     if (slot !== "") {
       const wanted = wantedRounds(), size = kinds[kind].places, slots = choice[kind];
       const counted = firstOnly.checked ? 1 : size; // assignments to check, best first
+      const needed = roundMenu.value[0] === "m" ? Math.ceil(wanted.length / 2) : 1;
       for (let index = 0; index < count; index++) {
-        const took = wanted.some((round) => {
+        let times = 0;
+        for (const round of wanted) {
           const first = (index * rounds.length + round) * size;
-          for (let place = first; place < first + counted; place++) if (slots[place] === Number(slot)) return true;
-          return false;
-        });
+          if (slots.subarray(first, first + counted).includes(Number(slot))) times++;
+        }
+        const took = times >= needed;
         cells[index].classList.toggle("match", took);
         if (took) matches.push(index);
       }
       const module = Number(slot) === kinds[kind].modules ? `SKIP in ${kinds[kind].label}` : `${kinds[kind].label} ${slot}`;
-      const where = roundMenu.value[0] === "r" ? `round ${roundName(rounds[wanted[0]])}`
-        : severalStages ? `any round of stage ${roundMenu.value.slice(1)}` : "any round";
-      status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module} ${firstOnly.checked ? "first " : ""}in ${where}.`;
+      const where = roundMenu.selectedOptions[0].text;
+      status.textContent = `${number.format(matches.length)} of ${number.format(count)} tokens took ${module}${firstOnly.checked ? " first" : ""} in ${where}.`;
     } else {
       for (const cell of cells) cell.classList.remove("match");
       status.textContent = "";
@@ -322,7 +348,8 @@
     kindMenu.value = button.dataset.kind;
     fillModules();
     moduleMenu.value = button.dataset.module;
-    roundMenu.value = `s${button.dataset.stage}`;
+    roundMenu.value = `m${button.dataset.stage}`;
+    firstOnly.checked = true;
     filter();
     element("tokens").scrollIntoView();
     if (matches.length) go(matches[0] === focused ? -1 : 1);
@@ -338,6 +365,10 @@
   element("color").addEventListener("change", color);
   build();
   color();
-  path.append(make("p", "Select a token to see its path round by round."));
-  if (count) cells[0].tabIndex = 0;
+  if (count) {
+    cells[0].tabIndex = 0;
+    cells[0].setAttribute("aria-selected", "true");
+    chosen = 0;
+    describe(0);
+  }
 })();
