@@ -27,7 +27,7 @@ from mom.analysis.messages import (
 from mom.analysis.recording import record
 from mom.analysis.regret import measure_regret
 from mom.analysis.report.choices import choice_figures, choice_tables
-from mom.analysis.report.headlines import OwnValidation, headlines
+from mom.analysis.report.headlines import headlines, own_validation
 from mom.analysis.report.page import Table, pieces, render
 from mom.analysis.samples import Batch, Context
 from mom.analysis.sources import Source, control_source, text_source
@@ -56,9 +56,8 @@ from mom.metrics.modules import Removal
 from mom.metrics.regret import BestPath, Swap
 from mom.model import MoMForCausalLM
 from mom.plots.style import write_figure
-from mom.runs.curves import Curve, read_curves
-from mom.runs.describe import describe_data, describe_run, run_of_weights
-from mom.runs.directory import RunDirectory, read_request, read_summary
+from mom.runs.describe import describe_run, run_of_weights
+from mom.runs.directory import RunDirectory
 from mom.runs.files import write_text_atomic
 
 REPORT, FIGURES = "report.html", "figures"
@@ -153,7 +152,9 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             given.tokenizer,
             title=f"Routing of {run_folder.name}",
             subtitle=f"{name}.",
-            headlines=headlines(facts, header, depths, choices, _own_validation(source, run_folder, option)),
+            headlines=headlines(
+                facts, header, depths, choices, own_validation(source, _step(source, option))
+            ),
             facts=fact_rows(facts, header),
             pools=pool_tables(header, tables["modules"], tables["tokens_of_modules"]),
             module_notes=module_notes(removal, task.ablation_tolerance),
@@ -167,22 +168,10 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     return {**facts, "data/fingerprint": given.fingerprint}
 
 
-def _own_validation(source: str, folder: Path, option: str) -> OwnValidation | None:
-    """Return the validation that the run measured at the step of the checkpoint; ``None`` if it is not known."""
-    if not Path(source).is_file():
-        return None
-    step = int(read_checkpoint(Path(source), option).get("global_step", -1))
-    steps, losses = read_curves(folder).get("val/loss", Curve(np.zeros(0), np.zeros(0)))
-    (found,) = np.nonzero(steps == step)
-    if not len(found):
-        return None
-    request, summary = read_request(folder) or {}, read_summary(folder)
-    batches = request.get("trainer", {}).get("limit_val_batches")
-    tokens = summary.get("data/validation_tokens")
-    part = "all" if batches is None else f"at most {batches} batches of"
-    data = describe_data(request.get("data")) or "its data"
-    how_many = f"{part} {tokens:,} tokens" if isinstance(tokens, int) else f"{part} tokens"
-    return OwnValidation(float(losses[found[0]]), step, f"on {how_many} of {data}, validation")
+def _step(source: str, option: str) -> int:
+    """Return the optimizer steps of a checkpoint; -1 for other weights."""
+    path = Path(source)
+    return int(read_checkpoint(path, option).get("global_step", -1)) if path.is_file() else -1
 
 
 def _check(model: MoMForCausalLM, task: AnalyzeConfig, length: int, option: str, source: str) -> list[int]:

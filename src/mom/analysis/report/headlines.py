@@ -11,6 +11,9 @@ from mom.analysis.report.page import Headline
 from mom.analysis.statistics import Depths
 from mom.analysis.traces import Header
 from mom.metrics.names import pool_label
+from mom.runs.curves import read_curves
+from mom.runs.describe import describe_data, run_of_weights
+from mom.runs.directory import read_request, read_summary
 
 
 class OwnValidation(NamedTuple):
@@ -19,6 +22,22 @@ class OwnValidation(NamedTuple):
     loss: float
     step: int
     measured_on: str
+
+
+def own_validation(source: str, step: int) -> OwnValidation | None:
+    """Return the validation that the run of a checkpoint measured at its step; ``None`` if it is not known."""
+    folder = run_of_weights(source)
+    curve = read_curves(folder).get("val/loss")
+    if curve is None or step not in curve.steps:
+        return None
+    loss = float(curve.values[curve.steps == step][0])
+    request = read_request(folder) or {}
+    batches = request.get("trainer", {}).get("limit_val_batches")
+    tokens = read_summary(folder).get("data/validation_tokens")
+    part = "all" if batches is None else f"at most {batches} batches of"
+    how_many = f"{part} {tokens:,} tokens" if isinstance(tokens, int) else f"{part} tokens"
+    data = describe_data(request.get("data")) or "its data"
+    return OwnValidation(loss, step, f"on {how_many} of {data}, validation")
 
 
 def headlines(
