@@ -61,7 +61,7 @@ def test_two_ranks_train_as_one_with_twice_the_batch(folder, name):
 
 def test_two_ranks_draw_their_tokens_together(folder):
     drawn = {path.name for path in (folder / "two-checkpointing" / "figures").iterdir()}
-    assert {"module_use.png", "depth_by_loss.png", "use_over_time.png"} <= drawn
+    assert {"module_use.png", "use_over_time.png", "loss.png", "training.png"} <= drawn
     one, two = (last(folder / f"{ranks}-checkpointing")["callbacks"] for ranks in ("one", "two"))
     for name, value in one["RoutingStatistics"].items():
         assert torch.equal(value, two["RoutingStatistics"][name]), name

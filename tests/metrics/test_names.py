@@ -56,6 +56,8 @@ def folder(tmp_path_factory) -> Path:
             for name, callback in base.callbacks.items()
         }
         | CALLBACKS,
+        router={"skip_bias": 0.0},
+        model={"skip_rule": "first"},  # so that depth differs between tokens, and its figures are drawn
         data={"batch_size": 32},
         trainer={"max_steps": 4, "val_check_interval": 2, "accumulate_grad_batches": 2},
     )
