@@ -1,9 +1,9 @@
-"""Train, and everything else: ``python run.py --help``."""
+"""The command ``mom`` of this checkout: ``python run.py --help``."""
 
+# Hydra's completion for `python run.py` looks for the word @hydra.main here.
 import sys
-from pathlib import Path
 
-from mom.cli import main
+from mom.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main(Path(__file__).resolve().parent / "conf"))
+    sys.exit(main())

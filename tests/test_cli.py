@@ -108,11 +108,52 @@ def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..
     assert json.loads(Path("here/summary.json").read_text()) == {"val/loss": 2.5}
     written = yaml.safe_load(Path("here/config.yaml").read_text())
     assert (written["seed"], written["run_dir"], written["model"]["d_model"]) == (7, "here", 16)
-    names = ("config.yaml", "provenance.json", "status.json", "summary.json")
+    names = ("config.yaml", "provenance.json", "run.log", "status.json", "summary.json")
     assert left_behind() == ["here", *(f"here/{name}" for name in names)]
     provenance = json.loads(Path("here/provenance.json").read_text())
     assert provenance["command"].startswith("python run.py run_dir=here seed=7 ")
     assert "MOM_RUN_DIR" not in os.environ
+
+
+def test_hydras_name_of_the_run_directory_is_honored(launch: Callable[..., int]) -> None:
+    assert launch("hydra.run.dir=here/${seed}", "seed=3", *SMALL) == 0
+
+    assert status("here/3")["state"] == "succeeded"
+    assert sorted(path.name for path in Path().iterdir()) == ["here"]
+
+
+def test_what_a_run_prints_is_in_its_log(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        print("10%\r100%")
+        raise UsageError("no")
+
+    def failing(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        (run.path / "metrics.csv").touch()
+        return task(config, run)
+
+    assert launch("run_dir=here", *SMALL, "notes=a, b", task=failing) == 2
+    log = Path("here/run.log").read_text().splitlines()
+    assert log[0].endswith("  python run.py run_dir=here model.d_model=16 model.num_heads=2 notes=\"'a, b'\"")
+    assert log[1:] == ["100%", "error: no"]
+    assert launch("run_dir=there", *SMALL, task=task) == 2
+    assert not Path("there").exists()
+
+
+def test_hints_name_what_can_be_used(launch: Callable[..., int], capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("data=glue") == 2
+    assert the_line(capsys) == (
+        "data.kind must be language_modeling or control for task=pretrain, got glue, which requires task=finetune or "
+        "task=evaluate"
+    )
+    assert launch("task=analyze") == 2
+    assert the_line(capsys) == "task=analyze requires init: a checkpoint, an exported folder, or a Hub id"
+    checkpoints = Path("outputs/pretrain/x/checkpoints")
+    checkpoints.mkdir(parents=True)
+    (checkpoints / "last.ckpt").touch()
+    assert launch("task=analyze") == 2
+    assert the_line(capsys).endswith("Hub id, such as init=outputs/pretrain/x/checkpoints/last.ckpt")
 
 
 def test_a_run_without_a_name_gets_one(launch: Callable[..., int]) -> None:
@@ -120,6 +161,8 @@ def test_a_run_without_a_name_gets_one(launch: Callable[..., int]) -> None:
 
     (folder,) = Path("outputs/pretrain").iterdir()
     assert yaml.safe_load((folder / "config.yaml").read_text())["run_dir"] == str(folder)
+    assert launch("name=mine", *SMALL) == 0
+    assert len(list(Path("outputs/pretrain").glob("????-??-??_??-??-??-????-mine"))) == 1
 
 
 @pytest.mark.parametrize(
@@ -252,6 +295,43 @@ def test_what_is_ignored_stays_ignored_and_sigterm_still_ends_the_run(launch: Ca
     assert status("here")["state"] == "interrupted"
 
 
+def test_the_end_names_the_next_commands(
+    launch: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        (run.path / "checkpoints").mkdir(exist_ok=True)
+        (run.path / "checkpoints" / "best.ckpt").touch()
+        return {}
+
+    def following(*line: str, code: int, task: Task) -> list[str]:
+        assert launch(*SMALL, *line, task=task) == code
+        return [text.strip() for text in capsys.readouterr().out.partition("Next:\n")[2].splitlines()]
+
+    monkeypatch.setattr(sys, "orig_argv", ["python"])
+    text = ["data=text", "data.path=a b(1).txt", "data.sequence_length=64", "data.tokenizer_vocab_size=999"]
+    init = "init=runs/a/checkpoints/best.ckpt"
+    data = "data=text data.path=\"'a b(1).txt'\" data.sequence_length=64"
+    assert following("run_dir=runs/a", *text, code=0, task=task) == [
+        f"python run.py task=generate {init} prompt='def main():'",
+        f"python run.py task=evaluate {init} {data}",
+        f"python run.py task=analyze {init} {data}",
+        f"python run.py task=export {init}",
+    ]
+    resume = "python run.py model.d_model=16 model.num_heads=2 data=control/facts run_dir=runs/b resume=auto"
+    control = ["data=control/facts", "resume=auto", "run_dir=runs/b"]
+    assert following(*control, code=130, task=by_key) == [resume, "python run.py task=compare runs=runs"]
+    assert following("hydra.mode=RUN", *control, code=0, task=task) == []
+    Path("runs/b/checkpoints/best.ckpt").rename("runs/b/checkpoints/last.ckpt")
+    lines = following(*control, code=1, task=lambda config, run: {"x": 1 / 0})
+    assert lines == [
+        resume,
+        "python run.py task=evaluate init=runs/b/checkpoints/last.ckpt data=control/facts",
+        "python run.py task=analyze init=runs/b/checkpoints/last.ckpt data=control/facts",
+        "python run.py task=export init=runs/b/checkpoints/last.ckpt",
+        "python run.py task=compare runs=runs",
+    ]
+
+
 @pytest.mark.parametrize("state", ["succeeded", "failed", "interrupted"])
 def test_a_signal_after_the_end_changes_nothing(
     launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, state: str
@@ -358,7 +438,7 @@ def test_showing_the_configuration_runs_nothing(
 def test_the_script_helps_without_heavy_imports(tmp_path: Path) -> None:
     """Under -X importtime every import is listed, so what `--help` costs can be read off."""
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "--help"],
+        [sys.executable, "-X", "importtime", str(ROOT / "run.py"), "--help", "hydra/help=all"],
         capture_output=True,
         text=True,
         check=True,
@@ -367,6 +447,7 @@ def test_the_script_helps_without_heavy_imports(tmp_path: Path) -> None:
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
 
     assert "Tasks (task=...)" in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
     assert "omegaconf" in imported
     assert not imported & {"torch", "lightning", "transformers", "pyarrow"}
     assert left_behind() == []

@@ -123,6 +123,9 @@ def test_top_level_keys() -> None:
         "arm",
         "debug",
         "run_dir",
+        "name",
+        "tags",
+        "notes",
     }
 
 
@@ -142,7 +145,7 @@ def test_an_option_on_the_line_wins_over_an_experiment() -> None:
 
 
 def test_the_help_names_every_group_and_choice() -> None:
-    text = (CONF / "hydra/help/mom.yaml").read_text(encoding="utf-8")
+    text = (CONF / "hydra/help/all.yaml").read_text(encoding="utf-8")
     groups: dict[str, set[str]] = {}
     for file in FILES:
         groups.setdefault(file.parts[0], set()).add(name_in_group(file))
@@ -160,9 +163,9 @@ def test_the_help_names_every_group_and_choice() -> None:
 
 
 def test_the_help_names_every_top_level_option() -> None:
-    text = (CONF / "hydra/help/mom.yaml").read_text(encoding="utf-8")
+    text = (CONF / "hydra/help/all.yaml").read_text(encoding="utf-8")
 
     assert all(
         re.search(rf"^    {name} ", text, re.MULTILINE)
-        for name in ("plugins", "seed", "init", "ckpt", "resume", "debug", "run_dir")
+        for name in ("plugins", "seed", "init", "ckpt", "resume", "debug", "run_dir", "name", "tags", "notes")
     )

@@ -7,6 +7,7 @@ prints one line and leaves no files behind.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import importlib
 import os
 import signal
@@ -28,9 +29,13 @@ from mom.config.composition import (
     is_composition_error,
     prepare_composition,
 )
+from mom.config.next_commands import next_commands
+from mom.config.overrides import as_typed
 from mom.errors import JobsFailed, RankDied, UsageError
+from mom.runs.console_log import CONSOLE_LOG, kept
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
 from mom.runs.files import disk_full, is_disk_full
+from mom.runs.program import typed
 from mom.runs.provenance import start_of_run
 from mom.runs.signals import Interrupted, exit_code, handle_signals, ignore_signals, interrupt
 
@@ -96,17 +101,22 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
     """Run one request, and record how it ended; ``stack`` is closed after that."""
     debug = composed_config.get("debug") is True
     run: RunDirectory | None = None
+    config: RunConfig | None = None
     try:
         _check_single(composed_config)
         config = bind(composed_config)
         _check_run_dir(config)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
+        if not config.task.keeps_record:
+            task.run(config)
+            return SUCCEEDED
         run = _open_run(config, composed_config, stack)
         summary = task.run(config, run)
         ignore_signals()  # the run has ended; only its record is missing
         run.write_summary(summary)
         run.status("succeeded")
+        _print_next(config, composed_config, run, ended=True)
     except UsageError as error:
         ignore_signals()
         _print_error(error, debug)
@@ -120,6 +130,7 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
         ignore_signals()
         if run is not None:
             _record(run, "interrupted", None)
+            _print_next(config, composed_config, run, ended=False)
         return exit_code(number)
     except RankDied as error:
         ignore_signals()
@@ -137,6 +148,8 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
             traceback.print_exc()
         if run is not None:
             _record(run, "failed", error)
+            if holds_checkpoints(run.path):
+                _print_next(config, composed_config, run, ended=False)
         return FAILED
     return SUCCEEDED
 
@@ -156,7 +169,7 @@ def _check_run_dir(config: RunConfig) -> None:
     trains = config.task.resumes or config.init is None
     starts_fresh = trains and config.ckpt is None and config.resume is None
     is_child = RUN_DIR_VARIABLE in os.environ
-    if not is_child:
+    if not is_child and config.task.keeps_record:
         check_owner(config.run_dir, config.task.name)
     if starts_fresh and not is_child and holds_checkpoints(config.run_dir):
         raise UsageError(
@@ -172,8 +185,12 @@ def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.
     resolved = OmegaConf.to_container(composed_config, resolve=True)
     assert isinstance(resolved, dict)
     run.write_config({**{str(name): value for name, value in resolved.items()}, "run_dir": config.run_dir})
-    run.write_provenance(start_of_run())
+    started = start_of_run()
+    run.write_provenance(started)
     run.status("running")
+    if run.writes:
+        now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
+        stack.enter_context(kept(run.path / CONSOLE_LOG, f"{now}  {started['command']}"))
     return run
 
 
@@ -185,8 +202,8 @@ def _parse_overrides() -> list[str]:
         # argparse says "unrecognized arguments: --foo" or "argument --cfg/-c: invalid choice: …"
         subject, _, reason = message.partition(": ")
         if subject == "unrecognized arguments":
-            raise UsageError(f"unknown flag {reason}; see python run.py --help")
-        raise UsageError(f"{subject.removeprefix('argument ')}: {reason}; see python run.py --help")
+            raise UsageError(f"unknown flag {reason}; see {typed()} --help")
+        raise UsageError(f"{subject.removeprefix('argument ')}: {reason}; see {typed()} --help")
 
     parser.error = reject  # type: ignore[method-assign]
     parsed = parser.parse_intermixed_args()
@@ -194,8 +211,9 @@ def _parse_overrides() -> list[str]:
     flags = sys.argv[1:]
     for override in parsed.overrides:
         flags.remove(override)
-    sys.argv[1:] = [*parsed.overrides, *flags]
-    return [*added_config_dir(parsed.config_dir), *parsed.overrides]
+    overrides = as_typed(parsed.overrides, is_sweep=parsed.multirun)
+    sys.argv[1:] = [*overrides, *flags]
+    return [*added_config_dir(parsed.config_dir), *overrides]
 
 
 def _signal_of(error: BaseException) -> int | None:
@@ -221,6 +239,21 @@ def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
         run.status(state, error)  # type: ignore[arg-type]
     except UsageError as reason:
         print(f"cannot write status.json: {reason}", file=sys.stderr)
+
+
+def _print_next(
+    config: RunConfig | None, composed_config: DictConfig, run: RunDirectory, *, ended: bool
+) -> None:
+    """Print the commands that make sense after this run."""
+    if (
+        config is None
+        or not run.writes
+        or not (commands := next_commands(config, composed_config, ended=ended))
+    ):
+        return
+    print("\nNext:" if ended else f"\n{run.path} is not finished. Next:")
+    for command in commands:
+        print(f"  {command}")
 
 
 def _print_error(error: Exception, debug: bool) -> None:

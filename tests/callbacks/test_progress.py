@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 from rich.console import Console
 
-from mom.callbacks import EffectiveDepth, StepProgressBar, progress
+from mom.callbacks import EffectiveDepth, StepProgressBar
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
@@ -32,12 +35,47 @@ def test_in_a_terminal_it_is_one_line(tmp_path, capsys, monkeypatch):
     def terminal(file) -> Console:
         return Console(file=file, force_terminal=True, width=120)
 
-    monkeypatch.setattr(progress, "Console", terminal)
+    monkeypatch.setattr("mom.runs.progress.Console", terminal)
     train(tmp_path, StepProgressBar("mom"))
     out = capsys.readouterr().out
     assert "4/4" in out
     assert "depth" in out
     assert out.count("\n") == 1
+
+
+def test_the_loss_is_a_mean_and_the_time_left_counts_validations(tmp_path, capsys, monkeypatch):
+    """Losses 4, 2, 2, 2: the mean weighs later ones more. A step takes 1 second, a validation 10."""
+    now = [0.0]
+    monkeypatch.setattr("mom.callbacks.progress.time", SimpleNamespace(monotonic=lambda: now[0]))
+    bar = StepProgressBar("mom")
+    trainer = SimpleNamespace(
+        max_steps=8,
+        global_step=0,
+        log_every_n_steps=1,
+        accumulate_grad_batches=1,
+        num_val_batches=[5],
+        val_check_batch=4,
+        callback_metrics={},
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+    )
+    bar.on_train_start(trainer, None)
+    left = []
+    for step, loss in enumerate((4.0, 2.0, 2.0, 2.0), start=1):
+        now[0] += 1
+        trainer.global_step = step
+        trainer.callback_metrics = {"train/loss": torch.tensor(loss)}
+        bar.on_train_batch_end(trainer, None)
+        left.append(bar._line.seconds_left)
+    bar.on_validation_start(trainer, None)
+    now[0] += 10
+    bar.on_validation_end(trainer, None)
+    # Before a validation was timed, its 5 forward passes count a third of a step each.
+    assert left[1:] == pytest.approx([6 + 2 * 5 / 3, 5 + 2 * 5 / 3, 4 + 5 / 3])
+    assert bar._line.seconds_left == pytest.approx(4 + 10)
+    weights = [0.9**age for age in (3, 2, 1, 0)]
+    mean = sum(weight * loss for weight, loss in zip(weights, (4, 2, 2, 2), strict=True)) / sum(weights)
+    assert f"mom  4/8  loss {mean:.3f}  0:14 left" in capsys.readouterr().out
 
 
 def test_a_disabled_bar_prints_nothing(tmp_path, capsys):
@@ -51,9 +89,11 @@ def test_a_disabled_bar_prints_nothing(tmp_path, capsys):
 
 
 def test_a_failure_releases_the_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr(progress, "Console", lambda file: Console(file=file, force_terminal=True, width=120))
+    monkeypatch.setattr(
+        "mom.runs.progress.Console", lambda file: Console(file=file, force_terminal=True, width=120)
+    )
     bar = StepProgressBar()
     monkeypatch.setattr(EffectiveDepth, "measure", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, bar)
-    assert bar._progress is None
+    assert bar._line is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,7 +86,9 @@ def test_the_pools_may_be_a_mapping_a_list_or_the_default() -> None:
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_the_help_has_a_line_for_each_option(group: str) -> None:
-    lines = options_help(group).splitlines()
+    text = options_help(group)
+    assert all(len(line) <= 80 for line in text.splitlines())
+    lines = re.sub(r"\n {35}", " ", text).splitlines()
 
     assert [line.split("=")[0].strip() for line in lines] == list(options_of(group))
     first = {"model": "  max_positions=1024  ", "router": "  temperature=1.0  "}[group]

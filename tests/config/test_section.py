@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mom.config import DataConfig, OptimizerConfig, PretrainConfig, Section, TrainerConfig
+from mom.config import DataConfig, OptimizerConfig, PretrainConfig, Section, TrainerConfig, XsumConfig
 from mom.errors import UsageError
 
 SECTIONS = [PretrainConfig, DataConfig, OptimizerConfig, TrainerConfig]
@@ -56,6 +56,22 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
     (TrainerConfig, {"val_check_interval": 1.5}, "trainer.val_check_interval must be "),
     (TrainerConfig, {"val_check_interval": 0}, "trainer.val_check_interval must be at least 1, got 0"),
     (TrainerConfig, {"limit_val_batches": -1}, "trainer.limit_val_batches must be "),
+    (TrainerConfig, {"fast_dev_run": 0}, "trainer.fast_dev_run must be at least 1, got 0"),
+    (
+        TrainerConfig,
+        {"overfit_batches": 1.5},
+        "trainer.overfit_batches must be an integer of at least 0 or a fraction",
+    ),
+    (
+        TrainerConfig,
+        {"profiler": "simpel"},
+        "trainer.profiler must be one of simple, advanced, pytorch, null, got simpel",
+    ),
+    (
+        TrainerConfig,
+        {"fast_dev_run": True, "overfit_batches": 2},
+        "trainer.fast_dev_run cannot be combined with trainer.overfit_batches: both limit the batches",
+    ),
     (TrainerConfig, {"devices": 0}, "trainer.devices must be auto, -1 for all, "),
     (TrainerConfig, {"devices": "some"}, "trainer.devices must be "),
     (TrainerConfig, {"devices": []}, "trainer.devices must be "),
@@ -63,6 +79,16 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("section", SECTIONS)
+def test_the_default_length_of_xsum_is_that_of_a_small_model() -> None:
+    lengths = [XsumConfig(**given).fitted(positions).window for given, positions in LENGTHS]
+
+    assert lengths == [128, 512, 512, 80]
+    assert XsumConfig().window == 512
+
+
+LENGTHS: list[tuple[dict[str, int], int]] = [({}, 128), ({}, 512), ({}, 2048), ({"sequence_length": 80}, 20)]
+
+
 def test_defaults_are_valid_and_frozen(section: type[Section]) -> None:
     made = section()
 

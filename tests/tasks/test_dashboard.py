@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -53,6 +56,26 @@ def test_online_the_workspace_is_saved_for_the_entity(tmp_path, monkeypatch):
 
 def test_wandb_mode_decides(monkeypatch):
     assert dashboard.is_offline()  # tests/conftest.py sets WANDB_MODE=offline
+
+
+@pytest.mark.skipif(os.name != "posix", reason="opens a terminal of POSIX")
+def test_without_a_key_nobody_is_asked_for_one_at_a_terminal(tmp_path):
+    import pty
+
+    terminal, theirs = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    code = "from mom.tasks.dashboard import is_offline; raise SystemExit(0 if is_offline() else 1)"
+    with os.fdopen(theirs, "wb"):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=environment | {"HOME": str(tmp_path)},
+            cwd=tmp_path,
+        )
+    assert process.wait(120) == 0
+    os.close(terminal)
 
 
 def test_an_empty_name_is_rejected(tmp_path):

@@ -195,7 +195,8 @@ def test_wrong_requests_are_rejected_before_training(tmp_path, init, monkeypatch
 
 def test_text_is_not_what_finetuning_takes():
     with pytest.raises(
-        UsageError, match=r"^data.kind must be glue or xsum for task=finetune, got language_modeling"
+        UsageError,
+        match=r"^data.kind must be glue or xsum for task=finetune, got language_modeling, which requires task=",
     ):
         bind(composed(CONF, ["task=finetune", "init=x", "data=python_stdlib"]))
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
+from mom.analysis.streaming import DepthStreamer
 from mom.config import bind
 from mom.data.tokenizer import load_model_tokenizer, train_tokenizer
 from mom.errors import UsageError
 from mom.interop import load_model
+from mom.metrics.depth import token_depths
 from mom.runs.directory import RunDirectory
 from mom.tasks import generate
 from tests.helpers.checkpoints import request, small_tokenizer, write_run
@@ -97,6 +103,9 @@ def test_an_empty_prompt_begins_a_text(tmp_path):
     [
         ({}, "task=generate requires prompt or prompts"),
         ({"prompt": "a", "prompts": "b"}, "prompt cannot be combined with prompts"),
+        ({"prompts": "a", "prompt_file": "b"}, "prompts cannot be combined with task.prompt_file"),
+        ({"prompt": "a", "show_routing": True, "num_beams": 2}, "show_routing cannot be combined with"),
+        ({"prompt_file": "latin.txt"}, r"cannot read task.prompt_file=latin.txt: not UTF-8 at byte 3"),
         ({"prompt": "a", "top_p": 0.0}, "task.top_p must be greater than 0 and at most 1, got 0.0"),
         (
             {"prompt": "a", "max_new_tokens": 64},
@@ -122,6 +131,85 @@ def test_an_invalid_prompt_is_rejected(tmp_path, monkeypatch, task, message):
     Path("broken.jsonl").write_text('{"prompt": "a"}\n{"text": "b"}\n', encoding="utf-8")
     with pytest.raises(UsageError, match=f"^{message}"):
         generated(tmp_path, init, **task)
+
+
+def test_a_prompt_comes_from_standard_input_or_a_whole_file(tmp_path, monkeypatch):
+    init = write_run(tmp_path / "first")
+    text = "module\n  router"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(f"{text}\n".encode()), "utf-8"))
+    (tmp_path / "one.txt").write_bytes(f"\ufeff{text}\r\n".encode())
+
+    for task in ({"prompt": "-"}, {"prompt_file": str(tmp_path / "one.txt")}):
+        (line,) = generated(tmp_path, init, do_sample=False, **task)
+        assert (line["prompt"], line["completion"]) == (text, most_likely(init, text, 8))
+
+
+def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
+    """Two texts, an empty line, a text that is too long, and one that Ctrl-C ends."""
+    init = write_run(tmp_path / "first")
+    given = iter(["module", "", "skip " * 100, "stop", "router"])
+    shown: list[str] = []
+
+    def typed(mark: str) -> str:
+        shown.append(mark)
+        text = next(given, None)
+        if text is None:
+            raise EOFError
+        return text
+
+    continued = generate.continue_prompt
+
+    def continue_or_stop(model, tokenizer, prompt, *others):
+        if prompt == "stop":
+            raise KeyboardInterrupt
+        return continued(model, tokenizer, prompt, *others)
+
+    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(generate, "continue_prompt", continue_or_stop)
+    lines = generated(tmp_path, init, do_sample=False)
+
+    assert [line["prompt"] for line in lines] == ["module", "router"]
+    assert lines[1]["completion"] == most_likely(init, "router", 8)
+    assert shown == ["> "] * 6
+    assert "error: task.max_new_tokens must be at most" in capsys.readouterr().out
+
+
+def test_the_routing_is_shown_by_color_and_written(tmp_path, capsys, monkeypatch):
+    """The depth of each token is that of a full forward pass; colors only appear in a terminal."""
+    init = write_run(tmp_path / "first")
+    prompt = "module é 漢 router"  # characters of several tokens
+    (line,) = generated(tmp_path, init, prompt=prompt, show_routing=True, seed=2)
+    out = capsys.readouterr().out
+    assert prompt + line["completion"] in out and "\x1b" not in out
+
+    model, tokenizer = load_model(init).eval(), small_tokenizer()
+    ids = tokenizer(prompt)["input_ids"]
+    streamer = DepthStreamer(model, tokenizer, Console(file=io.StringIO()))
+    with torch.inference_mode(), streamer.watching():
+        whole = model.generate(
+            torch.tensor([ids]), max_new_tokens=8, do_sample=False, pad_token_id=0, streamer=streamer
+        )
+        routing = model(input_ids=whole, output_routing=True).routing
+    depths = token_depths(routing, fixed_depth=model.config.fixed_depth)["effective"][0]
+    assert streamer.depths[: whole.shape[1]] == depths.tolist()
+    assert len(line["depths"]) == line["tokens"]
+
+    file = io.StringIO()
+    terminal = Console(file=file, force_terminal=True, color_system="truecolor", width=20)
+    streamer = DepthStreamer(model, tokenizer, terminal)
+    with torch.inference_mode(), streamer.watching():
+        streamer.put(torch.tensor([ids]))
+        streamer.end()
+    assert re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue()) == prompt + "\n"
+    assert file.getvalue().count("\x1b[38;2;") >= 3
+    assert str(streamer.legend()).startswith("depth in blocks: ")
+
+
+def test_a_plain_model_has_no_routing_to_show(tmp_path):
+    init = write_run(tmp_path / "first", num_stages=0)
+    with pytest.raises(UsageError, match=r"^show_routing requires a model with routers"):
+        generated(tmp_path, init, prompt="a", show_routing=True)
 
 
 def test_the_command_line_knows_the_prompt_at_the_top() -> None:

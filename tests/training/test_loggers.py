@@ -123,17 +123,23 @@ def wandb_records(path: Path) -> Iterator[Any]:
             whole = b""
 
 
-def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_SILENT", "true")
+def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeypatch, capfd):
+    monkeypatch.delenv("WANDB_SILENT", raising=False)
+    monkeypatch.chdir(tmp_path)
     node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", {"project": "p", "offline": True})
     for steps_before in (0, 2):
-        logger = build(node, tmp_path, steps_before=steps_before)
+        about = {"tags": ["long"], "notes": None}
+        logger = build(node, tmp_path, steps_before=steps_before, about=about)
         for step in (steps_before, steps_before + 1):
             logger.log_metrics({"a": step / 3}, step)
         finish_loggers([logger], 0)
         # Folders are named by the second, so both starts could get the same one.
         (tmp_path / "wandb").rename(tmp_path / f"pieces-{steps_before}")
     wandb.teardown()  # waits until its service has written everything
+    printed = "".join(capfd.readouterr()).splitlines()
+    assert [line.partition("/offline-run-")[0] for line in printed] == [
+        "Weights & Biases: upload with wandb sync wandb"
+    ] * 2
     identity = (tmp_path / "wandb_run_id").read_text().strip()
     found: list[tuple[set[str], list[float]]] = []
     for path in sorted(tmp_path.glob("pieces-*/offline-run-*/*.wandb")):
@@ -141,6 +147,8 @@ def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeyp
         rows = [record.history.item for record in records if record.WhichOneof("record_type") == "history"]
         values = [json.loads(item.value_json) for row in rows for item in row if "a" in item.nested_key]
         runs = {record.run.run_id for record in records if record.WhichOneof("record_type") == "run"}
+        tags = [list(record.run.tags) for record in records if record.WhichOneof("record_type") == "run"]
+        assert ["long"] in tags
         found.append((runs, values))
     assert found == [({identity}, [0, 1 / 3]), ({identity}, [2 / 3, 1])]
 

@@ -27,6 +27,7 @@ from mom.config.tasks import (
     GenerateConfig,
     PrepareConfig,
     PretrainConfig,
+    RunsConfig,
     UpcycleConfig,
 )
 from mom.config.training import TrainerConfig
@@ -52,6 +53,7 @@ __all__ = [
     "PrepareConfig",
     "PretrainConfig",
     "RunConfig",
+    "RunsConfig",
     "Section",
     "TaskConfig",
     "TrainerConfig",

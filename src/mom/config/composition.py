@@ -18,12 +18,13 @@ from mom.config.model import store_groups
 from mom.config.old_schedules import replacement
 from mom.config.plugins import load_plugins, plugins_in
 from mom.config.renamed import renamed
+from mom.config.tasks import TASKS
 from mom.errors import UsageError, as_written, either, first_line, nearest, unknown_choice
 from mom.model.registry import routers
+from mom.runs.program import typed
 
 CONFIG_NAME = "config"
 
-_SEE_HELP = "see python run.py --help"
 _SEARCH_PATH = "hydra.searchpath="
 _FILE_URL = re.compile(r"file://([^\"]+)")
 
@@ -104,7 +105,7 @@ def _malformed(config_dir: Path, overrides: Sequence[str]) -> UsageError | None:
     for override in overrides:
         option, equals, value = override.lstrip("+~").partition("=")
         if equals and not option.strip():
-            return UsageError(f"cannot parse {override}: no option before the =; {_SEE_HELP}")
+            return UsageError(f"cannot parse {override}: no option before the =; see {typed()} --help")
         group, at, _ = option.partition("@")
         if at and group in groups:
             return UsageError(f"unknown option {option}; did you mean {group}={value}?")
@@ -144,7 +145,9 @@ def _choices_with(option: str, config_dir: Path) -> list[str]:
 def _unparsable(override: str) -> UsageError:
     option, equals, _ = override.partition("=")
     if not equals:
-        return UsageError(f"{option or repr('')} requires a value: group=choice or option=value, {_SEE_HELP}")
+        return UsageError(
+            f"{option or repr('')} requires a value: group=choice or option=value, see {typed()} --help"
+        )
     return UsageError(
         f"cannot parse {override}; quote text other than letters, digits, spaces, and -/._%+*@?| "
         f"inside the shell's quotes: '{option}=\"…\"'"
@@ -155,6 +158,8 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
     if (message := renamed(option)) is not None:
         return UsageError(message)
     if (message := _old_schedule(option, overrides)) is not None:
+        return UsageError(message)
+    if (message := _option_of_other_task(option)) is not None:
         return UsageError(message)
     unknown = f"unknown option {option}"
     known = _options(config_dir, overrides)
@@ -178,6 +183,16 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
     scope = f"the options of {parent}" if siblings and parent else "the options"
     listed = siblings if siblings else [other for other in known if "." not in other]
     return UsageError(f"{unknown}; {scope} are {', '.join(listed)}")
+
+
+def _option_of_other_task(option: str) -> str | None:
+    """Return the error message for an option of tasks that were not chosen; None for other options."""
+    group, _, name = option.rpartition(".")
+    if group == "task":
+        tasks = [task for task, section in TASKS.items() if name in section.__dataclass_fields__]
+    else:
+        tasks = [task for task, section in TASKS.items() if option in section.top_level]
+    return f"{option} requires {either([f'task={task}' for task in tasks])}" if tasks else None
 
 
 def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:

@@ -154,6 +154,9 @@ class GlueConfig(TextSection):
         self._range("sequence_length", ge=8)
 
 
+_XSUM_LENGTH = 512
+
+
 @dataclass(frozen=True)
 class XsumConfig(TextSection):
     """Documents with summaries, and how summaries are generated for evaluation.
@@ -163,7 +166,8 @@ class XsumConfig(TextSection):
             such files named ``train``, ``validation``, and optionally ``test``; None downloads
             ``EdinburghNLP/xsum`` from the Hub.
         tokenizer: None is the tokenizer of the weights in ``init``.
-        sequence_length: tokens of document, separator, summary, and end; documents are truncated to fit.
+        sequence_length: tokens of document, separator, summary, and end; documents are truncated to fit. None is 512,
+            or the model's positions if it has fewer.
         separator: text between document and summary.
         validation_fraction: fraction of the documents of a single file held out for validation.
         max_summary_tokens: maximum length of a generated summary.
@@ -175,7 +179,7 @@ class XsumConfig(TextSection):
     """
 
     kind: Literal["xsum"] = "xsum"
-    sequence_length: int = 512
+    sequence_length: int | None = None  # type: ignore[assignment]
     separator: str = "\nTL;DR:"
     validation_fraction: float = 0.1
     max_summary_tokens: int = 64
@@ -184,6 +188,17 @@ class XsumConfig(TextSection):
     length_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
     limit_summaries: int | None = None
+
+    @property
+    def window(self) -> int:
+        """``sequence_length``, or its default."""
+        return _XSUM_LENGTH if self.sequence_length is None else self.sequence_length
+
+    def fitted(self, max_positions: int) -> XsumConfig:
+        """Return the section with the default ``sequence_length`` for a model with this number of positions."""
+        if self.sequence_length is not None:
+            return self
+        return dataclasses.replace(self, sequence_length=min(_XSUM_LENGTH, max_positions))
 
     def _check(self) -> None:
         super()._check()
@@ -198,11 +213,11 @@ class XsumConfig(TextSection):
         if not self.separator:
             raise UsageError("data.separator must not be empty: it separates document and summary")
         # No tokenizer splits the separator into more tokens than bytes.
-        longest = self.sequence_length - 1 - len(self.separator.encode("utf-8"))
+        longest = self.window - 1 - len(self.separator.encode("utf-8"))
         if self.max_summary_tokens > longest:
             raise UsageError(
                 f"data.max_summary_tokens must be at most {longest} to leave room for a document in "
-                f"data.sequence_length ({self.sequence_length}), got {self.max_summary_tokens}"
+                f"data.sequence_length ({self.window}), got {self.max_summary_tokens}"
             )
 
     @property

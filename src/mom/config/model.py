@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,14 @@ def default_options(group: str) -> dict[str, Any]:
 
 
 def options_help(group: str) -> str:
-    """Return a line of help per option of a group, with its default."""
+    """Return the help on each option of a group, with its default, in lines of at most 80 characters."""
     defaults = default_options(group)
     lines = []
     for name, option in options_of(group).items():
-        label = f"{name}={as_written(defaults[name])}"
-        lines.append(f"  {label:<31}  {option.help}")
+        label = f"  {name}={as_written(defaults[name])}"
+        lines.append(
+            textwrap.fill(option.help, 80, initial_indent=f"{label:<33}  ", subsequent_indent=" " * 35)
+        )
     return "\n".join(lines)
 
 

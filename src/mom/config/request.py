@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,10 +19,10 @@ from mom.config.optimizer import MuonConfig, OptimizerSection, optimizer_section
 from mom.config.plugins import OPTION, load_plugins
 from mom.config.search import SearchConfig
 from mom.config.section import TaskConfig
-from mom.config.tasks import task_section
+from mom.config.tasks import TASKS, task_section
 from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, either, first_line, unknown_choice
-from mom.runs.directory import choose_run_dir
+from mom.runs.directory import choose_run_dir, latest_checkpoint
 
 if TYPE_CHECKING:
     from mom.model import MoMConfig
@@ -47,6 +48,9 @@ _TOP_LEVEL: Mapping[str, Any] = {
     "arm": str | None,
     "debug": bool,
     "run_dir": str | None,
+    "name": str | None,
+    "tags": list[str],
+    "notes": str | None,
 }
 
 
@@ -73,6 +77,9 @@ class RunConfig:
         arm: name of the run in tables, which the ``arm`` group sets.
         debug: also print the traceback of an invalid request.
         run_dir: directory of this run.
+        name: a name for tables and loggers, and in the default ``run_dir``.
+        tags: words to find the run by, also for loggers.
+        notes: a text about the run, also for loggers.
     """
 
     task: TaskConfig
@@ -93,6 +100,9 @@ class RunConfig:
     arm: str | None
     debug: bool
     run_dir: str
+    name: str | None
+    tags: list[str]
+    notes: str | None
 
     def model_config(self, vocab_size: int) -> MoMConfig:
         """Build the model's configuration from the ``model`` and ``router`` options.
@@ -180,11 +190,13 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
     top = {
         name: conform(name, plain.get(name, _DEFAULTS.get(name)), hint) for name, hint in _TOP_LEVEL.items()
     }
+    if top["name"] is not None and not re.fullmatch(r"[\w.-]+", top["name"]):
+        raise UsageError(f"name must be letters, digits, and . _ -, got {as_written(top['name'])}")
     in_range("seed", top["seed"], ge=0, le=2**32 - 1)
     _check_weights(task, top)
     data = data_section(groups["data"])
     if task.data_kinds and data.kind not in task.data_kinds:
-        raise UsageError(f"data.kind must be {either(task.data_kinds)} for task={task.name}, got {data.kind}")
+        raise _unsuitable_data(task, data.kind)
     model, router = (check_options(group, groups[group]) for group in ("model", "router"))
     if task.takes_chosen_model():
         check_model(model, router, data.sequence_length)
@@ -204,11 +216,11 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         logger=_nodes("logger", groups["logger"]),
         launcher=launcher_section(groups["launcher"]),
         search=SearchConfig.from_mapping(groups["search"]) if groups["search"] else None,
-        **{**top, "run_dir": choose_run_dir(task.name, top["run_dir"])},
+        **{**top, "run_dir": choose_run_dir(task.name, top["run_dir"], top["name"])},
     )
 
 
-_DEFAULTS: Mapping[str, Any] = {OPTION: [], "seed": 0, "debug": False}
+_DEFAULTS: Mapping[str, Any] = {OPTION: [], "seed": 0, "debug": False, "tags": []}
 
 
 def _resolved(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -241,7 +253,19 @@ def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:
     if resume is not None and not task.resumes:
         raise UsageError(f"task={task.name} does not support resume=auto")
     if task.needs_init and init is None and not (task.reads_ckpt and ckpt is not None):
-        raise UsageError(f"task={task.name} requires init: a checkpoint, an exported folder, or a Hub id")
+        latest = latest_checkpoint()
+        example = "" if latest is None else f", such as init={latest}"
+        raise UsageError(
+            f"task={task.name} requires init: a checkpoint, an exported folder, or a Hub id{example}"
+        )
+
+
+def _unsuitable_data(task: TaskConfig, kind: str) -> UsageError:
+    """Build the error for data that the task cannot use, which names the tasks that can."""
+    others = [f"task={name}" for name, section in TASKS.items() if kind in section.data_kinds]
+    return UsageError(
+        f"data.kind must be {either(task.data_kinds)} for task={task.name}, got {kind}, which requires {either(others)}"
+    )
 
 
 def _nodes(group: str, options: Mapping[str, Any]) -> dict[str, NodeConfig]:

@@ -73,6 +73,8 @@ class TaskConfig(Section):
     builds_model: ClassVar[bool] = False
     # Whether the task needs PyTorch, so that devices, callbacks, and loggers are checked.
     computes: ClassVar[bool] = True
+    # Whether the task has a run directory, with a record of its request and its results.
+    keeps_record: ClassVar[bool] = True
     # Kinds of data that the task supports; empty if it reads no data.
     data_kinds: ClassVar[tuple[str, ...]] = ()
     # Options that may be given on the command line without the prefix ``task.``.

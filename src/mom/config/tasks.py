@@ -1,13 +1,15 @@
-"""Options of the ``task`` group: one section for each task."""
+"""Options of the ``task`` group: one section for each task; those that read finished runs are in ``record_tasks``."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mom.config.checks import in_range
 from mom.config.data import GlueName
+from mom.config.record_tasks import CompareConfig, DashboardConfig, RunsConfig
 from mom.config.section import TaskConfig, section_by_name
 from mom.errors import UsageError, as_written
 
@@ -114,8 +116,10 @@ class GenerateConfig(TaskConfig):
     """Continue prompts. Generation options have the same names as in transformers.
 
     Args:
-        prompt: text to continue.
+        prompt: text to continue; ``-`` is the text on standard input.
         prompts: file of texts to continue: one per line, or ``.jsonl`` with the key ``prompt``.
+        prompt_file: file whose whole content is the text to continue.
+        show_routing: color each token by its depth, in a terminal, and write the depths.
         max_new_tokens: maximum tokens to generate; the end-of-text token stops earlier.
         do_sample: sample each token; false takes the most likely token.
         temperature: divides the logits before sampling.
@@ -126,11 +130,13 @@ class GenerateConfig(TaskConfig):
     """
 
     needs_init: ClassVar[bool] = True
-    top_level: ClassVar[tuple[str, ...]] = ("prompt", "prompts")
+    top_level: ClassVar[tuple[str, ...]] = ("prompt", "prompts", "show_routing")
 
     name: Literal["generate"] = "generate"
     prompt: str | None = None
     prompts: str | None = None
+    prompt_file: str | None = None
+    show_routing: bool = False
     max_new_tokens: int = 100
     do_sample: bool = True
     temperature: float = 1.0
@@ -143,12 +149,19 @@ class GenerateConfig(TaskConfig):
         self._range("max_new_tokens top_k num_beams", ge=1)
         self._range("temperature repetition_penalty", gt=0)
         self._range("top_p", gt=0, le=1)
-        if self.prompt is None and self.prompts is None:
+        sources = {"prompt": self.prompt, "prompts": self.prompts, "task.prompt_file": self.prompt_file}
+        given = [name for name, value in sources.items() if value is not None]
+        if not given and not sys.stdin.isatty():
             raise UsageError(
-                "task=generate requires prompt or prompts: a text to continue, or a file of texts"
+                "task=generate requires prompt or prompts: a text to continue (- for standard input), or a file of "
+                "texts; in a terminal, it asks for texts if neither is set"
             )
-        if self.prompt is not None and self.prompts is not None:
-            raise UsageError("prompt cannot be combined with prompts: set one of them")
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} cannot be combined with {given[1]}: set one of them")
+        if self.show_routing and self.num_beams > 1:
+            raise UsageError(
+                "show_routing cannot be combined with task.num_beams, which replaces earlier tokens"
+            )
 
 
 @dataclass(frozen=True)
@@ -242,93 +255,6 @@ class CostConfig(TaskConfig):
 
 
 @dataclass(frozen=True)
-class CompareConfig(TaskConfig):
-    """Compare finished runs.
-
-    Args:
-        runs: run directories, directories that contain some (such as a sweep's), tables of runs, or patterns of these.
-        metric: a name in ``summary.json``.
-        mode: whether the smallest or the largest mean is best.
-        baseline: a run, as a directory or a row of a table, whose group every other group is compared with, seed by
-            seed. With ``cost_metric`` several runs, whose groups are the points of a curve.
-        cost_metric: the metric of a run's cost, such as ``throughput/training_flops``: each run is compared with the
-            baselines' curve at the same cost.
-        reference_metric: another metric of the same run to compare with, such as ``baseline/val/loss``.
-        group_by: options to group by; None is all options in which the runs differ.
-        ignore: options or groups, besides the seed, in which the runs of a group may differ.
-        confidence: confidence level of the interval of the mean difference.
-        save_runs: a ``.csv`` file to write the runs to, one row each, which ``runs`` can read later.
-    """
-
-    top_level: ClassVar[tuple[str, ...]] = ("runs",)
-    computes: ClassVar[bool] = False
-
-    name: Literal["compare"] = "compare"
-    runs: str | list[str] | None = None
-    metric: str = "val/loss"
-    mode: Literal["min", "max"] = "min"
-    baseline: str | list[str] | None = None
-    cost_metric: str | None = None
-    reference_metric: str | None = None
-    group_by: list[str] | None = None
-    ignore: list[str] | None = None
-    confidence: float = 0.95
-    save_runs: str | None = None
-
-    def _check(self) -> None:
-        self._range("confidence", gt=0, lt=1)
-        if not self.runs:
-            raise UsageError(
-                "task=compare requires runs: run directories, tables of runs, or patterns of these"
-            )
-        if self.save_runs is not None and not self.save_runs.endswith(".csv"):
-            raise UsageError(f"task.save_runs must end in .csv, got {as_written(self.save_runs)}")
-        if self.baseline is not None and self.reference_metric is not None:
-            raise UsageError(
-                "task.reference_metric cannot be combined with task.baseline: each run is compared with one partner"
-            )
-        if self.baseline == []:
-            raise UsageError("task.baseline must name a run, or be null, got []")
-        if self.cost_metric is None and len(self.baselines()) > 1:
-            raise UsageError(
-                f"task.baseline must name one run unless task.cost_metric is set, got {as_written(self.baseline)}"
-            )
-        if self.cost_metric is not None and len(self.baselines()) < 2:
-            raise UsageError(
-                "task.cost_metric requires task.baseline to name at least two runs, "
-                f"got {as_written(self.baseline)}"
-            )
-
-    def baselines(self) -> list[str]:
-        """Return ``baseline`` as a list."""
-        if self.baseline is None:
-            return []
-        return [self.baseline] if isinstance(self.baseline, str) else self.baseline
-
-
-@dataclass(frozen=True)
-class DashboardConfig(TaskConfig):
-    """Create a Weights & Biases workspace.
-
-    Args:
-        entity: user or team that owns the workspace; None is the default of the logged-in user.
-        project: project of the runs.
-    """
-
-    computes: ClassVar[bool] = False
-
-    name: Literal["dashboard"] = "dashboard"
-    entity: str | None = None
-    project: str = "mom"
-    title: str = "Mixture-of-Modules"
-
-    def _check(self) -> None:
-        for name in ("entity", "project", "title"):
-            if getattr(self, name) == "":
-                raise UsageError(f"task.{name} must be a name, got ''")
-
-
-@dataclass(frozen=True)
 class AnalyzeConfig(TaskConfig):
     """Record the routing of tokens and report it.
 
@@ -389,6 +315,7 @@ TASKS: Mapping[str, type[TaskConfig]] = {
         PrepareConfig,
         CostConfig,
         CompareConfig,
+        RunsConfig,
         DashboardConfig,
     )
 }

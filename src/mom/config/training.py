@@ -25,6 +25,10 @@ Precision = Literal[
 ]
 
 
+_MAY_BE_ZERO = ("limit_val_batches", "limit_predict_batches", "overfit_batches")
+"""Numbers of batches for which 0 is allowed."""
+
+
 @dataclass(frozen=True)
 class TrainerConfig(Section):
     """Arguments of Lightning's ``Trainer``, documented there, and a few of our own.
@@ -33,6 +37,10 @@ class TrainerConfig(Section):
     (integer) or a fraction of the epoch (float).
 
     Args:
+        fast_dev_run: run this many batches (true: one) of training and validation, and write no curves or best
+            checkpoint, to see whether everything works.
+        overfit_batches: train on the same few batches (integer) or fraction of the epoch (float); 0 disables this.
+        profiler: measure where the time goes; the report is written to the run directory.
         on_nonfinite: what to do before an optimizer step whose gradient has NaN or infinite values: ``stop``
             training, or ``skip`` the step.
         activation_checkpointing: store only the inputs of blocks and rounds in the forward pass and recompute
@@ -58,6 +66,10 @@ class TrainerConfig(Section):
     check_val_every_n_epoch: int | None = None
     limit_train_batches: int | float | None = None
     limit_val_batches: int | float | None = None
+    limit_predict_batches: int | float | None = None
+    fast_dev_run: bool | int = False
+    overfit_batches: int | float = 0
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
     log_every_n_steps: int = 10
     num_sanity_val_steps: int = 0
     enable_progress_bar: bool = True
@@ -74,14 +86,20 @@ class TrainerConfig(Section):
         self._range("check_val_every_n_epoch", ge=1)
         self._range("num_sanity_val_steps", ge=-1)
         self._range("gradient_clip_val", gt=0)
-        for name in ("val_check_interval", "limit_train_batches", "limit_val_batches"):
+        for name in ("val_check_interval", "limit_train_batches", *_MAY_BE_ZERO):
             self._check_amount(name)
+        if not isinstance(self.fast_dev_run, bool):
+            self._range("fast_dev_run", ge=1)
+        if self.fast_dev_run and self.overfit_batches:
+            raise UsageError(
+                "trainer.fast_dev_run cannot be combined with trainer.overfit_batches: both limit the batches"
+            )
         self._check_devices()
 
     def _check_amount(self, name: str) -> None:
         """Check a number of batches (integer) or a fraction of the epoch (float)."""
         value = getattr(self, name)
-        lowest = 1 if name != "limit_val_batches" else 0
+        lowest = 0 if name in _MAY_BE_ZERO else 1
         if isinstance(value, float) and not 0 < value <= 1:
             raise UsageError(
                 f"trainer.{name} must be an integer of at least {lowest} or a fraction greater than 0 and up to 1.0, "

@@ -150,23 +150,23 @@ class XsumDataModule(ExamplesDataModule):
         encoded, truncated = [], 0
         for article, document, summary in zip(articles, documents, summaries, strict=True):
             target = [*summary, self.tokenizer.eos_token_id]
-            room = self.config.sequence_length - len(self.separator) - len(target)
+            room = self.config.window - len(self.separator) - len(target)
             if room < 1:
                 raise UsageError(
                     f"data.sequence_length must leave room for the summary of {len(summary)} tokens in "
-                    f"{article.place}, the separator, and part of the document, got {self.config.sequence_length}"
+                    f"{article.place}, the separator, and part of the document, got {self.config.window}"
                 )
             truncated += len(document) > room
             encoded.append(EncodedArticle([*document[:room], *self.separator], target))
         log.info(
             "xsum %s: %d rows, %d documents truncated to fit %d tokens",
-            *(split, len(articles), truncated, self.config.sequence_length),
+            *(split, len(articles), truncated, self.config.window),
         )
         return encoded
 
     def prompts(self, split: str) -> list[list[int]]:
         """Return the tokens of each document, truncated to leave room for ``max_summary_tokens``, and the separator."""
-        room = self.config.sequence_length - len(self.separator) - self.config.max_summary_tokens
+        room = self.config.window - len(self.separator) - self.config.max_summary_tokens
         documents = self._encoder.encode([article.document for article in self.articles[split]])
         return [[*document[:room], *self.separator] for document in documents]
 

@@ -20,6 +20,7 @@ from mom.data.xsum import Article, XsumDataModule
 from mom.evaluation.measure import evaluate_module
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
+from mom.runs.progress import track
 from mom.training.language_modeling import SummarizationModule
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
@@ -103,7 +104,8 @@ def generate_summaries(
     settings = GenerationConfig(eos_token_id=end, pad_token_id=end, do_sample=False, **options)
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     texts: dict[int, str] = {}
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    for start in track(starts, "generating summaries", len(starts)):
         rows = order[start : start + batch_size]
         batch = pad([list(prompts[row]) for row in rows], end, left=True)
         sequences = model.generate(

@@ -15,6 +15,9 @@ from mom.runs.records import Run, is_within
 NOT_OPTIONS = (
     "seed",
     "run_dir",
+    "name",
+    "tags",
+    "notes",
     "resume",
     "ckpt",
     "debug",

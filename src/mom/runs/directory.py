@@ -16,6 +16,7 @@ from typing import Any, Literal
 import yaml
 
 from mom.errors import UsageError, first_line
+from mom.runs.console_log import CONSOLE_LOG
 from mom.runs.files import read_json, remove_temporary, write_json_atomic, write_text_atomic
 from mom.runs.owner import LOCK, own, owner_has_died
 
@@ -30,7 +31,7 @@ CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.
 CHECKPOINTS = "checkpoints"
 """Folder of a run or phase with its checkpoints."""
 _LARGEST_CONFIG = 1 << 22  # bytes
-_OWN_FILES = {CONFIG, STATUS, PROVENANCE, LOCK}
+_OWN_FILES = {CONFIG, STATUS, PROVENANCE, LOCK, CONSOLE_LOG}
 
 
 def process_rank() -> int:
@@ -42,13 +43,14 @@ def process_rank() -> int:
     return ranks[0] if "RANK" in os.environ and ranks else max(ranks, default=0)
 
 
-def new_run_dir(task: str) -> str:
-    """Return a unique name: ``outputs/<task>/<date>_<time>-<4 hex digits>``."""
+def new_run_dir(task: str, name: str | None = None) -> str:
+    """Return a unique path: ``outputs/<task>/<date>_<time>-<4 hex digits>``, with ``-<name>`` if there is a name."""
     moment = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    return str(Path("outputs") / task / f"{moment}-{secrets.token_hex(2)}")
+    end = "" if name is None else f"-{name}"
+    return str(Path("outputs") / task / f"{moment}-{secrets.token_hex(2)}{end}")
 
 
-def choose_run_dir(task: str, given: str | None) -> str:
+def choose_run_dir(task: str, given: str | None, name: str | None = None) -> str:
     """Return the given run directory, that of the launching process, or a new name.
 
     Raises:
@@ -63,7 +65,7 @@ def choose_run_dir(task: str, given: str | None) -> str:
         return inherited
     if any(int(os.environ.get(name, "1")) > 1 for name in _WORLD_VARIABLES):
         raise UsageError("run_dir must be set when torchrun or SLURM starts several processes, got null")
-    return new_run_dir(task)
+    return new_run_dir(task, name)
 
 
 def holds_checkpoints(path: str | Path) -> bool:
@@ -73,6 +75,18 @@ def holds_checkpoints(path: str | Path) -> bool:
         return any(any((folder / CHECKPOINTS).glob("*")) for folder in folders)
     except OSError:
         return False
+
+
+def latest_checkpoint() -> Path | None:
+    """Return the best (or else the last) checkpoint of the newest run in ``outputs``; None if there is none."""
+    found = Path("outputs").glob(f"*/*/{CHECKPOINTS}/*.ckpt")
+    with contextlib.suppress(OSError):
+        folder = max((path.parent for path in found), key=lambda path: path.stat().st_mtime, default=None)
+        if folder is not None:
+            return next(
+                (folder / name for name in ("best.ckpt", "last.ckpt") if (folder / name).exists()), None
+            )
+    return None
 
 
 @contextlib.contextmanager

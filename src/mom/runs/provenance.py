@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import platform
-import shlex
 import subprocess
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mom import __version__
+from mom.runs.program import recorded_command
 
 LIBRARIES = ("torch", "lightning", "transformers", "tokenizers", "datasets", "hydra-core", "numpy")
 
@@ -49,10 +48,7 @@ def start_of_run() -> dict[str, Any]:
         ``command`` as it was typed, the ``version`` of ``mom``, the git ``commit`` of its sources, and whether they
         are ``modified``.
     """
-    program = Path(sys.argv[0]).name
-    start = ["-m", "mom"] if program == "__main__.py" else [program]
-    command = shlex.join(["python", *start, *sys.argv[1:]])
-    return {"command": command, "version": __version__, **_commit(Path(__file__).parent)}
+    return {"command": recorded_command(), "version": __version__, **_commit(Path(__file__).parent)}
 
 
 def _commit(folder: Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mom.errors import JobsFailed, UsageError
 from mom.runs.signals import Interrupted
 from mom.sweeps.jobs import Job, assign_folders, configures_sweep, labels
 from mom.sweeps.launchers import check_launcher, run_jobs
-from mom.sweeps.report import print_job_finished, print_job_started, print_jobs
+from mom.sweeps.report import print_job_finished, print_job_started, print_jobs, print_next
 
 
 def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
@@ -40,6 +40,7 @@ def run_sweep(composed: Sequence[tuple[list[str], DictConfig]]) -> list[Job]:
     folder = Path(composed[0][1].hydra.sweep.dir)
     stopped_by = run_jobs(jobs, launcher, folder, print_job_started, print_job_finished)
     print_jobs(jobs, folder)
+    print_next(jobs, folder)
     if stopped_by:
         raise Interrupted(stopped_by)
     failed = sum(job.state != "succeeded" for job in jobs)

@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from mom.errors import UsageError
 from mom.runs.directory import CONFIG, error_line, read_request, read_status, read_summary
 
-_NOT_COMPARED = ("run_dir", "resume", "debug", "launcher", "search")
+_NOT_COMPARED = ("run_dir", "name", "tags", "notes", "resume", "debug", "launcher", "search")
 """Top-level options that may differ between two attempts at the same job."""
 
 _SWEEP_OPTIONS = ("launcher", "sweep", "search")

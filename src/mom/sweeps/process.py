@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
 from mom.runs.directory import STATUS, RunDirectory, has_recorded_end, holds_checkpoints, process_rank
 from mom.runs.lock import hold
+from mom.runs.program import config_dir_flags, restart
 from mom.sweeps.jobs import Job
 
 OUTPUT = "output.txt"
@@ -85,11 +84,7 @@ def settle_abandoned(job: Job) -> None:
 
 def this_program() -> tuple[str, ...]:
     """Return the command that starts the running program, with its ``--config-dir`` if it has one."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    added = parser.parse_known_args(sys.argv[1:])[0].config_dir
-    flags = ("--config-dir", added) if added else ()
-    return (sys.executable, os.path.abspath(sys.argv[0]), *flags)
+    return (*restart(), *config_dir_flags())
 
 
 def _overrides(job: Job) -> list[str]:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.text import Text
 
 from mom.config.data import data_section
+from mom.config.overrides import without, written_overrides
 from mom.console import build_table, print_line, print_table
 from mom.data.controls import Control
 from mom.metrics.names import CHANCE, EXACT_MATCH, FFN_BY_RULE, exact_match_names, label
+from mom.runs.program import command_line
 from mom.sweeps.jobs import Job
 from mom.sweeps.process import OUTPUT
 
@@ -60,6 +63,22 @@ def print_jobs(jobs: Sequence[Job], folder: Path) -> None:
     for line in _conclusion(jobs):
         print_line(line)
     print_line(f"Written to {folder}")
+
+
+def print_next(jobs: Sequence[Job], folder: Path) -> None:
+    """Print the commands that resume the unfinished jobs of a sweep, and compare the finished ones."""
+    states = [job.state for job in jobs]
+    place = str(folder)
+    commands = []
+    if any(state != "succeeded" for state in states):
+        again = without(sys.argv[1:], "hydra.sweep.dir")
+        commands.append(command_line([*again, *written_overrides({"hydra.sweep.dir": place})]))
+    if states.count("succeeded") > 1:
+        commands.append(command_line(["task=compare", *written_overrides({"runs": place})]))
+    if commands:
+        print_line("\nNext:")
+    for command in commands:
+        print_line(f"  {command}")
 
 
 def _conclusion(jobs: Sequence[Job]) -> list[str]:

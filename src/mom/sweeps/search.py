@@ -15,6 +15,7 @@ from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import JobsFailed, UsageError
+from mom.runs.program import command_line
 from mom.runs.signals import Interrupted
 from mom.sweeps.grid import plan, to_plain
 from mom.sweeps.jobs import Job, configures_sweep
@@ -195,7 +196,7 @@ class _Search:
                 print_line(f"trial {trial.number}: {trial.user_attrs[_REASON]}")
         if complete:
             best = [*self.fixed, *complete[0].user_attrs[_OVERRIDES]]
-            print_line(f"Best trial: python run.py {' '.join(best)}")
+            print_line(f"Best trial: {command_line(best)}")
         print_line(f"Written to {self.folder}")
 
 

@@ -92,6 +92,7 @@ def is_offline() -> bool:
     if wandb.setup().settings.mode in ("offline", "disabled", "dryrun"):
         return True
     try:
-        return not wandb.login()
+        # In a terminal, login() would ask for the key that is missing.
+        return wandb.api.api_key is None or not wandb.login()
     except wandb.errors.UsageError:  # no key, and no terminal to ask for one
         return True

@@ -90,7 +90,8 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
 def evaluate_xsum(config: RunConfig, data: XsumConfig, init: str, run: RunDirectory) -> dict[str, Any]:
     """Measure a language model by its summaries of the validation documents and, if there are any, test documents."""
     model = load_model(init)
-    check_length(data.sequence_length, model.config.max_positions)
+    data = data.fitted(model.config.max_positions)
+    check_length(data.window, model.config.max_positions)
     examples = XsumDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
     module = SummarizationModule(model.config.to_dict(), dataclasses.asdict(config.optimizer), model)
     return measure_xsum(config, module, examples, run, logged=True)

@@ -131,7 +131,8 @@ def finetune_xsum(
     resume = checkpoint_to_resume(config, run)
     option, init, as_measured = _initial_weights(config)
     model = load_model(init, option, as_measured=as_measured)
-    check_length(data.sequence_length, model.config.max_positions)
+    data = data.fitted(model.config.max_positions)
+    check_length(data.window, model.config.max_positions)
     if task.dropout is not None:
         changed = copy.deepcopy(model.config)
         changed.dropout = task.dropout

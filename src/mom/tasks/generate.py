@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 from lightning.pytorch import seed_everything
+from rich.console import Console
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextStreamer
 
+from mom.analysis.streaming import DepthStreamer
 from mom.config import GenerateConfig, RunConfig
 from mom.console import announce
 from mom.data.tokenizer import load_model_tokenizer
@@ -22,13 +26,16 @@ from mom.runs.directory import RunDirectory
 from mom.runs.files import parse_json
 
 GENERATIONS = "generations.jsonl"
+STANDARD_INPUT = "-"
+"""The prompt that stands for the text on standard input."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Continue each prompt with the model in ``init``.
+    """Continue each prompt with the model in ``init``, or those that the user types.
 
     Prompts and continuations are printed as they are generated (with beam search, at the end) and written to
-    ``generations.jsonl``, one line ``{"prompt", "completion", "tokens"}`` per prompt.
+    ``generations.jsonl``, one line ``{"prompt", "completion", "tokens"}`` per prompt, with the ``"depths"`` of the
+    completion's tokens if ``show_routing`` is set.
 
     Returns:
         The number of ``prompts``, and of generated ``tokens`` in total.
@@ -38,27 +45,80 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """
     task = config.task
     assert isinstance(task, GenerateConfig) and config.init is not None
-    prompts = [task.prompt] if task.prompt is not None else list(read_prompts(Path(task.prompts or "")))
+    prompts = given_prompts(task)
     model = load_model(config.init).eval()
     for name, weight in model.named_parameters():
         if not weight.isfinite().all():
             raise UsageError(f"cannot generate with init={config.init}: its weight {name} is not finite")
+    if task.show_routing and not model.config.num_stages:
+        raise UsageError(
+            "show_routing requires a model with routers; every token of a plain one has the same depth"
+        )
     tokenizer = load_model_tokenizer(config.init, config.data.tokenizer, model.config)
-    encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts]
+    encoded = [encode(tokenizer, prompt, task, model.config) for prompt in prompts or ()]
     options = generation_options(task, tokenizer)
     seed_everything(config.seed, workers=True, verbose=False)
     # The device that a Trainer would choose.
     model.to(Fabric(accelerator=config.trainer.accelerator, devices=1).device)
-    count = 0
+    if task.show_routing and sys.stdout.isatty():
+        Console().print(DepthStreamer(model, tokenizer).legend())
+    pairs = (
+        typed_prompts(tokenizer, task, model.config)
+        if prompts is None
+        else zip(prompts, encoded, strict=True)
+    )
+    number = count = 0
     with (run.path / GENERATIONS).open("w", encoding="utf-8") as file:
-        for prompt, ids in zip(prompts, encoded, strict=True):
-            generated = continue_prompt(model, tokenizer, ids, options)
-            completion = tokenizer.decode(generated, skip_special_tokens=True)
-            line = {"prompt": prompt, "completion": completion, "tokens": len(generated)}
+        for prompt, ids in pairs:
+            try:
+                line = continue_prompt(model, tokenizer, prompt, ids, options, task.show_routing)
+            except KeyboardInterrupt:
+                if prompts is not None:
+                    raise
+                announce("")  # Ctrl-C ends this text; Ctrl-D the session
+                continue
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            count += len(generated)
+            file.flush()
+            number += 1
+            count += line["tokens"]
     announce(f"Written to {run.path}")
-    return {"prompts": len(prompts), "tokens": count}
+    return {"prompts": number, "tokens": count}
+
+
+def given_prompts(task: GenerateConfig) -> list[str] | None:
+    """Return the prompts of the request; ``None`` if the user is to type them.
+
+    Raises:
+        UsageError: they cannot be read.
+    """
+    if task.prompt == STANDARD_INPUT:
+        return [_without_line_end(_read_text("prompt", None))]
+    if task.prompt is not None:
+        return [task.prompt]
+    if task.prompt_file is not None:
+        return [_without_line_end(_read_text("task.prompt_file", Path(task.prompt_file)))]
+    return None if task.prompts is None else list(read_prompts(Path(task.prompts)))
+
+
+def typed_prompts(
+    tokenizer: PreTrainedTokenizerFast, task: GenerateConfig, config: MoMConfig
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the prompts that the user types, with their tokens; arrow keys edit a line and recall earlier ones."""
+    with contextlib.suppress(ImportError):  # Windows has no readline
+        import readline  # noqa: F401 (input() uses it once it is imported)
+    announce("Type a text to continue. Ctrl-C ends a continuation, Ctrl-D the session.")
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            announce("")
+            return
+        if not prompt:
+            continue
+        try:
+            yield prompt, encode(tokenizer, prompt, task, config)
+        except UsageError as error:
+            announce(f"error: {error}")
 
 
 def read_prompts(path: Path) -> Iterator[str]:
@@ -67,11 +127,7 @@ def read_prompts(path: Path) -> Iterator[str]:
     Raises:
         UsageError: the file cannot be read, is not UTF-8, has no prompt, or has an invalid line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
-        raise UsageError(f"cannot read prompts={path}: {reason}") from error
+    lines = _read_text("prompts", path).splitlines()
     numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
     if not numbered:
         raise UsageError(f"prompts must be a file with a prompt on each line, got {path}, which has none")
@@ -129,18 +185,45 @@ def generation_options(task: GenerateConfig, tokenizer: PreTrainedTokenizerFast)
 def continue_prompt(
     model: MoMForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
+    prompt: str,
     ids: torch.Tensor,
     options: GenerationConfig,
-) -> list[int]:
-    """Print a prompt and its continuation, and return the generated tokens."""
+    show_routing: bool = False,
+) -> dict[str, Any]:
+    """Print a prompt and its continuation, and return its line of ``generations.jsonl``."""
+    depths = DepthStreamer(model, tokenizer) if show_routing else None
     # Beam search can replace earlier tokens, so its result is printed only at the end.
-    streamer = TextStreamer(tokenizer, skip_special_tokens=True) if options.num_beams == 1 else None
-    sequence = model.generate(
-        input_ids=ids.to(model.device),
-        attention_mask=torch.ones_like(ids).to(model.device),
-        generation_config=options,
-        streamer=streamer,
-    )[0].tolist()
-    if streamer is None:
+    plain = TextStreamer(tokenizer, skip_special_tokens=True) if options.num_beams == 1 else None
+    with contextlib.nullcontext() if depths is None else depths.watching():
+        sequence = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=torch.ones_like(ids).to(model.device),
+            generation_config=options,
+            streamer=depths or plain,
+        )[0].tolist()
+    if depths is None and plain is None:
         print(tokenizer.decode(sequence, skip_special_tokens=True), flush=True)
-    return sequence[ids.shape[1] :]
+    generated = sequence[ids.shape[1] :]
+    completion = tokenizer.decode(generated, skip_special_tokens=True)
+    line = {"prompt": prompt, "completion": completion, "tokens": len(generated)}
+    return line if depths is None else line | {"depths": depths.depths[ids.shape[1] :]}
+
+
+def _read_text(option: str, path: Path | None) -> str:
+    """Read a file or, if ``path`` is None, standard input.
+
+    Raises:
+        UsageError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        return content.decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"not UTF-8 at byte {error.start}"
+        given = STANDARD_INPUT if path is None else path
+        raise UsageError(f"cannot read {option}={given}: {reason}") from error
+
+
+def _without_line_end(text: str) -> str:
+    """Return a text without the line end that editors and ``echo`` add."""
+    return text.removesuffix("\n").removesuffix("\r")

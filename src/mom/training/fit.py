@@ -12,8 +12,9 @@ from torch.distributed import DistError
 
 from mom.callbacks import ExactResume, LastCheckpoint, RankAgreement, ThroughputMonitor
 from mom.config import RunConfig
-from mom.console import announce
+from mom.console import announce, print_table
 from mom.cost.estimate import forward_memory
+from mom.cost.summary import summary_table
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.resumable import ResumableDataModule
@@ -67,6 +68,8 @@ def fit_phase(
     else:
         module = LanguageModelingModule(**options, bytes_per_token=data.validation_bytes_per_token)
         known = {}
+    if resume is None:
+        print_table(summary_table(model, data.config.sequence_length))
     results = fit_module(
         config, module, data, data.tokenizer, directory, phase=phase, max_steps=max_steps, resume=resume
     )

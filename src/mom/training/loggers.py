@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import os
 import secrets
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 
 from mom.config import NodeConfig, RunConfig
+from mom.console import announce
 from mom.errors import UsageError
 from mom.runs.directory import process_rank
 from mom.runs.files import atomic_file
@@ -50,6 +53,7 @@ def open_loggers(
         directory,
         run=Path(config.run_dir).name,
         phase=phase,
+        about={"tags": config.tags or None, "notes": config.notes},
         hyperparameters=dataclasses.asdict(config) | {"provenance": provenance(data)},
         steps_before=steps_before,
     )
@@ -68,6 +72,7 @@ def build_loggers(
     run: str,
     phase: str,
     hyperparameters: Mapping[str, Any],
+    about: Mapping[str, Any] | None = None,
     steps_before: int = 0,
 ) -> list[Logger]:
     """Build the configured loggers for one phase of a run.
@@ -81,14 +86,20 @@ def build_loggers(
         run: the run's name.
         phase: the phase's name.
         hyperparameters: the resolved configuration, for all loggers but CSV (the run directory has ``config.yaml``).
+        about: ``tags`` and ``notes`` of the run, for Weights & Biases.
         steps_before: optimizer steps before the checkpoint that is resumed; an existing ``metrics.csv`` is
             continued from there.
     """
     loggers = []
     for node in nodes:
         target = node.load()
-        defaults = _defaults(target, directory, run, phase, is_resumed=steps_before > 0)
+        is_wandb = isinstance(target, type) and issubclass(target, WandbLogger)
+        defaults = _defaults(target, directory, run, phase, is_resumed=steps_before > 0) | {
+            name: value for name, value in (about or {}).items() if value is not None and is_wandb
+        }
         given = {name: value for name, value in defaults.items() if node.arguments.get(name) is None}
+        if is_wandb:
+            os.environ.setdefault("WANDB_SILENT", "true")  # one line at the end says all: see finish_loggers
         logger = node.instantiate(**{name: value for name, value in given.items() if node.accepts(name)})
         _check_inside(node, logger)
         if isinstance(logger, CSVLogger):
@@ -114,7 +125,19 @@ def finish_loggers(loggers: Iterable[Logger], exit_code: int) -> None:
             import wandb
 
             if wandb.run is not None:
+                where = _where(wandb.run)
                 wandb.finish(exit_code=exit_code)
+                announce(where)
+
+
+def _where(run: Any) -> str:
+    """Return where the run of Weights & Biases is: its folder and how to upload it, or its page."""
+    if not run.offline:
+        return f"Weights & Biases: {run.url}"
+    folder = Path(run.settings.sync_dir)
+    with contextlib.suppress(ValueError):
+        folder = folder.relative_to(Path.cwd())
+    return f"Weights & Biases: upload with wandb sync {shlex.quote(str(folder))}"
 
 
 @rank_zero_only

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
 from mom.callbacks import BalanceBias, FinalValidation, NonFinite, StepProgressBar
 from mom.config import NodeConfig, RunConfig
@@ -22,6 +23,8 @@ from mom.training.sharding import FullyShardedStrategy
 # Options of the trainer group that are ours, not Lightning's.
 _OWN_OPTIONS = ("on_nonfinite", "activation_checkpointing", "compile", "keep_freed_memory")
 
+_PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+
 # Advice of Lightning that does not apply: we manage the run directory, reduce statistics over ranks before logging,
 # and need no loader processes for windows of a memory-mapped file.
 _IRRELEVANT_ADVICE = (
@@ -30,6 +33,7 @@ _IRRELEVANT_ADVICE = (
     r".*Checkpoint directory .* exists and is not empty.*",
     r".*It is recommended to use `self.log\(.*sync_dist=True\)`.*",
     r".*The number of training batches .* is smaller than the logging interval.*",
+    r".*You requested to overfit but enabled.*",
     r".*The dirpath has changed from.*",
     r".*isinstance\(treespec, LeafSpec\).*",
     r".*You're using the WeightAveraging callback with a model that overrides the configure_model.*",
@@ -67,6 +71,8 @@ def build_trainer(
     options = {name: value for name, value in options.items() if name not in _OWN_OPTIONS}
     if options["strategy"] == "fsdp":
         options["strategy"] = FullyShardedStrategy()
+    if options["profiler"] is not None:
+        options["profiler"] = _PROFILERS[options["profiler"]](dirpath=directory, filename="profile")
     options |= {"max_steps": max_steps, "max_epochs": -1, "enable_progress_bar": has_bar}
     trainer = Trainer(
         **options,
