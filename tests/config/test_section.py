@@ -79,16 +79,6 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize("section", SECTIONS)
-def test_the_default_length_of_xsum_is_that_of_a_small_model() -> None:
-    lengths = [XsumConfig(**given).fitted(positions).window for given, positions in LENGTHS]
-
-    assert lengths == [128, 512, 512, 80]
-    assert XsumConfig().window == 512
-
-
-LENGTHS: list[tuple[dict[str, int], int]] = [({}, 128), ({}, 512), ({}, 2048), ({"sequence_length": 80}, 20)]
-
-
 def test_defaults_are_valid_and_frozen(section: type[Section]) -> None:
     made = section()
 
@@ -139,3 +129,13 @@ def test_an_unknown_name_is_rejected(section: type[Section]) -> None:
         UsageError, match=rf"^unknown option {section.group}\.zzz; the options of {section.group} are "
     ):
         section.from_mapping({"zzz": 1})
+
+
+def test_the_default_length_of_xsum_is_that_of_a_small_model() -> None:
+    lengths = [XsumConfig(**given).fitted(positions).window for given, positions in LENGTHS]
+
+    assert lengths == [128, 512, 512, 80]
+    assert XsumConfig().window == 512
+
+
+LENGTHS: list[tuple[dict[str, int], int]] = [({}, 128), ({}, 512), ({}, 2048), ({"sequence_length": 80}, 20)]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from mom.callbacks.window import log_interval
-from mom.runs.progress import ProgressLine
+from mom.runs.progress import SECONDS_BEFORE, ProgressLine
 
 SHOWN = (  # the most important first: those without room on the line are dropped
     ("val/loss", "val {:.3f}"),
@@ -99,12 +100,14 @@ class StepProgressBar(ProgressBar):
         """Advance by a batch."""
         if self._line is None or trainer.sanity_checking:
             return
-        sizes = list(trainer.num_val_batches)
-        done = int(sum(sizes[:dataloader_idx])) + batch_idx + 1
+        sizes = trainer.num_val_batches
+        done = (_total(sizes[:dataloader_idx]) or 0) + batch_idx + 1
         if trainer.state.fn == "validate":
             self._line.update(done)
-        elif time.monotonic() - self._validation_start > 2:
-            self._line.update(trainer.global_step, [f"validating {done:,}/{sum(sizes):,}"])
+        elif time.monotonic() - self._validation_start > SECONDS_BEFORE:
+            total = _total(sizes)
+            of = "" if total is None else f"/{total:,}"
+            self._line.update(trainer.global_step, [f"validating {done:,}{of}"])
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the new validation loss."""
@@ -136,7 +139,7 @@ class StepProgressBar(ProgressBar):
     ) -> None:
         """Advance by a batch."""
         if self._line is not None:
-            self._line.update(int(sum(trainer.num_predict_batches[:dataloader_idx])) + batch_idx + 1)
+            self._line.update((_total(trainer.num_predict_batches[:dataloader_idx]) or 0) + batch_idx + 1)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the line."""
@@ -157,9 +160,8 @@ class StepProgressBar(ProgressBar):
         else:
             print(*args, sep=sep, **kwargs)
 
-    def _step_line(self, label: str, sizes: list[int | float]) -> ProgressLine:
-        total = sum(sizes)
-        return ProgressLine(label, int(total) if math.isfinite(total) else None, enabled=self._enabled)
+    def _step_line(self, label: str, sizes: Sequence[int | float]) -> ProgressLine:
+        return ProgressLine(label, _total(sizes), enabled=self._enabled)
 
     def _stop(self) -> None:
         if self._line is not None:
@@ -197,3 +199,9 @@ class StepProgressBar(ProgressBar):
         guess = batches * per_step / accumulate / 3
         each = self._validation_seconds / self._validations if self._validations else guess
         return each * math.ceil(left * accumulate / interval)
+
+
+def _total(sizes: Sequence[int | float]) -> int | None:
+    """Return the number of batches of several loaders; None if one does not know its own."""
+    total = sum(sizes)
+    return int(total) if math.isfinite(total) else None

@@ -101,6 +101,9 @@ def build_loggers(
         if is_wandb:
             os.environ.setdefault("WANDB_SILENT", "true")  # one line at the end says all: see finish_loggers
         logger = node.instantiate(**{name: value for name, value in given.items() if node.accepts(name)})
+        if is_wandb:
+            # Lightning passes an option that wandb has given up, and warns about.
+            getattr(logger, "_wandb_init", {}).pop("anonymous", None)
         _check_inside(node, logger)
         if isinstance(logger, CSVLogger):
             _continue_csv(logger, steps_before)
