@@ -12,11 +12,13 @@ gathered, multiplied, and scattered while they are in cache); elsewhere it calls
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 
@@ -78,8 +80,8 @@ def grouped_linear(
     """
     rows = dispatch.token, dispatch.ends, dispatch.row
     arguments = (x, weight, bias, row_weight, *rows, gather, scatter, gelu)
-    if x.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return forward_by_loop(*arguments)  # skip the operator, whose overhead slows down decoding
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _Loop.apply(*arguments)  # without the operator, whose overhead counts at small widths
     return _grouped_linear(*arguments)
 
 
@@ -109,13 +111,17 @@ def forward_by_grouped_mm(
 def forward_by_loop(*arguments: Any) -> Tensor:
     """Compute the map by a loop over groups, for the CPU."""
     x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
+    rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
-    for group, rows in _groups(ends):
-        x_group = _activated(x.index_select(0, token[rows]) if gather else x[rows], gelu)
-        torch.addmm(bias[group], x_group, weight[group], out=y[rows])
-        if row_weight is not None:
-            y[rows] *= row_weight[rows, None].to(y.dtype)
-    y[int(ends[-1]) :] = 0
+    sizes, num_skipped = _sizes(ends, token.numel())
+    for rows_g, weight_g, bias_g, y_g in zip(
+        rows.split(sizes), weight.unbind(), bias.unbind(), y.split(sizes), strict=False
+    ):
+        torch.addmm(bias_g, rows_g, weight_g, out=y_g)
+    if num_skipped:
+        y[-num_skipped:] = 0
+    if row_weight is not None:
+        y *= row_weight.to(y.dtype)[:, None]
     return sum_choices(y, row) if scatter else y
 
 
@@ -171,28 +177,35 @@ def backward_by_grouped_mm(
 def backward_by_loop(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients by a loop over groups, for the CPU."""
     grad, x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
-    grad_x_rows = x.new_empty(token.numel(), weight.shape[1])  # (M, D_in)
-    grad_weight, grad_bias = torch.empty_like(weight), torch.zeros_like(bias)
-    busy = [group for group, _ in _groups(ends)]
-    for group in set(range(weight.shape[0])).difference(busy):
-        grad_weight[group] = 0
-    grad_row_weight = x.new_empty(0) if row_weight is None else torch.zeros_like(row_weight)
-    for group, rows in _groups(ends):
-        before = x.index_select(0, token[rows]) if gather else x[rows]
-        x_group = _activated(before, gelu)
-        grad_group = grad.index_select(0, token[rows]) if scatter else grad[rows]
-        torch.mm(grad_group, weight[group].t(), out=grad_x_rows[rows])
-        if row_weight is not None:
-            grad_row_weight[rows] = (x_group * grad_x_rows[rows]).sum(-1).to(row_weight.dtype)
-            grad_row_weight[rows] += (grad_group @ bias[group]).to(row_weight.dtype)
-            scale = row_weight[rows, None].to(x.dtype)
-            grad_x_rows[rows] *= scale
-            grad_group = grad_group * scale
-        torch.mm(x_group.t(), grad_group, out=grad_weight[group])
-        torch.sum(grad_group, 0, out=grad_bias[group])
-        if gelu:
-            grad_x_rows[rows] = _gelu_backward(grad_x_rows[rows], before)
-    grad_x_rows[int(ends[-1]) :] = 0
+    before = x.index_select(0, token) if gather else x  # (M, D_in)
+    rows = _activated(before, gelu)
+    grad_rows = grad.index_select(0, token) if scatter else grad  # (M, D_out)
+    grad_x_rows = torch.empty_like(rows)  # (M, D_in)
+    sizes, num_skipped = _sizes(ends, token.numel())
+    for grad_g, weight_g, grad_x_g in zip(
+        grad_rows.split(sizes), weight.mT.unbind(), grad_x_rows.split(sizes), strict=False
+    ):
+        torch.mm(grad_g, weight_g, out=grad_x_g)
+    if num_skipped:
+        grad_x_rows[-num_skipped:] = 0
+    grad_row_weight = x.new_empty(0)
+    if row_weight is not None:
+        products = torch.linalg.vecdot(rows, grad_x_rows)  # (M,)
+        for products_g, grad_g, bias_g in zip(
+            products.split(sizes), grad_rows.split(sizes), bias.unbind(), strict=False
+        ):
+            products_g.addmv_(grad_g, bias_g)
+        grad_row_weight = products.to(row_weight.dtype)
+        scale = row_weight.to(x.dtype)[:, None]
+        grad_rows, grad_x_rows = grad_rows * scale, grad_x_rows.mul_(scale)
+    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
+    for rows_g, grad_g, grad_weight_g, grad_bias_g in zip(
+        rows.split(sizes), grad_rows.split(sizes), grad_weight.unbind(), grad_bias.unbind(), strict=False
+    ):
+        torch.mm(rows_g.t(), grad_g, out=grad_weight_g)
+        torch.sum(grad_g, 0, out=grad_bias_g)
+    if gelu:
+        grad_x_rows = _gelu_backward(grad_x_rows, before)
     grad_x = sum_choices(grad_x_rows, row) if gather else grad_x_rows
     return grad_x, grad_weight, grad_bias, grad_row_weight
 
@@ -210,19 +223,35 @@ def _grouped_linear_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), grad_row_weight
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
     *tensors, ctx.gather, ctx.scatter, ctx.gelu = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+def _differentiate(
+    ctx: Any, grad: Tensor, backward: Callable[..., tuple[Tensor, ...]] = _grouped_linear_backward
+) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read only once, because checkpointing recomputes them at each read
     flags = ctx.gather, ctx.scatter, ctx.gelu
-    *grads, grad_row_weight = _grouped_linear_backward(grad.contiguous(), *saved, *flags)
+    *grads, grad_row_weight = backward(grad.contiguous(), *saved, *flags)
     return *grads, None if saved[3] is None else grad_row_weight, *(None,) * 6
 
 
 _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+class _Loop(torch.autograd.Function):
+    """The loop over groups with its gradients, for the CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _save_for_backward(ctx, inputs)
+        return forward_by_loop(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return _differentiate(ctx, grad, backward_by_loop)
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
@@ -246,14 +275,11 @@ def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
 
 
-def _groups(ends: Tensor) -> list[tuple[int, slice]]:
-    """List the groups that have rows, with their rows; for the CPU only, since it reads values on the host."""
-    stops = ends.tolist()
-    return [
-        (group, slice(start, stop))
-        for group, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True))
-        if stop > start
-    ]
+def _sizes(ends: Tensor, num_rows: int) -> tuple[list[int], int]:
+    """Return the number of rows of each group and, as the last item and once more, of SKIP; for the CPU only."""
+    stops = [0, *ends.tolist(), num_rows]
+    sizes = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
+    return sizes, sizes[-1]
 
 
 def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:

@@ -123,17 +123,14 @@ def balance_loss(
 
 def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
     """Return the assignments to each of the N' choices, and the sum of its probabilities; both [N']."""
-    num_slots = rounds[0].scores.shape[-1]
-    probabilities = torch.stack([_probabilities(step, num_slots) for step in rounds])  # (H, B, T, N+1)
-    selected = torch.stack([step.selected for step in rounds])  # (H, B, T, K)
-    chosen = F.one_hot(selected, num_slots).sum(dim=-2)  # (H, B, T, N+1)
-    chosen = chosen.to(probabilities.dtype)
+    num_modules = rounds[0].num_modules
+    probabilities = torch.stack([step.logits for step in rounds]).softmax(dim=-1)  # (H, B, T, slots)
     if mask is not None:
-        real = mask.to(probabilities.dtype)[None, :, :, None]
-        probabilities, chosen = probabilities * real, chosen * real
-    if not include_skip:
-        probabilities, chosen = probabilities[..., :-1], chosen[..., :-1]
-    return chosen.sum(dim=(0, 1, 2)), probabilities.sum(dim=(0, 1, 2))
+        probabilities = probabilities * mask.to(probabilities.dtype)[None, :, :, None]
+    sums = probabilities.sum(dim=(0, 1, 2))  # (slots,)
+    sums = torch.cat([sums[:num_modules], sums[num_modules:].sum(dim=0, keepdim=True)])  # (N+1,); SKIP has several
+    chosen = count_choices(rounds, mask).sum(dim=0).to(sums.dtype)  # (N+1,)
+    return (chosen, sums) if include_skip else (chosen[:-1], sums[:-1])
 
 
 def _over_ranks(sums: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
@@ -157,13 +154,6 @@ def balance(chosen: Tensor, probability: Tensor) -> Tensor:
     shares = chosen / chosen.sum().clamp_min(tiny)
     means = probability / probability.sum().clamp_min(tiny)
     return shares.shape[0] * (shares * means).sum()
-
-
-def _probabilities(step: Routing, num_slots: int) -> Tensor:
-    """Return the softmax of the logits, [B, T, N+1], with the outputs that mean SKIP summed."""
-    probabilities = step.logits.softmax(dim=-1)
-    skip = probabilities[..., num_slots - 1 :].sum(dim=-1, keepdim=True)
-    return torch.cat([probabilities[..., : num_slots - 1], skip], dim=-1)
 
 
 def count_choices(choices: Sequence[Routing], mask: Tensor | None = None) -> Tensor:
@@ -215,12 +205,12 @@ def z_loss(routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tenso
     """Average ``logsumexp(logits)²`` over rounds, routers, and real tokens (Zoph et al. 2022, eq. 5)."""
     if not routing:
         return torch.zeros(())
-    logits = [step.logits for decisions in routing for step in decisions]
-    squares = torch.stack([part.logsumexp(dim=-1).square() for part in logits])  # (pools · rounds, B, T)
+    pools = [torch.stack([step.logits for step in steps]) for steps in zip(*routing, strict=True)]
+    squares = torch.cat([logits.logsumexp(dim=-1).square() for logits in pools])  # (pools · rounds, B, T)
     if mask is None:
         return squares.mean()
     real = mask.to(squares.dtype)
-    return (squares * real).sum() / (real.sum() * len(logits)).clamp_min(1.0)
+    return (squares * real).sum() / (real.sum() * len(squares)).clamp_min(1.0)
 
 
 def depth_loss(config: ModelOptions, routing: Sequence[RoundRouting], mask: Tensor | None = None) -> Tensor:

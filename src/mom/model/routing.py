@@ -75,6 +75,30 @@ class _StraightThroughSign(torch.autograd.Function):
         return grad.clamp(-1, 1)
 
 
+class _OneWithGradient(torch.autograd.Function):
+    """The weight 1 of a single choice, with the gradient of the logarithm of its score among the modules.
+
+    SKIP is not among them, since it learns from trials alone (:mod:`mom.model.skipping`). The weight of an unreachable
+    choice, whose logit is -inf, is 0 without a gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, selected: Tensor, num_modules: int) -> Tensor:
+        weights = (logits.gather(-1, selected) > float("-inf")).to(logits.dtype)  # (B, T, 1)
+        ctx.save_for_backward(logits, selected, weights)
+        ctx.num_modules = num_modules
+        return weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        logits, selected, weights = ctx.saved_tensors  # (B, T, slots), then (B, T, 1)
+        grad = grad * weights
+        scores = logits[..., : ctx.num_modules].softmax(dim=-1).nan_to_num()  # 0 if no module is reachable
+        grad_logits = F.pad(-grad * scores, (0, logits.shape[-1] - ctx.num_modules))
+        return grad_logits.scatter_add_(-1, selected, grad), None, None
+
+
 def choose(
     logits: Tensor,
     *,
@@ -141,18 +165,13 @@ def choose(
             taken = taken | contains_slot(forced, logits.shape[-1])
     best = ranking.topk(top_k, dim=-1).indices
     selected = best if forced is None else _fill(ranking, forced, num_modules)  # (B, T, K)
-    if normalize and softmax:
+    if normalize and softmax and top_k == 1 and keep_gradient:
+        weights = _OneWithGradient.apply(allowed, selected, num_modules)
+    elif normalize and softmax:
         # As `scores / scores.sum()` of the chosen, but defined even if all of their scores underflow to 0.
         chosen = allowed.gather(-1, selected)  # (B, T, K); -inf for unreachable slots, all if they are forced
-        unreachable = chosen == float("-inf")
-        if top_k == 1 and keep_gradient:
-            # Among the modules: SKIP learns from trials alone (mom.model.skipping).
-            total = allowed[..., :num_modules].logsumexp(dim=-1, keepdim=True)
-            log_score = chosen.masked_fill(unreachable, 0.0) - total.clamp_min(torch.finfo(total.dtype).min)
-            weights = (log_score - log_score.detach()).exp()  # 1
-        else:
-            weights = chosen.clamp_min(torch.finfo(chosen.dtype).min).softmax(dim=-1)
-        weights = weights.masked_fill(unreachable, 0.0)
+        weights = chosen.clamp_min(torch.finfo(chosen.dtype).min).softmax(dim=-1)
+        weights = weights.masked_fill(chosen == float("-inf"), 0.0)
     else:
         assert not normalize, "raw scores can sum to 0"
         weights = scores.gather(-1, selected)
