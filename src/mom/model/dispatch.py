@@ -12,7 +12,7 @@ gathered, multiplied, and scattered while they are in cache); elsewhere it calls
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
+
+from mom.model.weight_gradients import GradientSum, gradient_sum
 
 
 class Dispatch(NamedTuple):
@@ -49,7 +51,8 @@ def sort_by_group(groups: Tensor, num_groups: int) -> Dispatch:
     row = torch.empty_like(position).scatter_(
         0, position, torch.arange(position.numel(), device=position.device)
     )
-    return Dispatch(position // groups.shape[-1], ends, position, row.view_as(groups), ordered)
+    token = position if groups.shape[-1] == 1 else position // groups.shape[-1]
+    return Dispatch(token, ends, position, row.view_as(groups), ordered)
 
 
 def grouped_linear(
@@ -78,11 +81,10 @@ def grouped_linear(
     Returns:
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
     """
-    rows = dispatch.token, dispatch.ends, dispatch.row
-    arguments = (x, weight, bias, row_weight, *rows, gather, scatter, gelu)
+    how = dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Loop.apply(*arguments)  # without the operator, whose overhead counts at small widths
-    return _grouped_linear(*arguments)
+        return _Loop.apply(x, weight, bias, row_weight, how)  # the operator's overhead counts at small widths
+    return _grouped_linear(x, weight, bias, row_weight, *how)
 
 
 def forward_by_grouped_mm(
@@ -113,13 +115,12 @@ def forward_by_loop(*arguments: Any) -> Tensor:
     x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
-    sizes, num_skipped = _sizes(ends, token.numel())
+    sizes = _sizes(ends, token.numel())
     for rows_g, weight_g, bias_g, y_g in zip(
-        rows.split(sizes), weight.unbind(), bias.unbind(), y.split(sizes), strict=False
+        rows.split_with_sizes(sizes), weight.unbind(), bias.unbind(), y.split_with_sizes(sizes), strict=False
     ):
         torch.addmm(bias_g, rows_g, weight_g, out=y_g)
-    if num_skipped:
-        y[-num_skipped:] = 0
+    _zero_skip(y, sizes)
     if row_weight is not None:
         y *= row_weight.to(y.dtype)[:, None]
     return sum_choices(y, row) if scatter else y
@@ -176,38 +177,48 @@ def backward_by_grouped_mm(
 
 def backward_by_loop(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the gradients by a loop over groups, for the CPU."""
+    _, _, weight, bias, *_ = arguments
+    gradients = GradientSum(weight, bias)
+    grad_x, grad_row_weight = _backward_by_loop(gradients, *arguments)
+    sums = gradients.take()
+    assert sums is not None
+    return grad_x, *sums, grad_row_weight
+
+
+def _backward_by_loop(gradients: GradientSum | None, *arguments: Any) -> tuple[Tensor, Tensor]:
+    """Return the gradients of x and row_weight, and add a round to those of weight and bias."""
     grad, x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
     before = x.index_select(0, token) if gather else x  # (M, D_in)
     rows = _activated(before, gelu)
     grad_rows = grad.index_select(0, token) if scatter else grad  # (M, D_out)
     grad_x_rows = torch.empty_like(rows)  # (M, D_in)
-    sizes, num_skipped = _sizes(ends, token.numel())
+    sizes = _sizes(ends, token.numel())
     for grad_g, weight_g, grad_x_g in zip(
-        grad_rows.split(sizes), weight.mT.unbind(), grad_x_rows.split(sizes), strict=False
+        grad_rows.split_with_sizes(sizes),
+        weight.mT.unbind(),
+        grad_x_rows.split_with_sizes(sizes),
+        strict=False,
     ):
         torch.mm(grad_g, weight_g, out=grad_x_g)
-    if num_skipped:
-        grad_x_rows[-num_skipped:] = 0
+    _zero_skip(grad_x_rows, sizes)
     grad_row_weight = x.new_empty(0)
     if row_weight is not None:
         products = torch.linalg.vecdot(rows, grad_x_rows)  # (M,)
         for products_g, grad_g, bias_g in zip(
-            products.split(sizes), grad_rows.split(sizes), bias.unbind(), strict=False
+            products.split_with_sizes(sizes),
+            grad_rows.split_with_sizes(sizes),
+            bias.unbind(),
+            strict=False,
         ):
             products_g.addmv_(grad_g, bias_g)
         grad_row_weight = products.to(row_weight.dtype)
         scale = row_weight.to(x.dtype)[:, None]
         grad_rows, grad_x_rows = grad_rows * scale, grad_x_rows.mul_(scale)
-    grad_weight, grad_bias = torch.empty_like(weight), torch.empty_like(bias)
-    for rows_g, grad_g, grad_weight_g, grad_bias_g in zip(
-        rows.split(sizes), grad_rows.split(sizes), grad_weight.unbind(), grad_bias.unbind(), strict=False
-    ):
-        torch.mm(rows_g.t(), grad_g, out=grad_weight_g)
-        torch.sum(grad_g, 0, out=grad_bias_g)
+    if gradients is not None:
+        gradients.add(rows, grad_rows, sizes)
     if gelu:
         grad_x_rows = _gelu_backward(grad_x_rows, before)
-    grad_x = sum_choices(grad_x_rows, row) if gather else grad_x_rows
-    return grad_x, grad_weight, grad_bias, grad_row_weight
+    return sum_choices(grad_x_rows, row) if gather else grad_x_rows, grad_row_weight
 
 
 _grouped_linear_backward = torch.library.custom_op(
@@ -223,17 +234,15 @@ def _grouped_linear_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), grad_row_weight
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.gather, ctx.scatter, ctx.gelu = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(
-    ctx: Any, grad: Tensor, backward: Callable[..., tuple[Tensor, ...]] = _grouped_linear_backward
-) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read only once, because checkpointing recomputes them at each read
     flags = ctx.gather, ctx.scatter, ctx.gelu
-    *grads, grad_row_weight = backward(grad.contiguous(), *saved, *flags)
+    *grads, grad_row_weight = _grouped_linear_backward(grad.contiguous(), *saved, *flags)
     return *grads, None if saved[3] is None else grad_row_weight, *(None,) * 6
 
 
@@ -245,13 +254,20 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save_for_backward(ctx, inputs)
-        return forward_by_loop(*inputs)
+        *tensors, ctx.how = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.gradients = gradient_sum(tensors[1])
+        return forward_by_loop(*tensors, *ctx.how)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _differentiate(ctx, grad, backward_by_loop)
+        x, weight, bias, row_weight = saved = ctx.saved_tensors  # read only once, as above
+        gradients = ctx.gradients
+        own = GradientSum(weight, bias) if gradients is None and any(ctx.needs_input_grad[1:3]) else None
+        grad_x, grad_row_weight = _backward_by_loop(gradients or own, grad.contiguous(), *saved, *ctx.how)
+        sums = (None, None) if own is None else own.take()
+        return grad_x, *sums, None if row_weight is None else grad_row_weight, None
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
@@ -275,11 +291,16 @@ def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
     return torch.ops.aten.gelu_backward(grad, x, approximate="tanh")
 
 
-def _sizes(ends: Tensor, num_rows: int) -> tuple[list[int], int]:
-    """Return the number of rows of each group and, as the last item and once more, of SKIP; for the CPU only."""
+def _sizes(ends: Tensor, num_rows: int) -> list[int]:
+    """Return the number of rows of each group and, as the last item, of SKIP; for the CPU only."""
     stops = [0, *ends.tolist(), num_rows]
-    sizes = [stop - start for start, stop in zip(stops, stops[1:], strict=False)]
-    return sizes, sizes[-1]
+    return [stop - start for start, stop in pairwise(stops)]
+
+
+def _zero_skip(rows: Tensor, sizes: list[int]) -> None:
+    """Set the rows of SKIP, which no group computes, to 0, in place."""
+    if sizes[-1]:
+        rows[-sizes[-1] :] = 0
 
 
 def _group_of_row(ends: Tensor, num_rows: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from mom.model.cross_entropy import as_count
 from mom.model.expert_choice import capacity_loss
 from mom.model.options import ModelOptions
-from mom.model.routing import RoundRouting, Routing, by_pool
+from mom.model.routing import RoundRouting, Routing, by_pool, softmax_over_slots
 
 COEFFICIENTS = {
     "balance_loss": "balance_coefficient",
@@ -124,7 +124,8 @@ def balance_loss(
 def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: bool) -> tuple[Tensor, Tensor]:
     """Return the assignments to each of the N' choices, and the sum of its probabilities; both [N']."""
     num_modules = rounds[0].num_modules
-    probabilities = torch.stack([step.logits for step in rounds]).softmax(dim=-1)  # (H, B, T, slots)
+    logits = torch.stack([step.logits for step in rounds])
+    probabilities = softmax_over_slots(logits)  # (H, B, T, slots)
     if mask is not None:
         probabilities = probabilities * mask.to(probabilities.dtype)[None, :, :, None]
     sums = probabilities.sum(dim=(0, 1, 2))  # (slots,)

@@ -94,9 +94,14 @@ class _OneWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, selected, weights = ctx.saved_tensors  # (B, T, slots), then (B, T, 1)
         grad = grad * weights
-        scores = logits[..., : ctx.num_modules].softmax(dim=-1).nan_to_num()  # 0 if no module is reachable
+        scores = softmax_over_slots(logits[..., : ctx.num_modules]).nan_to_num()  # 0 if no module is reachable
         grad_logits = F.pad(-grad * scores, (0, logits.shape[-1] - ctx.num_modules))
         return grad_logits.scatter_add_(-1, selected, grad), None, None
+
+
+def softmax_over_slots(logits: Tensor) -> Tensor:
+    """Return the softmax over the last dimension, which is faster over the first where there are few slots."""
+    return logits.movedim(-1, 0).softmax(dim=0).movedim(0, -1)
 
 
 def choose(
@@ -146,7 +151,7 @@ def choose(
     logits = logits.float()  # (B, T, slots); float32 regardless of the surrounding precision
     allowed = logits if reachable is None else logits.masked_fill(~reachable, float("-inf"))
     if softmax:
-        scores = allowed.softmax(dim=-1)
+        scores = softmax_over_slots(allowed)
     else:
         scores = logits if reachable is None else logits.masked_fill(~reachable, 0.0)
     ranks_logits = ranking is None

@@ -20,6 +20,7 @@ from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
 from mom.model.pools.rows import AllRows, Folded, SortedRows, should_run_all_modules
 from mom.model.routing import Routing
+from mom.model.weight_gradients import with_summed_gradients
 
 
 class Pool(nn.Module):
@@ -91,7 +92,9 @@ class Pool(nn.Module):
             shift = torch.zeros_like(self.norm_weight) if self.norm_bias is None else self.norm_bias
             tensors = (weight, bias, *out, self.norm_weight, shift)
         dtype = product_dtype(weight)
-        return Folded(*(tensor.to(dtype) for tensor in tensors))
+        weight, bias, out_weight, out_bias, *norms = (tensor.to(dtype) for tensor in tensors)
+        first, last = with_summed_gradients(weight, bias), with_summed_gradients(out_weight, out_bias)
+        return Folded(*first, *last, *norms)
 
     def _bias(self, name: str) -> Tensor:
         """Return a projection's biases, [N, columns], zeros if it has none."""

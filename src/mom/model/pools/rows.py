@@ -80,12 +80,13 @@ class SortedRows:
     def sum_projected_out(self, rows: Tensor, *, activate: bool = False) -> Tensor:
         """Apply the last projection and sum each token's rows by weight, [M, rows] → [tokens, D].
 
-        ``activate`` applies the feed-forward's activation first.
+        ``activate`` applies the feed-forward's activation first. The backward pass computes GELU again, but for so few
+        rows that time counts more than memory.
         """
-        gated = self._config.components.gated
-        if activate and gated:
-            rows = activated(self._config, rows)  # (M, 2F) → (M, F); rows of SKIP stay 0
-        return self._project_out(rows, gather=False, gelu=activate and not gated)
+        gelu = activate and not self._config.components.gated and rows.numel() > KEPT_ACTIVATIONS
+        if activate and not gelu:
+            rows = activated(self._config, rows)  # (M, F) or (M, 2F) → (M, F); rows of SKIP stay 0
+        return self._project_out(rows, gather=False, gelu=gelu)
 
     def sum_projected_out_of_tokens(self, x: Tensor) -> Tensor:
         """Apply the last projection to inputs that a token's rows share, and sum, [tokens, rows] → [tokens, D]."""
@@ -130,6 +131,9 @@ class AllRows:
     def _project_out(self, rows: Tensor) -> Tensor:
         return sum_modules(rows, self._weights, self._folded.out_weight, self._folded.out_bias)
 
+
+KEPT_ACTIVATIONS = 2**18
+"""Numbers of a step's hidden rows up to which their activations are kept for the backward pass."""
 
 ALL_MODULES_MAX_TOKENS = 32
 ALL_MODULES_MAX_WEIGHTS = 2**19

@@ -55,15 +55,24 @@ class Router(nn.Module):
         normalize = config.normalize_weights
         is_raw = config.score_function == "identity" and self.kind.learns
         self.normalize = layout.capacity is None and not is_raw if normalize == "auto" else bool(normalize)
+        learns = self.kind.learns
+        self._rules = {
+            "num_modules": layout.num_modules,
+            "normalize": self.normalize,
+            "keep_gradient": normalize == "auto",
+            "softmax": not learns or config.score_function == "softmax",
+            "straight_through": learns and config.straight_through,
+            "leave_when_skip_first": config.skip_rule == "first",
+        }
         self.noise_kind: str | None = None
         self.register_buffer("noise_scale", torch.zeros((), dtype=torch.float32), persistent=False)
         self.register_buffer("temperature", None, persistent=False)
         reachable = torch.tensor(layout.reachable())  # (H, slots)
         self.register_buffer("reachable", reachable, persistent=False)
         self.all_reachable = all(map(all, layout.reachable()))
-        learns_to_skip = layout.may_skip() and layout.capacity is None and self.kind.learns
+        learns_to_skip = layout.may_skip() and layout.capacity is None and learns
         self.explores = learns_to_skip and config.skip_exploration + config.skip_trials > 0
-        has_prior = config.router_prior != "none" and self.kind.learns
+        has_prior = config.router_prior != "none" and learns
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
         bias = torch.zeros(layout.num_modules + 1, dtype=torch.float32)
@@ -245,19 +254,14 @@ class Router(nn.Module):
         noise = self._noise(logits) if learns else None
         routing = choose(
             logits,
-            num_modules=self.layout.num_modules,
             top_k=self.top_k,
-            normalize=self.normalize,
-            keep_gradient=self.config.normalize_weights == "auto",
-            softmax=not learns or self.config.score_function == "softmax",
-            straight_through=learns and self.config.straight_through,
-            leave_when_skip_first=self.config.skip_rule == "first",
             reachable=reachable,
             ranking=ranking[0] if ranking else None,
             noise=noise,
             bias=self.slot_bias(),
             taken=self._taken(logits if noise is None else logits + noise, candidates),
             forced=forced,
+            **self._rules,
         )
         if trials is not None:
             weights = routing.weights * try_skip(run, trials, self.config.skip_price)
