@@ -82,4 +82,4 @@ def test_callbacks_are_measured_in_turn(tmp_path):
 
 def test_the_profile_names_operators(capsys):
     main(["--size", "smallest", "--profile"])
-    assert "mom::grouped_linear" in capsys.readouterr().out
+    assert "_GroupedLinear" in capsys.readouterr().out

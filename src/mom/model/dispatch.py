@@ -23,6 +23,9 @@ from torch.utils.flop_counter import register_flop_formula
 
 from mom.model.weight_gradients import GradientSum, gradient_sum
 
+FEW_NUMBERS = 2**18
+"""Numbers of a step's rows up to which time counts more than memory."""
+
 
 class Dispatch(NamedTuple):
     """Rows of computation sorted by group.
@@ -83,7 +86,9 @@ def grouped_linear(
     """
     how = dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _Loop.apply(x, weight, bias, row_weight, how)  # the operator's overhead counts at small widths
+        return _GroupedLinear.apply(
+            x, weight, bias, row_weight, how
+        )  # the operator's overhead counts at small widths
     return _grouped_linear(x, weight, bias, row_weight, *how)
 
 
@@ -113,13 +118,16 @@ def forward_by_grouped_mm(
 def forward_by_loop(*arguments: Any) -> Tensor:
     """Compute the map by a loop over groups, for the CPU."""
     x, weight, bias, row_weight, token, ends, row, gather, scatter, gelu = arguments
-    rows = _activated(x.index_select(0, token) if gather else x, gelu)  # (M, D_in)
     y = x.new_empty(token.numel(), weight.shape[-1])  # (M, D_out)
     sizes = _sizes(ends, token.numel())
-    for rows_g, weight_g, bias_g, y_g in zip(
-        rows.split_with_sizes(sizes), weight.unbind(), bias.unbind(), y.split_with_sizes(sizes), strict=False
+    parts = (token if gather else x).split_with_sizes(sizes)
+    if gather and y.numel() <= FEW_NUMBERS:  # a gather for all groups takes less time, and more memory
+        parts, gather = x.index_select(0, token).split_with_sizes(sizes), False
+    for part, weight_g, bias_g, y_g in zip(
+        parts, weight.unbind(), bias.unbind(), y.split_with_sizes(sizes), strict=False
     ):
-        torch.addmm(bias_g, rows_g, weight_g, out=y_g)
+        rows = _activated(x.index_select(0, part) if gather else part, gelu)  # (M_g, D_in)
+        torch.addmm(bias_g, rows, weight_g, out=y_g)
     _zero_skip(y, sizes)
     if row_weight is not None:
         y *= row_weight.to(y.dtype)[:, None]
@@ -249,7 +257,7 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
-class _Loop(torch.autograd.Function):
+class _GroupedLinear(torch.autograd.Function):
     """The loop over groups with its gradients, for the CPU."""
 
     @staticmethod
@@ -262,12 +270,12 @@ class _Loop(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, row_weight = saved = ctx.saved_tensors  # read only once, as above
+        _, weight, bias, row_weight = saved = ctx.saved_tensors  # read only once, as above
         gradients = ctx.gradients
         own = GradientSum(weight, bias) if gradients is None and any(ctx.needs_input_grad[1:3]) else None
         grad_x, grad_row_weight = _backward_by_loop(gradients or own, grad.contiguous(), *saved, *ctx.how)
-        sums = (None, None) if own is None else own.take()
-        return grad_x, *sums, None if row_weight is None else grad_row_weight, None
+        grad_weight, grad_bias = (own and own.take()) or (None, None)
+        return grad_x, grad_weight, grad_bias, None if row_weight is None else grad_row_weight, None
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from mom.model.cross_entropy import as_count
@@ -129,7 +128,9 @@ def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: boo
     if mask is not None:
         probabilities = probabilities * mask.to(probabilities.dtype)[None, :, :, None]
     sums = probabilities.sum(dim=(0, 1, 2))  # (slots,)
-    sums = torch.cat([sums[:num_modules], sums[num_modules:].sum(dim=0, keepdim=True)])  # (N+1,); SKIP has several
+    sums = torch.cat(
+        [sums[:num_modules], sums[num_modules:].sum(dim=0, keepdim=True)]
+    )  # (N+1,); SKIP has several
     chosen = count_choices(rounds, mask).sum(dim=0).to(sums.dtype)  # (N+1,)
     return (chosen, sums) if include_skip else (chosen[:-1], sums[:-1])
 

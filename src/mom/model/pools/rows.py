@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mom.model.components import activated
-from mom.model.dispatch import grouped_linear, sort_by_group, sum_choices
+from mom.model.dispatch import FEW_NUMBERS, grouped_linear, sort_by_group, sum_choices
 from mom.model.options import ModelOptions
 from mom.model.routing import Routing
 
@@ -83,7 +83,7 @@ class SortedRows:
         ``activate`` applies the feed-forward's activation first. The backward pass computes GELU again, but for so few
         rows that time counts more than memory.
         """
-        gelu = activate and not self._config.components.gated and rows.numel() > KEPT_ACTIVATIONS
+        gelu = activate and not self._config.components.gated and rows.numel() > FEW_NUMBERS
         if activate and not gelu:
             rows = activated(self._config, rows)  # (M, F) or (M, 2F) → (M, F); rows of SKIP stay 0
         return self._project_out(rows, gather=False, gelu=gelu)
@@ -131,9 +131,6 @@ class AllRows:
     def _project_out(self, rows: Tensor) -> Tensor:
         return sum_modules(rows, self._weights, self._folded.out_weight, self._folded.out_bias)
 
-
-KEPT_ACTIVATIONS = 2**18
-"""Numbers of a step's hidden rows up to which their activations are kept for the backward pass."""
 
 ALL_MODULES_MAX_TOKENS = 32
 ALL_MODULES_MAX_WEIGHTS = 2**19

@@ -56,7 +56,7 @@ class Router(nn.Module):
         is_raw = config.score_function == "identity" and self.kind.learns
         self.normalize = layout.capacity is None and not is_raw if normalize == "auto" else bool(normalize)
         learns = self.kind.learns
-        self._rules = {
+        self._rules: dict[str, Any] = {
             "num_modules": layout.num_modules,
             "normalize": self.normalize,
             "keep_gradient": normalize == "auto",
@@ -238,7 +238,7 @@ class Router(nn.Module):
         logits = outputs.float()  # (B, T, slots)
         if self.prior is not None:
             logits = logits + self.prior[round_index]
-        if learns:
+        if learns and (self.temperature is not None or self.config.temperature != 1):
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         reachable = self.kind.open_slots(self, round_index)
         trials = None
