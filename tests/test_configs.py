@@ -34,6 +34,7 @@ NEEDED = {
     "data/glue": ["task=finetune", "init=some.ckpt"],
     "data/xsum": ["task=finetune", "init=some.ckpt"],
     "data/text": ["data.path=some.txt"],
+    "data/datasets": ["data.path=user/name"],
     "data/token_files": ["data.path=tokens"],
     "optimizer/torch": ["optimizer._target_=torch.optim.SGD"],
     "experiment/paper/glue": ["init=some.ckpt"],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -164,6 +165,35 @@ def test_fingerprint_depends_on_the_column_and_size_but_not_on_streaming(folder)
     assert open_corpus(config(folder, streaming=True)).fingerprint() == first
     assert open_corpus(config(folder, max_bytes=1_000)).fingerprint() != first
     assert open_corpus(config(folder, "lines.jsonl")).fingerprint() != first
+
+
+@pytest.mark.parametrize("is_group", [False, True])
+def test_a_saved_dataset_is_read_and_identified_by_its_rows(folder, is_group):
+    def save(name: str, texts: list[str]) -> None:
+        rows = datasets.Dataset.from_dict({"text": texts})
+        (datasets.DatasetDict(train=rows, dev=rows.select([1])) if is_group else rows).save_to_disk(
+            folder / name
+        )
+
+    save("saved", TEXTS)
+    save("same", TEXTS)
+    save("other", [*TEXTS, "more"])
+    corpora_found = [open_corpus(config(folder, name)) for name in ("saved", "same", "other")]
+    assert [document.text for document in corpora_found[0].documents()] == TEXTS[1:]
+    first, same, other = (corpus.fingerprint() for corpus in corpora_found)
+    assert first == same != other
+    assert corpora_found[0].estimate_bytes() >= sum(map(len, TEXTS))
+    if is_group:
+        assert [d.text for d in open_corpus(config(folder, "saved", split="dev")).documents()] == [TEXTS[1]]
+        with pytest.raises(
+            UsageError, match=r"^data.split must be one of train, dev for data.path=.*, got test$"
+        ):
+            open_corpus(config(folder, "saved", split="test"))
+    with pytest.raises(UsageError, match=r"has no column body; its columns are text"):
+        prepare(config(folder, "saved", text_column="body"))
+    next((folder / "saved").rglob("*.arrow")).write_bytes(b"broken")
+    with pytest.raises(UsageError, match=r"^data.path must be a dataset that the datasets library can read"):
+        list(open_corpus(config(folder, "saved")).documents())
 
 
 def test_a_dataset_gives_the_tokens_of_the_same_text(folder):

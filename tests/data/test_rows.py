@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
+import lzma
+import re
 from pathlib import Path
 
 import datasets
@@ -132,16 +135,55 @@ def test_a_line_without_end_is_rejected_before_it_is_read(
         list(read_rows(path, [["text"]]))
 
 
-def test_compressed_json_lines(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "x"}\n{"text": "y"}\n'))
+COMPRESS = {
+    "gz": ("gzip", gzip.compress),
+    "bz2": ("bzip2", bz2.compress),
+    "xz": ("xz", lzma.compress),
+    "zst": ("Zstandard", lambda content: bytes(pa.Codec("zstd").compress(content, asbytes=True))),
+}
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+@pytest.mark.parametrize(
+    ("kind", "content"), [("jsonl", b'{"text": "x"}\n{"text": "y"}\n'), ("csv", b"text\nx\ny\n")]
+)
+def test_compressed_rows(tmp_path: Path, suffix: str, kind: str, content: bytes) -> None:
+    path = tmp_path / f"a.{kind}.{suffix}"
+    name, compress = COMPRESS[suffix]
+    path.write_bytes(compress(content))
     assert [row.values["text"] for row in read_rows(path, [["text"]])] == ["x", "y"]
-    for content in (path.read_bytes()[:-9], b"plain", path.read_bytes()[:20] + b"\xff" * 20):
-        path.write_bytes(content)
+    for damaged in (path.read_bytes()[:-9], b"plain", path.read_bytes()[:12] + b"\xff" * 20):
+        path.write_bytes(damaged)
         with pytest.raises(
-            UsageError, match=r"^cannot read data.path: .*a.jsonl.gz is not a complete gzip file"
+            UsageError, match=rf"^cannot read data.path: .*a.{kind}.{suffix} is not a complete {name} file"
         ):
             list(read_rows(path, [["text"]]))
+    with pytest.raises(UsageError, match=r"No such file"):
+        list(read_rows(path.with_name(f"none.{suffix}"), [["text"]]))
+
+
+def test_csv_has_a_header_and_quoted_values_may_hold_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('\ufeffid,text\n1,"one, two"\n\n2,"three\nfour ""five"""\n3,\n', encoding="utf-8")
+    rows_found = list(read_rows(path, [["text"]]))
+    assert [row.values["text"] for row in rows_found] == ["one, two", 'three\nfour "five"', ""]
+    assert [row.place for row in rows_found] == [f"{path}:{line}" for line in (2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"id,text\n1,a\n2\n", "a.csv:3 must have 2 fields, got 1"),
+        (b"id,txt\n1,a\n", "a.csv has no column text; its columns are id, txt"),
+        (b'id,text\n1,"a\n', "a.csv:2 is not CSV (unexpected end of data)"),
+        (b"id,text\n1,\xff\n", "a.csv is not UTF-8 at byte 10"),
+    ],
+)
+def test_damaged_csv_is_one_line_with_its_place(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=rf"^cannot read data.path: .*{re.escape(message)}$"):
+        list(read_rows(path, [["text"]]))
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_folder_is_read_recursively_in_order_of_names(tmp_path: Path) -> None:
     write(tmp_path / "b.txt", b"second")
     write(tmp_path / "a" / "z.md", b"first")
     write(tmp_path / "c.jsonl", b'{"text": "third"}\n')
-    write(tmp_path / "left_out.csv", b"x")
+    write(tmp_path / "left_out.html", b"x")
     write(tmp_path / ".hidden" / "x.txt", b"x")
     write(tmp_path / ".x.txt", b"x")
     assert read(tmp_path) == [("a/z.md#0", "first"), ("b.txt#0", "second"), ("c.jsonl:1", "third")]
@@ -143,7 +143,8 @@ def test_binary_file(tmp_path: Path) -> None:
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert "does not exist" in str(rejected(tmp_path / "missing"))
-    assert ".txt .md .jsonl .parquet" in str(rejected(write(tmp_path / "a.csv", b"x")))
+    assert ".txt .md .jsonl .csv .parquet (also .gz" in str(rejected(write(tmp_path / "a.html", b"x")))
+    (tmp_path / "a.html").unlink()
     assert "no text file" in str(rejected(tmp_path))
 
 

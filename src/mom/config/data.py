@@ -72,9 +72,9 @@ class DataConfig(TextSection):
         corpus: source of the text: the running Python's standard library, the installed packages, your own files
             at ``path``, a dataset for the ``datasets`` library, or existing token files.
         path: for ``corpus=text`` a file or directory of text; for ``datasets`` a Hub id, or a local directory or
-            file that the library reads; for ``token_files`` a directory with ``train.bin`` and ``val.bin``; null
-            for the others.
-        text_column: column with the text in a dataset, ``.jsonl`` file, or ``.parquet`` file.
+            file that the library reads or has saved with ``save_to_disk``; for ``token_files`` a directory with
+            ``train.bin`` and ``val.bin``; null for the others.
+        text_column: column with the text in a dataset, or in a ``.jsonl``, ``.csv``, or ``.parquet`` file.
         subset: configuration of a dataset, for ``datasets``.
         split: split of a dataset, for ``datasets``; validation documents are held out from it.
         streaming: read a dataset as it downloads, without storing it.
@@ -82,6 +82,7 @@ class DataConfig(TextSection):
         tokenizer_vocab_size: vocabulary size of the trained tokenizer: the 256 bytes, the end-of-text token, and
             merges.
         sequence_length: tokens per window.
+        document_mask: let tokens attend to their own document only, and count positions from its start.
         validation_fraction: fraction of documents held out for validation.
         max_bytes: stop after this many UTF-8 bytes of text; None reads everything.
         cache_dir: directory for token files; None is ``$MOM_CACHE`` or ``~/.cache/mom``.
@@ -95,6 +96,7 @@ class DataConfig(TextSection):
     split: str = "train"
     streaming: bool = False
     tokenizer_vocab_size: int = 4096
+    document_mask: bool = False
     validation_fraction: float = 0.01
     max_bytes: int | None = None
     cache_dir: str | None = None
@@ -111,8 +113,7 @@ class DataConfig(TextSection):
             "token_files": "a directory with train.bin and val.bin",
         }
         if self.corpus in required and not self.path:
-            choice = {"datasets": "data.corpus=datasets"}.get(self.corpus, f"data={self.corpus}")
-            raise UsageError(f"{choice} requires data.path: {required[self.corpus]}")
+            raise UsageError(f"data={self.corpus} requires data.path: {required[self.corpus]}")
         if self.corpus not in required and self.path is not None:
             raise UsageError(
                 f"data.path cannot be combined with data={self.corpus}; use data=text to read {self.path}"

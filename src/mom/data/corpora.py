@@ -33,6 +33,8 @@ PACKAGES_MAX_BYTES = 100_000_000
 
 # The file types that the datasets library reads, and the names of its readers.
 _DATASET_FILES = {".parquet": "parquet", ".json": "json", ".jsonl": "json", ".csv": "csv"}
+# Files of save_to_disk: of a dataset, and of several splits.
+_SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
 _ROWS = 16  # at a time, since their length is not known
 
 # Folders of the standard library without its own sources: installed packages, tests, and the language reference, which
@@ -163,7 +165,7 @@ class TextCorpus(Corpus):
 
     Args:
         path: a file or a folder.
-        text_column: the key or column that holds the text in ``.jsonl`` and ``.parquet`` files.
+        text_column: the key or column that holds the text in ``.jsonl``, ``.csv``, and ``.parquet`` files.
         max_bytes: as in :class:`Corpus`.
 
     Raises:
@@ -205,11 +207,11 @@ class DatasetsCorpus(Corpus):
     """A split of a dataset, read by Hugging Face's ``datasets`` library.
 
     The fingerprint is a hash of the source of the rows as the library identifies it (revision or files, and the
-    subset), the split, the column, and ``max_bytes``. It does not read the rows.
+    subset), the split, the column, and ``max_bytes``. It does not read the rows, but those of a saved dataset.
 
     Args:
-        path: a Hub ID, a local folder that the library reads, or a ``.parquet``, ``.json``, ``.jsonl``, or ``.csv``
-            file.
+        path: a Hub ID, a local folder that the library reads or has saved (``save_to_disk``), or a ``.parquet``,
+            ``.json``, ``.jsonl``, or ``.csv`` file.
         subset: the configuration of the dataset.
         split: the split to read.
         streaming: read rows as they are downloaded instead of downloading the dataset first.
@@ -235,7 +237,27 @@ class DatasetsCorpus(Corpus):
         self.split = split
         self.streaming = streaming
         self.text_column = text_column
-        self._builder = self._find(path, subset)
+        self._saved = self._open_saved(path)
+        self._builder = self._find(path, subset) if self._saved is None else None
+
+    def _open_saved(self, path: str) -> Any:
+        """Open the split of a dataset that ``save_to_disk`` wrote; ``None`` if this is none."""
+        from datasets import load_from_disk
+
+        folder = Path(path).expanduser()
+        is_group = (folder / _SAVED_SPLITS).is_file()
+        if not is_group and not (folder / _SAVED).is_file():
+            return None
+        try:
+            found = load_from_disk(str(folder))
+            return found[self.split] if is_group else found
+        except KeyError as error:
+            names = ", ".join(found)
+            raise UsageError(
+                f"data.split must be one of {names} for data.path={path}, got {self.split}"
+            ) from error
+        except Exception as error:  # whatever reading a damaged file raises
+            raise self._unreadable(error) from error
 
     def _find(self, path: str, subset: str | None) -> Any:
         from datasets import load_dataset_builder
@@ -258,7 +280,9 @@ class DatasetsCorpus(Corpus):
     def _read(self) -> Iterator[Document]:
         builder = self._builder
         try:
-            if self.streaming:
+            if self._saved is not None:
+                rows = self._saved
+            elif self.streaming:
                 rows = builder.as_streaming_dataset(split=self.split)
             else:
                 builder.download_and_prepare()
@@ -278,6 +302,9 @@ class DatasetsCorpus(Corpus):
 
     def estimate_bytes(self) -> int:
         """Return the size that the dataset declares, or that of its local files; 0 if neither is known."""
+        if self._saved is not None:
+            size = self._saved.data.nbytes
+            return size if self.max_bytes is None else min(size, self.max_bytes)
         info = (self._builder.info.splits or {}).get(self.split)
         size = 0 if info is None else info.num_bytes or 0
         if size == 0:
@@ -287,6 +314,8 @@ class DatasetsCorpus(Corpus):
 
     def fingerprint(self) -> str:
         builder = self._builder
+        if self._saved is not None:
+            return super().fingerprint()
         parts = (
             self.kind,
             builder.dataset_name,

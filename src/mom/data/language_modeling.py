@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
@@ -10,7 +11,7 @@ from torch.utils.data import DataLoader, Subset
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.resumable import ResumableDataModule, check_batch_size
 from mom.data.windows import TokenWindows
-from mom.errors import UsageError
+from mom.errors import UsageError, as_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -18,10 +19,14 @@ if TYPE_CHECKING:
     from mom.config import DataConfig
 
 
+_MASK = "document_mask"
+
+
 class LanguageModelingDataModule(ResumableDataModule):
     """Windows of a tokenized corpus, in an order that resumes exactly.
 
-    Batches are ``{"input_ids", "labels"}``, int64 (B, T); labels are not shifted. :meth:`setup` works without a
+    Batches are ``{"input_ids", "labels"}``, int64 (B, T), and with ``data.document_mask`` also ``position_ids``; labels
+    are not shifted. :meth:`setup` works without a
     Trainer and may be called more than once.
     """
 
@@ -66,12 +71,17 @@ class LanguageModelingDataModule(ResumableDataModule):
     @property
     def train_windows(self) -> TokenWindows:
         """All training windows."""
-        return TokenWindows(self.prepared.train, self.config.sequence_length)
+        return TokenWindows(self.prepared.train, self.config.sequence_length, self._separator)
 
     @property
     def validation_windows(self) -> TokenWindows:
         """All validation windows."""
-        return TokenWindows(self.prepared.validation, self.config.sequence_length)
+        return TokenWindows(self.prepared.validation, self.config.sequence_length, self._separator)
+
+    @property
+    def _separator(self) -> int | None:
+        """The end-of-text token, if attention stays inside a document."""
+        return self.tokenizer.eos_token_id if self.config.document_mask else None
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -112,6 +122,24 @@ class LanguageModelingDataModule(ResumableDataModule):
     def source(self) -> tuple[str, str]:
         """The option and the value that select the corpus."""
         return "data.corpus", self.config.corpus
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the order of the data, and whether attention stays inside a document."""
+        state = super().state_dict()
+        return state | {_MASK: self.config.document_mask} if state else state
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Check that a checkpoint's state is one of this data, in this order.
+
+        Raises:
+            UsageError: the checkpoint was trained on other data, in another order, or with another mask.
+        """
+        super().check_state(state)
+        if state.get(_MASK, False) != self.config.document_mask:
+            wanted, got = (
+                as_written(value) for value in (state.get(_MASK, False), self.config.document_mask)
+            )
+            raise UsageError(f"data.document_mask must be {wanted} as in the checkpoint, got {got}")
 
     def train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """Return a loader of this rank's training batches; see :class:`~mom.data.resumable.ResumableSampler`."""

@@ -1,9 +1,13 @@
-"""Rows of JSON Lines, Parquet, and GLUE's TSV files, or of a dataset on the Hub; errors name the file and the row."""
+"""Rows of JSON Lines, CSV, Parquet, and GLUE's TSV files, or of a Hub dataset; errors name the file and the row."""
 
 from __future__ import annotations
 
+import bz2
+import csv
 import gzip
+import io
 import logging
+import lzma
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,7 +37,8 @@ _BUFFER_BYTES = 1 << 20  # instead of reading a whole row group
 # by this factor.
 _LARGEST_EXPANSION = 1000
 
-_GZIP = ".gz"
+COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "Zstandard"}
+"""Compressions by suffix."""
 
 
 class Row(NamedTuple):
@@ -82,8 +87,9 @@ def read_rows(
     """Stream the rows of a file.
 
     Args:
-        file: a ``.parquet`` file, or JSON Lines (also ``.gz``), in which blank lines are skipped.
-        wanted: the columns to read, each with its possible names. JSON Lines rows keep all of their values.
+        file: a ``.parquet`` file, or CSV with a header or JSON Lines, possibly compressed, in which blank lines are
+            skipped.
+        wanted: the columns to read, each with its possible names. Rows that are not Parquet keep all of their values.
         option: the option that names the columns, for errors.
         optional: further columns, which the file may lack.
 
@@ -93,6 +99,8 @@ def read_rows(
     with os_errors(file):
         if file_kind(file) == ".parquet":
             yield from _read_parquet(file, wanted, option, optional)
+        elif file_kind(file) == ".csv":
+            yield from _read_csv(file, wanted, option)
         else:
             yield from _read_jsonl(file, wanted, option)
 
@@ -189,12 +197,18 @@ def _hub_rows(place: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
 def file_kind(file: Path) -> str:
     """Return the suffix that says how to read a file: that of the uncompressed file, in lower case."""
     suffix = file.suffix.lower()
-    return Path(file.stem).suffix.lower() if suffix == _GZIP else suffix
+    return Path(file.stem).suffix.lower() if suffix in COMPRESSED else suffix
 
 
 def open_bytes(file: Path) -> BinaryIO:
-    """Open a file to read its bytes, uncompressed if its name ends in ``.gz``."""
-    return cast("BinaryIO", gzip.open(file)) if file.suffix.lower() == _GZIP else file.open("rb")
+    """Open a file to read its bytes, uncompressed if its suffix is one of :data:`COMPRESSED`."""
+    suffix = file.suffix.lower()
+    if suffix == ".zst":
+        import pyarrow
+
+        return cast("BinaryIO", io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
+    opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(file, "rb")
+    return cast("BinaryIO", opened)
 
 
 def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
@@ -221,12 +235,15 @@ def _has_columns(found: Names, wanted: Sequence[Names]) -> bool:
 
 @contextmanager
 def os_errors(file: Path) -> Iterator[None]:
-    """Turn errors of the operating system and of gzip into a :class:`~mom.errors.UsageError` that names the file."""
+    """Turn errors of the system and of decompression into a :class:`~mom.errors.UsageError` that names the file."""
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise _unreadable(PATH, f"{file} is not a complete gzip file ({first_line(error)})") from error
-    except OSError as error:
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        kind = COMPRESSED.get(file.suffix.lower())
+        if kind is not None and getattr(error, "errno", None) is None:
+            raise _unreadable(PATH, f"{file} is not a complete {kind} file ({first_line(error)})") from error
+        if not isinstance(error, OSError):
+            raise
         raise _unreadable(PATH, f"{file}: {error.strerror or first_line(error)}") from error
 
 
@@ -271,6 +288,28 @@ def _read_jsonl(file: Path, wanted: Sequence[Names], option: str) -> Iterator[Ro
             raise _unreadable(PATH, f"{place} must be a JSON object, got {type(values).__name__}")
         check_columns(place, list(values), wanted, option)
         yield Row(place, number, values)
+
+
+def _read_csv(file: Path, wanted: Sequence[Names], option: str) -> Iterator[Row]:
+    """Read CSV with a header, in which quoted values may hold line ends."""
+    csv.field_size_limit(LARGEST_ROW)
+    reader = csv.reader(_lines(file), strict=True)
+    header: list[str] = []
+    start = 1
+    try:
+        for fields in reader:
+            place, start = f"{file}:{start}", reader.line_num + 1
+            if not fields:
+                continue
+            if not header:
+                header = fields
+                check_columns(str(file), header, wanted, option)
+            elif len(fields) != len(header):
+                raise _unreadable(PATH, f"{place} must have {len(header)} fields, got {len(fields)}")
+            else:
+                yield Row(place, reader.line_num, dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise _unreadable(PATH, f"{file}:{start} is not CSV ({first_line(error)})") from error
 
 
 def _read_parquet(

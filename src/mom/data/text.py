@@ -1,4 +1,4 @@
-"""Documents in the user's own files: ``.txt``, ``.md``, ``.jsonl``, these compressed as ``.gz``, and ``.parquet``.
+"""Documents in the user's own files: ``.txt``, ``.md``, ``.jsonl``, ``.csv``, these compressed, and ``.parquet``.
 
 Files are streamed, so memory does not grow with them. Errors name the file and the place in it.
 """
@@ -13,14 +13,14 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from mom.data.rows import file_kind, not_utf8, open_bytes, open_parquet, os_errors, read_rows
+from mom.data.rows import COMPRESSED, file_kind, not_utf8, open_bytes, open_parquet, os_errors, read_rows
 from mom.errors import UsageError
 
 log = logging.getLogger(__name__)
 
 PLAIN_SUFFIXES = (".txt", ".md")
 TEXT_COLUMN = "data.text_column"
-SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl", ".parquet")
+SUFFIXES = (*PLAIN_SUFFIXES, ".jsonl", ".csv", ".parquet")
 
 # A longer plain text file is cut into several documents: train and validation are split by document, and a book in
 # one file has to contribute to both.
@@ -43,7 +43,8 @@ def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     Raises:
         UsageError: the path does not exist, is a file of another kind, or is a folder without a text file.
     """
-    allowed = f"data.path must be a file or a folder of files ending in {' '.join(SUFFIXES)} or .gz"
+    kinds = f"{' '.join(SUFFIXES)} (also {' '.join(COMPRESSED)})"
+    allowed = f"data.path must be a file or a folder of files ending in {kinds}"
     given = Path(path).expanduser()
     if given.is_file():
         if not _is_text(given):
@@ -112,14 +113,14 @@ def read_texts(name: str, file: Path, text_column: str) -> Iterator[tuple[str, s
     """Yield the documents of one file as (name, text).
 
     A plain text file is one document, or several if it is long (``name#0``, ``name#1``, …, cut at blank lines if
-    possible); its byte-order mark is dropped, and every line end becomes a newline. Each line of a ``.jsonl`` file
-    (``name:line``) and each row of a ``.parquet`` file (``name:row``) is one document, counted from 1; null is an
-    empty document.
+    possible); its byte-order mark is dropped, and every line end becomes a newline. Each line of a ``.jsonl`` or
+    ``.csv`` file (``name:line``) and each row of a ``.parquet`` file (``name:row``) is one document, counted from 1;
+    null is an empty document.
 
     Args:
         name: the file's name in the corpus.
         file: its path.
-        text_column: the key or column of the text in ``.jsonl`` and ``.parquet`` files.
+        text_column: the key or column of the text in ``.jsonl``, ``.csv``, and ``.parquet`` files.
 
     Raises:
         UsageError: the file cannot be read, is not UTF-8 text, or lacks the column.

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from mom.data.token_files import TokenFile
+from mom.errors import UsageError
+
+if TYPE_CHECKING:
+    from mom.model import MoMConfig
 
 
 class TokenWindows(Dataset[dict[str, torch.Tensor]]):
@@ -17,22 +23,60 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
     Args:
         file: the tokens.
         length: tokens per window, T.
+        separator: the end-of-text token, if attention stays inside a document; see :func:`document_positions`.
     """
 
-    def __init__(self, file: TokenFile, length: int) -> None:
+    def __init__(self, file: TokenFile, length: int, separator: int | None = None) -> None:
         self.file = file
         self.length = length
+        self.separator = separator
 
     def __len__(self) -> int:
         return self.file.count // self.length
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        """Return ``input_ids`` and ``labels``, int64 (T,), which are equal because the model shifts the labels."""
+        """Return ``input_ids`` and ``labels``, int64 (T,), which are equal because the model shifts the labels.
+
+        With a separator, also ``position_ids``, int64 (T,).
+        """
         if not 0 <= index < len(self):
             raise IndexError(index)
         window = self.file.read(index * self.length, (index + 1) * self.length).astype(np.int64)
         ids = torch.from_numpy(window)  # (T,)
-        return {"input_ids": ids, "labels": ids}
+        return {"input_ids": ids, "labels": ids} | _positions(ids, self.separator)
+
+
+def document_positions(ids: torch.Tensor, separator: int) -> torch.Tensor:
+    """Return each token's position in its document, int64 (T,); the model attends within runs of positions.
+
+    The end-of-text token begins the next document, at position 0: the last token of a document predicts it, and it
+    predicts the first token of the next, as a beginning-of-text token. So every token is predicted from its own
+    document alone. A document that began before the window begins with it.
+
+    Args:
+        ids: tokens of a window, (T,).
+        separator: the end-of-text token.
+    """
+    index = torch.arange(len(ids))
+    start = torch.where(ids == separator, index, 0).cummax(dim=0).values  # (T,)
+    return index - start
+
+
+def _positions(ids: torch.Tensor, separator: int | None) -> dict[str, torch.Tensor]:
+    return {} if separator is None else {"position_ids": document_positions(ids, separator)}
+
+
+def check_separable(config: MoMConfig) -> None:
+    """Reject ``data.document_mask`` for a model that reads the tokens before a token other than by attention.
+
+    Raises:
+        UsageError: a pool streams over the sequence.
+    """
+    streaming = [layout.name for layout in config.pools() if layout.kind.streams] if config.num_stages else []
+    if streaming:
+        raise UsageError(
+            f"data.document_mask cannot be combined with the pool {streaming[0]}, which streams over the whole sequence"
+        )
 
 
 class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
@@ -47,10 +91,14 @@ class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
         file: the tokens, at least two.
         length: tokens per window, T.
         stride: tokens from the start of one window to the next, less than ``length``.
+        separator: as in :class:`TokenWindows`.
     """
 
-    def __init__(self, file: TokenFile, length: int, stride: int | None = None) -> None:
+    def __init__(
+        self, file: TokenFile, length: int, stride: int | None = None, separator: int | None = None
+    ) -> None:
         self.file = file
+        self.separator = separator
         self.length = min(length, file.count)
         last = file.count - self.length
         self.starts = list(range(0, last + 1, stride or self.length))
@@ -67,7 +115,7 @@ class ScoringWindows(Dataset[dict[str, torch.Tensor]]):
         labels = ids.clone()
         if index:
             labels[: self.starts[index - 1] + self.length - start] = -100
-        return {"input_ids": ids, "labels": labels}
+        return {"input_ids": ids, "labels": labels} | _positions(ids, self.separator)
 
     @property
     def num_skipped(self) -> int:

@@ -14,7 +14,7 @@ from mom.console import print_report
 from mom.data.prepare import prepare
 from mom.data.token_files import TokenFile, with_bytes
 from mom.data.tokenizer import find_tokenizer, load_model_tokenizer
-from mom.data.windows import ScoringWindows
+from mom.data.windows import ScoringWindows, check_separable
 from mom.errors import UsageError
 from mom.evaluation.measure import evaluate_module
 from mom.evaluation.report import results_table
@@ -48,7 +48,8 @@ def evaluate_text(
     )  # checks the tokenizer before tokenizing a corpus
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer)))
     files = [with_bytes(file, prepared.tokenizer) for file in prepared.split_files(task.split)]
-    windows = [ScoringWindows(file, data.sequence_length, task.stride) for file in files]
+    separator = prepared.tokenizer.eos_token_id if data.document_mask else None
+    windows = [ScoringWindows(file, data.sequence_length, task.stride, separator) for file in files]
     skipped = sum(dataset.num_skipped for dataset in windows)
     if skipped:
         log.info("skipping the last %d tokens (no full window); set task.stride to score them", skipped)
@@ -84,6 +85,8 @@ def bytes_per_token(files: list[TokenFile]) -> float | None:
 
 def _check_windows(task: EvaluateConfig, data: DataConfig, config: MoMConfig) -> None:
     check_length(data.sequence_length, config.max_positions)
+    if data.document_mask:
+        check_separable(config)
     if task.stride is not None and task.stride >= data.sequence_length:
         raise UsageError(
             f"task.stride must be below data.sequence_length ({data.sequence_length}) or null, got {task.stride}"

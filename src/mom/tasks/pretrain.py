@@ -15,6 +15,7 @@ from mom.data.controls import Control
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.tokenizer import check_vocabulary, find_tokenizer, load_tokenizer
+from mom.data.windows import check_separable
 from mom.errors import UsageError
 from mom.evaluation.report import results_table
 from mom.interop import UpcyclingPlan, load_model, plain_config
@@ -113,7 +114,9 @@ def _data_module(config: RunConfig) -> Data:
 
 
 def _check_choices(model_config: MoMConfig, data: Data) -> None:
-    """Reject a router that needs choices if the data has none."""
+    """Reject a router that needs choices if the data has none, and pools that cannot be kept inside a document."""
+    if isinstance(data, LanguageModelingDataModule) and data.config.document_mask:
+        check_separable(model_config)
     if not model_config.num_stages or not model_config.router_kind.needs_choices:
         return
     if not isinstance(data, ControlDataModule) or data.training.choices is None:

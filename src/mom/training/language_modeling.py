@@ -52,10 +52,11 @@ class LanguageModelingModule(TrainingModule):
         return int(self._val_loss.compute().weight)
 
     def run_model(self, batch: Mapping[str, Any], output_logits: bool = False) -> Any:
-        """Run ``input_ids`` and ``labels`` [B, T], with an optional ``attention_mask``; logits take memory."""
+        """Run ``input_ids`` and ``labels`` [B, T], with the batch's mask or positions, if any; logits take memory."""
         return self.model(
             input_ids=batch["input_ids"],
             attention_mask=batch.get("attention_mask"),
+            position_ids=batch.get("position_ids"),
             labels=batch["labels"],
             output_routing=True,
             output_logits=output_logits,
