@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import csv
 import json
 import os
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from threading import Thread
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -16,13 +20,15 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 
 import mom
 from mom.config import bind
+from mom.cost.estimate import flops_per_token
 from mom.errors import UsageError
 from mom.interop import load_classifier, load_model
 from mom.interop.export import model_code
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
 from mom.runs.directory import RunDirectory
-from mom.tasks import export
+from mom.tasks import export, pretrain
 from tests.helpers.checkpoints import request, small_tokenizer, write_run
+from tests.helpers.runs import tiny_request
 
 WITHOUT_MOM = """
 import sys, torch
@@ -57,6 +63,9 @@ with torch.no_grad():
         torch.testing.assert_close(model(input_ids=torch.tensor([row])).logits, expected)
 torch.save({"logits": logits, "text": text, "class": type(model).__module__}, out)
 """
+
+
+THROUGHPUT = {"_target_": "mom.callbacks.ThroughputMonitor"}
 
 
 def exported(folder: Path, init: Path, **groups: Any) -> Path:
@@ -163,7 +172,8 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
     (tmp_path / "first" / "config.yaml").write_text(yaml.safe_dump(plain), encoding="utf-8")
     card = (exported(tmp_path, init) / "README.md").read_text(encoding="utf-8")
     assert "| val/loss | 3.2500 |" in card
-    assert "(pretrain language_modeling text)" in card
+    assert "(task=pretrain language_modeling text)" in card
+    assert "\n# first\n" in card
     assert "steps" not in card
 
     # The summary does not describe the best checkpoint.
@@ -172,6 +182,123 @@ def test_the_card_tells_what_the_run_measured_of_these_weights(tmp_path):
     card = (exported(tmp_path, best) / "README.md").read_text(encoding="utf-8")
     assert "No results were recorded" in card
     assert "3.25" not in card
+
+
+def test_the_card_of_any_checkpoint_of_a_run_has_the_numbers_of_its_step(tmp_path):
+    config = tiny_request(tmp_path, run_dir=str(tmp_path / "my_run"), callbacks={"throughput": THROUGHPUT})
+    run = RunDirectory(config.run_dir)
+    pretrain.run(config, run)
+    run.write_config({"task": {"name": "pretrain"}, "data": {"corpus": "text", "path": config.data.path}})
+    with (tmp_path / "my_run" / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name in ("previous", "last", "best"):
+        path = tmp_path / "my_run" / "checkpoints" / f"{name}.ckpt"
+        step = torch.load(path, weights_only=True)["global_step"]
+        card = (exported(tmp_path, path) / "README.md").read_text(encoding="utf-8")
+        losses = {int(row["step"]): float(row["val/loss"]) for row in rows if row["val/loss"]}
+        assert f"| val/loss | {losses[step - 1]:.4f} |" in card, name
+        depths = {int(row["step"]): float(row["val/depth/effective"]) for row in rows if row["val/loss"]}
+        assert f"| effective depth, as measured | {depths[step - 1]:.2f} blocks |" in card
+        assert f"| optimizer steps | {step} |" in card and f"| tokens | {step * 32} |" in card
+        assert "\n# my_run\n" in card and "| run | my_run |" in card
+        assert "| routers | gru, K = " in card
+        assert str(tmp_path) not in card.replace(str(Path(config.run_dir).parent / "run"), "")
+    model = load_model(path)
+    flops = flops_per_token(model.config, model.config.max_positions).total
+    assert f"at {model.config.max_positions} tokens | {flops:,.0f} |" in card
+    assert f"of {model.num_parameters():,} parameters" in card
+    assert "license:" not in card and "No license of the weights was given" in card
+
+
+def test_a_license_is_that_of_the_request(tmp_path):
+    config = bind(
+        request(tmp_path, {"name": "export", "license": "mit"}, init=str(write_run(tmp_path / "first")))
+    )
+    export.run(config, RunDirectory(config.run_dir))
+    card = (Path(config.run_dir) / "export" / "README.md").read_text(encoding="utf-8")
+    assert "\nlicense: mit\n" in card and "The weights: mit." in card
+
+
+class Hub(BaseHTTPRequestHandler):
+    """The part of the Hub's interface that pushing a folder uses."""
+
+    received: ClassVar[dict[str, Any]] = {}
+    status: ClassVar[int] = 200
+
+    @property
+    def here(self) -> str:
+        return f"http://127.0.0.1:{self.server.server_address[1]}"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        assert self.headers["Authorization"] == "Bearer hf_secret"
+        self.received[self.path] = body
+        if self.path.endswith("/preupload/main"):
+            files = [
+                {**file, "uploadMode": "regular", "shouldIgnore": False} for file in json.loads(body)["files"]
+            ]
+            self.answer({"files": files})
+        elif "/commit/" in self.path:
+            self.answer(
+                {"success": True, "commitOid": "0" * 40, "commitUrl": f"{self.here}/me/model/commit/0"}
+            )
+        else:
+            self.answer({"url": f"{self.here}/me/model", "errors": [], "warnings": []})
+
+    def do_GET(self) -> None:
+        self.answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+
+    def answer(self, value: dict[str, Any]) -> None:
+        content = json.dumps(value).encode()
+        self.send_response(self.status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_a_folder_is_pushed_in_one_commit(tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    task = {"name": "export", "push_to_hub": "me/model", "private": True}
+    config = bind(request(tmp_path, task, init=str(write_run(tmp_path / "first"))))
+    try:
+        summary = export.run(config, RunDirectory(config.run_dir))
+        received = dict(Hub.received)
+        monkeypatch.setattr(Hub, "status", 403)
+        with pytest.raises(UsageError, match=r"^cannot push to me/model: .*403.*; the export is in "):
+            export.run(config, RunDirectory(config.run_dir))
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert summary["export/hub"].endswith("me/model")
+    assert b'"private"' in received["/api/repos/create"]
+    lines = [json.loads(line) for line in received["/api/models/me/model/commit/main"].splitlines()]
+    pushed = {line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines[1:]}
+    folder = Path(summary["export/folder"])
+    assert pushed == {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert 'from_pretrained("me/model", trust_remote_code=True)' in pushed["README.md"].decode()
+
+
+@pytest.mark.parametrize(
+    ("repo", "token", "message"),
+    [
+        ("model", "x", "task.push_to_hub must be user/name, got model"),
+        ("a//b", "x", "task.push_to_hub must be user/name, got a//b"),
+        ("me/model", None, "task.push_to_hub requires a token of the Hub"),
+    ],
+)
+def test_a_push_that_cannot_work_is_refused_before_any_work(tmp_path, monkeypatch, repo, token, message):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: token)
+    config = bind(request(tmp_path, {"name": "export", "push_to_hub": repo}, init="nowhere"))
+    with pytest.raises(UsageError, match=rf"^{message}"):
+        export.run(config, RunDirectory(config.run_dir))
 
 
 def test_without_a_tokenizer_it_is_rejected(tmp_path):

@@ -203,11 +203,21 @@ def _check_distinct(option: str, given: list[Any] | None) -> None:
 
 @dataclass(frozen=True)
 class ExportConfig(TaskConfig):
-    """Export a model as a directory for transformers."""
+    """Export a model as a directory for transformers.
+
+    Args:
+        push_to_hub: repository on the Hub, ``user/name``, to which the directory is pushed; it is created if needed.
+        private: create a private repository.
+        license: license of the weights for the model card, as the Hub names it, such as ``apache-2.0``.
+    """
 
     needs_init: ClassVar[bool] = True
+    top_level: ClassVar[tuple[str, ...]] = ("push_to_hub",)
 
     name: Literal["export"] = "export"
+    push_to_hub: str | None = None
+    private: bool = False
+    license: str | None = None
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,7 @@ class DatasetsCorpus(Corpus):
         self.streaming = streaming
         self.text_column = text_column
         self._saved = self._open_saved(path)
-        self._builder = self._find(path, subset) if self._saved is None else None
+        self._builder: Any = self._find(path, subset) if self._saved is None else None
 
     def _open_saved(self, path: str) -> Any:
         """Open the split of a dataset that ``save_to_disk`` wrote; ``None`` if this is none."""

@@ -10,16 +10,15 @@ import copy
 import json
 import logging
 import re
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import mom.model
 from mom import __version__
 from mom.data.tokenizer import find_tokenizer, load_tokenizer
-from mom.errors import UsageError
+from mom.errors import UsageError, first_line
 from mom.interop.weights import save_model
-from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
+from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.runs.directory import run_dir_errors
 from mom.runs.files import atomic_folder
 
@@ -105,92 +104,47 @@ def _standing_alone(source: str) -> str:
     return own[:last] + '\n_NAMESPACE = "mom_" + __name__.replace(".", "_")\n' + own[last:]
 
 
-_CARD = """---
-library_name: transformers
-pipeline_tag: {pipeline}
-tags:
-- mixture-of-modules
-- mom
----
+def check_push(repo: str) -> None:
+    """Check that a folder can be pushed to a repository, before any work.
 
-# {title}
-
-A {kind} with {parameters:,} parameters, trained with `mom`
-(Mixture-of-Modules, Gong et al. 2024, arXiv 2407.06677).
-
-{layout}
-
-## Usage
-
-```python
-from transformers import {auto}, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained("<this folder>")
-model = {auto}.from_pretrained("<this folder>", trust_remote_code=True)
-```
-
-This folder contains the model's code. If `mom` is installed, `from mom import MoMForCausalLM` makes
-`trust_remote_code` unnecessary.
-
-## Results
-
-{measured}
-"""
-
-
-def model_card(
-    model: MoMForCausalLM | MoMForSequenceClassification,
-    title: str,
-    results: Mapping[str, Any] | None,
-    origin: str,
-) -> str:
-    """Return the text of a model card.
-
-    Args:
-        model: the exported model.
-        title: heading of the card.
-        results: the summary of the run that trained the weights, if any.
-        origin: a sentence that says where the results come from.
+    Raises:
+        UsageError: it is not a name on the Hub, or nobody is logged in.
     """
-    config = model.config
-    is_classifier = isinstance(model, MoMForSequenceClassification)
-    return _CARD.format(
-        pipeline="text-classification" if is_classifier else "text-generation",
-        title=title,
-        kind="classifier" if is_classifier else "language model",
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
-        layout=f"{_layout(config)}; width {config.d_model}, {config.num_heads} heads, "
-        f"{config.max_positions} positions.",
-        auto="AutoModelForSequenceClassification" if is_classifier else "AutoModelForCausalLM",
-        measured=_measured(results, origin),
-    )
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UsageError(
+            f"task.push_to_hub must be user/name, got {repo} ({first_line(error)[:160]})"
+        ) from error
+    if "/" not in repo:
+        raise UsageError(f"task.push_to_hub must be user/name, got {repo}")
+    if get_token() is None:
+        raise UsageError("task.push_to_hub requires a token of the Hub: run `hf auth login`, or set HF_TOKEN")
 
 
-def _layout(config: MoMConfig) -> str:
-    """Describe a model's blocks and pools in a phrase."""
-    if not config.num_stages:
-        return f"A plain transformer with {config.graph_depth} blocks"
-    pools = config.pools()
-    modules = " and ".join(f"{pool.num_modules} {pool.label}" for pool in pools)
-    top_k = " and ".join(map(str, dict.fromkeys(pool.top_k for pool in pools)))
-    return (
-        f"{config.num_bottom_blocks} bottom block(s), {config.num_stages} stage(s) of {modules} modules assembled in "
-        f"{config.num_rounds} rounds ({config.router} router, top {top_k}){' with an anchor' * config.anchors}, "
-        f"{config.num_top_blocks} top block(s)"
-    )
+def push(folder: Path, repo: str, *, private: bool) -> str:
+    """Push an exported folder to the Hub, in one commit; create the repository if there is none.
 
+    Returns:
+        The address of the repository.
 
-def _measured(results: Mapping[str, Any] | None, origin: str) -> str:
-    """Return the table of results as Markdown."""
-    numbers = {
-        name: value
-        for name, value in (results or {}).items()
-        if isinstance(value, int | float) and name.startswith(("val/", "test/", "depth/", "routing/"))
-    }
-    if not numbers:
-        return "No results were recorded with these weights."
-    rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in numbers.items())
-    return f"{origin}\n\n| metric | value |\n|---|---:|\n{rows}"
+    Raises:
+        UsageError: the Hub cannot be reached, or refuses.
+    """
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    try:
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=folder, commit_message=f"Export of mom {__version__}")
+    except Exception as error:  # no network, no permission, a full quota: each has its own type
+        raise UsageError(
+            f"cannot push to {repo}: {first_line(error)[:160]}; the export is in {folder}"
+        ) from error
+    return str(address)
 
 
 def write_folder(model: MoMForCausalLM, init: str, folder: Path) -> None:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 MEASURED_WITH = "measured_with"
 """Checkpoint key: model options that a schedule had replaced when the checkpoint was saved."""
 
+VALIDATED = "validated"
+"""Checkpoint key: metrics of the validation at which the checkpoint was saved; empty at another step."""
+
 _SHA256 = "sha256"
 _LARGEST_HEADER = 100_000_000  # the limit of the safetensors library
 # Options of transformers that may name code on the Hub to download and run in place of the model's own.
@@ -42,6 +45,7 @@ _CODE = (
 _REQUIRED: Mapping[str, type] = {"state_dict": dict}
 _OPTIONAL: Mapping[str, type] = {
     MEASURED_WITH: dict,
+    VALIDATED: dict,
     "global_step": int,
     "optimizer_states": list,
     "lr_schedulers": list,

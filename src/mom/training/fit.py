@@ -30,7 +30,7 @@ from mom.training.controls import ControlModule
 from mom.training.interruption import Interruption
 from mom.training.language_modeling import LanguageModelingModule
 from mom.training.loggers import open_loggers
-from mom.training.module import TrainingModule
+from mom.training.module import TrainingModule, validation_metrics
 from mom.training.trainer import build_callbacks, build_trainer
 
 if TYPE_CHECKING:
@@ -165,11 +165,7 @@ def collect_results(trainer: Trainer, module: TrainingModule, callbacks: list[Ca
         "parameters": sum(parameter.numel() for parameter in module.model.parameters()),
         "steps": trainer.global_step,
     }
-    for name, value in trainer.callback_metrics.items():
-        if name.startswith(("val/depth/", "val/routing/", "val/compute/")):
-            results[name.removeprefix("val/")] = float(value)
-        elif name.startswith("val/"):
-            results[name] = float(value)
+    results |= validation_metrics(trainer.callback_metrics)
     for callback in callbacks:
         if isinstance(callback, ThroughputMonitor) and callback.tokens_per_second is not None:
             results["throughput/tokens_per_second"] = callback.tokens_per_second

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from mom.callbacks import Schedule
 from mom.callbacks.window import logs_next_step, sum_over_ranks
-from mom.interop.weights import MEASURED_WITH
+from mom.interop.weights import MEASURED_WITH, VALIDATED
 from mom.metrics.sums import WeightedMean
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from mom.model.losses import COEFFICIENTS, add_losses, balance_loss, loss_names
@@ -66,6 +66,7 @@ class TrainingModule(LightningModule):
         self.model = model
         self.skipped_in_a_row = 0
         self._task_loss = task_loss
+        self._validated_step = -1
         self._step_mean = StepMean()
         names = [task_loss, "routing_loss", *loss_names(model.config)]
         self._train_means = torch.nn.ModuleDict({name: WeightedMean() for name in names})
@@ -109,6 +110,10 @@ class TrainingModule(LightningModule):
                 f"trainer.accumulate_grad_batches={wanted} is more than the {batches} batches of an epoch, so an "
                 f"optimizer step has only {batches}"
             )
+
+    def on_validation_start(self) -> None:
+        """Note the step whose weights the metrics are of."""
+        self._validated_step = self.trainer.global_step
 
     def on_after_backward(self) -> None:
         """Correct the gradient once the last micro-batch of the optimizer step has been added."""
@@ -163,11 +168,14 @@ class TrainingModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the number of skipped steps, for an exact resume, and the model options that schedules have replaced.
+        """Save the skipped steps, the metrics of these weights, and the model options that schedules have replaced.
 
         ``hyper_parameters`` has the configured options, with which training resumes.
         """
         checkpoint[SKIPPED] = self.skipped_in_a_row
+        checkpoint[VALIDATED] = {}
+        if self._validated_step == self.trainer.global_step:
+            checkpoint[VALIDATED] = validation_metrics(self.trainer.callback_metrics)
         schedules = [
             callback
             for callback in self.trainer.callbacks  # type: ignore[attr-defined]
@@ -235,6 +243,16 @@ def step_outputs(output: Any, batch: Mapping[str, Tensor]) -> dict[str, Any]:
     mask = batch.get("attention_mask")
     real = torch.ones_like(batch["input_ids"], dtype=torch.bool) if mask is None else mask.bool()
     return {"loss": output.loss, "routing": routing, "attention_mask": real}
+
+
+def validation_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the ``val/*`` metrics of a trainer, those of depth, routing, and compute without the prefix."""
+    shortened = tuple(f"val/{group}/" for group in ("depth", "routing", "compute"))
+    return {
+        name.removeprefix("val/") if name.startswith(shortened) else name: float(value)
+        for name, value in metrics.items()
+        if name.startswith("val/")
+    }
 
 
 @rank_zero_only
