@@ -116,3 +116,15 @@ def test_a_logged_step_in_each_interval_is_measured(tmp_path):
 def test_an_interval_of_0_is_rejected():
     with pytest.raises(UsageError, match=r"every_n_steps must be .*, got 0"):
         RoutingPaths(every_n_steps=0)
+
+
+def test_a_validation_measures_the_dependence_on_the_token(tmp_path):
+    """A router whose choice is fixed by the token ID depends on it alone."""
+    recorder = Recorder()
+    trainer = plain_trainer(tmp_path, [RoutingPaths(), recorder], max_steps=1, val_check_interval=1)
+    module = small_module(router="random", top_k=1)
+    validation = [token_batch(seed, padded=seed % 3) for seed in range(20, 26)]
+    trainer.fit(module, datamodule=FixedBatches([token_batch(0)], validation))
+    for pool in ("attention", "ffn"):
+        assert trainer.callback_metrics[f"val/routing/{pool}/token_dependence"] == pytest.approx(1)
+        assert f"routing/{pool}/token_dependence" not in trainer.callback_metrics

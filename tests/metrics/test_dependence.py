@@ -6,14 +6,19 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from mom.metrics import dependence
 from mom.metrics.dependence import (
+    counts_by_token,
+    dependence_of_counts,
     entropy,
     fixed_agreement,
     mean_over_rounds,
     measure_dependence,
     mutual_information,
 )
+from tests.helpers.routing import random_pass
 
 RNG = np.random.default_rng(0)
 N = 4000
@@ -71,3 +76,43 @@ def test_means_over_rounds():
     assert mean.information == pytest.approx((first.information + second.information) / 2)
     assert mean.share == pytest.approx(0.5, abs=0.02)
     assert entropy(np.array([1, 1, 0, 2])) == pytest.approx(1.5 * math.log(2))
+
+
+def test_counts_by_token_are_those_of_the_records(monkeypatch: pytest.MonkeyPatch):
+    routing, mask = random_pass(0, rows=4, length=9)
+    choices = [record.ffn for record in routing]
+    ids = torch.from_numpy(RNG.integers(0, 7, tuple(mask.shape)))
+    number = choices[0].num_modules + 1
+    wanted = np.zeros((len(choices), 7, number), dtype=int)
+    for row, column in mask.nonzero().tolist():
+        for index, choice in enumerate(choices):
+            wanted[index, ids[row, column], int(choice.selected[row, column, 0])] += 1
+    assert counts_by_token(choices, ids, mask, 7).tolist() == wanted.tolist()
+    monkeypatch.setattr(dependence, "MAX_COUNTS", 2 * 7 * number)  # room for two rounds
+    spacing = -(-len(choices) // 2)
+    assert counts_by_token(choices, ids, mask, 7).tolist() == wanted[::spacing].tolist()
+    monkeypatch.setattr(dependence, "MAX_COUNTS", 1)
+    assert counts_by_token(choices, ids, mask, 7).tolist() == wanted[:1].tolist()
+
+
+@pytest.mark.parametrize(
+    ("follows", "share"),
+    [(1.0, 1.0), (0.0, 0.0)],
+    ids=["a table by id", "independent"],
+)
+def test_the_dependence_of_counts_has_its_known_share(follows, share):
+    ids = RNG.integers(0, 500, N)
+    choice = np.where(RNG.random(N) < follows, ids % 4, RNG.integers(0, 4, N))
+    counts = np.zeros((2, 500, 5), dtype=np.int32)
+    for joint in counts:
+        np.add.at(joint, (ids, choice), 1)
+    assert dependence_of_counts(counts) == pytest.approx(share, abs=0.02)
+    measured = measure_dependence("ffn", 0, "token_id", choice, ids, WINDOW)
+    assert dependence_of_counts(counts) == pytest.approx(measured.share, abs=0.02)
+
+
+def test_no_tokens_or_one_choice_has_no_dependence():
+    counts = np.zeros((2, 5, 3), dtype=np.int32)
+    assert math.isnan(dependence_of_counts(counts))
+    counts[:, :, 1] = 7
+    assert math.isnan(dependence_of_counts(counts))

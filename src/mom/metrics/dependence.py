@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from mom.model import Routing
 
 PERMUTATIONS = 3
 """Permutations over which the mutual information by chance is averaged."""
+
+
+MAX_COUNTS = 2**23
+"""Maximum number of counts by token during training."""
 
 
 @dataclass(frozen=True)
@@ -104,11 +112,7 @@ def measure_dependence(
         window: the window of each token.
         seed: seed of the permutations.
     """
-    generator = np.random.default_rng(seed)
-    total, information = entropy(np.bincount(choice)), mutual_information(choice, attribute)
-    shuffled = [mutual_information(choice, generator.permutation(attribute)) for _ in range(PERMUTATIONS)]
-    chance = float(np.mean(shuffled))
-    room = total - chance
+    total, information, chance = _information(choice, attribute, seed)
     return Dependence(
         kind=kind,
         round=number,
@@ -116,7 +120,7 @@ def measure_dependence(
         entropy=total,
         information=information,
         chance=chance,
-        share=(information - chance) / room if room > 1e-9 else float("nan"),
+        share=_share(total, information, chance),
         fixed=fixed_agreement(choice, attribute, window),
         constant=fixed_agreement(choice, np.zeros_like(attribute), window),
     )
@@ -128,10 +132,60 @@ def mean_over_rounds(measured: Sequence[Dependence]) -> Dependence:
         name: _mean([getattr(item, name) for item in measured])
         for name in ("entropy", "information", "chance", "fixed", "constant")
     }
-    room = means["entropy"] - means["chance"]
-    share = (means["information"] - means["chance"]) / room if room > 1e-9 else float("nan")
+    share = _share(means["entropy"], means["information"], means["chance"])
     first = measured[0]
     return Dependence(kind=first.kind, round=None, attribute=first.attribute, share=share, **means)
+
+
+def counts_by_token(choices: Sequence[Routing], ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
+    """Count tokens by round, ID, and first choice, for :func:`dependence_of_counts`.
+
+    Args:
+        choices: one pool's records of all rounds. Evenly spaced ones are counted if all need more than
+            :data:`MAX_COUNTS` numbers.
+        ids: the tokens, int64 [B, T].
+        mask: tokens to count, [B, T].
+        vocab_size: V, above every ID.
+
+    Returns:
+        int32 [rounds that are counted, V, N+1], SKIP last.
+    """
+    number = choices[0].num_modules + 1
+    spacing = -(-len(choices) // max(1, MAX_COUNTS // (vocab_size * number)))
+    first = torch.stack([choice.selected[..., 0] for choice in choices[::spacing]])  # (R, B, T)
+    rounds = len(first)
+    row = torch.arange(rounds, device=ids.device).view(-1, 1, 1) * vocab_size + ids  # (R, B, T)
+    counts = torch.zeros(rounds * vocab_size * number, dtype=torch.int32, device=ids.device)
+    counts.scatter_add_(0, (row * number + first).flatten(), mask.int().expand_as(row).flatten())
+    return counts.view(rounds, vocab_size, number)
+
+
+def dependence_of_counts(counts: NDArray[Any], *, seed: int = 0) -> float:
+    """Return the share of the choices' entropy that the token's ID determines, over rounds, from [R, V, N+1] counts.
+
+    It is the share of :func:`mean_over_rounds`: NaN if all tokens make the same choice, or all IDs are different.
+    """
+    measured = []
+    for joint in counts.astype(np.int64):
+        token, choice = np.nonzero(joint)
+        if len(token):
+            times = joint[token, choice]
+            measured.append(_information(np.repeat(choice, times), np.repeat(token, times), seed))
+    return _share(*np.mean(measured, axis=0)) if measured else float("nan")
+
+
+def _information(
+    choice: NDArray[np.int64], attribute: NDArray[np.int64], seed: int
+) -> tuple[float, float, float]:
+    """Return H(c), I(c; a), and the mean of I over permutations of the attribute, from [n] each."""
+    generator = np.random.default_rng(seed)
+    shuffled = [mutual_information(choice, generator.permutation(attribute)) for _ in range(PERMUTATIONS)]
+    return entropy(np.bincount(choice)), mutual_information(choice, attribute), float(np.mean(shuffled))
+
+
+def _share(total: float, information: float, chance: float) -> float:
+    room = total - chance
+    return float((information - chance) / room) if room > 1e-9 else float("nan")
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -91,7 +91,10 @@ def training_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str,
 
 def validation_names(pools: Sequence[str] = DEFAULT_POOLS) -> dict[str, tuple[str, ...]]:
     """Return the names that pretraining logs at validations, by section."""
-    shared = {"depth": depth_names(pools), "compute": COMPUTE, "routing": PATHS, **routing_names(pools)}
+    routing = {
+        section: (*names, f"{section}/token_dependence") for section, names in routing_names(pools).items()
+    }
+    shared = {"depth": depth_names(pools), "compute": COMPUTE, "routing": PATHS, **routing}
     return {
         "val": ("val/loss", "val/perplexity", "val/bits_per_byte", EXACT_MATCH),
         **{f"val/{section}": tuple(f"val/{name}" for name in names) for section, names in shared.items()},

@@ -196,7 +196,7 @@ def _panels(curves: Curves) -> Iterator[tuple[str, list[Line]]]:
         ("load_max_over_mean", "load of the busiest module / mean"),
         ("dead_fraction", "fraction of modules without a token"),
         ("entropy", "entropy of the router (1: undecided)"),
-        ("mutual_information_token", "information of the choice on the token (nats)"),
+        ("token_dependence", "share of the choice that the token's ID determines"),
         ("first_weight", "weight of the first choice"),
     ):
         yield title, _lines(curves, {f"routing/{pool}/{metric}": pool_label(pool) for pool in pools})
