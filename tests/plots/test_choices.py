@@ -25,7 +25,8 @@ def test_each_pool_has_a_line_for_each_replacement() -> None:
     assert [axis.get_title() for axis in figure.axes] == ["attention", "FFN"]
     for axis in figure.axes:
         lines = [container.lines[0] for container in axis.containers]
-        assert [list(line.get_xdata()) for line in lines] == [[0, 1, 2]] * 5
+        assert [[round(x) for x in line.get_xdata()] for line in lines] == [[0, 1, 2]] * 5
+        assert len({line.get_xdata()[0] for line in lines}) == 5, "error bars stand side by side"
         assert [line.get_ydata()[2] for line in lines] == pytest.approx([0.2, 1.2, 2.2, 3.2, 4.2])
     assert png(figure).startswith(b"\x89PNG")
 

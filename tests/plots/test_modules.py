@@ -7,6 +7,7 @@ import pytest
 from mom.metrics.modules import Module, Pair, Removal
 from mom.plots.modules import removal, similarity
 from mom.plots.style import png
+from tests.helpers.figures import collisions
 
 MODULES = [Module(0, kind, number) for kind in ("attention", "ffn") for number in range(2)]
 
@@ -21,6 +22,16 @@ def test_similarity_writes_each_number_twice() -> None:
     ]
     assert "a run" in figure.get_suptitle()
     assert png(figure).startswith(b"\x89PNG")
+
+
+def test_names_of_removed_modules_do_not_collide() -> None:
+    modules = [Module(0, kind, number) for number in range(6) for kind in ("attention", "ffn")]
+    greedy = [(module, 3.83 + 1e-3 * place) for place, module in enumerate(modules)]
+    figure = removal(Removal(3.83, dict(greedy), greedy, 10), run="a run", tolerance=0.01)
+    for label in figure.axes[1].get_xticklabels():  # rotated, so that their boxes overlap but they do not
+        assert label.get_rotation() == 50
+    figure.axes[1].set_xticks([])
+    assert collisions(figure) == []
 
 
 @pytest.mark.parametrize("greedily", [True, False])
@@ -44,5 +55,6 @@ def test_removal_draws_bars_and_a_curve(greedily: bool) -> None:
     if greedily:
         curve = figure.axes[1].lines[0]
         assert (list(curve.get_xdata()), list(curve.get_ydata())) == ([0, 1, 2], [2.0, 1.9, 2.6])
-        assert [text.get_text() for text in figure.axes[1].texts] == ["FFN 1", "attention 0"]
+        names = [label.get_text() for label in figure.axes[1].get_xticklabels()]
+        assert names == ["none", "FFN 1", "attention 0"]
     assert png(figure).startswith(b"\x89PNG")

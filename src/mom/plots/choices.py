@@ -16,6 +16,8 @@ from mom.metrics.names import DEFAULT_POOLS, pool_label
 from mom.metrics.regret import Regret
 from mom.plots.style import MODULE_COLORS, new_figure, series_style, styled
 
+_ASIDE = 0.07  # rounds
+
 
 @styled
 def choice_value(
@@ -26,8 +28,10 @@ def choice_value(
     for axis, pool in zip(axes, pools, strict=True):
         for index, name in enumerate(REPLACEMENTS):
             own = [v for v in values if (v.kind, v.replacement) == (pool, name) and v.round is not None]
+            # Side by side, so that error bars do not hide each other.
+            aside = _ASIDE * (index - (len(REPLACEMENTS) - 1) / 2)
             axis.errorbar(
-                _rounds(value.round for value in own),
+                [number + aside for number in _rounds(value.round for value in own)],
                 [value.increase for value in own],
                 yerr=np.nan_to_num([value.error for value in own]),
                 label=name,

@@ -113,22 +113,13 @@ def _draw_single(axis: Axes, measured: Removal, tolerance: float | None, styles:
 
 
 def _draw_greedy(axis: Axes, measured: Removal, tolerance: float | None, styles: _Styles) -> None:
-    """Draw the loss over the number of modules removed; each point is labeled with the module removed last."""
+    """Draw the loss over the modules removed so far; few are named along the axis, the last one at each point."""
     losses = [measured.loss, *(loss for _, loss in measured.greedy)]
     axis.plot(range(len(losses)), losses, color="#444444", linewidth=1.2, zorder=1)
     axis.plot([0], losses[:1], marker="D", color="black", linestyle="", label="complete model")
     for pool, style in styles.items():
         counts = [count for count, (module, _) in enumerate(measured.greedy, start=1) if module.kind == pool]
         axis.plot(counts, [losses[count] for count in counts], linestyle="", label=pool_label(pool), **style)
-    if len(measured.greedy) <= _LABELED_STEPS:
-        for count, (module, loss) in enumerate(measured.greedy, start=1):
-            axis.annotate(
-                str(module),
-                (count, loss),
-                xytext=(5, -11),
-                textcoords="offset points",
-                fontsize=8.5,
-            )
     if tolerance is not None:
         axis.axhline(
             measured.loss + tolerance,
@@ -137,10 +128,14 @@ def _draw_greedy(axis: Axes, measured: Removal, tolerance: float | None, styles:
             linestyle=":",
             label=f"complete + {tolerance:g}",
         )
-        axis.set_xlim(right=len(measured.greedy) + 0.2 * len(measured.greedy))
     axis.margins(y=0.12)
-    axis.set_xticks(range(0, len(losses), 1 + len(losses) // 20))
-    axis.set_xlabel("modules removed")
+    if len(measured.greedy) <= _LABELED_STEPS:
+        names = ["none", *(str(module) for module, _ in measured.greedy)]
+        axis.set_xticks(range(len(losses)), names, rotation=50, ha="right", rotation_mode="anchor")
+        axis.set_xlabel("module removed, with those before it")
+    else:
+        axis.set_xticks(range(0, len(losses), 1 + len(losses) // 20))
+        axis.set_xlabel("modules removed")
     axis.set_ylabel("loss (nats/token)")
-    axis.set_title("greedy")
-    axis.legend(loc="upper left")
+    axis.set_title("greedy", pad=28)
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, columnspacing=1.0, handletextpad=0.3)
