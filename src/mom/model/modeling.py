@@ -258,14 +258,19 @@ class MoMModel(MoMPreTrainedModel):
     def check_positions(self, positions: Tensor) -> None:
         """Check that positions exist, unless they cannot be read because the model is being compiled.
 
+        A GPU checks them without making the host wait, and fails later.
+
         Raises:
             ValueError: a position is beyond ``max_positions``.
         """
-        if torch.compiler.is_compiling() or positions.device.type == "meta" or not positions.numel():
+        if torch.compiler.is_compiling() or not positions.numel():
+            return
+        most = self.config.max_positions
+        if positions.device.type != "cpu":
+            torch._assert_async((positions < most).all(), f"positions must be below max_positions ({most})")
             return
         last = int(positions.max())
-        if last >= self.config.max_positions:
-            most = self.config.max_positions
+        if last >= most:
             raise ValueError(f"the sequence must have at most max_positions ({most}) tokens, got {last + 1}")
 
     def _check_one_sequence(self, positions: Tensor) -> None:

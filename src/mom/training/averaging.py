@@ -50,7 +50,6 @@ class StepMean:
             return
         divided_by = trainer.world_size * trainer.accumulate_grad_batches
         targets = sum_over_ranks(trainer, total).clamp_min(1)
-        factor = float(divided_by * unit / targets)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if factor != 1 and gradients:
-            torch._foreach_mul_(gradients, factor)
+        if gradients:  # also by 1, which changes nothing: to read the factor would make a GPU wait
+            torch._foreach_mul_(gradients, divided_by * unit / targets)
