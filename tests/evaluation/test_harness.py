@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from mom.errors import UsageError
 from mom.evaluation.harness import adapter, flat, folders_of, task_manager
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
-from mom.tasks import evaluate
+from mom.tasks import evaluate, export
 from tests.helpers.checkpoints import request, small_tokenizer, write_run
 
 ROWS = [
@@ -205,3 +208,27 @@ def test_results_are_flat():
         "n-samples": {"a": {"original": 9, "effective": 4}},
     }
     assert flat(found) == {"harness/a/acc": 0.5, "harness/a/em,strict": 1.0, "harness/a/samples": 4.0}
+
+
+def test_the_tool_itself_evaluates_an_exported_folder(tmp_path, init):
+    """``lm_eval --model hf``, from the command line, in a process without this package."""
+    config = bind(request(tmp_path, {"name": "export"}, init=str(init)))
+    folder = export.run(config, RunDirectory(config.run_dir))["export/folder"]
+    tasks = task_files(tmp_path / "tasks")
+    ours = evaluated(tmp_path, init, harness=["tiny_choice"], harness_path=str(tasks))
+    hidden = "import sys, runpy; sys.modules['mom'] = None; runpy.run_module('lm_eval', run_name='__main__')"
+    options = {
+        "--model": "hf",
+        "--model_args": f"pretrained={folder},trust_remote_code=True",
+        "--include_path": str(tasks),
+        "--tasks": "tiny_choice",
+        "--device": "cpu",
+        "--output_path": str(tmp_path / "out.json"),
+    }
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1"}
+    line = [sys.executable, "-c", hidden, *itertools.chain.from_iterable(options.items())]
+    done = subprocess.run(line, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("out*.json")
+    found = json.loads(path.read_text())["results"]["tiny_choice"]["acc,none"]
+    assert found == pytest.approx(ours["harness/tiny_choice/acc"])

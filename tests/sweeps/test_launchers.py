@@ -35,9 +35,10 @@ def test_joblib_runs_every_job_and_shares_the_gpus_out(
     assert json.loads(Path("s/1/status.json").read_text())["state"] == "failed"
 
 
-def test_slurm_runs_every_job(launch: Launch) -> None:
-    """Run jobs with submitit's executor for this process; the script for Slurm is tested below."""
-    assert launch("-m", "seed=1,3", "launcher=slurm", "launcher.cluster=debug", "hydra.sweep.dir=s") == 0
+@pytest.mark.parametrize("cluster", ["debug", "local"])
+def test_slurm_runs_every_job(launch: Launch, cluster: str) -> None:
+    """Run jobs with submitit's executors for this process and machine; the script for Slurm is tested below."""
+    assert launch("-m", "seed=1,3", "launcher=slurm", f"launcher.cluster={cluster}", "hydra.sweep.dir=s") == 0
     assert [run["val/loss"] for run in summaries()] == [1, 3]
 
 
