@@ -7,8 +7,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from rich.console import Console
+from torch.utils.data import DataLoader
 
 from mom.callbacks import EffectiveDepth, StepProgressBar
+from mom.runs.progress import ProgressLine
 from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_batch
 
 
@@ -76,6 +78,23 @@ def test_the_loss_is_a_mean_and_the_time_left_counts_validations(tmp_path, capsy
     weights = [0.9**age for age in (3, 2, 1, 0)]
     mean = sum(weight * loss for weight, loss in zip(weights, (4, 2, 2, 2), strict=True)) / sum(weights)
     assert f"mom  4/8  loss {mean:.3f}  0:14 left" in capsys.readouterr().out
+
+
+def test_long_predictions_and_evaluations_have_a_line_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(ProgressLine.__init__.__kwdefaults__, "delay", 0.0)
+    monkeypatch.setattr("mom.runs.progress.SECONDS_BETWEEN", 0.0)
+    module, batches = small_module(), [token_batch(seed) for seed in range(3)]
+    module.predict_step = lambda batch, batch_idx, dataloader_idx=0: torch.zeros(1)
+    trainer = plain_trainer(tmp_path, [StepProgressBar("predict")], enable_progress_bar=True)
+    loaders = [DataLoader(part, batch_size=None) for part in (batches, batches[:1])]
+    trainer.predict(module, loaders, return_predictions=False)
+    trainer.validate(module, datamodule=FixedBatches(batches, batches), verbose=False)
+    lines = [line.split("  ")[:2] for line in capsys.readouterr().out.splitlines()]
+
+    assert lines == [
+        *(["predicting", f"{done}/4"] for done in (1, 2, 3, 4)),
+        *(["evaluating", f"{done}/3"] for done in (1, 2, 3)),
+    ]
 
 
 def test_a_disabled_bar_prints_nothing(tmp_path, capsys):

@@ -89,6 +89,13 @@ def test_runs_are_filtered_and_sorted(
     assert rows[: len(names)] == names
 
 
+def test_a_common_folder_stands_in_the_title(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    title, _, *rows = table(capsys, "runs=outputs", "task.of_task=pretrain")
+
+    assert title == ["2", "of", "4", "runs", "in", "outputs"]
+    assert [row[0] for row in rows] == ["b", "a"]
+
+
 def test_a_run_that_is_owned_is_running_and_its_phase_is_named(
     outputs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import fnmatch
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,10 @@ def run(config: RunConfig) -> None:
         rows.reverse()
     shown = rows[: task.limit]
     title = f"{len(rows)} of {len(found)} runs" if len(rows) < len(found) else f"{len(rows)} runs"
+    place = _common_folder([row.name for row in shown])
+    if place:
+        title += f" in {place}"
+        shown = [dataclasses.replace(row, name=row.name.removeprefix(f"{place}/")) for row in shown]
     headings = ["run", "task", "status", "", "loss", "step", "age"]
     table = build_table(headings, map(_cells, shown), title=title, texts=4, box=None, pad_edge=False)
     print_table(table)
@@ -112,6 +117,14 @@ def sparkline(values: Sequence[float], width: int = 8) -> str:
     low, high = min(finite), max(finite)
     scale = (len(_BLOCKS) - 1) / ((high - low) or 1)
     return "".join(_BLOCKS[round((value - low) * scale)] if math.isfinite(value) else "×" for value in values)
+
+
+def _common_folder(names: Sequence[str]) -> str:
+    """Return the folder of several runs; empty for a single one, or if they have none in common."""
+    absolute = {Path(name).is_absolute() for name in names}
+    if len(names) < 2 or len(absolute) > 1:
+        return ""
+    return os.path.commonpath([os.path.dirname(name) for name in names]).replace(os.sep, "/")
 
 
 def _row(name: str, folder: Path, request: Mapping[str, Any]) -> Row:
