@@ -31,7 +31,7 @@ from mom.config.composition import (
 )
 from mom.config.next_commands import next_commands
 from mom.config.overrides import as_typed
-from mom.errors import JobsFailed, RankDied, UsageError
+from mom.errors import JobsFailed, RankDied, UsageError, first_line
 from mom.runs.console_log import CONSOLE_LOG, kept
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
 from mom.runs.files import disk_full, is_disk_full
@@ -244,14 +244,16 @@ def _record(run: RunDirectory, state: str, error: Exception | None) -> None:
 def _print_next(
     config: RunConfig | None, composed_config: DictConfig, run: RunDirectory, *, ended: bool
 ) -> None:
-    """Print the commands that make sense after this run."""
-    if (
-        config is None
-        or not run.writes
-        or not (commands := next_commands(config, composed_config, ended=ended))
-    ):
+    """Print the commands that make sense after this run, whose end is recorded and does not depend on them."""
+    if config is None or not run.writes:
         return
-    print("\nNext:" if ended else f"\n{run.path} is not finished. Next:")
+    try:
+        commands = next_commands(config, composed_config, ended=ended)
+    except Exception as error:  # composing them reads the user's configuration files again
+        print(f"cannot tell the next commands: {first_line(error)}", file=sys.stderr)
+        return
+    if commands:
+        print("\nNext:" if ended else f"\n{run.path} is not finished. Next:")
     for command in commands:
         print(f"  {command}")
 

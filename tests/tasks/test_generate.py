@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from mom.errors import UsageError
 from mom.interop import load_model
 from mom.metrics.depth import token_depths
 from mom.runs.directory import RunDirectory
+from mom.runs.signals import Interrupted
 from mom.tasks import generate
 from tests.helpers.checkpoints import request, small_tokenizer, write_run
 from tests.helpers.models import small_model
@@ -173,6 +175,19 @@ def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
     assert lines[1]["completion"] == most_likely(init, "router", 8)
     assert shown == ["> "] * 6
     assert "error: task.max_new_tokens must be at most" in capsys.readouterr().out
+
+
+def test_a_signal_to_terminate_ends_a_session(tmp_path, monkeypatch):
+    init = write_run(tmp_path / "first")
+
+    def terminate(*_):
+        raise Interrupted(signal.SIGTERM)
+
+    monkeypatch.setattr("builtins.input", lambda mark: "module")
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr(generate, "continue_prompt", terminate)
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        generated(tmp_path, init)
 
 
 def test_the_routing_is_shown_by_color_and_written(tmp_path, capsys, monkeypatch):

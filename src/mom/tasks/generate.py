@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,8 +73,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         for prompt, ids in pairs:
             try:
                 line = continue_prompt(model, tokenizer, prompt, ids, options, task.show_routing)
-            except KeyboardInterrupt:
-                if prompts is not None:
+            except KeyboardInterrupt as error:
+                if prompts is not None or getattr(error, "number", signal.SIGINT) != signal.SIGINT:
                     raise
                 announce("")  # Ctrl-C ends this text; Ctrl-D the session
                 continue
