@@ -16,7 +16,7 @@ from rich.console import Console
 
 from mom.analysis.streaming import DepthStreamer
 from mom.config import bind
-from mom.data.tokenizer import load_model_tokenizer, train_tokenizer
+from mom.data.tokenizer import load_model_tokenizer, train_tokenizer, vocabulary_identity, vocabulary_size
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.metrics.depth import token_depths
@@ -243,6 +243,19 @@ def test_weights_that_are_not_finite_are_named(tmp_path):
         UsageError, match=r"^cannot generate with init=.*: its weight model.norm.weight is not finite"
     ):
         generated(tmp_path, init, prompt="module")
+
+
+def test_a_tokenizer_that_was_exchanged_is_rejected(tmp_path):
+    init = write_run(tmp_path / "first")
+    config = load_model(str(init)).config
+    config.vocabulary = vocabulary_identity(small_tokenizer())
+    assert load_model_tokenizer(str(init), None, config).eos_token_id is not None
+    size = vocabulary_size(small_tokenizer())
+    train_tokenizer(["zzzz qqqq " * 100], size).save_pretrained(str(tmp_path / "first" / "tokenizer"))
+    with pytest.raises(
+        UsageError, match=r"^.*last.ckpt was trained with other tokens than those of .*tokenizer; set"
+    ):
+        load_model_tokenizer(str(init), None, config)
 
 
 def test_a_tokenizer_with_other_tokens_is_rejected(tmp_path):

@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from mom.data.tokenizer import load_tokenizer, tokenizer_identity, train_tokenizer, vocabulary_size
+from mom.data.tokenizer import (
+    load_tokenizer,
+    tokenizer_identity,
+    train_tokenizer,
+    vocabulary_identity,
+    vocabulary_size,
+)
 from mom.errors import UsageError
 from mom.interop import load_model
 from mom.runs.directory import RunDirectory
@@ -65,6 +71,8 @@ def test_two_phases_and_a_baseline(tmp_path, capsys):
 
     plain = load_model(tmp_path / "run" / "plain" / "checkpoints" / "last.ckpt")
     mom = load_model(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    vocabulary = vocabulary_identity(load_tokenizer(str(tmp_path / "run" / "tokenizer")))
+    assert plain.config.vocabulary == mom.config.vocabulary == vocabulary
     assert (plain.config.num_stages, mom.config.num_stages) == (0, 1)
     assert sum(p.numel() for p in mom.parameters()) == summary["parameters"]
     assert mom.config.eos_token_id is not None

@@ -204,6 +204,13 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerFast) -> str:
     return hashlib.sha256(content.encode("utf-8")).hexdigest()
 
 
+def vocabulary_identity(tokenizer: PreTrainedTokenizerFast, size: int | None = None) -> str:
+    """Return a hash of the first ``size`` tokens (all by default) by ID, after their number: ``<size>:<SHA-256>``."""
+    size = vocabulary_size(tokenizer) if size is None else size
+    tokens = sorted((number, token) for token, number in tokenizer.get_vocab().items() if number < size)
+    return f"{size}:{hashlib.sha256(repr(tokens).encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
     """Return the number of rows in an embedding: the largest ID plus 1, since IDs may have gaps."""
     return max(tokenizer.get_vocab().values()) + 1
@@ -325,6 +332,11 @@ def load_model_tokenizer(init: str, given: str | None, config: MoMConfig) -> Pre
     name = find_tokenizer(init, given)
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, name, init)
+    known = config.vocabulary
+    if known is not None and vocabulary_identity(tokenizer, int(known.partition(":")[0])) != known:
+        raise UsageError(
+            f"{init} was trained with other tokens than those of {name}; set data.tokenizer to its own"
+        )
     size = vocabulary_size(tokenizer)
     if size > config.vocab_size:
         raise UsageError(

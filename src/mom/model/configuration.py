@@ -24,6 +24,8 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     Args:
         pools: the pools of a stage in the order of a round: a list of kinds, ``[attention, ffn]`` by default, or a
             mapping from names to ``{kind, num_modules, top_k, skip, schedule}``, each of which has a default.
+        vocabulary: the tokens that the IDs mean, as a hash (:func:`mom.data.tokenizer.vocabulary_identity`); ``None`` if
+            they are unknown. Training records it, and a tokenizer is checked against it.
         others: the options of :class:`mom.model.options.ModelOptions`, and those that the router kind declares.
 
     Raises:
@@ -49,6 +51,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
         "num_key_value_heads": "num_heads",
     }
 
+    vocabulary: str | None = None
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

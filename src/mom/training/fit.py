@@ -18,7 +18,7 @@ from mom.cost.summary import summary_table
 from mom.data.controls.batches import ControlDataModule
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.resumable import ResumableDataModule
-from mom.data.tokenizer import save_tokenizer
+from mom.data.tokenizer import save_tokenizer, vocabulary_identity
 from mom.errors import UsageError
 from mom.interop.weights import read_checkpoint as load_plain
 from mom.metrics.names import CHANCE
@@ -56,6 +56,8 @@ def fit_phase(
         The results of :func:`fit_module`; ``compute/forward_memory``, the bytes of a forward pass over one batch; and
         for a control ``chance/exact_match``.
     """
+    if data.tokenizer is not None:
+        model.config.vocabulary = vocabulary_identity(data.tokenizer)
     options: dict[str, Any] = {
         "model_config": model.config.to_dict(),
         "optimizer": dataclasses.asdict(config.optimizer),
