@@ -24,8 +24,8 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
     Args:
         pools: the pools of a stage in the order of a round: a list of kinds, ``[attention, ffn]`` by default, or a
             mapping from names to ``{kind, num_modules, top_k, skip, schedule}``, each of which has a default.
-        vocabulary: the tokens that the IDs mean, as a hash (:func:`mom.data.tokenizer.vocabulary_identity`); ``None`` if
-            they are unknown. Training records it, and a tokenizer is checked against it.
+        vocabulary: a hash of the tokens that the IDs mean (:func:`mom.data.tokenizer.vocabulary_identity`), ``None`` if
+            unknown. Training records it, and tokenizers are checked against it.
         others: the options of :class:`mom.model.options.ModelOptions`, and those that the router kind declares.
 
     Raises:
