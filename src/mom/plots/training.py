@@ -32,6 +32,7 @@ from mom.runs.describe import describe_run
 Curves = Mapping[str, Curve]
 
 _COLUMNS = 2
+_FROM_0 = ("learning rate", "exact match", "SKIP", "fraction", "share")  # panels whose axis starts at 0
 _MARKED = 40  # a line of more points has no markers
 
 
@@ -159,6 +160,8 @@ def training_curves(curves: Curves, *, run: str = "") -> Figure | None:
             axis.axhline(graph.values[-1], color=SKIP_COLOR, linestyle=":", linewidth=1.6, label=label)
         axis.set_title(title, loc="left", pad=6 + 14 * -(-len(axis.get_legend_handles_labels()[0]) // 3))
         axis.set_xlim(0, 1.02 * end)
+        if title.startswith(_FROM_0):
+            axis.set_ylim(bottom=0)
         _step_axis(axis)
         legend_above(axis)
     notes = []
