@@ -43,13 +43,7 @@ def _drawn(figure: Figure) -> Iterator[Text]:
         for axis in (axes.xaxis, axes.yaxis):
             labels = {axis.label, axis.get_offset_text()}
             ticks |= {text for text in axis.findobj(Text) if text not in labels}
-            shown |= {tick.label1 for tick in axis._update_ticks()}
+            shown |= {tick.label1 for tick in axis._update_ticks() if axes.axison}
     for text in figure.findobj(Text):
-        is_hidden = text.axes is not None and not text.axes.axison and text in ticks
-        if (
-            text.get_text().strip()
-            and text.get_visible()
-            and not is_hidden
-            and (text not in ticks or text in shown)
-        ):
+        if text.get_text().strip() and text.get_visible() and (text not in ticks or text in shown):
             yield text

@@ -106,7 +106,9 @@ def draw_figures(
         ),
         "depth_by_frequency": (
             depth_figures.depth_by_frequency(
-                {names[name]: binned for name, binned in depths.by_frequency.items()}, run=run
+                {names[name]: binned for name, binned in depths.by_frequency.items()},
+                run=run,
+                graph_depth=config.graph_depth,
             ),
             "Depth of tokens by how rare or frequent their type is in the recorded text.",
             describe_binned(
@@ -124,7 +126,9 @@ def draw_figures(
     if depths.predicted:
         drawn["depth_by_loss"] = (
             depth_figures.depth_by_loss(
-                {names[name]: binned for name, binned in depths.by_loss.items()}, run=run
+                {names[name]: binned for name, binned in depths.by_loss.items()},
+                run=run,
+                graph_depth=config.graph_depth,
             ),
             "Depth by how well the next token is predicted.",
             describe_binned("loss of the next token in nats", depths.by_loss["weighted_depth"]),

@@ -194,6 +194,7 @@ def _drawings(
 
     config, pools = get_model_config(pl_module), pool_names(pl_module)
     options: Any = {"run": run, "num_stages": config.num_stages}
+    depth_options: Any = {"run": run, "graph_depth": config.graph_depth}
 
     def by_pool(arrays: Mapping[str, Tensor], suffix: str = "") -> dict[str, Any]:
         return {pool_label(pool): arrays[f"{pool}{suffix}"].numpy() for pool in pools}
@@ -206,10 +207,8 @@ def _drawings(
     drawings: dict[str, Callable[[], Figure | None]] = {
         "module_use": lambda: figures.module_use(by_pool(totals, "/use"), **options),
         "module_flow": lambda: figures.module_flow(by_pool(totals, "/flow"), **options),
-        "depth_distribution": lambda: depth_figures.depth_distribution(
-            distributions, run=run, graph_depth=config.graph_depth
-        ),
-        "depth_by_frequency": lambda: depth_figures.depth_by_frequency(by_frequency, run=run),
+        "depth_distribution": lambda: depth_figures.depth_distribution(distributions, **depth_options),
+        "depth_by_frequency": lambda: depth_figures.depth_by_frequency(by_frequency, **depth_options),
     }
     if len(totals[f"{pools[0]}/flow"]) == 0:  # a single round
         del drawings["module_flow"]
@@ -217,11 +216,11 @@ def _drawings(
         if f"{pool}/by_rule" in totals:
             counts = totals[f"{pool}/by_rule"].numpy()
             drawings[f"{pool}_by_rule"] = partial(
-                rule_figures.modules_by_rule, counts, pool=pool_label(pool), num_stages=config.num_stages
+                rule_figures.modules_by_rule, counts, pool=pool_label(pool), **options
             )
     if "loss/tokens" in totals and totals["loss/tokens"].sum() > 0:
         by_loss = {name: Binned(LOSS_EDGES, *_moments(totals, "loss", name)) for name in DEPTHS}
-        drawings["depth_by_loss"] = lambda: depth_figures.depth_by_loss(by_loss, run=run)
+        drawings["depth_by_loss"] = lambda: depth_figures.depth_by_loss(by_loss, **depth_options)
     if len(history.get("steps", ())) > 1:
         steps = history["steps"].numpy()
         drawings["use_over_time"] = lambda: figures.use_over_time(steps, by_pool(history), run=run)

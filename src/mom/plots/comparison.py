@@ -1,4 +1,4 @@
-"""Figures of a comparison: all seeds of each group and paired differences, and the metric over a cost."""
+"""Figures of a comparison: all seeds of each group and paired differences, curves, and the metric over a cost."""
 
 from __future__ import annotations
 
@@ -6,29 +6,44 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mom.config import CompareConfig
-from mom.plots.style import MODULE_COLORS, ROUNDING, styled, write_figure
+from mom.plots.style import (
+    MODULE_COLORS,
+    ROUNDING,
+    label_points,
+    legend_above,
+    new_figure,
+    series_style,
+    styled,
+    write_figure,
+)
 from mom.runs.comparison import Comparison
+from mom.runs.curves import read_curves
 
+MOST_CURVES = 12
+"""A comparison of more groups has no figure of curves, which could not be told apart."""
 LABEL_WIDTH = 44
 """Characters per line of a group's label; longer labels are wrapped."""
 
 
 def write_figures(comparison: Comparison, task: CompareConfig, labels: Sequence[str], path: Path) -> None:
-    """Write the figure of the groups, and with ``task.cost_metric`` the figure over the cost, as ``.png`` and ``.svg``.
+    """Write the figures, as ``.png`` and ``.svg``: groups, curves, and with ``task.cost_metric`` the metric over cost.
 
     Args:
         comparison: the groups and their differences.
         task: metric, baseline, and confidence, for the axes.
         labels: a label per group.
-        path: path of the files without a suffix; ``_by_cost`` is appended for the figure over the cost.
+        path: path of the files without a suffix; ``_curves`` and ``_by_cost`` are appended for the others.
     """
     figures = {path.name: draw(comparison, task, labels)}
     if task.cost_metric is not None:
         figures[f"{path.name}_by_cost"] = draw_by_cost(comparison, task, labels)
+    if (curves := draw_curves(comparison, task, labels)) is not None:
+        figures[f"{path.name}_curves"] = curves
     for name, figure in figures.items():
         write_figure(figure, path.with_name(f"{name}.png"), dpi=150)
 
@@ -109,12 +124,47 @@ def draw_by_cost(comparison: Comparison, task: CompareConfig, labels: Sequence[s
     for rank, (cost, mean, deviation) in enumerate(points, 1):
         color = "gray" if rank - 1 in comparison.baseline else MODULE_COLORS[0]
         panel.errorbar(cost, mean, yerr=deviation, fmt="o", color=color, markersize=4, elinewidth=1, zorder=2)
-        panel.annotate(str(rank), (cost, mean), xytext=(4, 3), textcoords="offset points", fontsize=8)
     if max(costs) > 3 * min(costs):
         panel.set_xscale("log")
+    else:
+        panel.locator_params(axis="x", nbins=5)
     panel.set_xlabel(task.cost_metric)
     panel.set_ylabel(f"{task.metric} (mean ± std over seeds)")
     panel.grid(alpha=0.3)
     legend.set_axis_off()
     legend.text(0, 1, "\n".join(names), va="top", fontsize=8, transform=legend.transAxes)
+    places = [(cost, mean) for cost, mean, _ in points if cost is not None]
+    label_points(
+        panel, places, [str(rank) for rank, (cost, _, _) in enumerate(points, 1) if cost is not None]
+    )
+    return figure
+
+
+@styled
+def draw_curves(comparison: Comparison, task: CompareConfig, labels: Sequence[str]) -> Figure | None:
+    """Draw the metric over training: the mean over a group's seeds, and their range; ``None`` without curves.
+
+    Runs of a table have no curves. Of a group whose seeds were validated at different steps, only common steps count.
+    """
+    lines = []
+    for group, label in zip(comparison.groups, labels, strict=True):
+        curves = [read_curves(run.folder).get(task.metric) for run in group.runs.values()]
+        known = [dict(zip(curve.steps, curve.values, strict=True)) for curve in curves if curve is not None]
+        steps = sorted(set.intersection(*(set(curve) for curve in known))) if known else []
+        if len(steps) > 1:
+            lines.append((label, steps, np.array([[curve[step] for step in steps] for curve in known])))
+    if not lines or len(lines) > MOST_CURVES:
+        return None
+    figure = new_figure(f"{task.metric} over training", "", 7.5, 4.2 + 0.2 * len(lines))
+    axis = figure.subplots()
+    for index, (label, steps, values) in enumerate(lines):
+        seeds = f" ({len(values)} seeds)" if len(values) > 1 else ""
+        style = series_style(index)
+        axis.plot(steps, values.mean(axis=0), markersize=4, label=f"{label}{seeds}", **style)
+        if len(values) > 1:
+            axis.fill_between(steps, values.min(axis=0), values.max(axis=0), color=style["color"], alpha=0.15)
+    axis.set_xlabel("optimizer step")
+    axis.set_ylabel(f"{task.metric} (mean and range over seeds)")
+    axis.grid(alpha=0.3)
+    legend_above(axis, columns=1)
     return figure

@@ -80,14 +80,18 @@ def depth_distribution(
 
 
 @styled
-def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure | None:
+def depth_by_frequency(
+    lines: Mapping[str, Binned], *, run: str = "", graph_depth: float | None = None
+) -> Figure | None:
     """Draw depth by token frequency: :func:`~mom.metrics.depth.binned_by_frequency` for each kind of depth.
 
-    As in :func:`depth_distribution`, a constant depth is only said, and ``None`` returned if there is no other.
+    As in :func:`depth_distribution`, a constant depth is only said, and ``None`` returned if there is no other. The
+    bands of standard deviations end at ``graph_depth``, which no token exceeds.
     """
     return _depth_by(
         lines,
         run,
+        graph_depth,
         title="Depth by token frequency",
         xlabel="occurrences of the token per million",
         logarithmic=True,
@@ -95,15 +99,28 @@ def depth_by_frequency(lines: Mapping[str, Binned], *, run: str = "") -> Figure 
 
 
 @styled
-def depth_by_loss(lines: Mapping[str, Binned], *, run: str = "") -> Figure | None:
+def depth_by_loss(
+    lines: Mapping[str, Binned], *, run: str = "", graph_depth: float | None = None
+) -> Figure | None:
     """Draw depth by the loss of the next token, in nats, for each kind of depth, as :func:`depth_by_frequency` does."""
     return _depth_by(
-        lines, run, title="Depth by loss", xlabel="loss of the next token (nats)", logarithmic=False
+        lines,
+        run,
+        graph_depth,
+        title="Depth by loss",
+        xlabel="loss of the next token (nats)",
+        logarithmic=False,
     )
 
 
 def _depth_by(
-    lines: Mapping[str, Binned], run: str, *, title: str, xlabel: str, logarithmic: bool
+    lines: Mapping[str, Binned],
+    run: str,
+    graph_depth: float | None,
+    *,
+    title: str,
+    xlabel: str,
+    logarithmic: bool,
 ) -> Figure | None:
     """Draw mean and standard deviation of each kind of depth, with equal bins, above the tokens in each bin."""
     same = {name: float(np.nanmean(line.mean())) for name, line in lines.items() if _is_flat(line)}
@@ -125,8 +142,13 @@ def _depth_by(
         occupied = as_floats(binned.tokens) > 0
         style = series_style(index)
         upper.plot(middle[occupied], mean[occupied], label=name, **style)
+        highest = mean + std if graph_depth is None else np.minimum(mean + std, graph_depth)
         upper.fill_between(
-            middle[occupied], (mean - std)[occupied], (mean + std)[occupied], color=style["color"], alpha=0.15
+            middle[occupied],
+            (mean - std)[occupied],
+            highest[occupied],
+            color=style["color"],
+            alpha=0.15,
         )
         if index == 0:
             lower.bar(

@@ -14,7 +14,7 @@ COLUMNS = 2
 
 
 @styled
-def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", num_stages: int = 1) -> Figure:
+def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", run: str = "", num_stages: int = 1) -> Figure:
     """Draw which modules the tokens of each rule run: a heat map for each round.
 
     In the round where rules differ most, the order of the rules puts the module of each on the diagonal. Rules without
@@ -23,6 +23,7 @@ def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", num_stages: int = 1
     Args:
         counts: [R, N, N+1], tokens by round, rule, and first choice, SKIP last.
         pool: label of the pool.
+        run: the run's name.
         num_stages: stages that the rounds are divided into.
     """
     tokens = as_floats(counts)  # (R, N, N+1)
@@ -33,7 +34,7 @@ def modules_by_rule(counts: ArrayLike, *, pool: str = "FFN", num_stages: int = 1
     rows = -(-rounds // columns)
     side = 0.46 * number + 0.9
     figure = new_figure(
-        f"Which {pool} module runs for which rule?", "", 1.2 + columns * (side + 0.5), 1.6 + rows * side
+        f"Which {pool} module runs for which rule?", run, 1.2 + columns * (side + 0.5), 1.6 + rows * side
     )
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
     labels = [*(str(module) for module in range(number)), "SKIP"]

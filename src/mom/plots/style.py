@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 from numpy.typing import ArrayLike, NDArray
 
 from mom.runs.files import atomic_file
@@ -82,6 +83,35 @@ def legend_above(axis: Axes, columns: int = 3) -> None:
             handlelength=2.4,
             borderpad=0.2,
         )
+
+
+def label_points(axis: Axes, points: Sequence[tuple[float, float]], labels: Sequence[str]) -> None:
+    """Label points, each label beside its point where it covers neither a point nor an earlier label.
+
+    Call it once the axis has its limits; a label that is far from its point is tied to it by a line.
+    """
+    figure = axis.figure
+    assert isinstance(figure, Figure)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # so that the layout is final
+    taken = [Bbox.from_bounds(x - 3, y - 3, 6, 6) for x, y in axis.transData.transform(points)]
+    offsets = [  # in points
+        distance * np.array([np.cos(angle), np.sin(angle)])
+        for distance in (9, 14, 20, 28, 38, 50)
+        for angle in np.radians(range(45, 405, 45))
+    ]
+    options: Any = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 8}
+    for point, label in zip(points, labels, strict=True):
+        text = axis.annotate(label, point, xytext=(0, 0), **options)
+        box = text.get_window_extent(canvas.get_renderer()).padded(1)
+        places = ((offset, box.translated(*(offset * figure.dpi / 72))) for offset in offsets)
+        free = (place for place in places if not any(place[1].overlaps(other) for other in taken))
+        offset, box = next(free, (offsets[0], box))
+        text.xyann = tuple(offset)
+        taken.append(box)
+        if np.hypot(*offset) > 15:
+            line = {"arrowstyle": "-", "linewidth": 0.5, "color": "gray"}
+            axis.annotate("", point, xytext=tuple(offset), arrowprops=line, **options)
 
 
 def series_style(index: int) -> dict[str, Any]:

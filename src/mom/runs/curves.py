@@ -47,7 +47,7 @@ def read_curves(folder: str | Path) -> dict[str, Curve]:
                 # Loggers count a step after it is logged, so the first has number 0. A step's last value counts.
                 if name is not None and (value := _number(cell)) is not None:
                     points.setdefault(name, {})[int(step) + 1] = value
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a row of a table of runs is no directory
         return {}
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read {path}: {first_line(error)}") from error
