@@ -25,8 +25,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """Print a table of the groups of runs, best first, and write it with a figure.
 
     Writes ``comparison.md``, ``.csv`` (all digits), ``.tex``, ``.png``, and ``.svg``; the figure ``comparison_curves``
-    if the runs have curves; with ``task.cost_metric`` also ``comparison_by_cost``; with ``task.save_runs`` also a table of
-    the runs that ``runs`` can read.
+    if the runs have curves; with ``task.cost_metric`` also ``comparison_by_cost``; with ``task.save_runs`` also a table
+    of the runs that ``runs`` can read.
 
     Returns:
         The numbers of runs ``counted`` and ``left_out`` and of ``groups``, and the ``mean`` of the ``best`` group.
