@@ -33,6 +33,8 @@ STUDY_FILES = sorted(
 NEEDED = {
     "data/glue": ["task=finetune", "init=some.ckpt"],
     "data/xsum": ["task=finetune", "init=some.ckpt"],
+    "data/text_to_text": ["task=finetune", "init=some.ckpt", "data.path=pairs.csv"],
+    "data/classification": ["task=finetune", "init=some.ckpt", "data.path=rows.csv"],
     "data/text": ["data.path=some.txt"],
     "data/datasets": ["data.path=user/name"],
     "data/token_files": ["data.path=tokens"],

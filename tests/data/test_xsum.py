@@ -138,7 +138,8 @@ def test_missing_and_empty_files_are_rejected(tmp_path):
         module(folder)
     (folder / "validation.jsonl").unlink()
     with pytest.raises(
-        UsageError, match=r"^data.path must be a folder with validation.jsonl or validation.parquet, got .*x"
+        UsageError,
+        match=r"^data.path must be a folder with validation.jsonl, validation.csv or validation.parquet, got .*x",
     ):
         module(folder)
     for given, message in ((tmp_path / "y", "does not exist"), (folder / "t.txt", "a file ending in .jsonl")):

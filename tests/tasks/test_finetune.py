@@ -196,7 +196,7 @@ def test_wrong_requests_are_rejected_before_training(tmp_path, init, monkeypatch
 def test_text_is_not_what_finetuning_takes():
     with pytest.raises(
         UsageError,
-        match=r"^data.kind must be glue or xsum for task=finetune, got language_modeling, which requires task=",
+        match=r"^data.kind must be glue, classification, or xsum for task=finetune, got language_modeling, which ",
     ):
         bind(composed(CONF, ["task=finetune", "init=x", "data=python_stdlib"]))
 

@@ -5,7 +5,14 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
-from mom.config.data import ControlSection, DataConfig, DataSection, GlueConfig, XsumConfig
+from mom.config.data import (
+    ClassificationConfig,
+    ControlSection,
+    DataConfig,
+    DataSection,
+    GlueConfig,
+    XsumConfig,
+)
 from mom.config.nodes import NodeConfig
 from mom.config.optimizer import (
     AdafactorConfig,
@@ -37,6 +44,7 @@ __all__ = [
     "TASKS",
     "AdafactorConfig",
     "AnalyzeConfig",
+    "ClassificationConfig",
     "CompareConfig",
     "ControlSection",
     "CostConfig",

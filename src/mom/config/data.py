@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -159,13 +159,53 @@ _XSUM_LENGTH = 512
 
 
 @dataclass(frozen=True)
+class ClassificationConfig(TextSection):
+    """Your own labeled texts, or pairs of texts.
+
+    Args:
+        path: a ``.jsonl``, ``.csv``, or ``.parquet`` file, or a directory with such files named ``train``,
+            ``validation``, and optionally ``test``, whose labels are not read.
+        text_columns: the columns with the texts, one or several.
+        label_column: the column with the label.
+        labels: the classes in order; None is the labels of the training rows, sorted.
+        metric: the metric that selects the best checkpoint; ``f1`` (of the second class) and ``matthews`` need two
+            classes.
+        tokenizer: None is the tokenizer of the weights in ``init``.
+        sequence_length: maximum tokens per example; longer examples are truncated, and counted in the log.
+        validation_fraction: fraction of the rows of a single file held out for validation.
+    """
+
+    kind: Literal["classification"] = "classification"
+    text_columns: list[str] = field(default_factory=lambda: ["text"])
+    label_column: str = "label"
+    labels: list[str] | None = None
+    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    sequence_length: int = 128
+    batch_size: int = 32
+    validation_fraction: float = 0.1
+
+    def _check(self) -> None:
+        super()._check()
+        self._range("sequence_length", ge=8)
+        self._range("validation_fraction", gt=0, lt=1)
+        if not self.path:
+            raise UsageError("data=classification requires data.path: a file or directory of labeled texts")
+        if not self.text_columns:
+            raise UsageError("data.text_columns must be a list of at least one column, got []")
+        if self.labels is not None and len(set(self.labels)) != max(2, len(self.labels)):
+            raise UsageError("data.labels must be null or a list of at least two distinct labels")
+
+
+@dataclass(frozen=True)
 class XsumConfig(TextSection):
     """Documents with summaries, and how summaries are generated for evaluation.
 
     Args:
-        path: a ``.jsonl`` or ``.parquet`` file with ``document``, ``summary``, and ``id``, or a directory with
-            such files named ``train``, ``validation``, and optionally ``test``; None downloads
+        path: a ``.jsonl``, ``.csv``, or ``.parquet`` file with ``document``, ``summary``, and ``id``, or a directory
+            with such files named ``train``, ``validation``, and optionally ``test``; None downloads
             ``EdinburghNLP/xsum`` from the Hub.
+        document_column: column with the documents, or any other input.
+        summary_column: column with the summaries, or any other output.
         tokenizer: None is the tokenizer of the weights in ``init``.
         sequence_length: tokens of document, separator, summary, and end; documents are truncated to fit. None is 512,
             or the model's positions if it has fewer.
@@ -180,6 +220,8 @@ class XsumConfig(TextSection):
     """
 
     kind: Literal["xsum"] = "xsum"
+    document_column: str = "document"
+    summary_column: str = "summary"
     sequence_length: int | None = None  # type: ignore[assignment]
     separator: str = "\nTL;DR:"
     validation_fraction: float = 0.1
@@ -203,6 +245,10 @@ class XsumConfig(TextSection):
 
     def _check(self) -> None:
         super()._check()
+        if self.path is None and self.columns != (("document",), ("summary",)):
+            raise UsageError(
+                "data=text_to_text requires data.path: a file or directory of inputs and outputs"
+            )
         self._range("max_summary_tokens num_beams limit_summaries", ge=1)
         self._range("min_summary_tokens no_repeat_ngram_size", ge=0)
         self._range("validation_fraction", gt=0, lt=1)
@@ -220,6 +266,11 @@ class XsumConfig(TextSection):
                 f"data.max_summary_tokens must be at most {longest} to leave room for a document in "
                 f"data.sequence_length ({self.window}), got {self.max_summary_tokens}"
             )
+
+    @property
+    def columns(self) -> tuple[tuple[str], tuple[str]]:
+        """The names of the columns with the input and the output."""
+        return (self.document_column,), (self.summary_column,)
 
     @property
     def generation(self) -> dict[str, Any]:
@@ -255,7 +306,8 @@ class ControlSection(DataSection):
 
 
 DATA: Mapping[str, type[DataSection]] = {
-    section.kind: section for section in (DataConfig, GlueConfig, XsumConfig, ControlSection)
+    section.kind: section
+    for section in (DataConfig, GlueConfig, ClassificationConfig, XsumConfig, ControlSection)
 }
 """Sections by kind of data."""
 

@@ -83,7 +83,7 @@ class EvaluateConfig(TaskConfig):
         harness_limit: maximum examples per task.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "xsum", "control")
+    data_kinds: ClassVar[tuple[str, ...]] = ("language_modeling", "glue", "classification", "xsum", "control")
     needs_init: ClassVar[bool] = True
     top_level: ClassVar[tuple[str, ...]] = ("harness",)
 
@@ -166,7 +166,7 @@ class GenerateConfig(TaskConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(TaskConfig):
-    """Fine-tune a model on GLUE or XSum.
+    """Fine-tune a model on GLUE, XSum, or your own labeled texts or pairs of texts.
 
     Args:
         epochs: passes over the training data; ``trainer.max_steps`` ends training earlier if it is reached first.
@@ -175,7 +175,7 @@ class FinetuneConfig(TaskConfig):
         seeds: seeds to use for each task; None is ``seed``.
     """
 
-    data_kinds: ClassVar[tuple[str, ...]] = ("glue", "xsum")
+    data_kinds: ClassVar[tuple[str, ...]] = ("glue", "classification", "xsum")
     needs_init: ClassVar[bool] = True
     resumes: ClassVar[bool] = True
     reads_ckpt: ClassVar[bool] = True

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Subset
 
 from mom.data.resumable import ResumableDataModule, check_batch_size
+from mom.data.tokenization import split_position
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -92,6 +93,19 @@ class ExamplesDataModule(ResumableDataModule):
 
     def _loader(self, rows: Any, **options: Any) -> DataLoader[Any]:
         return DataLoader(rows, collate_fn=self.collate, **self._loader_options(), **options)
+
+
+def held_out(texts: Sequence[str], fraction: float) -> list[bool]:
+    """Return which examples of a single file are for validation, by a hash of their texts.
+
+    Args:
+        texts: the text of each example; those with the same text stay together.
+        fraction: fraction of the examples to hold out, at least one.
+    """
+    positions = [split_position(text) for text in texts]
+    ordered = sorted(positions)
+    limit = ordered[min(len(ordered) - 1, max(1, round(fraction * len(ordered))))] if ordered else 0
+    return [position < limit for position in positions]
 
 
 def pad(rows: Sequence[list[int]], filler: int, left: bool = False) -> Batch:

@@ -238,19 +238,31 @@ class GlueDataModule(ExamplesDataModule):
     are ``{"input_ids", "attention_mask", "labels"}``, int64 (B, T) padded on the right, and int64 or float labels (B,);
     batches of test sets have no labels.
 
+    Args:
+        config: the ``data`` group.
+        seed: seed of the order of the training examples.
+        tokenizer: the model's tokenizer.
+        task: the task; ``None``: that of GLUE in ``data.name``.
+
     Raises:
         UsageError: see :func:`load_glue`.
     """
 
-    def __init__(self, config: GlueConfig, seed: int, tokenizer: PreTrainedTokenizerFast) -> None:
-        self.task = TASKS[config.name]
+    def __init__(
+        self, config: Any, seed: int, tokenizer: PreTrainedTokenizerFast, task: GlueTask | None = None
+    ) -> None:
+        self.task = task or TASKS[config.name]
         super().__init__(config, seed, tokenizer)
         self.validations = [name for name in self.splits if name.startswith("validation")]
         self.tests = [name for name in self.splits if name.startswith("test")]
 
     def encode(self) -> dict[str, list[Encoded]]:
         """Read the task's files and tokenize every split."""
-        return {name: self._encode(name, rows) for name, rows in load_glue(self.config).items()}
+        return {name: self._encode(name, rows) for name, rows in self.read().items()}
+
+    def read(self) -> dict[str, list[GlueExample]]:
+        """Read every split."""
+        return load_glue(self.config)
 
     def _encode(self, split: str, examples: Sequence[GlueExample]) -> list[Encoded]:
         encoder = TextEncoder(self.tokenizer)

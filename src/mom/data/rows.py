@@ -207,8 +207,8 @@ def open_bytes(file: Path) -> BinaryIO:
         import pyarrow
 
         return cast("BinaryIO", io.BufferedReader(pyarrow.input_stream(str(file), compression="zstd")))
-    opened = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)(file, "rb")
-    return cast("BinaryIO", opened)
+    openers: Mapping[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return cast("BinaryIO", openers.get(suffix, open)(file, "rb"))
 
 
 def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from mom.data.examples import Batch, ExamplesDataModule, pad
-from mom.data.rows import Row, find_split, read_hub, read_rows
-from mom.data.tokenization import split_position
+from mom.data.examples import Batch, ExamplesDataModule, held_out, pad
+from mom.data.rows import Row, file_kind, find_split, read_hub, read_rows
 from mom.data.tokenizer import TextEncoder
 from mom.errors import UsageError
 
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 HUB_NAME = "EdinburghNLP/xsum"
-COLUMNS = (("document",), ("summary",))
 _ID = ("id",)
-_SUFFIXES = (".jsonl", ".parquet")
+_SUFFIXES = (".jsonl", ".csv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -52,15 +50,15 @@ def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
     path = None if config.path is None else Path(config.path).expanduser()
     if path is None:
         tables = read_hub(HUB_NAME, ("train", "validation", "test"))
-        splits = {name: _articles(rows) for name, rows in tables.items()}
+        splits = {name: _articles(rows, config) for name, rows in tables.items()}
     elif path.is_file():
-        splits = _read_file(path, config.validation_fraction)
+        splits = _read_file(path, config)
     elif path.is_dir():
-        splits = _read_folder(path)
+        splits = _read_folder(path, config)
     else:
         raise UsageError(
-            f"data.path must be a .jsonl or .parquet file, a folder of them, or null for the Hub, got {path}, which "
-            "does not exist"
+            f"data.path must be a .jsonl, .csv or .parquet file, a folder of them, or null for the Hub, got {path}, "
+            "which does not exist"
         )
     for name, articles in splits.items():
         if not articles:
@@ -68,38 +66,36 @@ def load_xsum(config: XsumConfig) -> dict[str, list[Article]]:
     return splits
 
 
-def _read_file(file: Path, fraction: float) -> dict[str, list[Article]]:
-    if file.suffix not in _SUFFIXES:
+def _read_file(file: Path, config: XsumConfig) -> dict[str, list[Article]]:
+    if file_kind(file) not in _SUFFIXES:
         raise UsageError(f"data.path must be a file ending in {' or '.join(_SUFFIXES)}, got {file}")
-    articles = _articles(read_rows(file, COLUMNS, optional=[_ID]))
-    positions = [split_position(article.document) for article in articles]
-    ordered = sorted(positions)
-    limit = ordered[min(len(ordered) - 1, max(1, round(fraction * len(ordered))))] if ordered else 0
+    articles = _articles(read_rows(file, config.columns, optional=[_ID]), config)
+    is_held_out = held_out([article.document for article in articles], config.validation_fraction)
     return {
-        "train": [article for article, at in zip(articles, positions, strict=True) if at >= limit],
-        "validation": [article for article, at in zip(articles, positions, strict=True) if at < limit],
+        "train": [article for article, held in zip(articles, is_held_out, strict=True) if not held],
+        "validation": [article for article, held in zip(articles, is_held_out, strict=True) if held],
     }
 
 
-def _read_folder(folder: Path) -> dict[str, list[Article]]:
+def _read_folder(folder: Path, config: XsumConfig) -> dict[str, list[Article]]:
     splits = {}
     for split in ("train", "validation", "test"):
         stems = (split, "dev") if split == "validation" else (split,)
         files = find_split(folder, stems, _SUFFIXES)
         if not files and split != "test":
             raise UsageError(
-                f"data.path must be a folder with {split}.jsonl or {split}.parquet, got {folder}"
+                f"data.path must be a folder with {split}.jsonl, {split}.csv or {split}.parquet, got {folder}"
             )
         if files:
-            rows = (read_rows(file, COLUMNS, optional=[_ID]) for file in files)
-            splits[split] = _articles(itertools.chain.from_iterable(rows))
+            rows = (read_rows(file, config.columns, optional=[_ID]) for file in files)
+            splits[split] = _articles(itertools.chain.from_iterable(rows), config)
     return splits
 
 
-def _articles(rows: Iterable[Row]) -> list[Article]:
+def _articles(rows: Iterable[Row], config: XsumConfig) -> list[Article]:
     articles, skipped = [], []
     for row in rows:
-        document, summary = (row.text(names) for names in COLUMNS)
+        document, summary = (row.text(names) for names in config.columns)
         if document.strip() and summary.strip():
             given = row.get(_ID)
             articles.append(

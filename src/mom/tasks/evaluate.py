@@ -8,11 +8,11 @@ from typing import Any
 from lightning.fabric import Fabric
 from transformers import PreTrainedTokenizerFast
 
-from mom.config import DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
+from mom.config import ClassificationConfig, DataConfig, EvaluateConfig, GlueConfig, RunConfig, XsumConfig
 from mom.config.checks import check_length
 from mom.console import build_table, print_report
+from mom.data.classification import find_task, labeled_data
 from mom.data.controls import Control
-from mom.data.glue import TASKS, GlueDataModule
 from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
 from mom.errors import UsageError
@@ -54,7 +54,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         raise UsageError(f"task.split must be validation for data={data.kind}, got {task.split}")
     if task.stride is not None:
         raise UsageError(f"task.stride cannot be combined with data={data.kind}")
-    if isinstance(data, GlueConfig):
+    if isinstance(data, GlueConfig | ClassificationConfig):
         return evaluate_glue(config, data, init, run)
     if isinstance(data, Control):
         return evaluate_control(config, data, init, load_model(init).eval(), run)
@@ -62,9 +62,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     return evaluate_xsum(config, data, init, run)
 
 
-def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirectory) -> dict[str, Any]:
+def evaluate_glue(
+    config: RunConfig, data: GlueConfig | ClassificationConfig, init: str, run: RunDirectory
+) -> dict[str, Any]:
     """Measure a fine-tuned classifier on its task's validation sets, and write predictions for the test sets."""
-    glue = TASKS[data.name]
+    glue = find_task(data)
     model = find_classifier(init)
     if model is None:
         raise UsageError(
@@ -78,7 +80,7 @@ def evaluate_glue(config: RunConfig, data: GlueConfig, init: str, run: RunDirect
             f"got one of {', '.join(labels)}"
         )
     check_length(data.sequence_length, model.config.max_positions)
-    examples = GlueDataModule(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
+    examples = labeled_data(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
     module = ClassificationModule(
         model, dataclasses.asdict(config.optimizer), glue.metrics, sets=glue.validations
     )

@@ -1,4 +1,4 @@
-"""Task ``finetune``: fine-tune a model on GLUE (one task, or several tasks and seeds) or on XSum."""
+"""Task ``finetune``: fine-tune a model on GLUE (one task, or several tasks and seeds), XSum, or your own file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from lightning.pytorch import seed_everything
 
-from mom.config import FinetuneConfig, GlueConfig, RunConfig, XsumConfig
+from mom.config import ClassificationConfig, FinetuneConfig, GlueConfig, RunConfig, XsumConfig
 from mom.config.checks import check_length
 from mom.console import announce
+from mom.data.classification import find_task, labeled_data
 from mom.data.glue import TASKS, GlueDataModule
 from mom.data.tokenizer import load_model_tokenizer
 from mom.data.xsum import XsumDataModule
@@ -56,8 +57,27 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         raise UsageError("trainer.strategy must be auto or ddp for task=finetune, got fsdp")
     if isinstance(data, XsumConfig):
         return finetune_xsum(config, task, data, run)
+    if isinstance(data, ClassificationConfig):
+        return finetune_own(config, task, data, run)
     assert isinstance(data, GlueConfig)
     return finetune_glue(config, task, data, run)
+
+
+def finetune_own(
+    config: RunConfig, task: FinetuneConfig, data: ClassificationConfig, run: RunDirectory
+) -> dict[str, Any]:
+    """Fine-tune on your own labeled texts; see :func:`run`."""
+    for name, value in (("tasks", task.tasks), ("seeds", task.seeds)):
+        if value is not None:
+            raise UsageError(f"task.{name} cannot be combined with data=classification")
+    option, init, as_measured = _initial_weights(config)
+    labels = find_task(data).labels
+    model = load_classifier(init, labels, option=option, as_measured=as_measured)
+    check_length(data.sequence_length, model.config.max_positions)
+    examples = labeled_data(data, config.seed, load_model_tokenizer(init, data.tokenizer, model.config))
+    summary = finetune(config, examples, run)
+    print_task(examples.task, summary, run.path)
+    return summary
 
 
 def finetune_glue(
@@ -76,7 +96,7 @@ def finetune_glue(
     check_length(data.sequence_length, model.config.max_positions)
     tokenizer = load_model_tokenizer(init, data.tokenizer, model.config)
     sections = {name: dataclasses.replace(data, name=name) for name in names}
-    modules = {name: GlueDataModule(sections[name], config.seed, tokenizer) for name in names}
+    modules = {name: labeled_data(sections[name], config.seed, tokenizer) for name in names}
     for name in names[1:]:
         load_classifier(init, TASKS[name].labels)
     if not is_sweep:
@@ -127,7 +147,7 @@ def finetune_xsum(
     """Fine-tune on XSum; see :func:`run`."""
     for name, value in (("tasks", task.tasks), ("seeds", task.seeds)):
         if value is not None:
-            raise UsageError(f"task.{name} cannot be combined with data=xsum")
+            raise UsageError(f"task.{name} cannot be combined with data=xsum or data=text_to_text")
     resume = checkpoint_to_resume(config, run)
     option, init, as_measured = _initial_weights(config)
     model = load_model(init, option, as_measured=as_measured)
