@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mom.sweeps.jobs import Job
-from mom.sweeps.report import print_jobs
+from mom.sweeps.report import print_jobs, print_next
 
 
 def test_brackets_of_a_job_are_shown_and_its_state_too(
@@ -79,3 +79,22 @@ def test_jobs_on_one_control_are_compared_in_a_sentence(
     assert "the next best" not in capsys.readouterr().out
     print_jobs([jobs[0], Job((), "seed=1", {"data": {**data, "seed": 1}}, jobs[2].folder, True)], tmp_path)
     assert "the next best" not in capsys.readouterr().out
+
+
+def test_the_end_of_a_sweep_names_the_next_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.orig_argv", ["python"])
+    monkeypatch.setattr("sys.argv", ["run.py", "seed=0,1,2", "hydra.sweep.dir=old", "-m"])
+    monkeypatch.chdir(tmp_path)
+    jobs = [Job((), f"seed={seed}", {}, Path("multirun/s") / str(seed), resumes=True) for seed in range(3)]
+    for job, state in zip(jobs, ("succeeded", "failed", "succeeded"), strict=True):
+        job.folder.mkdir(parents=True)
+        (job.folder / "status.json").write_text(json.dumps({"state": state, "error": None}))
+
+    print_next(jobs, Path("multirun/s"))
+    resume = "  python run.py seed=0,1,2 -m hydra.sweep.dir=multirun/s"
+    compare = "  python run.py task=compare runs=multirun/s"
+    assert capsys.readouterr().out.splitlines() == ["", "Next:", resume, compare]
+    print_next(jobs[:1], Path("multirun/s"))
+    assert capsys.readouterr().out == ""

@@ -147,7 +147,9 @@ def test_a_prompt_comes_from_standard_input_or_a_whole_file(tmp_path, monkeypatc
 
 
 def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
-    """Two texts, an empty line, a text that is too long, and one that Ctrl-C ends."""
+    """Two texts, an empty line, a text that is too long, and one that Ctrl-C ends; a later session can recall them."""
+    readline = pytest.importorskip("readline")
+    monkeypatch.setenv("MOM_CACHE", str(tmp_path / "cache"))
     init = write_run(tmp_path / "first")
     given = iter(["module", "", "skip " * 100, "stop", "router"])
     shown: list[str] = []
@@ -157,6 +159,7 @@ def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
         text = next(given, None)
         if text is None:
             raise EOFError
+        readline.add_history(text)
         return text
 
     continued = generate.continue_prompt
@@ -166,6 +169,7 @@ def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return continued(model, tokenizer, prompt, *others)
 
+    readline.clear_history()
     monkeypatch.setattr("builtins.input", typed)
     monkeypatch.setattr("sys.stdin", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(generate, "continue_prompt", continue_or_stop)
@@ -174,6 +178,13 @@ def test_a_session_at_the_terminal(tmp_path, monkeypatch, capsys):
     assert [line["prompt"] for line in lines] == ["module", "router"]
     assert lines[1]["completion"] == most_likely(init, "router", 8)
     assert shown == ["> "] * 6
+    readline.clear_history()
+    with generate.line_editing(tmp_path / "cache" / "prompt_history"):
+        lasts = [
+            readline.get_history_item(number)
+            for number in range(1, 1 + readline.get_current_history_length())
+        ]
+    assert (lasts[0], lasts[-1]) == ("module", "router")
     assert "error: task.max_new_tokens must be at most" in capsys.readouterr().out
 
 

@@ -17,8 +17,9 @@ from rich.console import Console
 from transformers import GenerationConfig, PreTrainedTokenizerFast, TextStreamer
 
 from mom.analysis.streaming import DepthStreamer
-from mom.config import GenerateConfig, RunConfig
+from mom.config import DataConfig, GenerateConfig, RunConfig
 from mom.console import announce
+from mom.data.cache import cache_folder
 from mom.data.tokenizer import load_model_tokenizer
 from mom.errors import UsageError
 from mom.interop import load_model
@@ -27,6 +28,9 @@ from mom.runs.directory import RunDirectory
 from mom.runs.files import parse_json
 
 GENERATIONS = "generations.jsonl"
+HISTORY = "prompt_history"
+"""File in the cache with the prompts that were typed."""
+HISTORY_LENGTH = 1000
 STANDARD_INPUT = "-"
 """The prompt that stands for the text on standard input."""
 
@@ -69,7 +73,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         else zip(prompts, encoded, strict=True)
     )
     number = count = 0
-    with (run.path / GENERATIONS).open("w", encoding="utf-8") as file:
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context((run.path / GENERATIONS).open("w", encoding="utf-8"))
+        if prompts is None:
+            data = config.data
+            stack.enter_context(
+                line_editing(cache_folder(data) / HISTORY if isinstance(data, DataConfig) else None)
+            )
         for prompt, ids in pairs:
             try:
                 line = continue_prompt(model, tokenizer, prompt, ids, options, task.show_routing)
@@ -104,9 +114,7 @@ def given_prompts(task: GenerateConfig) -> list[str] | None:
 def typed_prompts(
     tokenizer: PreTrainedTokenizerFast, task: GenerateConfig, config: MoMConfig
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """Yield the prompts that the user types, with their tokens; arrow keys edit a line and recall earlier ones."""
-    with contextlib.suppress(ImportError):  # Windows has no readline
-        import readline  # noqa: F401 (input() uses it once it is imported)
+    """Yield the prompts that the user types, with their tokens."""
     announce("Type a text to continue. Ctrl-C ends a continuation, Ctrl-D the session.")
     while True:
         try:
@@ -120,6 +128,27 @@ def typed_prompts(
             yield prompt, encode(tokenizer, prompt, task, config)
         except UsageError as error:
             announce(f"error: {error}")
+
+
+@contextlib.contextmanager
+def line_editing(history: Path | None) -> Iterator[None]:
+    """Let arrow keys edit what ``input()`` reads, and recall lines of this session and of those in a file."""
+    try:
+        import readline
+    except ImportError:  # Windows
+        yield
+        return
+    if history is not None:
+        with contextlib.suppress(OSError):
+            readline.read_history_file(history)
+    try:
+        yield
+    finally:
+        if history is not None:
+            readline.set_history_length(HISTORY_LENGTH)
+            with contextlib.suppress(OSError):
+                history.parent.mkdir(parents=True, exist_ok=True)
+                readline.write_history_file(history)
 
 
 def read_prompts(path: Path) -> Iterator[str]:
