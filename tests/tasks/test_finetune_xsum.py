@@ -112,3 +112,11 @@ def test_wrong_requests_are_rejected_before_training(tmp_path, monkeypatch, task
     monkeypatch.setattr(finetune, "fit_module", lambda *_, **__: pytest.fail("it trained"))
     with pytest.raises(UsageError, match=f"^{message}"):
         tuned(tmp_path, write_run(tmp_path / "first"), task, **data)
+
+
+def test_without_a_length_that_of_the_model_is_taken(tmp_path):
+    write_xsum(tmp_path / "xsum")
+    init = write_run(tmp_path / "first", num_rounds=2)  # 64 positions, fewer than the 512 of a larger model
+    summary, _ = tuned(tmp_path, init, {"epochs": 1.0}, sequence_length=None, limit_summaries=1)
+
+    assert summary["val/summaries"] == 1 and math.isfinite(summary["val/loss"])
