@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -147,3 +148,24 @@ def test_choices_are_drawn_by_rule_for_the_tokens_that_answer(tmp_path, monkeypa
     assert drawn["counts"][:, 1].tolist() == wanted.tolist()
     assert drawn["counts"].sum() == wanted.sum()
     assert (tmp_path / "figures" / "ffn_by_rule.png").is_file()
+
+
+def test_a_training_that_fails_has_its_curves(tmp_path, monkeypatch):
+    class Failing(Callback):
+        def on_train_batch_end(self, trainer, *_, **__):
+            if trainer.global_step == 2:
+                raise RuntimeError("out of luck")
+
+    def train(folder):
+        logger = CSVLogger(folder, name="", version="")
+        callbacks = [RoutingFigures(dpi=30), Failing()]
+        trainer = plain_trainer(folder, callbacks, max_steps=4, val_check_interval=1, logger=logger)
+        batches = FixedBatches([token_batch(seed) for seed in range(4)], [token_batch(9)])
+        with pytest.raises(RuntimeError, match="out of luck"):
+            trainer.fit(small_module(), datamodule=batches)
+
+    train(tmp_path / "one")
+    assert (tmp_path / "one" / "figures" / "loss.svg").is_file()
+    monkeypatch.setattr("mom.plots.training.read_curves", lambda folder: 1 / 0)
+    train(tmp_path / "two")  # a fault in drawing does not hide what went wrong
+    assert not (tmp_path / "two" / "figures").exists()

@@ -31,9 +31,10 @@ def write(folder: Path, **config: Any) -> Path:
             {
                 "model": MOM | {"num_stages": 2, "pools": {"attention": {}, "conv": {}}},
                 "arm": "wide",
+                "name": "pools",
                 "data": {},
             },
-            "run (arm wide): 2 stages of attention + conv, 8 rounds, K = 2",
+            "run (pools, arm wide): 2 stages of attention + conv, 8 rounds, K = 2",
         ),
         (
             {

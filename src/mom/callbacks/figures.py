@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.window import get_model_config, pool_names, sum_over_ranks
 from mom.config.checks import in_range
 from mom.data.controls.control import IGNORED
+from mom.errors import first_line
 from mom.metrics.depth import (
     DEPTHS,
     LOSS_EDGES,
@@ -34,6 +36,8 @@ from mom.runs.describe import describe_run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+log = logging.getLogger(__name__)
 
 FOLDER = "figures"
 MAX_LOGITS = 2**26
@@ -103,6 +107,13 @@ class RoutingFigures(Callback):
         if self._drawn_at != trainer.global_step:
             self._draw(trainer, pl_module)
         self._draw_training(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Draw the curves of a training that was interrupted or failed, which may show why."""
+        try:
+            self._draw_training(trainer)
+        except Exception as error:  # must not hide the exception
+            log.warning("cannot draw the curves over training: %s", first_line(error))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last figures."""

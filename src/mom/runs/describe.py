@@ -17,8 +17,12 @@ def describe_run(folder: str | Path) -> str:
         of_run = folder.parent
     request = read_config(of_run)
     name = of_run.name if of_run == folder else f"{of_run.name}, {config['phase']}"
-    if arm := request.get("arm"):
-        name += f" (arm {arm})"
+    titles = [
+        str(request["name"]) if request.get("name") else "",
+        f"arm {request['arm']}" if request.get("arm") else "",
+    ]
+    if any(titles):
+        name += f" ({', '.join(filter(None, titles))})"
     parts = [describe_model(config.get("model"), config.get("router")), describe_data(request.get("data"))]
     seed = f"seed {request['seed']}" if isinstance(request.get("seed"), int) else ""
     return ": ".join(filter(None, [name, ", ".join(filter(None, [*parts, seed]))]))
