@@ -89,7 +89,7 @@ def test_the_help_fits_a_terminal_and_is_what_hydra_prints(tmp_path: Path) -> No
     assert short.stdout == by_hydra.stdout
     lines = short.stdout.splitlines()
     assert len(lines) <= 40 and all(len(line) <= 80 for line in lines)
-    assert sum(line.startswith("  mom ") for line in lines) == 11
+    assert sum(line.startswith("  mom ") for line in lines) == 12
 
 
 def test_the_version_is_that_of_mom(tmp_path: Path) -> None:
