@@ -37,6 +37,7 @@ NEEDED = {
     "data/classification": ["task=finetune", "init=some.ckpt", "data.path=rows.csv"],
     "data/text": ["data.path=some.txt"],
     "data/datasets": ["data.path=user/name"],
+    "data/mixture": ["data.mixture={a: {corpus: python_stdlib}}"],
     "data/token_files": ["data.path=tokens"],
     "optimizer/torch": ["optimizer._target_=torch.optim.SGD"],
     "experiment/paper/glue": ["init=some.ckpt"],

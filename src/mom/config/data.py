@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from hydra.core.config_store import ConfigStore
 
+from mom.config.checks import conform, in_range, known_names
 from mom.config.section import Section, section_by_name
 from mom.errors import UsageError, unknown_choice
 
@@ -70,7 +72,7 @@ class DataConfig(TextSection):
 
     Args:
         corpus: source of the text: the running Python's standard library, the installed packages, your own files
-            at ``path``, a dataset for the ``datasets`` library, or existing token files.
+            at ``path``, a dataset for the ``datasets`` library, existing token files, or a mixture of these.
         path: for ``corpus=text`` a file or directory of text; for ``datasets`` a Hub id, or a local directory or
             file that the library reads or has saved with ``save_to_disk``; for ``token_files`` a directory with
             ``train.bin`` and ``val.bin``; null for the others.
@@ -85,12 +87,16 @@ class DataConfig(TextSection):
         document_mask: let tokens attend to their own document only, and count positions from its start.
         validation_fraction: fraction of documents held out for validation.
         max_bytes: stop after this many UTF-8 bytes of text; None reads everything.
+        mixture: corpora by name, for ``mixture``, each with its ``corpus``, ``path`` and other options of text, and its
+            ``weight``, the share of the training windows; with weight 0 it is only validated.
         cache_dir: directory for token files; None is ``$MOM_CACHE`` or ``~/.cache/mom``.
         num_processes: threads that tokenize; None is one per CPU.
     """
 
     kind: Literal["language_modeling"] = "language_modeling"
-    corpus: Literal["python_stdlib", "python_packages", "text", "datasets", "token_files"] = "python_stdlib"
+    corpus: Literal["python_stdlib", "python_packages", "text", "datasets", "token_files", "mixture"] = (
+        "python_stdlib"
+    )
     text_column: str = "text"
     subset: str | None = None
     split: str = "train"
@@ -99,6 +105,7 @@ class DataConfig(TextSection):
     document_mask: bool = False
     validation_fraction: float = 0.01
     max_bytes: int | None = None
+    mixture: dict[str, Any] | None = None
     cache_dir: str | None = None
     num_processes: int | None = None
 
@@ -125,6 +132,52 @@ class DataConfig(TextSection):
         for name in ("text_column", "split"):
             if not getattr(self, name):
                 raise UsageError(f"data.{name} must be the name of a {name.removeprefix('text_')}, got ''")
+        if (self.corpus == "mixture") != bool(self.mixture):
+            raise UsageError(
+                "data=mixture requires data.mixture: corpora by name"
+                if self.corpus == "mixture"
+                else f"data.mixture cannot be combined with data={self.corpus}; use data=mixture"
+            )
+        if self.mixture and not any(part.weight for part in self.parts().values()):
+            raise UsageError("data.mixture must have a corpus with a weight above 0")
+
+    def parts(self) -> dict[str, MixturePart]:
+        """Return the corpora of a mixture by name, with the other options of this section.
+
+        Raises:
+            UsageError: a name or an option is invalid.
+        """
+        found = {}
+        for name, given in (self.mixture or {}).items():
+            option = f"data.mixture.{name}"
+            if not re.fullmatch(r"[A-Za-z]\w*", str(name)) or name in _GROUPS_OF_METRICS:
+                raise UsageError(
+                    f"a name in data.mixture must be of letters, digits and _, and none of "
+                    f"{', '.join(_GROUPS_OF_METRICS)}, got {name}"
+                )
+            options = dict(conform(option, given, dict))
+            weight = conform(f"{option}.weight", options.pop("weight", 1.0), float)
+            in_range(f"{option}.weight", weight, ge=0)
+            known_names(option, options, _OPTIONS_OF_A_PART)
+            own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+            own |= {"corpus": "python_stdlib", "path": None, "mixture": None}
+            try:
+                found[str(name)] = MixturePart(DataConfig(**(own | options)), weight)
+            except UsageError as error:
+                raise UsageError(f"{option}: {error}") from error
+        return found
+
+
+class MixturePart(NamedTuple):
+    """A corpus of a mixture, and its weight."""
+
+    config: DataConfig
+    weight: float
+
+
+# Metrics of a corpus are val/<name>/loss, beside these groups.
+_GROUPS_OF_METRICS = ("depth", "routing", "compute")
+_OPTIONS_OF_A_PART = ("corpus", "path", "text_column", "subset", "split", "streaming", "max_bytes", "weight")
 
 
 GlueName = Literal["cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +13,14 @@ from torch.utils.data import DataLoader, Subset
 
 from mom.data.prepare import PreparedCorpus, prepare
 from mom.data.resumable import ResumableDataModule, check_batch_size
-from mom.data.windows import TokenWindows
+from mom.data.windows import MixedWindows, TokenWindows
 from mom.errors import UsageError, as_written
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
     from mom.config import DataConfig
+    from mom.data.token_files import TokenFile
 
 
 _MASK = "document_mask"
@@ -32,51 +36,89 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     def __init__(self, config: DataConfig, seed: int) -> None:
         super().__init__(config, seed)
-        self._prepared: PreparedCorpus | None = None
+        self._corpora: dict[str, PreparedCorpus] = {}
 
     def prepare_data(self) -> None:
-        """Tokenize the corpus into the cache if it is not there yet.
+        """Tokenize the corpora into the cache that are not there yet.
+
+        Without ``data.tokenizer``, the tokenizer of a mixture is trained on its first corpus.
 
         Raises:
             UsageError: see :func:`mom.data.prepare.prepare`.
         """
-        if self._prepared is None:
-            self._prepared = prepare(self.config)
+        if self._corpora:
+            return
+        if self.config.corpus != "mixture":
+            self._corpora = {"": prepare(self.config)}
+            return
+        corpora: dict[str, PreparedCorpus] = {}
+        for name, (config, _) in self.config.parts().items():
+            if corpora and config.tokenizer is None:
+                first = next(iter(corpora.values()))
+                config = dataclasses.replace(config, tokenizer=str(first.folder / "tokenizer"))
+            corpora[name] = prepare(config)
+        self._corpora = corpora
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the prepared corpus.
+        """Open the prepared corpora.
 
         Raises:
-            UsageError: the corpus has less than one validation window or one training batch.
+            UsageError: a corpus has less than one validation window, or they have less than one training batch.
         """
         self.prepare_data()
-        for name, windows in (("training", self.train_windows), ("validation", self.validation_windows)):
-            if len(windows) == 0:
-                source = (
-                    f"data.path={self.config.path}" if self.config.path else f"corpus {self.config.corpus}"
-                )
-                raise UsageError(
-                    f"{source} has only {windows.file.count} tokens for {name}; each split needs at least "
-                    f"data.sequence_length={self.config.sequence_length}"
-                )
+        for name, corpus in self._corpora.items():
+            splits = [("training", corpus.train)] if self._weights[name] else []
+            for split, file in [*splits, ("validation", corpus.validation)]:
+                if file.count < self.config.sequence_length:
+                    source = f"corpus {name or self.config.corpus}"
+                    if self.config.path:
+                        source = f"data.path={self.config.path}"
+                    raise UsageError(
+                        f"{source} has only {file.count} tokens for {split}; each split needs at least "
+                        f"data.sequence_length={self.config.sequence_length}"
+                    )
         check_batch_size(self.config.batch_size, self._ranks[1], len(self.train_windows), "training windows")
 
     @property
-    def prepared(self) -> PreparedCorpus:
-        """The prepared corpus. Raises RuntimeError before :meth:`prepare_data`."""
-        if self._prepared is None:
+    def corpora(self) -> dict[str, PreparedCorpus]:
+        """The prepared corpora by name, one without a name if this is no mixture.
+
+        Raises RuntimeError before :meth:`prepare_data`.
+        """
+        if not self._corpora:
             raise RuntimeError("call setup() before using the data module")
-        return self._prepared
+        return self._corpora
 
     @property
-    def train_windows(self) -> TokenWindows:
-        """All training windows."""
-        return TokenWindows(self.prepared.train, self.config.sequence_length, self._separator)
+    def prepared(self) -> PreparedCorpus:
+        """The corpus, of a mixture the first."""
+        return next(iter(self.corpora.values()))
+
+    @property
+    def validation_sets(self) -> list[str]:
+        """The names of the corpora of a mixture, in the order of the validation loaders; empty if this is none."""
+        return [name for name in self.corpora if name]
+
+    @property
+    def train_windows(self) -> TokenWindows | MixedWindows:
+        """All training windows of an epoch."""
+        windows = {name: self._windows(corpus.train) for name, corpus in self.corpora.items()}
+        if self.config.corpus != "mixture":
+            return windows[""]
+        used = [name for name in windows if self._weights[name]]
+        return MixedWindows([windows[name] for name in used], [self._weights[name] for name in used])
 
     @property
     def validation_windows(self) -> TokenWindows:
-        """All validation windows."""
-        return TokenWindows(self.prepared.validation, self.config.sequence_length, self._separator)
+        """All validation windows, of a mixture those of the first corpus."""
+        return self._windows(self.prepared.validation)
+
+    def _windows(self, file: TokenFile) -> TokenWindows:
+        return TokenWindows(file, self.config.sequence_length, self._separator)
+
+    @property
+    def _weights(self) -> dict[str, float]:
+        return {name: part.weight for name, part in self.config.parts().items()} or {"": 1.0}
 
     @property
     def _separator(self) -> int | None:
@@ -85,7 +127,7 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """The tokenizer of the corpus."""
+        """The tokenizer of the corpora."""
         return self.prepared.tokenizer
 
     @property
@@ -95,28 +137,39 @@ class LanguageModelingDataModule(ResumableDataModule):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the corpus's content, 64 hexadecimal digits."""
-        return self.prepared.fingerprint
+        """Hash of the corpora's content, 64 hexadecimal digits."""
+        return self._combined([corpus.fingerprint for corpus in self.corpora.values()])
 
     @property
     def num_train_tokens(self) -> int:
         """Number of training tokens."""
-        return self.prepared.train.count
+        used = [corpus.train.count for name, corpus in self.corpora.items() if self._weights[name]]
+        return sum(used)
 
     @property
     def num_validation_tokens(self) -> int:
         """Number of validation tokens."""
-        return self.prepared.validation.count
+        return sum(corpus.validation.count for corpus in self.corpora.values())
 
     @property
     def validation_bytes_per_token(self) -> float:
         """UTF-8 bytes of text per validation token; see :func:`mom.data.token_files.bits_per_byte`."""
-        return self.prepared.validation.bytes_per_token
+        num_bytes = [corpus.validation.num_bytes for corpus in self.corpora.values()]
+        return sum(num_bytes) / max(1, self.num_validation_tokens) if all(num_bytes) else 0.0
+
+    def _combined(self, hashes: list[str]) -> str:
+        """Return the hash of a corpus, or one of all corpora of a mixture and their weights."""
+        if self.config.corpus != "mixture":
+            return hashes[0]
+        parts = [
+            [name, weight, part] for (name, weight), part in zip(self._weights.items(), hashes, strict=True)
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @property
     def key(self) -> str:
-        """Hash of the corpus's text, tokenizer, and split."""
-        return self.prepared.key
+        """Hash of the corpora's text, tokenizer, split, and weights."""
+        return self._combined([corpus.key for corpus in self.corpora.values()])
 
     @property
     def source(self) -> tuple[str, str]:
@@ -148,14 +201,20 @@ class LanguageModelingDataModule(ResumableDataModule):
             windows, sampler=self.training_sampler(len(windows)), drop_last=True, **self._loader_options()
         )
 
-    def val_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
-        """Return a loader of this rank's validation batches, in order; the last may be incomplete.
+    def val_dataloader(
+        self,
+    ) -> DataLoader[dict[str, torch.Tensor]] | list[DataLoader[dict[str, torch.Tensor]]]:
+        """Return a loader of this rank's validation batches, in order, or of a mixture one per corpus.
 
-        Each rank reads every ``world_size``-th window, and all ranks read the same number: a rank with an extra batch
-        would wait for the others forever if the model is sharded. The last ``num_windows % world_size`` windows are
-        skipped.
+        The last batch may be incomplete. Each rank reads every ``world_size``-th window, and all ranks read the same
+        number: a rank with an extra batch would wait for the others forever if the model is sharded. The last
+        ``num_windows % world_size`` windows are skipped.
         """
-        windows = self.validation_windows
+        loaders = [self._validation_loader(corpus) for corpus in self.corpora.values()]
+        return loaders if self.config.corpus == "mixture" else loaders[0]
+
+    def _validation_loader(self, corpus: PreparedCorpus) -> DataLoader[dict[str, torch.Tensor]]:
+        windows = self._windows(corpus.validation)
         rank, world_size = self._ranks
         subset = Subset(windows, range(rank, len(windows) // world_size * world_size, world_size))
         return DataLoader(subset, **self._loader_options())

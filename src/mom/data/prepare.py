@@ -115,6 +115,8 @@ def prepare(config: DataConfig) -> PreparedCorpus:
         UsageError: the corpus or the tokenizer cannot be read, or the cache cannot be written. At most an unfinished
             preparation, which a later call resumes, is left in the cache.
     """
+    if config.corpus == "mixture":
+        raise UsageError("data=mixture is for task=pretrain; choose one of its corpora")
     if config.corpus == "token_files":
         train, validation, file_tokenizer, key = open_token_files(config)
         return PreparedCorpus(train.path.parent, train, validation, file_tokenizer, train.fingerprint, key)

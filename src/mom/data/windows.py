@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,6 +47,37 @@ class TokenWindows(Dataset[dict[str, torch.Tensor]]):
         window = self.file.read(index * self.length, (index + 1) * self.length).astype(np.int64)
         ids = torch.from_numpy(window)  # (T,)
         return {"input_ids": ids, "labels": ids} | _positions(ids, self.separator)
+
+
+class MixedWindows(Dataset[dict[str, torch.Tensor]]):
+    """Windows of several corpora, each with its share.
+
+    An epoch is as short as it can be with every window of every corpus in it, so the corpus with the most windows for
+    its weight is read once and the others repeat. The order is that of the corpora; a sampler shuffles them.
+
+    Args:
+        windows: the windows of each corpus, none empty.
+        weights: their shares, above 0.
+    """
+
+    def __init__(self, windows: Sequence[TokenWindows], weights: Sequence[float]) -> None:
+        self.windows = windows
+        longest = max(len(part) / weight for part, weight in zip(windows, weights, strict=True))
+        counts = [
+            max(len(part), round(longest * weight)) for part, weight in zip(windows, weights, strict=True)
+        ]
+        self.ends = list(itertools.accumulate(counts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Return what :class:`TokenWindows` does."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect.bisect_right(self.ends, index)
+        start = self.ends[part - 1] if part else 0
+        return self.windows[part][(index - start) % len(self.windows[part])]
 
 
 def document_positions(ids: torch.Tensor, separator: int) -> torch.Tensor:

@@ -59,7 +59,9 @@ class ControlModule(LanguageModelingModule):
             output_logits=output_logits,
         )
 
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+    def validation_step(
+        self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
         """Measure one validation batch; return :func:`step_outputs`."""
         output = self.run_model(batch, output_logits=True)
         self._val_loss.update(output.lm_loss, self.count_targets(batch))

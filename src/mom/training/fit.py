@@ -68,7 +68,9 @@ def fit_phase(
         module = ControlModule(**options, buckets=data.control.buckets)
         known = {CHANCE: data.control.chance}
     else:
-        module = LanguageModelingModule(**options, bytes_per_token=data.validation_bytes_per_token)
+        module = LanguageModelingModule(
+            **options, bytes_per_token=data.validation_bytes_per_token, sets=data.validation_sets
+        )
         known = {}
     if resume is None:
         print_table(summary_table(model, data.config.sequence_length))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from mom.data.token_files import bits_per_byte
@@ -26,6 +27,8 @@ class LanguageModelingModule(TrainingModule):
         model: weights to start from; ``None`` initializes new ones.
         bytes_per_token: mean UTF-8 bytes of a validation token; if it is unknown (``None`` or 0),
             ``val/bits_per_byte`` is not logged.
+        sets: names of the validation sets, one per loader, if there are several; the metrics above are those of all
+            sets together, and ``val/<name>/loss`` is that of one.
     """
 
     def __init__(
@@ -34,12 +37,15 @@ class LanguageModelingModule(TrainingModule):
         optimizer: Mapping[str, Any],
         model: MoMForCausalLM | None = None,
         bytes_per_token: float | None = None,
+        sets: Sequence[str] = (),
     ) -> None:
         if model is None:
             model = MoMForCausalLM(MoMConfig.from_dict(dict(model_config)))
         super().__init__(model, optimizer, task_loss="lm_loss")
         self._bytes_per_token = bytes_per_token
         self._val_loss = WeightedMean()
+        self._sets = list(sets)
+        self._set_losses = torch.nn.ModuleList(WeightedMean() for _ in sets)
 
     @property
     def validation_loss(self) -> Tensor:
@@ -66,15 +72,22 @@ class LanguageModelingModule(TrainingModule):
         """Return the number of predicted tokens."""
         return (batch["labels"][:, 1:] != -100).sum()
 
-    def validation_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> dict[str, Any]:
+    def validation_step(
+        self, batch: Mapping[str, Tensor], batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Any]:
         """Measure one validation batch; return :func:`step_outputs`."""
         output = self.run_model(batch)
         self._val_loss.update(output.lm_loss, self.count_targets(batch))
+        if self._set_losses:
+            mean = cast(WeightedMean, self._set_losses[dataloader_idx])
+            mean.update(output.lm_loss, self.count_targets(batch))
         return step_outputs(output, batch)
 
     def on_validation_epoch_start(self) -> None:
-        """Reset the mean."""
+        """Reset the means."""
         self._val_loss.reset()
+        for mean in self._set_losses:
+            cast(WeightedMean, mean).reset()
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the predicted tokens of all ranks."""
@@ -82,6 +95,8 @@ class LanguageModelingModule(TrainingModule):
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         if self._bytes_per_token:
             metrics["val/bits_per_byte"] = bits_per_byte(loss, self._bytes_per_token)
+        for name, mean in zip(self._sets, self._set_losses, strict=True):
+            metrics[f"val/{name}/loss"] = cast(WeightedMean, mean).compute().mean
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
 
 
