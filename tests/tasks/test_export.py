@@ -36,7 +36,7 @@ sys.modules["mom"] = None  # importing it fails
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 folder, out = sys.argv[1:]
 model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
-tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 ids = tokenizer(["module router", "skip"], padding=False)["input_ids"]
 with torch.no_grad():
     logits = [model(input_ids=torch.tensor([row])).logits for row in ids]
@@ -128,7 +128,7 @@ def test_what_is_in_it(tmp_path):
     # Training can start from the folder, and models saved afterwards contain no code.
     again = load_model(folder)
     assert not hasattr(again.config, "auto_map") and not hasattr(again.config, "mom_version")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
     assert tokenizer("module skip")["input_ids"] == small_tokenizer()("module skip")["input_ids"]
 
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from mom.config.composition import CONFIG_NAME
 from mom.config.overrides import without, written_overrides
 from mom.config.request import RunConfig
-from mom.runs.directory import CHECKPOINTS, CONFIG
+from mom.runs.directory import CHECKPOINTS, CONFIG, MODEL_FOLDERS
 from mom.runs.program import command_line, config_dir_flags
 
 IS_JOB = "hydra.mode=RUN"
@@ -72,8 +72,8 @@ def _weights(config: RunConfig) -> Path | None:
     if config.task.name not in _TASKS:
         return None
     folder = Path(config.run_dir)
-    if not config.task.resumes:
-        return folder
+    if config.task.name in MODEL_FOLDERS:
+        return folder / MODEL_FOLDERS[config.task.name]
     found = (folder / CHECKPOINTS / name for name in ("best.ckpt", "last.ckpt"))
     return next((path for path in found if path.is_file()), None)
 

@@ -32,7 +32,7 @@ A {kind} of {size} parameters, trained with `mom` (Mixture-of-Modules, Gong et a
 ```python
 from transformers import {auto}, AutoTokenizer
 
-tokenizer = AutoTokenizer.from_pretrained("{place}")
+tokenizer = AutoTokenizer.from_pretrained("{place}", trust_remote_code=True)
 model = {auto}.from_pretrained("{place}", trust_remote_code=True)
 ```
 

@@ -14,10 +14,10 @@ from mom.interop.card import Provenance, describe_data, model_card
 from mom.interop.export import check_push, export_model, push
 from mom.interop.loading import find_classifier
 from mom.interop.weights import VALIDATED, read_checkpoint
-from mom.runs.directory import RunDirectory, read_request, read_summary
+from mom.runs.directory import MODEL_FOLDERS, RunDirectory, read_request, read_summary
 from mom.training.checkpoint import BEST, LAST
 
-FOLDER = "export"
+FOLDER = MODEL_FOLDERS["export"]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from mom.errors import UsageError
 from mom.interop import UpcyclingPlan, load_model, upcycle
 from mom.interop.export import write_folder
 from mom.interop.upcycling import build_plan
-from mom.runs.directory import RunDirectory
+from mom.runs.directory import MODEL_FOLDERS, RunDirectory
 
-FOLDER = "model"
+FOLDER = MODEL_FOLDERS["upcycle"]
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
