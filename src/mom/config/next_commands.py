@@ -60,6 +60,8 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
     for task in _TASKS[config.task.name]:
         if task == "generate" and not reads_text:
             continue
+        if task in _READ_DATA and getattr(config.data, "mixture", None):  # these take one corpus
+            continue
         if task in _READ_DATA:
             yield command_line([f"task={task}", *given, *_data(composed), *config_dir_flags()])
         else:
