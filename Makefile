@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test stress transformers-tests format lint check docs bench dashboard clean
+.PHONY: help install demo test stress transformers-tests format lint check docs bench bench-gpu dashboard clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ docs: install ## Build the documentation into site/, warnings being errors (ARGS
 
 bench: install ## Time models against GPT-2, a dense stack, and a matmul (ARGS="--size small")
 	$(BIN)/python -m benchmarks.bench $(ARGS)
+
+bench-gpu: install ## Measure a GPU, in ten minutes, and write the table of docs/performance.md
+	$(BIN)/python -m benchmarks.gpu $(ARGS)
 
 dashboard: install ## Make a workspace at Weights & Biases (ARGS="task.project=mom"); offline, its file
 	$(BIN)/python run.py task=dashboard $(ARGS)

@@ -31,6 +31,8 @@ STUDY_FILES = sorted(
     path.relative_to(STUDIES) for path in STUDIES.rglob("*.yaml") if path.parent.name != "shared"
 )
 NEEDED = {
+    "cluster/a100x64": ["task=cost"],
+    "cluster/h100x8": ["task=cost"],
     "data/glue": ["task=finetune", "init=some.ckpt"],
     "data/xsum": ["task=finetune", "init=some.ckpt"],
     "data/text_to_text": ["task=finetune", "init=some.ckpt", "data.path=pairs.csv"],

@@ -26,6 +26,7 @@ from mom.config.composition import (
     CONFIG_NAME,
     added_config_dir,
     explain,
+    help_text,
     is_composition_error,
     prepare_composition,
 )
@@ -56,6 +57,9 @@ def main(config_dir: Path) -> int:
         overrides = _parse_overrides()
         debug = "debug=true" in (override.lower() for override in overrides)
         prepare_composition(config_dir, overrides)
+        if {"-h", "--help"} & set(sys.argv[1:]):
+            print(help_text(config_dir, overrides))
+            return SUCCEEDED
         hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt as error:
         return exit_code(_signal_of(error) or signal.SIGINT)

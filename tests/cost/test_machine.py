@@ -10,6 +10,7 @@ import typing
 import pytest
 import torch
 from lightning.fabric.connector import _convert_precision_to_unified_args
+from lightning.fabric.utilities import throughput
 
 from mom.config.training import Precision
 from mom.cost import machine as measurement
@@ -46,7 +47,7 @@ def test_an_unknown_device_is_measured(monkeypatch):
     rate, source = peak_flops(torch.device("cpu"), torch.float32)
     assert rate == matmul_rate("cpu", torch.float32) > 1e8
     assert source == "measured with a matmul"
-    monkeypatch.setattr(measurement, "get_available_flops", lambda device, dtype: 5)
+    monkeypatch.setattr(throughput, "get_available_flops", lambda device, dtype: 5)
     assert peak_flops(torch.device("cuda"), torch.bfloat16) == (5.0, "manufacturer's figure")
 
 

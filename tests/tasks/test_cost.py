@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
 
 from mom.cli import main
 from mom.config import bind
@@ -28,13 +29,13 @@ ROOT = Path(__file__).resolve().parents[2]
 def measure_cost(
     folder: Path, task: dict[str, Any] | None = None, **groups: Any
 ) -> tuple[dict[str, Any], dict]:
-    """Run the task, by default without measuring memory; return the summary and ``cost.json``."""
+    """Run the task, return the summary and ``cost.json``."""
     groups = {
         "model": SMALL_MODEL,
         "router": {"router": "gru", "router_dim": 8},
         "data": {"sequence_length": 16, "batch_size": 2, "tokenizer_vocab_size": 300},
     } | groups
-    whole = request(folder, {"name": "cost", "measure_memory": False, **(task or {})}, **groups)
+    whole = request(folder, {"name": "cost", **(task or {})}, **groups)
     config = bind(whole)
     run = RunDirectory(config.run_dir)
     return cost.run(config, run), json.loads((run.path / "cost.json").read_text())
@@ -50,7 +51,9 @@ def test_numbers_of_a_configuration(tmp_path, capsys):
     assert "flops/forward_actual" not in summary and "memory/training" not in summary
     assert file["models"]["model"].items() <= summary.items()
     out = capsys.readouterr().out
-    assert "sequences of 16 tokens" in out and f"{summary['parameters']:,}" in out
+    assert "2 × 16 tokens" in out and f"{summary['parameters']:,}" in out
+    parts = ("parameters", "optimizer", "gradients", "activations")
+    assert summary["training/total"] == sum(summary[f"training/{part}"] for part in parts)
 
 
 PARTS = ("blocks", "modules", "attention", "routers", "head")
@@ -98,7 +101,7 @@ def test_several_models_by_name_on_the_command_line(tmp_path, monkeypatch, capsy
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
     line = ["task=cost", "models=[gpt2_small,mom_small]", "model.vocab_size=50257", "run_dir=costs"]
-    line += ["task.measure_memory=false", "data.sequence_length=128"]
+    line += ["data.sequence_length=128"]
     monkeypatch.setattr("sys.argv", ["run.py", *line])
     try:
         assert main(ROOT / "conf") == 0
@@ -129,24 +132,46 @@ def on_the_line(tmp_path, monkeypatch, *overrides: str) -> int:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     monkeypatch.setenv("HF_HUB_VERBOSITY", "error")
-    monkeypatch.setattr("sys.argv", ["run.py", "task=cost", "task.measure_memory=false", *overrides])
+    monkeypatch.setattr("sys.argv", ["run.py", "task=cost", *overrides])
     try:
         return main(ROOT / "conf")
     finally:
         GlobalHydra.instance().clear()
 
 
-def test_a_table_of_many_models_is_not_cut(tmp_path, monkeypatch, capsys):
-    names = ["gpt2_tiny", "mom_tiny", "layer_skip", "early_exit", "mixture_of_depths", "moe", "universal"]
-    line = [f"models=[{','.join(names)}]", "router=linear", "run_dir=costs"]
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["gpt2_tiny", "mom_tiny", "mixture_of_depths", "universal"],
+        ["gpt2_tiny", "mixture_of_depths"],
+    ],
+)
+def test_numbers_do_not_break_at_80_columns(names, tmp_path, monkeypatch, capsys):
+    planned = len(names) == 2
+    line = [f"models=[{','.join(names)}]", "router=linear", "run_dir=costs", "model.vocab_size=50257"]
+    line += ["cluster=h100x8", "task.num_tokens=1e9"] if planned else []
+
+    def narrow(width: int | None = None) -> Console:
+        return Console(width=80, force_terminal=True, color_system=None, markup=False)
+
+    monkeypatch.setattr("mom.console.standard_output", narrow)
     assert on_the_line(tmp_path, monkeypatch, *line) == 0
 
     out = capsys.readouterr().out
     summary = json.loads((tmp_path / "costs/summary.json").read_text())
-    (row,) = [line for line in out.splitlines() if "forward pass without SKIP (GFLOP/sequence)" in line]
+    assert max(map(len, out.splitlines()[:-1])) <= 80 and "…" not in out
+    words = out.split()
     for name in names:
-        assert name in out and f"{summary[f'{name}/parameters']:,}" in out
-        assert f"{summary[f'{name}/flops/forward'] / 1e9:.3f}" in row
+        assert f"{summary[f'{name}/parameters']:,}" in words
+        assert words.count(name) >= 4  # a row in each table; only a name may go on in another line
+        if planned:
+            rate = summary[f"{name}/plan/ddp/tokens"] / summary[f"{name}/plan/ddp/step"]
+            assert f"{rate:,.0f}" in words
+
+
+def test_a_plan_requires_its_task(tmp_path, monkeypatch, capsys):
+    assert on_the_line(tmp_path, monkeypatch, "task=prepare", "cluster=h100x8") == 2
+    assert "cluster requires task=cost, which plans for it, got task=prepare" in capsys.readouterr().err
 
 
 def test_options_of_the_model_apply_to_every_model_by_name(tmp_path, monkeypatch):

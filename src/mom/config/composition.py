@@ -41,6 +41,17 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
         return compose(CONFIG_NAME, overrides=list(overrides))
 
 
+def help_text(config_dir: Path, overrides: Sequence[str]) -> str:
+    """Return the help that ``--help`` prints; Hydra's own way to it lists all groups, which takes a second.
+
+    Raises:
+        HydraException: if the overrides are invalid; :func:`explain` converts it.
+    """
+    with initialize_config_dir(str(config_dir), version_base="1.3"):
+        config = compose(CONFIG_NAME, overrides=list(overrides), return_hydra_config=True)
+    return str(config.hydra.help.template)
+
+
 def prepare_composition(config_dir: Path, overrides: Sequence[str]) -> None:
     """Import the plugins named on the command line and store the parts of the configuration that have no file."""
     load_plugins(plugins_in(overrides))

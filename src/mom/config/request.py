@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.checks import conform, in_range, unknown_option
+from mom.config.cluster import ClusterConfig
 from mom.config.data import DataConfig, DataSection, data_section
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.model import check_model, check_options, invalid_model
@@ -38,6 +40,7 @@ _GROUPS = (
     "logger",
     "launcher",
     "search",
+    "cluster",
 )
 _TOP_LEVEL: Mapping[str, Any] = {
     OPTION: list[str],
@@ -69,6 +72,7 @@ class RunConfig:
         logger: loggers by name.
         launcher: how the jobs of a sweep are started.
         search: how the trials of a search are sampled; None if this is not a search.
+        cluster: the devices to plan for; None if ``task=cost`` makes no plan.
         plugins: modules to import, which register routers and module kinds.
         seed: random seed.
         init: weights to start from: a checkpoint, an exported folder, or a Hub id.
@@ -92,6 +96,7 @@ class RunConfig:
     logger: dict[str, NodeConfig]
     launcher: LauncherConfig
     search: SearchConfig | None
+    cluster: ClusterConfig | None
     plugins: list[str]
     seed: int
     init: str | None
@@ -216,6 +221,7 @@ def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
         logger=_nodes("logger", groups["logger"]),
         launcher=launcher_section(groups["launcher"]),
         search=SearchConfig.from_mapping(groups["search"]) if groups["search"] else None,
+        cluster=_cluster(task, groups["cluster"]),
         **{**top, "run_dir": choose_run_dir(task.name, top["run_dir"], top["name"])},
     )
 
@@ -239,6 +245,23 @@ def _group(plain: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return the options of a group; a group that is missing or null has none."""
     options = plain.get(name)
     return {} if options is None else {str(key): value for key, value in conform(name, options, dict).items()}
+
+
+def _cluster(task: TaskConfig, options: Mapping[str, Any]) -> ClusterConfig | None:
+    """Return the cluster to plan for, None without options."""
+    if not options:
+        return None
+    if not task.plans:
+        raise UsageError(f"cluster requires task=cost, which plans for it, got task={task.name}")
+    missing = [field.name for field in dataclasses.fields(ClusterConfig) if _is_required(field)]
+    for name in missing:
+        if name not in options:
+            raise UsageError(f"cluster requires cluster.{name}")
+    return ClusterConfig.from_mapping(options)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
 def _check_weights(task: TaskConfig, top: Mapping[str, Any]) -> None:

@@ -77,6 +77,8 @@ class TaskConfig(Section):
     keeps_record: ClassVar[bool] = True
     # Kinds of data that the task supports; empty if it reads no data.
     data_kinds: ClassVar[tuple[str, ...]] = ()
+    # Whether the task reads the cluster group.
+    plans: ClassVar[bool] = False
     # Options that may be given on the command line without the prefix ``task.``.
     top_level: ClassVar[tuple[str, ...]] = ()
     # Whether the task requires ``init``, and whether it supports ``ckpt`` and ``resume``.

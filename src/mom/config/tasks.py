@@ -229,7 +229,9 @@ class CostConfig(TaskConfig):
             model, or the model in ``init``.
         routed_on: tokens for which to count the modules used by the model in ``init``: a few batches of random
             tokens, which require no data, or validation text.
-        measure_memory: also run a forward pass and a training step of each model to measure peak memory.
+        measure_memory: also run a forward pass and a training step of each model to measure peak memory, which
+            takes as long as they do.
+        num_tokens: tokens to train on in a plan for a ``cluster``; None is ``trainer.max_steps`` steps.
         budget: find the largest variant of the chosen model that costs no more than ``reference_model`` in
             ``params``, ``flops`` of a forward pass, or ``memory`` of a forward pass.
         reference_model: name in the model group that sets the budget.
@@ -238,12 +240,16 @@ class CostConfig(TaskConfig):
     """
 
     builds_model: ClassVar[bool] = True
+    # Nothing is trained: neither callbacks nor loggers are built, and the devices may be those of a cluster.
+    computes: ClassVar[bool] = False
+    plans: ClassVar[bool] = True
     top_level: ClassVar[tuple[str, ...]] = ("models", "budget", "reference_model")
 
     name: Literal["cost"] = "cost"
     models: list[str] | None = None
     routed_on: Literal["random", "validation"] = "random"
-    measure_memory: bool = True
+    measure_memory: bool = False
+    num_tokens: float | None = None
     budget: Literal["params", "flops", "memory"] | None = None
     reference_model: str | None = None
     solve_for: Literal["modules", "top_k", "rounds"] | None = None
@@ -257,6 +263,7 @@ class CostConfig(TaskConfig):
             raise UsageError("models cannot be combined with budget, which varies the chosen model")
         if self.solve_for is not None and self.budget is None:
             raise UsageError("task.solve_for requires budget: one of params, flops, memory")
+        self._range("num_tokens", gt=0)
         _check_distinct("models", self.models)
 
     def takes_chosen_model(self) -> bool:

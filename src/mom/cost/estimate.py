@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from mom.cost.machine import matmul_dtype, weight_dtype
+from mom.cost.trace import trace_step
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.layout import PoolLayout
 from mom.model.pools import PoolKind
@@ -248,7 +249,11 @@ def _columns(config: MoMConfig, layout: PoolLayout) -> int:
 
 
 def static_costs(
-    config: MoMConfig, length: int, precision: str | int = "32-true", batch_size: int = 1
+    config: MoMConfig,
+    length: int,
+    precision: str | int = "32-true",
+    batch_size: int = 1,
+    checkpointing: bool = False,
 ) -> dict[str, float]:
     """Return every cost that follows from a configuration; FLOPs are those of a forward pass over one sequence.
 
@@ -256,7 +261,8 @@ def static_costs(
         config: the model's configuration.
         length: T, tokens in the sequence.
         precision: ``trainer.precision``, which sets the dtypes of parameters, activations, keys and values.
-        batch_size: B, sequences of the forward pass whose memory is estimated.
+        batch_size: B, sequences of the forward pass and the training step whose memory is estimated.
+        checkpointing: ``trainer.activation_checkpointing``.
     """
     flops = flops_per_token(config, length)
     parts = {name: getattr(flops, name) for name in ("blocks", "modules", "attention", "routers", "head")}
@@ -272,4 +278,22 @@ def static_costs(
         "kv_cache/bytes_per_token": kv_cache_bytes_per_token(config, size),
         "forward/total": memory.total,
         **{f"forward/{part}": getattr(memory, part) for part in ("parameters", "cache", "activations")},
+        **_training_memory(config, batch_size, length, precision, checkpointing),
+    }
+
+
+def _training_memory(
+    config: MoMConfig, batch_size: int, length: int, precision: str | int, checkpointing: bool
+) -> dict[str, float]:
+    """Return the bytes of a training step with AdamW at its peak, and their parts."""
+    step = trace_step(config, batch_size, length, precision, checkpointing=checkpointing)
+    parameters = num_parameters(config) * weight_dtype(precision).itemsize
+    parts = {
+        "parameters": parameters,
+        "optimizer": 2 * parameters,
+        "gradients": step.gradients_at_peak,
+        "activations": step.activations_at_peak,
+    }
+    return {"training/total": sum(parts.values())} | {
+        f"training/{name}": part for name, part in parts.items()
     }

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from lightning.fabric.utilities.throughput import get_available_flops
 from torch.profiler import ProfilerActivity, profile
 
 # Parameters of glibc's mallopt (malloc.h).
@@ -48,6 +47,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         FLOP/s, and ``"manufacturer's figure"`` or ``"measured with a matmul"``.
     """
     if device.type in ("cuda", "xla"):
+        from lightning.fabric.utilities.throughput import (
+            get_available_flops,
+        )  # Lightning takes a second to import
+
         known = get_available_flops(device, dtype)
         if known is not None:
             return float(known), "manufacturer's figure"

@@ -139,7 +139,6 @@ _LABELS: Mapping[str, Label] = {
     CHANCE: Label("chance", "{:.3f}"),
     "parameters": Label("parameters", "{:,.0f}"),
     "parameters/active": Label("parameters used per token (at most)", "{:,.0f}"),
-    "vocab_size": Label("vocabulary", "{:,.0f}"),
     "data/tokens": Label("tokens recorded", "{:,.0f}"),
     "depth/graph": Label(
         "graph depth (blocks)", "{:.0f}", meaning="bottom + top + anchors + stages × rounds"
@@ -158,22 +157,7 @@ _LABELS: Mapping[str, Label] = {
     "flops/forward_actual": Label(
         "forward pass as routed (GFLOP/sequence)", "{:,.3f}", _GIGA, "only the modules that were used"
     ),
-    "flops/blocks": Label("plain blocks", "{:,.3f}", _GIGA),
-    "flops/modules": Label("modules", "{:,.3f}", _GIGA),
-    "flops/attention": Label("attention scores and sums", "{:,.3f}", _GIGA),
-    "flops/routers": Label("routers", "{:,.3f}", _GIGA),
-    "flops/head": Label("output head", "{:,.3f}", _GIGA),
-    "kv_cache/bytes_per_token": Label("KV cache (bytes/token)", "{:,.0f}"),
     "forward/total": Label("forward pass with a cache, computed (MiB)", "{:,.1f}", _MIB),
-    "forward/parameters": Label("parameters", "{:,.1f}", _MIB),
-    "forward/cache": Label("cache", "{:,.1f}", _MIB),
-    "forward/activations": Label("largest activations, computed", "{:,.1f}", _MIB),
-    "memory/forward_activations": Label("activations, measured", "{:,.1f}", _MIB),
-    "memory/forward": Label("peak of a forward pass (MiB)", "{:,.1f}", _MIB),
-    "memory/training": Label("peak of a training step (MiB)", "{:,.1f}", _MIB),
-    "memory/parameters": Label("parameters", "{:,.1f}", _MIB),
-    "memory/optimizer": Label("optimizer state", "{:,.1f}", _MIB),
-    "memory/working": Label("gradients, activations, buffers", "{:,.1f}", _MIB),
     "removal/droppable": Label(
         "removable modules", "{:.0f}", meaning="removed greedily, without training; see the table of modules"
     ),

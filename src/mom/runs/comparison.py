@@ -24,6 +24,7 @@ NOT_OPTIONS = (
     "logger",
     "launcher",
     "search",
+    "cluster",
     "data.cache_dir",
     "data.num_processes",
     "data.num_workers",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO
@@ -15,11 +17,14 @@ from mom.runs.directory import STATUS, RunDirectory, has_recorded_end, holds_che
 from mom.runs.lock import hold
 from mom.runs.program import config_dir_flags, restart
 from mom.sweeps.jobs import Job
+from mom.sweeps.worker import ForkedProcess
 
 OUTPUT = "output.txt"
 """File in a job's run directory with the output of its process."""
 
 _POLL_SECONDS = 0.1
+
+Process = subprocess.Popen[bytes] | ForkedProcess
 
 
 @dataclasses.dataclass
@@ -99,11 +104,16 @@ def _overrides(job: Job) -> list[str]:
     return overrides
 
 
-def _start(
-    job: Job, line: list[str], output: IO[bytes] | None, kept_open: tuple[int, ...] = ()
-) -> subprocess.Popen[bytes]:
-    """Start the job's process, writing its output to a file; ``None`` is that of this process."""
+def _start(job: Job, line: list[str], output: IO[bytes] | None, kept_open: tuple[int, ...] = ()) -> Process:
+    """Start the job's process, writing its output to a file; ``None`` is that of this process.
+
+    A Python program is forked from a process that has imported the libraries, anything else is started afresh.
+    """
     devices = {} if job.devices is None else {"CUDA_VISIBLE_DEVICES": job.devices}
+    is_program = line[0] == sys.executable and (line[1] == "-m" or Path(line[1]).is_file())
+    if output is not None and is_program and "forkserver" in multiprocessing.get_all_start_methods():
+        imports = [f"mom.tasks.{job.config['task']['name']}"] if "task" in job.config else []
+        return ForkedProcess(line[1:], output.fileno(), os.environ | devices, kept_open, imports)
     return subprocess.Popen(
         line,
         stdin=subprocess.DEVNULL,
@@ -115,13 +125,13 @@ def _start(
     )
 
 
-def _wait(process: subprocess.Popen[bytes], stop: Stop) -> int:
+def _wait(process: Process, stop: Stop) -> int:
     """Wait for the process, forwarding requests to stop; return its exit code (negative: the signal)."""
     forwarded = 0
     while True:
         try:
             return process.wait(_POLL_SECONDS)
-        except subprocess.TimeoutExpired:
+        except (subprocess.TimeoutExpired, TimeoutError):
             if stop.requests > forwarded:
                 forwarded += 1
                 process.terminate() if forwarded < 3 else process.kill()

@@ -12,55 +12,32 @@ from hydra import compose
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
+from rich.table import Table
 from torch.utils.data import DataLoader
 
 from mom.config import CostConfig, DataConfig, RunConfig
+from mom.config.cluster import ClusterConfig
 from mom.config.composition import CONFIG_NAME
 from mom.config.model import invalid_model
-from mom.console import build_table, metrics_table, print_line, print_table
+from mom.console import announce, build_table, print_line, print_table
 from mom.cost.budget import DEFAULT_FIELD, LIMIT, costs, options_of, solve, with_value
 from mom.cost.estimate import Usage, flops_per_token, measured_usage, static_costs
 from mom.cost.machine import matmul_dtype, weight_dtype
 from mom.cost.memory import measure_in_processes
+from mom.cost.plan import Plan, Planner
+from mom.cost.report import cost_tables, plan_tables
 from mom.data.prepare import prepare
 from mom.data.tokenizer import find_tokenizer
 from mom.data.windows import TokenWindows
 from mom.errors import UsageError, unknown_choice
 from mom.interop import load_model
-from mom.metrics.names import label, metric_rows, pools_in
+from mom.metrics.names import label
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_json_atomic
 from mom.training.optimizer import build_optimizer
 
 FILE = "cost.json"
-
-ROWS = (
-    "parameters",
-    "parameters/active",
-    "vocab_size",
-    "depth/graph",
-    "flops/forward",
-    "  flops/blocks",
-    "  flops/modules",
-    "  flops/attention",
-    "  flops/routers",
-    "  flops/head",
-    "flops/forward_actual",
-    "usage",
-    "kv_cache/bytes_per_token",
-    "forward/total",
-    "  forward/parameters",
-    "  forward/cache",
-    "  forward/activations",
-    "  memory/forward_activations",
-    "memory/forward",
-    "memory/training",
-    "  memory/parameters",
-    "  memory/optimizer",
-    "  memory/working",
-)
-"""Metrics in the order of the table; ``usage`` becomes a row per pool."""
 
 
 def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
@@ -91,8 +68,11 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
             )
     if task.budget is not None:
         return _within_budget(config, task, run)
+    trainer, batch_size = config.trainer, config.data.batch_size
     columns = {
-        name: static_costs(model_config, length, config.trainer.precision, config.data.batch_size)
+        name: static_costs(
+            model_config, length, trainer.precision, batch_size, trainer.activation_checkpointing
+        )
         for name, model_config in configs.items()
     }
     if weights is not None:
@@ -103,8 +83,13 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         }
     device = "cuda" if config.trainer.accelerator != "cpu" and torch.cuda.is_available() else "cpu"
     if task.measure_memory:
-        for name, model_config in configs.items():
+        for number, (name, model_config) in enumerate(configs.items(), 1):
+            announce(f"measuring the memory of {name}, model {number} of {len(configs)}")
             columns[name] |= measure_in_processes(model_config, config, device, build_optimizer)
+    plans = {} if config.cluster is None else _plans(config, config.cluster, task, configs)
+    for (name, strategy), plan in plans.items():
+        numbers = {**dataclasses.asdict(plan), "memory": plan.memory, "step": plan.step}
+        columns[name] |= {f"plan/{strategy}/{key}": value for key, value in numbers.items()}
     settings = {
         "sequence_length": length,
         "batch_size": config.data.batch_size,
@@ -112,7 +97,17 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         "device": device,
         "routed_on": task.routed_on if weights is not None else None,
     }
-    _print(columns, settings, run.path / FILE)
+    tables = cost_tables(
+        columns,
+        length=length,
+        batch_size=batch_size,
+        precision=str(trainer.precision),
+        device=device,
+    )
+    if config.cluster is not None:
+        num = config.cluster.num_devices
+        tables += plan_tables(plans, f"{num} of them × {batch_size} × {length} tokens, {trainer.precision}")
+    _print(tables, settings, run.path / FILE)
     if run.writes:
         write_json_atomic(run.path / FILE, {"settings": settings, "models": columns})
     if len(columns) == 1:
@@ -260,15 +255,30 @@ def _validation_batches(config: RunConfig) -> list[torch.Tensor]:
     return [batch["input_ids"] for batch, _ in zip(loader, range(4), strict=False)]
 
 
-def _print(columns: dict[str, dict[str, float]], settings: dict[str, Any], path: Path) -> None:
-    title = (
-        f"Cost; sequences of {settings['sequence_length']} tokens, memory at {settings['batch_size']} of them, "
-        f"{settings['precision']} on {settings['device']}"
-    )
-    caption = {
-        "random": "As routed: the modules that init uses for random tokens.",
-        "validation": "As routed: the modules that init uses for validation text.",
-    }.get(settings["routed_on"])
-    usage = [f"usage/{pool}" for pool in pools_in(columns.values(), "usage")]
-    names = [name for row in ROWS for name in (usage if row == "usage" else [row])]
-    print_table(metrics_table(columns, metric_rows(names), title, caption), directory=path)
+def _plans(
+    config: RunConfig, cluster: ClusterConfig, task: CostConfig, configs: dict[str, MoMConfig]
+) -> dict[tuple[str, str], Plan]:
+    """Return the plan for each model and strategy on the cluster."""
+    return {
+        (name, strategy): plan
+        for name, model_config in configs.items()
+        for strategy, plan in Planner(
+            model_config,
+            cluster,
+            config.data.batch_size,
+            config.data.sequence_length,
+            config.trainer,
+            task.num_tokens,
+        )
+        .plans()
+        .items()
+    }
+
+
+def _print(tables: list[Table], settings: dict[str, Any], path: Path) -> None:
+    for table in tables:
+        print_table(table)
+    if settings["routed_on"] is not None:
+        text = {"random": "random tokens", "validation": "validation text"}[settings["routed_on"]]
+        print_line(f"As routed: the modules that init uses for {text}.")
+    print_line(f"Written to {path}")

@@ -1,0 +1,337 @@
+"""Trace a training step without computing it: the tensors that it keeps, its peak memory, and its operations.
+
+The model runs on PyTorch's fake tensors, which have shapes but no data, so the trace follows whatever the model does.
+A deep model is traced at two small depths, from which memory and operations follow exactly, because its blocks are
+alike and so are its rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
+
+from mom.cost.machine import is_mixed, matmul_dtype, weight_dtype
+from mom.model import MoMConfig, MoMForCausalLM, cross_entropy, dispatch
+from mom.model.assembly import RoutedPool, Stage
+from mom.model.blocks import Block
+from mom.model.pools.rows import Folded
+
+TRACED_BLOCKS, TRACED_ROUNDS = 2, 2
+"""Plain bottom blocks and rounds that are traced of a deeper model; one more of each gives the growth."""
+
+
+class Operation(NamedTuple):
+    """An operation of a step.
+
+    Attributes:
+        flops: FLOPs of its matmuls.
+        bytes: bytes that it reads and writes.
+        backward: whether it is one of the backward pass.
+        grouped: whether it is one of several matmuls, for a module each, that a GPU runs as one.
+    """
+
+    flops: float
+    bytes: float
+    backward: bool
+    grouped: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StepTrace:
+    """A training step's memory in bytes, and its operations.
+
+    Attributes:
+        gradients: the gradients of all parameters.
+        kept: tensors that the forward pass keeps for the backward pass.
+        peak: the most that gradients, kept tensors and buffers take at a time.
+        gradients_at_peak: the gradients that exist at the peak.
+        groups: operations, each group with how often it occurs.
+    """
+
+    gradients: float
+    kept: float
+    peak: float
+    gradients_at_peak: float
+    groups: tuple[tuple[float, tuple[Operation, ...]], ...]
+
+    @property
+    def activations_at_peak(self) -> float:
+        """Kept tensors and buffers at the peak."""
+        return self.peak - self.gradients_at_peak
+
+    def total(self, seconds: Callable[[Operation], float]) -> float:
+        """Sum a function of the operations over the step."""
+        return sum(times * sum(map(seconds, operations)) for times, operations in self.groups)
+
+
+def trace_step(
+    config: MoMConfig, batch_size: int, length: int, precision: str | int, *, checkpointing: bool = False
+) -> StepTrace:
+    """Trace the forward and backward pass of a training step; a later call with the same arguments is free.
+
+    Args:
+        config: the model's configuration.
+        batch_size: B, sequences.
+        length: T, tokens of a sequence.
+        precision: ``trainer.precision``.
+        checkpointing: ``trainer.activation_checkpointing``.
+    """
+
+    fields = json.dumps(config.to_dict(), sort_keys=True, default=str)
+    key = fields, batch_size, length, str(precision), checkpointing
+    if key not in _traces:
+        _traces[key] = _extrapolated(config, batch_size, length, precision, checkpointing)
+    return _traces[key]
+
+
+_traces: dict[tuple[Any, ...], StepTrace] = {}
+
+
+def _extrapolated(
+    config: MoMConfig, batch_size: int, length: int, precision: str | int, checkpointing: bool
+) -> StepTrace:
+    """Trace a step, or two of shallower models."""
+
+    def traced(**changes: int) -> _Trace:
+        changed = config if not changes else MoMConfig.from_dict({**config.to_dict(), **changes})
+        return _trace(changed, config.num_rounds, batch_size, length, precision, checkpointing)
+
+    least = {"num_bottom_blocks": TRACED_BLOCKS, "num_rounds": TRACED_ROUNDS if config.num_stages else 0}
+    counts = {name: getattr(config, name) for name in least}
+    deep = {name: least[name] for name in least if counts[name] > least[name] + 1 and least[name]}
+    try:
+        base = traced(**deep)
+        grown = {name: traced(**{**deep, name: count + 1}) for name, count in deep.items()}
+    except ValueError:  # an option that depends on the depth
+        base, grown = traced(), {}
+    more = {name: counts[name] - deep[name] for name in grown}
+    segments = [
+        peak + sum(more[name] * (trace.aligned(base)[i] - peak) for name, trace in grown.items())
+        for i, peak in enumerate(base.segments)
+    ]
+    at_peak = max(range(len(segments)), key=segments.__getitem__)
+
+    def extrapolated(value: Callable[[_Trace], float]) -> float:
+        return value(base) + sum(more[name] * (value(trace) - value(base)) for name, trace in grown.items())
+
+    groups = [(1.0 - sum(more.values()), tuple(base.operations))]
+    groups += [(float(more[name]), tuple(trace.operations)) for name, trace in grown.items()]
+    return StepTrace(
+        gradients=extrapolated(lambda trace: trace.gradients),
+        kept=extrapolated(lambda trace: trace.kept),
+        peak=segments[at_peak],
+        gradients_at_peak=extrapolated(lambda trace: trace.aligned_gradients(base)[at_peak]),
+        groups=tuple(groups),
+    )
+
+
+@dataclasses.dataclass
+class _Trace:
+    """A traced step.
+
+    Attributes:
+        gradients: bytes of all gradients.
+        kept: bytes that are alive at the end of the forward pass.
+        segments: the most bytes alive in the forward pass with the head, and then in the backward pass of each block
+            and stage, the last first.
+        gradient_bytes: for each segment, the gradients that exist at its peak.
+        operations: all operations.
+    """
+
+    gradients: float
+    kept: float
+    segments: list[float]
+    gradient_bytes: list[float]
+    operations: list[Operation]
+
+    def aligned(self, base: _Trace) -> list[float]:
+        return _without_middle(self.segments, len(base.segments))
+
+    def aligned_gradients(self, base: _Trace) -> list[float]:
+        return _without_middle(self.gradient_bytes, len(base.segments))
+
+
+def _without_middle(values: list[float], count: int) -> list[float]:
+    """Omit the second of the bottom blocks, which come last, if there is a segment more than ``count``."""
+    return values if len(values) == count else [*values[:-2], values[-1]]
+
+
+class _Recorder(TorchDispatchMode):
+    """Follows the allocations, the releases and the operations of fake tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = 0.0
+        self.segments: list[float] = [0.0]
+        self.peak_numbers = [0]
+        self.operations: list[Operation] = []
+        self.backward = False
+        self.numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+        self._next = itertools.count(1)
+
+    def add(self, tensor: Tensor, size: int | None = None) -> None:
+        """Count a tensor's memory once; tensors that exist before the step count 0."""
+        storage = tensor.untyped_storage()
+        if storage in self.numbers:
+            return
+        size = storage.nbytes() if size is None else size
+        self.numbers[storage] = next(self._next)
+        self.live += size
+        weakref.finalize(storage, self._release, size)
+        if self.live > self.segments[-1]:
+            self.segments[-1], self.peak_numbers[-1] = self.live, self.numbers[storage]
+
+    def _release(self, size: int) -> None:
+        self.live -= size
+
+    def begin_segment(self, *_: object) -> None:
+        """Start the backward pass of another block or stage."""
+        self.segments.append(self.live)
+        self.peak_numbers.append(next(self._next))
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func.namespace == "prim":
+            return out
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        for tensor in inputs:
+            self.add(tensor, 0)
+        known = {tensor.untyped_storage()._cdata for tensor in inputs}
+        new = [tensor for tensor in outputs if tensor.untyped_storage()._cdata not in known]
+        for tensor in new:
+            self.add(tensor)
+        if new or func._schema.is_mutable:
+            moved = sum(_num_bytes(tensor) for tensor in (*inputs, *outputs))
+            flops = _flops(func, args, kwargs or {}, out)
+            grouped = func in (torch.ops.aten.addmm.out, torch.ops.aten.mm.out)
+            self.operations.append(Operation(flops, moved, self.backward, grouped))
+        return out
+
+
+def _num_bytes(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's distinct elements."""
+    distinct = (size for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if stride)
+    return math.prod(distinct) * tensor.element_size()
+
+
+def _flops(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> float:
+    """Return the FLOPs of an operation's matmuls, 0 if it has none; no row counts as SKIP."""
+    packet, aten = func.overloadpacket, torch.ops.aten
+    if packet is aten.addmm_:
+        packet = aten.addmm
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu:
+        return sdpa_flop_count(*(tensor.shape for tensor in args[:3])) * _causal(args, kwargs, 4)
+    if packet is aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        return sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])) * _causal(args, kwargs, 7)
+    if packet not in flop_registry:
+        return 0.0
+    return float(flop_registry[packet](*args, **kwargs, out_val=out))
+
+
+def _causal(args: tuple[Any, ...], kwargs: dict[str, Any], position: int) -> float:
+    """Return the fraction of the scores that an attention computes."""
+    is_causal = args[position] if len(args) > position else kwargs.get("is_causal", False)
+    return 0.5 if is_causal else 1.0
+
+
+def _trace(
+    config: MoMConfig,
+    num_rounds: int,
+    batch_size: int,
+    length: int,
+    precision: str | int,
+    checkpointing: bool,
+) -> _Trace:
+    """Trace a step, in which pools fold their norms as in a model of ``num_rounds`` rounds."""
+    mixed, dtype = is_mixed(precision), matmul_dtype(precision)
+    recorder = _Recorder()
+    with FakeTensorMode(), torch.device("cpu"), _default_dtype(weight_dtype(precision)):
+        model = MoMForCausalLM(config).train()
+        for part in model.modules():
+            if isinstance(part, RoutedPool) and num_rounds != config.num_rounds:
+                part.fold = partial(_fold, part.fold, num_rounds / config.num_rounds)  # type: ignore[method-assign]
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        ids = torch.zeros(batch_size, length, dtype=torch.int64)
+        for tensor in (*model.parameters(), *model.buffers(), ids):
+            recorder.add(tensor, 0)
+        # The head's weight is a plain parameter, although a fake one.
+        plain_head = mock.patch.object(cross_entropy, "_is_plain_linear", return_value=True)
+        # Fake tensors have no values, so nobody knows how many rows a module has.
+        even = mock.patch.object(dispatch, "_sizes", _even_sizes)
+        with _segments(model, recorder), plain_head, even, recorder:
+            with torch.autocast("cpu", dtype, enabled=mixed):
+                loss = model(input_ids=ids, labels=ids, output_logits=False, output_routing=True).loss
+            kept = recorder.live
+            recorder.backward = True
+            loss.backward()
+        gradients = [
+            parameter.grad.untyped_storage() for parameter in model.parameters() if parameter.grad is not None
+        ]
+        return _Trace(
+            gradients=sum(storage.nbytes() for storage in gradients),
+            kept=kept,
+            segments=recorder.segments,
+            gradient_bytes=[
+                sum(storage.nbytes() for storage in gradients if recorder.numbers.get(storage, 0) <= number)
+                for number in recorder.peak_numbers
+            ],
+            operations=recorder.operations,
+        )
+
+
+def _even_sizes(ends: Tensor, num_rows: int) -> list[int]:
+    """Spread the rows evenly over the groups, without SKIP; see :mod:`mom.model.dispatch`."""
+    groups = len(ends)
+    return [num_rows // groups + (group < num_rows % groups) for group in range(groups)] + [0]
+
+
+def _fold(fold: Callable[[int], Folded], scale: float, num_tokens: int) -> Folded:
+    """Fold a pool's norms as for ``scale`` times the rounds, which decide whether it is worth it."""
+    return fold(round(num_tokens * scale))
+
+
+@contextmanager
+def _segments(model: MoMForCausalLM, recorder: _Recorder) -> Iterator[None]:
+    """Start a segment where the backward pass reaches the output of a plain block or a stage."""
+
+    def after(module: torch.nn.Module, inputs: object, output: Any) -> None:
+        stream = output[0] if isinstance(output, tuple) else output
+        if stream.requires_grad:
+            stream.register_hook(recorder.begin_segment)
+
+    handles = [
+        part.register_forward_hook(after) for part in model.modules() if isinstance(part, Block | Stage)
+    ]
+    yield
+    for handle in handles:
+        handle.remove()
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Build parameters of a dtype; fake ones cannot be converted."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

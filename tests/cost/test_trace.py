@@ -1,0 +1,63 @@
+"""The traced memory of a training step, compared with the measured one, and the growth with depth."""
+
+from __future__ import annotations
+
+import pytest
+
+from mom.cost import trace
+from mom.cost.memory import measure_memory
+from mom.cost.trace import StepTrace, trace_step
+from mom.model import MoMConfig
+from mom.training.optimizer import build_optimizer
+from tests.helpers.runs import OPTIMIZER
+
+SHAPE = {"vocab_size": 512, "d_model": 64, "num_heads": 2, "max_positions": 64}
+PLAIN = {"num_stages": 0, "num_bottom_blocks": 5, "num_top_blocks": 0}
+DEEP = {"num_stages": 2, "num_bottom_blocks": 4, "num_rounds": 6, "top_k": 2, "router": "gru"}
+
+
+@pytest.mark.parametrize("changes", [PLAIN, {"num_rounds": 4}])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_traced_peak_is_the_measured_one(changes, checkpointing):
+    config = MoMConfig(**SHAPE, **changes)
+    traced = trace_step(config, 4, 64, "32-true", checkpointing=checkpointing)
+    fields = config.to_dict()
+    measured = measure_memory(
+        fields, (4, 64), "32-true", "cpu", checkpointing, build_optimizer, OPTIMIZER, "training"
+    )
+    weights = measured["memory/parameters"] + measured["memory/optimizer"]
+    assert weights + traced.peak == pytest.approx(measured["memory/training"], rel=0.1)
+
+
+@pytest.mark.parametrize("changes", [PLAIN, DEEP])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_deep_model_follows_from_two_shallow_ones(changes, checkpointing, monkeypatch):
+    arguments = MoMConfig(**SHAPE, **changes), 2, 32, "bf16-mixed"
+    short = trace_step(*arguments, checkpointing=checkpointing)
+    monkeypatch.setattr(trace, "_traces", {})
+    monkeypatch.setattr(trace, "TRACED_BLOCKS", 100)
+    monkeypatch.setattr(trace, "TRACED_ROUNDS", 100)
+    full = trace_step(*arguments, checkpointing=checkpointing)
+
+    assert sums(short) == pytest.approx(sums(full), rel=1e-3)
+    # Rows that wait for a product of weight gradients do not grow evenly.
+    assert short.peak == pytest.approx(full.peak, rel=0.06)
+
+
+def sums(traced: StepTrace) -> list[float]:
+    totals = [
+        traced.total(lambda operation: operation.bytes),
+        traced.total(lambda operation: operation.flops),
+        traced.total(lambda operation: 1),
+    ]
+    return [traced.gradients, traced.kept, *totals]
+
+
+def test_operations_have_the_flops_of_the_model():
+    config = MoMConfig(**SHAPE, **PLAIN)
+    traced = trace_step(config, 2, 64, "32-true")
+    matmuls = 12 * 64**2 * 5 + 64 * 512  # weights of blocks and head
+    attention = 5 * 2 * 64 * 64 / 2  # scores and sums of causal attention, each d_model × T / 2 for a token
+    assert traced.total(lambda operation: operation.flops) == pytest.approx(
+        6 * 2 * 64 * (matmuls + attention), rel=0.05
+    )
