@@ -131,8 +131,8 @@ def test_each_validation_set_has_its_loss_and_a_run_resumes_bit_for_bit(tmp_path
         ),
         ({"corpus": "mixture", "mixture": {"a": 3}}, r"data.mixture.a must be a group of options, got 3"),
         (
-            {"corpus": "mixture", "mixture": {"a": {"wieght": 1}}},
-            r"unknown option data.mixture.a.wieght; did you mean ",
+            {"corpus": "mixture", "mixture": {"a": {"weights": 1}}},
+            r"unknown option data.mixture.a.weights; did you mean ",
         ),
         (
             {"corpus": "mixture", "mixture": {"depth": {}}},

@@ -75,7 +75,7 @@ def test_each_run_is_a_row_the_newest_first(outputs: Path, capsys: pytest.Captur
             ["outputs/b", "outputs/a", "multirun/s/0"],
         ),
         (["task.tag=long"], ["outputs/a"]),
-        (["task.match=firs"], ["outputs/a"]),
+        (["task.match=fir"], ["outputs/a"]),
         (["task.match=*/s/*"], ["multirun/s/0"]),
         (["runs=multirun"], ["multirun/s/0"]),
         (["runs=[outputs/a,outputs/b]", "task.limit=1"], ["outputs/b"]),

@@ -17,7 +17,7 @@ from mom.metrics.depth import token_depths
 from mom.model import MoMForCausalLM
 
 SHADES = ("#f7fbff", "#deebf7", "#c6dbef", "#9ecae1", "#6baed6", "#2171b5", "#08306b")
-"""Backgrounds from the least to the greatest depth, those of ``report.html``: also told apart in grey."""
+"""Backgrounds from the least to the greatest depth, those of ``report.html``: also told apart in gray."""
 _DARK = 5  # from this shade on, the text is white
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 

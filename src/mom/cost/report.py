@@ -106,7 +106,7 @@ def plan_tables(plans: Mapping[tuple[str, str], Plan], title: str) -> list[Table
         ]
         for key, plan in plans.items()
     ]
-    headings = ["all", "weights", "grads", "optim.", "comm.", "activ.", "fits", "most"]
+    headings = ["all", "weights", "grads", "optim.", "comm.", "acts.", "fits", "most"]
     time_headings = ["step", "compute", "comm.", "data", "tokens/s", "days", "MWh"]
     return [
         _build(
