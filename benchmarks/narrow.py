@@ -1,4 +1,4 @@
-"""Time a training step of narrow models, in which research loops and controls live, next to a plain model of equal FLOPs.
+"""Time a training step of narrow models, where research loops and controls live, next to a plain model of equal FLOPs.
 
     python -m benchmarks.narrow
 
