@@ -16,7 +16,7 @@ import pytest
 
 from mom.runs.signals import SIGNALS
 
-hypothesis.settings.register_profile("repeatable", derandomize=True, database=None)
+hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 # Set before anything imports the libraries that read them.

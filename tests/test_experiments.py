@@ -53,6 +53,7 @@ REDUCED = {
         "accelerator": "cpu",
         "max_steps": 2,
         "val_check_interval": 2,
+        "check_val_every_n_epoch": None,
         "limit_val_batches": 1,
         "accumulate_grad_batches": 1,
         "enable_progress_bar": False,
@@ -123,7 +124,10 @@ def test_every_experiment_runs_a_step_at_reduced_size(name: str, tmp_path: Path,
     summary = task.run(config, RunDirectory(config.run_dir))
     assert summary
     if config.task.name == "pretrain":
-        assert summary["steps"] == 2 and summary["val/loss"] > 0 and summary["throughput/training_flops"] > 0
+        steps = 1 if config.trainer.fast_dev_run else 2
+        assert (
+            summary["steps"] == steps and summary["val/loss"] > 0 and summary["throughput/training_flops"] > 0
+        )
     json.dumps(summary)
 
 

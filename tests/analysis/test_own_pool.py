@@ -76,6 +76,8 @@ def test_every_part_of_the_report_has_the_third_pool(tmp_path: Path) -> None:
         traces,
         tokenizer,
         title="Routing",
+        subtitle="",
+        headlines=[],
         facts=fact_rows(facts, header),
         pools=pool_tables(header, modules, top),
         module_notes=module_notes(removal, 0.01),

@@ -143,6 +143,8 @@ def test_binary_file(tmp_path: Path) -> None:
 
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert "does not exist" in str(rejected(tmp_path / "missing"))
+    (tmp_path / "tables").mkdir()
+    assert "no text file (1 .csv)" in str(rejected(write(tmp_path / "tables" / "a.csv", b"x\n1\n").parent))
     assert ".txt .md .jsonl .csv .parquet (also .gz" in str(rejected(write(tmp_path / "a.html", b"x")))
     (tmp_path / "a.html").unlink()
     assert "no text file" in str(rejected(tmp_path))

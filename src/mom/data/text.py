@@ -34,8 +34,9 @@ def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     """List the text files under ``path`` as (name, path), sorted by name.
 
     Args:
-        path: a file, or a folder that is searched recursively, also through links. Hidden files, empty links, and
-            files of other kinds in a folder are skipped; a warning counts them by kind.
+        path: a file, or a folder that is searched recursively, also through links. Hidden files, empty links, files
+            of other kinds, and ``.csv`` files, most of which hold numbers, are skipped in a folder; a warning counts
+            them by kind.
 
     Returns:
         Names relative to the folder, with forward slashes; for a single file, its own name.
@@ -56,7 +57,7 @@ def list_text_files(path: str | os.PathLike[str]) -> list[tuple[str, Path]]:
     for file in _walk(given, skipped):
         if file.name.startswith("."):
             skipped["hidden"] += 1
-        elif not _is_text(file):
+        elif not _is_text(file) or file_kind(file) == ".csv":
             skipped["".join(file.suffixes[-2:]).lower() or "no suffix"] += 1
         elif not file.is_file():
             skipped["not a file"] += 1
