@@ -71,6 +71,14 @@ def test_rows_of_a_backward_pass_that_did_not_ask_for_them_are_dropped(leaves):
         torch.testing.assert_close(ours, theirs)
 
 
+def test_they_are_not_given_to_a_later_pass_either(leaves):
+    given = rounds(2)
+    shared = with_summed_gradients(*leaves)
+    torch.autograd.grad(run(*shared, given), [x for x, _ in given])
+    (found,) = torch.autograd.grad(shared[0].sum(), leaves[:1])
+    assert torch.equal(found, torch.ones_like(found))
+
+
 def test_another_use_of_the_weights_adds_its_gradient(leaves):
     given = rounds(3)
     expected = gradients(leaves, run(*leaves, given) + leaves[0].square().sum())

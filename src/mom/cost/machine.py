@@ -47,9 +47,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> tuple[float, str]:
         FLOP/s, and ``"manufacturer's figure"`` or ``"measured with a matmul"``.
     """
     if device.type in ("cuda", "xla"):
-        from lightning.fabric.utilities.throughput import (
-            get_available_flops,
-        )  # Lightning takes a second to import
+        # Here, because Lightning takes a second to import.
+        from lightning.fabric.utilities.throughput import get_available_flops
 
         known = get_available_flops(device, dtype)
         if known is not None:

@@ -198,7 +198,7 @@ def _table(heading: str, rows: Iterable[tuple[str, str]], align: str = "---") ->
     return "\n".join([f"| {heading} | value |", f"|---|{align}|", *lines]) if lines else ""
 
 
-def describe_data(data: Any, summary: Mapping[str, Any]) -> str | None:
+def describe_training_data(data: Any, summary: Mapping[str, Any]) -> str | None:
     """Describe the data of a run in words: kind, source, and the fingerprint of its content.
 
     Args:

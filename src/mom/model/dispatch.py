@@ -5,9 +5,9 @@ For every row m of a dispatch, with group g(m)::
     out[target[m]] += weight[m] * (act(x[source[m]]) @ W[g(m)] + b[g(m)])
 
 Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
-nothing is sent to the host on a GPU. Rows after the last end (SKIP) are not computed. The map is a custom operator,
-so `torch.compile` sees a single node with static shapes. On the CPU it loops over groups (each group's rows are
-gathered, multiplied, and scattered while they are in cache); elsewhere it calls `torch.nn.functional.grouped_mm`.
+nothing is sent to the host on a GPU. Rows after the last end (SKIP) are not computed. On the CPU, the map loops over
+groups; elsewhere it calls `torch.nn.functional.grouped_mm`. Compiled or on a GPU it is a custom operator, so that
+`torch.compile` sees a single node with static shapes; otherwise it is an autograd function, which costs less per call.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ def grouped_linear(
     """
     how = dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
     if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return _GroupedLinear.apply(
-            x, weight, bias, row_weight, how
-        )  # the operator's overhead counts at small widths
+        # Without the operator, whose overhead counts at small widths.
+        return _GroupedLinear.apply(x, weight, bias, row_weight, how)
     return _grouped_linear(x, weight, bias, row_weight, *how)
 
 
@@ -274,7 +273,7 @@ class _GroupedLinear(torch.autograd.Function):
         gradients = ctx.gradients
         own = GradientSum(weight, bias) if gradients is None and any(ctx.needs_input_grad[1:3]) else None
         grad_x, grad_row_weight = _backward_by_loop(gradients or own, grad.contiguous(), *saved, *ctx.how)
-        grad_weight, grad_bias = (own and own.take()) or (None, None)
+        grad_weight, grad_bias = (None if own is None else own.take()) or (None, None)
         return grad_x, grad_weight, grad_bias, None if row_weight is None else grad_row_weight, None
 
 

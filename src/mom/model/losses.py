@@ -128,9 +128,8 @@ def _pool_sums(rounds: Sequence[Routing], mask: Tensor | None, include_skip: boo
     if mask is not None:
         probabilities = probabilities * mask.to(probabilities.dtype)[None, :, :, None]
     sums = probabilities.sum(dim=(0, 1, 2))  # (slots,)
-    sums = torch.cat(
-        [sums[:num_modules], sums[num_modules:].sum(dim=0, keepdim=True)]
-    )  # (N+1,); SKIP has several
+    skip = sums[num_modules:].sum(dim=0, keepdim=True)  # (1,); several slots may mean SKIP
+    sums = torch.cat([sums[:num_modules], skip])  # (N+1,)
     chosen = count_choices(rounds, mask).sum(dim=0).to(sums.dtype)  # (N+1,)
     return (chosen, sums) if include_skip else (chosen[:-1], sums[:-1])
 

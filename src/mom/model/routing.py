@@ -94,9 +94,8 @@ class _OneWithGradient(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         logits, selected, weights = ctx.saved_tensors  # (B, T, slots), then (B, T, 1)
         grad = grad * weights
-        scores = softmax_over_slots(
-            logits[..., : ctx.num_modules]
-        ).nan_to_num()  # 0 if no module is reachable
+        scores = softmax_over_slots(logits[..., : ctx.num_modules])
+        scores = scores.nan_to_num()  # 0 if no module is reachable
         grad_logits = F.pad(-grad * scores, (0, logits.shape[-1] - ctx.num_modules))
         return grad_logits.scatter_add_(-1, selected, grad), None, None
 

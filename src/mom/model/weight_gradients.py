@@ -2,8 +2,8 @@
 
 All rounds of a stage use the same stacked weights. If each round returned a gradient of them, every round would write
 and add up gradients as large as the pool, also those of modules that few tokens run. Instead, each round leaves the
-rows that the gradient needs, and one product per module takes those of several rounds. The rows that wait take no more
-memory than the weights do.
+rows that the gradient needs, and one product per module takes those of several rounds. Once the rows that wait take
+more memory than the weights (and :data:`MIN_WAITING`), they are multiplied.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ class GradientSum:
         self._num_waiting = 0
         self._sums: tuple[Tensor, Tensor] | None = None
 
-    def add(self, rows: Tensor, grad_rows: Tensor, sizes: list[int]) -> None:
-        """Add a round: inputs [M, D_in] and output gradients [M, D_out], sorted by group, with the groups' sizes.
-
-        Rows of an earlier backward pass that did not ask for these gradients are dropped.
-        """
+    def _drop_earlier(self) -> None:
+        """Drop the rows of an earlier backward pass, which did not ask for these gradients."""
         current = torch._C._current_graph_task_id()
         if current != self._backward_pass:
             self._reset()
             self._backward_pass = current
+
+    def add(self, rows: Tensor, grad_rows: Tensor, sizes: list[int]) -> None:
+        """Add a round: inputs [M, D_in] and output gradients [M, D_out], sorted by group, with the groups' sizes."""
+        self._drop_earlier()
         self._waiting.append((rows, grad_rows, sizes))
         self._num_waiting += rows.numel() + grad_rows.numel()
         if self._num_waiting > self._limit:
@@ -48,6 +49,7 @@ class GradientSum:
 
     def take(self) -> tuple[Tensor, Tensor] | None:
         """Return the gradients of weights and biases, and start anew; ``None`` if there were no rows."""
+        self._drop_earlier()
         if self._waiting:
             self._sum_waiting()
         sums = self._sums

@@ -194,11 +194,11 @@ def _merged(items: Mapping[str, T], are_equal: Callable[[T, T], bool]) -> dict[s
     """Give equal items one entry, under all of their names."""
     merged: dict[str, T] = {}
     for name, item in items.items():
-        twin = next((known for known, other in merged.items() if are_equal(other, item)), None)
-        if twin is None:
+        same = next((known for known, other in merged.items() if are_equal(other, item)), None)
+        if same is None:
             merged[name] = item
         else:
-            merged = {f"{k} = {name}" if k == twin else k: other for k, other in merged.items()}
+            merged = {f"{k} = {name}" if k == same else k: other for k, other in merged.items()}
     return merged
 
 

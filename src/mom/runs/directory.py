@@ -29,9 +29,9 @@ _RANK_VARIABLES = ("RANK", "NODE_RANK", "LOCAL_RANK", "SLURM_PROCID")
 _WORLD_VARIABLES = ("WORLD_SIZE", "SLURM_NTASKS")
 CONFIG, STATUS, PROVENANCE, SUMMARY = "config.yaml", "status.json", "provenance.json", "summary.json"
 CHECKPOINTS = "checkpoints"
+"""Folder of a run or phase with its checkpoints."""
 MODEL_FOLDERS = {"export": "export", "upcycle": "model"}
 """The tasks that write a model as a folder, and that folder's name in their run directories."""
-"""Folder of a run or phase with its checkpoints."""
 _LARGEST_CONFIG = 1 << 22  # bytes
 _OWN_FILES = {CONFIG, STATUS, PROVENANCE, LOCK, CONSOLE_LOG}
 

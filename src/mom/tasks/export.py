@@ -10,7 +10,7 @@ from mom.config import ExportConfig, RunConfig
 from mom.console import announce
 from mom.data.tokenizer import load_model_tokenizer
 from mom.interop import load_model
-from mom.interop.card import Provenance, describe_data, model_card
+from mom.interop.card import Provenance, describe_training_data, model_card
 from mom.interop.export import check_push, export_model, push
 from mom.interop.loading import find_classifier
 from mom.interop.weights import VALIDATED, read_checkpoint
@@ -81,7 +81,7 @@ def provenance_of(init: Path) -> Provenance:
     callbacks = checkpoint.get("callbacks")
     counted = callbacks.get("ThroughputMonitor", {}) if isinstance(callbacks, dict) else {}
     run = directory if phase is None else directory.parent
-    data = describe_data((request or {}).get("data"), read_summary(run) or summary)
+    data = describe_training_data((request or {}).get("data"), read_summary(run) or summary)
     where = " ".join(filter(None, (f"task={name}" if name else None, data)))
     return Provenance(
         run=None if request is None else "/".join(filter(None, (run.name, phase))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import datetime
 import fnmatch
@@ -15,11 +14,11 @@ from typing import Any
 from mom.config import RunConfig, RunsConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import UsageError, as_written
+from mom.runs.curves import METRICS, Curve, read_curves
 from mom.runs.directory import CONFIG, read_request, read_status, read_summary
 from mom.runs.owner import LOCK
 
 DEFAULT = ("outputs", "multirun")
-METRICS = "metrics.csv"
 LOSS = "val/loss"
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _PHASES = ("", "plain", "baseline")
@@ -130,9 +129,9 @@ def _common_folder(names: Sequence[str]) -> str:
 def _row(name: str, folder: Path, request: Mapping[str, Any]) -> Row:
     task = request["task"] if isinstance(request["task"], Mapping) else {"name": request["task"]}
     status = _status(folder)
-    phase, curve = _curve(folder)
-    losses = [value for text in curve.get(LOSS, ()) if (value := _number(text)) is not None]
-    steps = [int(value) for text in curve.get("step", ()) if (value := _number(text)) is not None]
+    phase, curves = _curves(folder)
+    losses = curves[LOSS].values.tolist() if LOSS in curves else []
+    logged = max((int(curve.steps[-1]) for curve in curves.values()), default=None)
     summary = read_summary(folder)
     ended = isinstance(summary.get("steps"), int | float) and status.get("state") == "succeeded"
     final = summary.get(LOSS)
@@ -141,7 +140,7 @@ def _row(name: str, folder: Path, request: Mapping[str, Any]) -> Row:
     wanted = (
         _option(request, "trainer", "max_steps") if phase == "" else _option(request, "task", "plain_steps")
     )
-    step = int(summary["steps"]) if ended else (steps[-1] + 1 if steps else None)
+    step = int(summary["steps"]) if ended else logged
     tags = request.get("tags")
     return Row(
         name,
@@ -168,24 +167,17 @@ def _status(folder: Path) -> dict[str, Any]:
     return status
 
 
-def _curve(folder: Path) -> tuple[str, dict[str, list[str]]]:
-    """Return the phase under way and the columns ``step`` and :data:`LOSS` of its curves."""
+def _curves(folder: Path) -> tuple[str, dict[str, Curve]]:
+    """Return the phase under way and its curves, none if they cannot be read."""
     files = [(folder / phase / METRICS, phase) for phase in _PHASES]
-    present = [(path.stat().st_mtime, phase, path) for path, phase in files if path.is_file()]
+    present = [(path.stat().st_mtime, phase) for path, phase in files if path.is_file()]
     if not present:
         return "", {}
-    main = [entry for entry in present if entry[1] == ""]
-    _, phase, path = main[0] if main else max(present)
-    columns: dict[str, list[str]] = {"step": [], LOSS: []}
+    phase = "" if any(name == "" for _, name in present) else max(present)[1]
     try:
-        with path.open(newline="", encoding="utf-8", errors="replace") as file:
-            for row in csv.DictReader(file):
-                for name, values in columns.items():
-                    if row.get(name):
-                        values.append(row[name])
-    except (OSError, csv.Error):
+        return phase, read_curves(folder / phase)
+    except UsageError:  # a damaged file of one run does not hide the others
         return phase, {}
-    return phase, columns
 
 
 def _is_wanted(row: Row, task: RunsConfig) -> bool:
@@ -232,13 +224,6 @@ def _age(time: object) -> float | None:
     except ValueError:
         return None
     return max(0.0, (datetime.datetime.now().astimezone() - then.astimezone()).total_seconds())
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
 
 
 def _option(request: Mapping[str, Any], group: str, name: str) -> Any:
