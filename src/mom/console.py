@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
+from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 MISSING = "–"
 """Table cell for a missing value."""
 
 _MAX_WIDTH = 1000
+_CUT = (12, 8, 4)
+"""Widths to which the words of text columns are cut, one after another, if there is no room for them."""
 
 
 class MetricRow(NamedTuple):
@@ -38,6 +43,16 @@ def standard_output(width: int | None = None) -> Console:
         width: in characters; ``None`` uses the terminal's width.
     """
     return Console(width=width, markup=False)
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Return whether a line on this stream can be drawn again: in a terminal, but not in a file or a notebook.
+
+    ``FORCE_COLOR``, which notebooks set, asks for colors only. A command after ``!`` in a notebook has a terminal that
+    keeps every frame.
+    """
+    is_notebook = "JPY_PARENT_PID" in os.environ
+    return stream.isatty() and not is_notebook and os.environ.get("TERM") != "dumb"
 
 
 def build_table(
@@ -89,16 +104,57 @@ def metrics_table(
 
 
 def print_table(table: Table, console: Console | None = None, *, directory: Path | None = None) -> None:
-    """Print a table, and below it where the results were written; only a terminal truncates or wraps columns."""
+    """Print a table, and below it where the results were written; only a terminal wraps columns."""
     if not _is_first_process():
         return
     console = console or standard_output()
     if not console.is_terminal:
-        needed = console.measure(table, options=console.options.update(max_width=_MAX_WIDTH)).maximum
-        console.width = max(console.width, needed)
+        console.width = max(console.width, _width(table, console))
+    elif _width(table, console) > console.width:
+        _narrow(table, console)
     console.print(table)
     if directory is not None:
         print_line(f"Written to {directory}", console)
+
+
+def _width(table: Table, console: Console) -> int:
+    """Return the width of a table that is neither wrapped nor cut."""
+    return console.measure(table, options=console.options.update(max_width=_MAX_WIDTH)).maximum
+
+
+def _narrow(table: Table, console: Console) -> None:
+    """Narrow the widest columns, at the ends of words as long as that is enough; words of headings also end at _ and /.
+
+    Numbers are never cut: a table for which there is still no room is wider than the terminal.
+    """
+    table.collapse_padding = True
+
+    def longest(column: Column, separator: str | None) -> int:
+        parts = [part for text in (column.header, *column.cells) for part in str(text).split(separator)]
+        return max(map(cell_len, parts), default=0)
+
+    for column in table.columns:
+        column.header = re.sub(r"(?<=[_/])(?=\w)", "\n", str(column.header))
+        column.min_width = None
+    excess = _width(table, console) - console.width
+    widths = [longest(column, "\n") for column in table.columns]
+    words = [longest(column, None) for column in table.columns]
+    is_text = [column.justify == "left" for column in table.columns]
+    cut = [
+        [min(word, most) if text else word for word, text in zip(words, is_text, strict=True)]
+        for most in _CUT
+    ]
+    for least in (words, *cut):
+        while excess > 0:
+            index = max(range(len(widths)), key=lambda index: (widths[index] > least[index]) * widths[index])
+            if widths[index] <= least[index]:
+                break
+            widths[index] -= 1
+            excess -= 1
+    widths[0] += table.pad_edge  # Rich forgets one side of its padding if padding is collapsed
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width = width
+    console.width += max(0, excess)
 
 
 def print_report(

@@ -34,10 +34,8 @@ def test_in_a_file_it_writes_one_line_per_validation(tmp_path, capsys):
 
 
 def test_in_a_terminal_it_is_one_line(tmp_path, capsys, monkeypatch):
-    def terminal(file) -> Console:
-        return Console(file=file, force_terminal=True, width=120)
-
-    monkeypatch.setattr("mom.runs.progress.Console", terminal)
+    monkeypatch.setattr("mom.runs.progress.Console", lambda **options: Console(**options, width=120))
+    monkeypatch.setattr("mom.runs.progress.can_redraw", lambda stream: True)
     train(tmp_path, StepProgressBar("mom"))
     out = capsys.readouterr().out
     assert "4/4" in out
@@ -109,10 +107,39 @@ def test_a_disabled_bar_prints_nothing(tmp_path, capsys):
 
 def test_a_failure_releases_the_terminal(tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "mom.runs.progress.Console", lambda file: Console(file=file, force_terminal=True, width=120)
+        "mom.runs.progress.Console", lambda **options: Console(**options, width=120)
     )
+    monkeypatch.setattr("mom.runs.progress.can_redraw", lambda stream: True)
     bar = StepProgressBar()
     monkeypatch.setattr(EffectiveDepth, "measure", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(tmp_path, bar)
     assert bar._line is None
+
+
+def test_figures_that_take_long_are_counted_on_the_line(capsys, monkeypatch):
+    """Drawing takes 1.5 seconds a figure; the line of training is the same afterward, and without one there is its own."""
+    now = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: now[0])
+    monkeypatch.setattr("mom.callbacks.progress.time", clock)
+    monkeypatch.setitem(ProgressLine.__init__.__kwdefaults__, "clock", clock.monotonic)
+    monkeypatch.setattr("mom.runs.progress.SECONDS_BETWEEN", 0.0)
+    trainer = SimpleNamespace(max_steps=4, global_step=4)
+    for is_training in (True, False):
+        bar = StepProgressBar("mom")
+        if is_training:
+            bar.on_train_start(trainer, None)
+            bar._line.update(4, ["loss 2.000"])
+        drawn = []
+        for name in bar.during(["loss", "depth", "use"], "drawing figures"):
+            now[0] += 1.5
+            drawn.append(name)
+        assert drawn == ["loss", "depth", "use"]
+
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "mom  4/4  drawing figures 2/3",
+        "mom  4/4  drawing figures 3/3",
+        "mom  4/4  loss 2.000",
+        "drawing figures  2/3  0:02 left",
+        "drawing figures  3/3",
+    ]

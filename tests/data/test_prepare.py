@@ -230,5 +230,5 @@ def test_the_size_is_logged_before_tokenizing(
     with caplog.at_level(logging.INFO, "mom"):
         prepare(config)
     lines = [record.getMessage() for record in caplog.records]
-    assert any("MB of text" in line and "MB free" in line for line in lines)
+    assert any(" kB of text" in line and "; 10 bytes free" in line for line in lines)
     assert f"{config.cache_dir} probably has too little space for the tokens" in lines

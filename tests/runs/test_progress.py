@@ -51,8 +51,9 @@ def test_in_a_terminal_it_is_one_line_that_is_drawn_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "mom.runs.progress.Console", lambda file: Console(file=file, force_terminal=True, width=80)
+        "mom.runs.progress.Console", lambda **options: Console(**options, width=80)
     )
+    monkeypatch.setattr("mom.runs.progress.can_redraw", lambda stream: True)
     now = [0.0]
     with kept(tmp_path / "run.log", "started"):
         with ProgressLine("mom", 500, clock=lambda: now[0], is_kept=True) as line:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 
+from mom.callbacks.progress import StepProgressBar
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.window import get_model_config, pool_names, sum_over_ranks
 from mom.config.checks import in_range
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
+
+Draw = Callable[[], "Figure | None"]
 
 FOLDER = "figures"
 MAX_LOGITS = 2**26
@@ -171,7 +174,8 @@ class RoutingFigures(Callback):
 
         folder = Path(trainer.default_root_dir) / FOLDER
         run = describe_run(trainer.default_root_dir)
-        for name, draw in _drawings(pl_module, totals, self._history(trainer), run).items():
+        drawings = _drawings(pl_module, totals, self._history(trainer), run)
+        for name, draw in _shown(trainer, list(drawings.items())):
             figure = draw()
             if figure is not None:
                 _log_figure(
@@ -197,7 +201,7 @@ class RoutingFigures(Callback):
 
 def _drawings(
     pl_module: LightningModule, totals: Totals, history: Mapping[str, Tensor], run: str
-) -> dict[str, Callable[[], Figure | None]]:
+) -> dict[str, Draw]:
     """Return the functions that draw the figures for which there is data."""
     from mom.plots import depth as depth_figures
     from mom.plots import routing as figures
@@ -215,7 +219,7 @@ def _drawings(
         for name in DEPTHS
     }
     by_frequency = {name: binned_by_frequency(*_moments(totals, "type", name)) for name in DEPTHS}
-    drawings: dict[str, Callable[[], Figure | None]] = {
+    drawings: dict[str, Draw] = {
         "module_use": lambda: figures.module_use(by_pool(totals, "/use"), **options),
         "module_flow": lambda: figures.module_flow(by_pool(totals, "/flow"), **options),
         "depth_distribution": lambda: depth_figures.depth_distribution(distributions, **depth_options),
@@ -256,6 +260,12 @@ def _span(pl_module: LightningModule) -> dict[str, int]:
     config = get_model_config(pl_module)
     sizes = {"fixed_depth": config.fixed_depth, "graph_depth": config.graph_depth}
     return sizes | {"num_pools": len(config.pools())}
+
+
+def _shown(trainer: Trainer, drawings: Sequence[tuple[str, Draw]]) -> Iterable[tuple[str, Draw]]:
+    """Yield drawings, with their progress if the trainer shows its own."""
+    bar = trainer.progress_bar_callback
+    return bar.during(drawings, "drawing figures") if isinstance(bar, StepProgressBar) else drawings
 
 
 def _log_figure(trainer: Trainer, name: str, path: Path) -> None:

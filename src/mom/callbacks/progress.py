@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 
 from mom.callbacks.window import log_interval
-from mom.runs.progress import SECONDS_BEFORE, ProgressLine
+from mom.runs.progress import SECONDS_BEFORE, ProgressLine, track
+
+T = TypeVar("T")
 
 SHOWN = (  # the most important first: those without room on the line are dropped
     ("val/loss", "val {:.3f}"),
@@ -152,6 +154,19 @@ class StepProgressBar(ProgressBar):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Release the terminal."""
         self._stop()
+
+    def during(self, items: Sequence[T], label: str) -> Iterator[T]:
+        """Yield items of a step between those of training; if it takes longer, the line shows how many are done."""
+        line = self._line
+        if line is None:
+            yield from track(items, label, len(items), enabled=self._enabled)
+            return
+        start, numbers, left = time.monotonic(), line.numbers, line.seconds_left
+        for number, item in enumerate(items, start=1):
+            yield item
+            if time.monotonic() - start > SECONDS_BEFORE:
+                line.update(line.done, [f"{label} {number}/{len(items)}"], left)
+        line.update(line.done, numbers, left)
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         """Print above the line."""

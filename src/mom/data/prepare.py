@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.filesize import decimal
+
 from mom.data.cache import cache_errors, cache_folder, locked, remove_unfinished, unfinished
 from mom.data.corpora import Corpus, open_corpus
 from mom.data.token_files import LARGEST_UINT16_VOCABULARY, TokenFile, open_token_files, token_dtype
@@ -266,9 +268,9 @@ def _log_size(corpus: Corpus, cache: Path, tokenizer: PreTrainedTokenizerFast) -
     needed = _token_bytes(corpus, tokenizer)
     free = shutil.disk_usage(cache).free
     log.info(
-        "%s: about %s MB of text, %s MB as tokens; %s MB free in %s",
+        "%s: about %s of text, %s as tokens; %s free in %s",
         corpus.kind,
-        *(f"{amount / 1e6:,.1f}" for amount in (size, needed, free)),
+        *map(decimal, (size, needed, free)),
         cache,
     )
     if needed > free:

@@ -15,14 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.filesize import decimal
 
 from mom.data.corpora import Corpus, Document
 from mom.data.token_files import TokenFile, TokenWriter, token_dtype
 from mom.data.tokenizer import TRAINING_BYTES, TextEncoder, vocabulary_size
 from mom.errors import UsageError
 from mom.runs.files import write_json_atomic
+from mom.runs.progress import ProgressLine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -141,18 +141,19 @@ def write_token_files(
         rows = list(zip(encoded, sizes, held_out, strict=True))
         writers["train"].write((ids, size) for ids, size, is_held_out in rows if not is_held_out)
         writers["validation"].write((ids, size) for ids, size, is_held_out in rows if is_held_out)
-        progress.update(task, advance=sum(sizes))
+        line.advance(sum(sizes))
         documents += len(batch)
         written = sum(writer.num_bytes for writer in writers.values())
         if written - marked >= MARK_BYTES:
             _write_mark(folder, documents, writers)
             marked = written
 
+    size = corpus.estimate_bytes() or None
     try:
-        with _progress() as progress, ThreadPoolExecutor(concurrent_batches) as threads:
-            task = progress.add_task(
-                f"tokenizing {corpus.kind}", total=corpus.estimate_bytes() or None, completed=marked
-            )
+        with (
+            ProgressLine(f"tokenizing {corpus.kind}", size, marked, form=decimal) as line,
+            ThreadPoolExecutor(concurrent_batches) as threads,
+        ):
             running: deque[tuple[list[Document], Future[list[list[int]]]]] = deque()
             for batch in batches(itertools.islice(corpus.documents(), documents, None)):
                 running.append((batch, threads.submit(encode, batch)))
@@ -161,7 +162,6 @@ def write_token_files(
                     write(first, encoded.result())
             for remaining, encoded in running:
                 write(remaining, encoded.result())
-            progress.update(task, total=sum(writer.num_bytes for writer in writers.values()))
         return {name: writer.finish(fingerprint) for name, writer in writers.items()}
     finally:
         for writer in writers.values():
@@ -180,14 +180,3 @@ def batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
             batch, size = [], 0
     if batch:
         yield batch
-
-
-def _progress() -> Progress:
-    """Return a progress bar on standard error; without a terminal, it prints one line at the end."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress, ProgressColumn, Task
 from rich.text import Text
 
+from mom.console import can_redraw
 from mom.runs.console_log import Copied
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ class ProgressLine:
         enabled: whether to show anything.
         clock: returns the time in seconds.
         is_kept: whether the finished line stays in the terminal.
+        form: formats a number of parts.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ProgressLine:
         enabled: bool = True,
         clock: Callable[[], float] = time.monotonic,
         is_kept: bool = False,
+        form: Callable[[int], str] = "{:,}".format,
     ) -> None:
         self.label = label
         self.total = total
@@ -58,6 +61,7 @@ class ProgressLine:
         self._delay = delay
         self._enabled = enabled
         self._is_kept = is_kept
+        self._form = form
         self._printed = self._start
         self._live: Progress | None = None
 
@@ -77,10 +81,10 @@ class ProgressLine:
         self.seconds_left = self._estimate(now) if seconds_left is None else seconds_left
         if not self._enabled or now - self._start < self._delay:
             return
-        if self._live is None and self._is_terminal():
+        if self._live is None and can_redraw(sys.stdout):
             self._live = Progress(
                 _Line(self),
-                console=Console(file=sys.stdout),
+                console=Console(file=sys.stdout, force_terminal=True),
                 transient=not self._is_kept,
             )
             self._live.add_task(self.label, total=None)
@@ -88,12 +92,16 @@ class ProgressLine:
         if now - self._printed >= SECONDS_BETWEEN:
             self.report()
 
+    def advance(self, parts: int) -> None:
+        """Show that so many more parts are done."""
+        self.update(self.done + parts)
+
     def report(self) -> None:
         """Print a line now, but in a terminal only to the run's log."""
         if not self._enabled:
             return
         self._printed = self._clock()
-        if self._live is None and not self._is_terminal():
+        if self._live is None and not can_redraw(sys.stdout):
             print(self.text(), flush=True)
             return
         stream = cast(Any, sys.stdout if self._live is None else self._live.console.file)
@@ -115,7 +123,7 @@ class ProgressLine:
 
     def text(self, width: int | None = None) -> str:
         """Return the line: with a bar if ``width`` is given, and then with the numbers for which there is room."""
-        count = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
+        count = "/".join(self._form(number) for number in (self.done, self.total) if number is not None)
         left = (
             ""
             if self.seconds_left is None or self.done == self.total
@@ -141,10 +149,6 @@ class ProgressLine:
         if self.total is None or parts <= 0:
             return None
         return (now - self._start) / parts * (self.total - self.done)
-
-    @staticmethod
-    def _is_terminal() -> bool:
-        return Console(file=sys.stdout).is_terminal
 
     def __enter__(self) -> ProgressLine:
         return self

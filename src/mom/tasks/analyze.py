@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.fabric import Fabric
 from rich.box import SIMPLE_HEAD
-from rich.progress import Progress
 
 from mom.analysis.choice_value import measure_choice_value, num_value_passes
 from mom.analysis.choices import Choices
@@ -59,12 +59,16 @@ from mom.plots.style import write_figure
 from mom.runs.describe import describe_run, run_of_weights
 from mom.runs.directory import RunDirectory
 from mom.runs.files import write_text_atomic
+from mom.runs.progress import ProgressLine, track
+
+Line = Callable[[str, int], ProgressLine]
+"""Begins the line of a step, from its label and the number of its parts."""
 
 REPORT, FIGURES = "report.html", "figures"
 WRITTEN = (
     (REPORT, "report to open in a browser"),
     ("routing.parquet", "every choice: stage, round, pool, rank, module, weight"),
-    ("tokens.parquet", "every token: loss, prediction, effective and weighted depth"),
+    ("tokens.parquet", "every token: loss, prediction, depths"),
     ("modules.csv", "each module: use, loss without it, most similar module"),
     ("use.csv", "use of each module by round"),
     ("tokens_of_modules.csv", "token types that are characteristic of each module"),
@@ -110,22 +114,22 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)
     model.to(fabric.device)
     header = Header(model.config.to_dict(), source, given.name, stages)
-    with Progress(transient=True, disable=not config.trainer.enable_progress_bar) as progress:
-        traces = _record(model, given, task, header, run.path, fabric.autocast, progress)
-        routing = routing_statistics(traces)
-        depths = depth_statistics(traces)
-        num_inputs = task.similarity_inputs
-        batches = given.sample(_at_most(task.ablation_tokens, task), model.device)
-        pairs = (
-            measure_similarity(model, batches, num_inputs, seed=config.seed, context=fabric.autocast)
-            if num_inputs
-            else []
-        )
-        removal = _removal(model, batches, task, fabric.autocast, progress)
-        sample = given.sample(_at_most(task.value_tokens, task), model.device)
-        choices = _choices(
-            model, sample, given, traces, routing, task, config.seed, fabric.autocast, progress
-        )
+    line = partial(ProgressLine, enabled=config.trainer.enable_progress_bar)
+    traces = _record(model, given, task, header, run.path, fabric.autocast, line)
+    routing = routing_statistics(traces)
+    depths = depth_statistics(traces)
+    num_inputs = task.similarity_inputs
+    batches = given.sample(_at_most(task.ablation_tokens, task), model.device)
+    pairs = (
+        measure_similarity(model, batches, num_inputs, seed=config.seed, context=fabric.autocast)
+        if num_inputs
+        else []
+    )
+    removal = _removal(model, batches, task, fabric.autocast, line)
+    sample = given.sample(_at_most(task.value_tokens, task), model.device)
+    choices = _choices(
+        model, sample, given, traces, routing, task, config.seed, fabric.autocast, line
+    )
     run_folder = run_of_weights(source)
     name = f"{describe_run(run_folder)}; on {given.name}"
     facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, given.length)
@@ -144,7 +148,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
         **choices.tables(),
     }
     if run.writes:
-        for key, figure in drawn.items():
+        has_bar = config.trainer.enable_progress_bar
+        for key, figure in track(drawn.items(), "writing figures", len(drawn), enabled=has_bar):
             write_figure(figure.figure, run.path / FIGURES / f"{key}.png")
         write_tables(run.path, tables)
         page = render(
@@ -197,18 +202,18 @@ def _record(
     header: Header,
     folder: Path,
     context: Context,
-    progress: Progress,
+    line: Line,
 ) -> Traces:
     total = given.num_tokens
-    bar = progress.add_task("recording tokens", total=min(total, task.num_tokens or total))
-    return record(
-        model,
-        given.batches(task.num_tokens),
-        folder,
-        header,
-        context=context,
-        on_progress=lambda tokens: progress.advance(bar, tokens),
-    )
+    with line("recording tokens", min(total, task.num_tokens or total)) as shown:
+        return record(
+            model,
+            given.batches(task.num_tokens),
+            folder,
+            header,
+            context=context,
+            on_progress=shown.advance,
+        )
 
 
 def _at_most(num_tokens: int, task: AnalyzeConfig) -> int:
@@ -221,19 +226,13 @@ def _removal(
     batches: Sequence[Batch],
     task: AnalyzeConfig,
     context: Context,
-    progress: Progress,
+    line: Line,
 ) -> Removal | None:
     if task.ablation == "none":
         return None
     greedy = task.ablation == "greedy"
-    bar = progress.add_task("ablating modules", total=num_passes(model, greedy=greedy))
-    return measure_removal(
-        model,
-        batches,
-        greedy=greedy,
-        context=context,
-        on_progress=lambda passes: progress.advance(bar, passes),
-    )
+    with line("ablating modules", num_passes(model, greedy=greedy)) as shown:
+        return measure_removal(model, batches, greedy=greedy, context=context, on_progress=shown.advance)
 
 
 def _known_groups(given: Source, traces: Traces) -> dict[str, Groups]:
@@ -259,32 +258,28 @@ def _choices(
     task: AnalyzeConfig,
     seed: int,
     context: Context,
-    progress: Progress,
+    line: Line,
 ) -> Choices:
     """Measure what the choices depend on, what they are worth, and whether better ones exist."""
     values: Sequence[ChoiceValue] = ()
     swaps: Sequence[Swap] = ()
     paths: Sequence[BestPath] = ()
     if sample and task.value_tokens:
-        bar = progress.add_task("replacing choices", total=num_value_passes(model))
-        values = measure_choice_value(
-            model,
-            sample,
-            seed=seed,
-            context=context,
-            on_progress=lambda passes: progress.advance(bar, passes),
-        )
+        with line("replacing choices", num_value_passes(model)) as shown:
+            values = measure_choice_value(
+                model, sample, seed=seed, context=context, on_progress=shown.advance
+            )
     if sample and task.regret_budget:
-        bar = progress.add_task("trying other choices", total=task.regret_budget)
-        swaps, paths = measure_regret(
-            model,
-            sample,
-            task.regret_budget,
-            task.regret_paths,
-            seed=seed,
-            context=context,
-            on_progress=lambda tokens: progress.advance(bar, tokens),
-        )
+        with line("trying other choices", task.regret_budget) as shown:
+            swaps, paths = measure_regret(
+                model,
+                sample,
+                task.regret_budget,
+                task.regret_paths,
+                seed=seed,
+                context=context,
+                on_progress=shown.advance,
+            )
     groups = _known_groups(given, traces)
     attributes = {name: found.group for name, found in groups.items()} | dict(given.attributes)
     return Choices(
