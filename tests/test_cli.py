@@ -233,6 +233,19 @@ def test_debug_shows_the_traceback_too(
     assert "Traceback" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("model", ["gpt2_tiny", "mom_tiny"])
+def test_options_without_effect_on_a_plain_model_are_named(
+    model: str, launch: Callable[..., int], caplog: pytest.LogCaptureFixture
+) -> None:
+    given = ("router.temperature=0.5", "model.top_k=2")
+    with caplog.at_level("WARNING", "mom"):
+        assert launch(f"model={model}", *given, "run_dir=here", *SMALL) == 0
+
+    assert [record.getMessage() for record in caplog.records] == [
+        "router.temperature=0.5, model.top_k=2 have no effect: the model has no stages (model.num_stages=0)"
+    ] * (model == "gpt2_tiny")
+
+
 def test_a_failure_is_recorded_with_its_error(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

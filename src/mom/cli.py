@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib
+import logging
 import os
 import signal
 import sys
@@ -31,7 +32,7 @@ from mom.config.composition import (
     prepare_composition,
 )
 from mom.config.next_commands import next_commands
-from mom.config.overrides import as_typed
+from mom.config.overrides import as_typed, without_stages
 from mom.errors import JobsFailed, RankDied, UsageError, first_line
 from mom.runs.console_log import CONSOLE_LOG, kept
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
@@ -39,6 +40,8 @@ from mom.runs.files import disk_full, is_disk_full
 from mom.runs.program import typed
 from mom.runs.provenance import start_of_run
 from mom.runs.signals import Interrupted, exit_code, handle_signals, ignore_signals, interrupt
+
+log = logging.getLogger(__name__)
 
 SUCCEEDED, FAILED, INVALID_REQUEST = 0, 1, 2
 
@@ -116,6 +119,8 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
             task.run(config)
             return SUCCEEDED
         run = _open_run(config, composed_config, stack)
+        if run.writes:
+            _warn_without_effect(config)
         summary = task.run(config, run)
         ignore_signals()  # the run has ended; only its record is missing
         run.write_summary(summary)
@@ -179,6 +184,15 @@ def _check_run_dir(config: RunConfig) -> None:
         raise UsageError(
             f"run_dir {config.run_dir} already has checkpoints; choose another directory or pass resume=auto"
         )
+
+
+def _warn_without_effect(config: RunConfig) -> None:
+    """Warn about options of routing for a plain transformer; a sweep over models may well give them to all."""
+    if config.task.takes_chosen_model() and not config.model.get("num_stages"):
+        given = without_stages(HydraConfig.get().overrides.task)
+        if given:
+            verb = "has" if len(given) == 1 else "have"
+            log.warning("%s %s no effect: the model has no stages (model.num_stages=0)", ", ".join(given), verb)
 
 
 def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.ExitStack) -> RunDirectory:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from mom.config import bind
 from mom.config.composition import composed
-from mom.config.overrides import as_typed, quoted, written
+from mom.config.overrides import as_typed, quoted, without_stages, written
 from mom.errors import UsageError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -119,3 +119,10 @@ def test_the_agents_parameters_reach_the_request() -> None:
 def test_two_names_for_the_run_directory_are_rejected() -> None:
     with pytest.raises(UsageError, match=r"^hydra.run.dir cannot be combined with run_dir: both name"):
         as_typed(["hydra.run.dir=a", "run_dir=b"])
+
+
+def test_options_without_effect_on_a_plain_model_are_found() -> None:
+    given = ["router=gru", "router.temperature=0.5", "model.top_k=2", "+callbacks.gumbel_noise.start=1"]
+    others = ["model=gpt2_tiny", "model.d_model=16", "callbacks.figures=null", "trainer.max_steps=2"]
+
+    assert without_stages([*others, *given]) == given

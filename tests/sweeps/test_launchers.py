@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,35 @@ def test_slurm_runs_every_job(launch: Launch, cluster: str) -> None:
     """Run jobs with submitit's executors for this process and machine; the script for Slurm is tested below."""
     assert launch("-m", "seed=1,3", "launcher=slurm", f"launcher.cluster={cluster}", "hydra.sweep.dir=s") == 0
     assert [run["val/loss"] for run in summaries()] == [1, 3]
+
+
+def process_above(pid: int, words: str) -> int:
+    """Return the process among the parents of ``pid`` whose command has these words."""
+    while pid > 1:
+        answer = subprocess.run(["ps", "-o", "ppid=,args=", "-p", str(pid)], capture_output=True, text=True)
+        parent, _, command = answer.stdout.strip().partition(" ")
+        if words in command:
+            return pid
+        pid = int(parent)
+    raise AssertionError(f"no process with {words}")
+
+
+def test_a_slurm_job_out_of_time_saves_and_is_requeued(launch: Launch) -> None:
+    """submitit's local executor requeues a job as Slurm does, after the signal that Slurm sends before the time limit."""
+    os.mkfifo("started")
+
+    def preempt() -> None:
+        pid = int(Path("started").read_text())
+        os.kill(process_above(pid, "submitit.core._submit"), signal.SIGUSR2)
+
+    with ThreadPoolExecutor(1) as thread:
+        preempted = thread.submit(preempt)
+        line = ("launcher=slurm", "launcher.cluster=local", "launcher.timeout_minutes=5", "hydra.sweep.dir=s")
+        assert launch("-m", "seed=8", *line) == 0
+        preempted.result()
+
+    assert [(run["val/loss"], run["resumed"]) for run in summaries()] == [(8, True)]
+    assert json.loads(Path("s/0/status.json").read_text())["state"] == "succeeded"
 
 
 SBATCH = """#!/bin/sh

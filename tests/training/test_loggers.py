@@ -131,7 +131,7 @@ def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeyp
         about = {"tags": ["long"], "notes": None}
         logger = build(node, tmp_path, steps_before=steps_before, about=about)
         for step in (steps_before, steps_before + 1):
-            logger.log_metrics({"a": step / 3}, step)
+            logger.log_metrics({"a": step / 3, **{f"of_many/{number}": 1.0 for number in range(150)}}, step)
         finish_loggers([logger], 0)
         # Folders are named by the second, so both starts could get the same one.
         (tmp_path / "wandb").rename(tmp_path / f"pieces-{steps_before}")

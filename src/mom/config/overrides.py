@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
 from mom.errors import UsageError
+from mom.runs.records import STAGE_OPTIONS
 
 TEXTS = ("prompt", "task.prompt", "notes")
 """Options whose value is text: it is taken as it was typed."""
@@ -87,6 +88,16 @@ def written_overrides(options: Mapping[str, Any]) -> list[str]:
 def without(overrides: Iterable[str], *options: str) -> list[str]:
     """Return the overrides of all but these options."""
     return [override for override in overrides if override.partition("=")[0].lstrip("+") not in options]
+
+
+def without_stages(overrides: Iterable[str]) -> list[str]:
+    """Return the overrides that have no effect on a plain transformer, such as ``router=gru`` and ``model.top_k=2``."""
+    names = {override: override.lstrip("+~").partition("=")[0] for override in overrides}
+    return [
+        override
+        for override, name in names.items()
+        if any(f"{name}.".startswith(f"{option}.") for option in STAGE_OPTIONS)
+    ]
 
 
 def _python_dictionary(value: str) -> dict[str, Any] | None:

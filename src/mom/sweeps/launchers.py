@@ -9,6 +9,7 @@ import os
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -130,7 +131,7 @@ def _run_on_slurm(
     for job in jobs:
         executor = _slurm_executor(launcher, folder / ".submitit")
         executor.update_parameters(**slurm_parameters(job, launcher))
-        running.append((job, executor.submit(run_job, job, this_program(), Stop(), _ignore)))
+        running.append((job, executor.submit(SlurmJob(job, this_program()))))
     canceled = False
     while running:
         if stop.requests and not canceled:
@@ -143,6 +144,37 @@ def _run_on_slurm(
                 settle_abandoned(job)
                 on_end(job)
         time.sleep(0.1 if launcher.cluster in ("local", "debug") else 5)
+
+
+class SlurmJob:
+    """A job as submitit runs it: before the time limit or a preemption it is stopped, saved, and put back into the queue.
+
+    Args:
+        job: the job.
+        command: command to which its overrides are appended.
+    """
+
+    def __init__(self, job: Job, command: tuple[str, ...]) -> None:
+        self.job, self.command = job, command
+        self._running: tuple[Stop, Future[None]] | None = None
+
+    def __call__(self) -> None:
+        """Run the job, in a thread because submitit's handler of Slurm's warning interrupts this one."""
+        stop = Stop()
+        with ThreadPoolExecutor(1) as thread:
+            ended = thread.submit(run_job, self.job, self.command, stop, _ignore)
+            self._running = stop, ended
+            ended.result()
+
+    def checkpoint(self) -> Any:
+        """Stop the job's process, wait until it has saved, and return what submitit runs after requeueing."""
+        import submitit
+
+        if self._running is not None:
+            stop, ended = self._running
+            stop.requests += 1
+            wait([ended])
+        return submitit.helpers.DelayedSubmission(SlurmJob(self.job, self.command))
 
 
 def slurm_parameters(job: Job, launcher: SlurmConfig) -> dict[str, Any]:
