@@ -192,7 +192,9 @@ def _warn_without_effect(config: RunConfig) -> None:
         given = without_stages(HydraConfig.get().overrides.task)
         if given:
             verb = "has" if len(given) == 1 else "have"
-            log.warning("%s %s no effect: the model has no stages (model.num_stages=0)", ", ".join(given), verb)
+            log.warning(
+                "%s %s no effect: the model has no stages (model.num_stages=0)", ", ".join(given), verb
+            )
 
 
 def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.ExitStack) -> RunDirectory:

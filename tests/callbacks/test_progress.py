@@ -106,9 +106,7 @@ def test_a_disabled_bar_prints_nothing(tmp_path, capsys):
 
 
 def test_a_failure_releases_the_terminal(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "mom.runs.progress.Console", lambda **options: Console(**options, width=120)
-    )
+    monkeypatch.setattr("mom.runs.progress.Console", lambda **options: Console(**options, width=120))
     monkeypatch.setattr("mom.runs.progress.can_redraw", lambda stream: True)
     bar = StepProgressBar()
     monkeypatch.setattr(EffectiveDepth, "measure", lambda *_: 1 / 0)

@@ -69,11 +69,11 @@ def test_labels_may_be_numbers_or_truth_values(tmp_path: Path) -> None:
             {"label_column": "class"},
             r"cannot read data.path: .*:1 has no column class; its columns are text, label",
         ),
-        (ROWS[:1], {}, r"data.label_column must have at least two labels, got bad in "),
+        (ROWS[:1], {}, r"data.metric=accuracy requires at least two labels in column label, got bad in "),
         (
             ROWS,
             {"metric": "f1"},
-            r"data.label_column must have for data.metric=f1 two labels, got bad, fair, good in ",
+            r"data.metric=f1 requires two labels in column label, got bad, fair, good in ",
         ),
         (
             ROWS,
@@ -84,6 +84,21 @@ def test_labels_may_be_numbers_or_truth_values(tmp_path: Path) -> None:
             [*ROWS, {"text": "x", "label": None}],
             {},
             r"cannot read data.path: the label must be text or a number, got None",
+        ),
+        (
+            [{"text": "a", "label": 1}, {"text": "b", "label": 0.25}],
+            {},
+            r"data.metric must be pearson or spearman to predict numbers such as 0.25 in .*, got accuracy; ",
+        ),
+        (
+            [{"text": "a", "label": 1}, {"text": "b", "label": "high"}],
+            {"metric": "pearson"},
+            r"cannot read data.path: the label must be a finite number, got high in .*:2$",
+        ),
+        (
+            ROWS,
+            {"metric": "spearman", "labels": ["bad", "good"]},
+            r"data.labels cannot be combined with data.metric=spearman: it scores numbers",
         ),
         (
             [*ROWS, {"text": 3, "label": "bad"}],

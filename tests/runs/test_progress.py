@@ -50,9 +50,7 @@ def test_short_steps_show_nothing_and_long_ones_a_line_a_minute(capsys: pytest.C
 def test_in_a_terminal_it_is_one_line_that_is_drawn_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "mom.runs.progress.Console", lambda **options: Console(**options, width=80)
-    )
+    monkeypatch.setattr("mom.runs.progress.Console", lambda **options: Console(**options, width=80))
     monkeypatch.setattr("mom.runs.progress.can_redraw", lambda stream: True)
     now = [0.0]
     with kept(tmp_path / "run.log", "started"):

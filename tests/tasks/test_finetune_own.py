@@ -58,6 +58,17 @@ def test_labeled_texts(tmp_path):
         run(tmp_path, {"name": "finetune", "seeds": [1, 2]}, data, best)
 
 
+def test_labels_that_are_numbers_are_predicted(tmp_path):
+    rows = [{"text": f"{'module' if n % 2 else 'token'} {n}", "label": -1.5 + n % 2} for n in range(40)]
+    for split, part in (("train", rows[:28]), ("validation", rows[28:]), ("test", [{"text": "module 7"}])):
+        write(tmp_path / "mine" / f"{split}.jsonl", part)
+    data = {"kind": "classification", "path": str(tmp_path / "mine"), "metric": "pearson"}
+    summary, folder = run(tmp_path, {"name": "finetune", "epochs": 8.0}, data, write_run(tmp_path / "first"))
+    assert summary["val/pearson"] > 80 and "val/spearman" in summary
+    lines = (folder / "submission" / "mine.tsv").read_text().splitlines()
+    assert lines[0] == "index\tprediction" and float(lines[1].split("\t")[1]) < 0
+
+
 def test_inputs_and_outputs(tmp_path):
     path = tmp_path / "pairs.csv"
     lines = [f"question {number},answer {number % 3}" for number in range(24)]

@@ -222,7 +222,7 @@ class ClassificationConfig(TextSection):
         label_column: the column with the label.
         labels: the classes in order; None is the labels of the training rows, sorted.
         metric: the metric that selects the best checkpoint; ``f1`` (of the second class) and ``matthews`` need two
-            classes.
+            classes, and ``pearson`` and ``spearman`` (correlations) are for labels that are numbers to predict.
         tokenizer: None is the tokenizer of the weights in ``init``.
         sequence_length: maximum tokens per example; longer examples are truncated, and counted in the log.
         validation_fraction: fraction of the rows of a single file held out for validation.
@@ -232,7 +232,7 @@ class ClassificationConfig(TextSection):
     text_columns: list[str] = field(default_factory=lambda: ["text"])
     label_column: str = "label"
     labels: list[str] | None = None
-    metric: Literal["accuracy", "f1", "matthews"] = "accuracy"
+    metric: Literal["accuracy", "f1", "matthews", "pearson", "spearman"] = "accuracy"
     sequence_length: int = 128
     batch_size: int = 32
     validation_fraction: float = 0.1
@@ -247,6 +247,15 @@ class ClassificationConfig(TextSection):
             raise UsageError("data.text_columns must be a list of at least one column, got []")
         if self.labels is not None and len(set(self.labels)) != max(2, len(self.labels)):
             raise UsageError("data.labels must be null or a list of at least two distinct labels")
+        if self.labels is not None and self.is_regression:
+            raise UsageError(
+                f"data.labels cannot be combined with data.metric={self.metric}: it scores numbers"
+            )
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the labels are numbers to predict, not classes."""
+        return self.metric in ("pearson", "spearman")
 
 
 @dataclass(frozen=True)

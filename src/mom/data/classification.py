@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,15 +48,32 @@ def find_task(config: GlueConfig | ClassificationConfig) -> GlueTask:
 def own_task(config: ClassificationConfig) -> GlueTask:
     """Return the task of your own file; see :func:`find_task`."""
     texts, label = tuple((name,) for name in config.text_columns), (config.label_column,)
-    labels = config.labels or sorted({_own_label(row, label) for row in _own_tables(config)["train"]})
-    if len(labels) < 2 or (len(labels) != 2 and config.metric != "accuracy"):
-        needed = "at least two" if config.metric == "accuracy" else f"for data.metric={config.metric} two"
-        raise UsageError(
-            f"data.label_column must have {needed} labels, got {', '.join(labels)[:200]} in {config.path}"
-        )
     name = Path(str(config.path)).name.split(".")[0] or "data"
+    if config.is_regression:
+        second = "spearman" if config.metric == "pearson" else "pearson"
+        return GlueTask(name, name, texts, label, (), (config.metric, second), (), names_in_submission=True)
+    labels = config.labels or sorted({_own_label(row, label) for row in _own_tables(config)["train"]})
+    if config.labels is None and (number := _fraction(labels)) is not None:
+        raise UsageError(
+            f"data.metric must be pearson or spearman to predict numbers such as {number} in {config.path}, got "
+            f"{config.metric}; if they are classes, list them in data.labels"
+        )
+    if len(labels) < 2 or (len(labels) != 2 and config.metric != "accuracy"):
+        needed = "at least two labels" if config.metric == "accuracy" else "two labels"
+        raise UsageError(
+            f"data.metric={config.metric} requires {needed} in column {config.label_column}, got "
+            f"{', '.join(labels)[:200]} in {config.path}"
+        )
     metrics = (config.metric,) if config.metric == "accuracy" else (config.metric, "accuracy")
     return GlueTask(name, name, texts, label, tuple(labels), metrics, (), names_in_submission=True)
+
+
+def _fraction(labels: Sequence[str]) -> str | None:
+    """Return a label with a fractional part if all labels are numbers, and None otherwise."""
+    try:
+        return next((label for label in labels if not float(label).is_integer()), None)
+    except ValueError:
+        return None
 
 
 def load_classification(config: ClassificationConfig, task: GlueTask) -> dict[str, list[GlueExample]]:
@@ -107,12 +125,26 @@ def _own_example(task: GlueTask, row: Row, is_labeled: bool) -> GlueExample:
     if not is_labeled:
         return GlueExample(texts, None)
     label = _own_label(row, task.label)
+    if not task.labels:
+        return GlueExample(texts, _own_number(label, row))
     if label not in task.labels:
         raise UsageError(
             f"cannot read data.path: the label must be one of {', '.join(task.labels)[:200]}, got {label} in "
             f"{row.place}"
         )
     return GlueExample(texts, task.labels.index(label))
+
+
+def _own_number(label: str, row: Row) -> float:
+    try:
+        number = float(label)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(
+            f"cannot read data.path: the label must be a finite number, got {label} in {row.place}"
+        )
+    return number
 
 
 def _own_label(row: Row, names: Sequence[str]) -> str:

@@ -93,7 +93,7 @@ def write_submission(task: GlueTask, split: str, values: Sequence[float], direct
     lines = ["index\tprediction"]
     for index, value in enumerate(values):
         if not task.labels:
-            shown = f"{min(5.0, max(0.0, value)):.3f}"
+            shown = f"{value:.6g}" if task.names_in_submission else f"{min(5.0, max(0.0, value)):.3f}"
         else:
             shown = task.labels[int(value)] if task.names_in_submission else str(int(value))
         lines.append(f"{index}\t{shown}")

@@ -127,9 +127,7 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     )
     removal = _removal(model, batches, task, fabric.autocast, line)
     sample = given.sample(_at_most(task.value_tokens, task), model.device)
-    choices = _choices(
-        model, sample, given, traces, routing, task, config.seed, fabric.autocast, line
-    )
+    choices = _choices(model, sample, given, traces, routing, task, config.seed, fabric.autocast, line)
     run_folder = run_of_weights(source)
     name = f"{describe_run(run_folder)}; on {given.name}"
     facts = summarize(model, header, depths, routing, removal, task.ablation_tolerance, given.length)
