@@ -116,7 +116,7 @@ def test_a_failure_releases_the_terminal(tmp_path, monkeypatch):
 
 
 def test_figures_that_take_long_are_counted_on_the_line(capsys, monkeypatch):
-    """Drawing takes 1.5 seconds a figure; the line of training is the same afterward, and without one there is its own."""
+    """Drawing takes 1.5 seconds a figure; the line of training is the same afterward."""
     now = [0.0]
     clock = SimpleNamespace(monotonic=lambda: now[0])
     monkeypatch.setattr("mom.callbacks.progress.time", clock)

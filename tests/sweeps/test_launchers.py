@@ -57,7 +57,7 @@ def process_above(pid: int, words: str) -> int:
 
 
 def test_a_slurm_job_out_of_time_saves_and_is_requeued(launch: Launch) -> None:
-    """submitit's local executor requeues a job as Slurm does, after the signal that Slurm sends before the time limit."""
+    """submitit's local executor requeues a job as Slurm does, after the signal before the time limit."""
     os.mkfifo("started")
 
     def preempt() -> None:

@@ -147,7 +147,7 @@ def _run_on_slurm(
 
 
 class SlurmJob:
-    """A job as submitit runs it: before the time limit or a preemption it is stopped, saved, and put back into the queue.
+    """A job as submitit runs it: before a preemption or the time limit it is saved, and put back into the queue.
 
     Args:
         job: the job.
