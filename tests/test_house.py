@@ -157,6 +157,18 @@ OTHER_MEANINGS = {
 """Strings that happen to be the name of a router too."""
 
 
+@pytest.mark.parametrize("name", sorted(name for name in MODULES if name.partition(".")[0] == "mom"))
+def test_nothing_is_patched_and_private_names_stay_in_their_file(name):
+    nodes = list(ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))))
+    taken = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    modules = [node.module or "" for node in taken]
+    modules += [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    assert not [module for module in modules if module.partition(".")[0] == "unittest"]
+    ours = [node for node in taken if (node.module or "").partition(".")[0] == "mom"]
+    names = [alias.name for node in ours for alias in node.names]
+    assert not [found for found in names if found.startswith("_") and not found.startswith("__")]
+
+
 def test_router_names_stand_in_their_own_file_only():
     """A router is one class: nothing else in ``src`` asks for one by name, but its default and the authors' loader."""
     allowed = {("model/options.py", declared(ModelOptions)["router"].default)}

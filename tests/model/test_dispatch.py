@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from mom.model import dispatch as dispatch_module
-from mom.model.dispatch import grouped_linear, sort_by_group
+from mom.model.dispatch import even_groups, grouped_linear, sort_by_group
+from tests.helpers.models import small_model
 
 
 def naive(x, weight, bias, groups, *, gather, scatter, row_weight, row, gelu):
@@ -119,6 +122,18 @@ def test_memory_of_skip_rows_never_reaches_a_result():
     out.sum().backward()
     assert float(out.abs().max()) == 0
     assert all(float(leaf.grad.abs().max()) == 0 for leaf in (x, weight, bias))
+
+
+def test_groups_are_even_on_tensors_without_data():
+    with FakeTensorMode():
+        model = small_model(top_k=1, router="linear").train()
+        ids = torch.zeros(2, 8, dtype=torch.int64)
+        with even_groups(), FlopCounterMode(display=False) as counter:
+            model(input_ids=ids, labels=ids, output_logits=False).loss.backward()
+        assert all(part.grad is not None for name, part in model.named_parameters() if "pool" in name)
+        assert counter.get_total_flops() > 0
+        with pytest.raises(DataDependentOutputException):  # the numbers are read again
+            model(input_ids=ids, labels=ids)
 
 
 def test_operator_is_well_formed():

@@ -14,9 +14,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, NamedTuple
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,10 +24,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from mom.cost.machine import is_mixed, matmul_dtype, weight_dtype
-from mom.model import MoMConfig, MoMForCausalLM, cross_entropy, dispatch
-from mom.model.assembly import RoutedPool, Stage
+from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.assembly import Stage
 from mom.model.blocks import Block
-from mom.model.pools.rows import Folded
+from mom.model.dispatch import even_groups
 
 TRACED_BLOCKS, TRACED_ROUNDS = 2, 2
 """Plain bottom blocks and rounds that are traced of a deeper model; one more of each gives the growth."""
@@ -105,20 +103,17 @@ _traces: dict[tuple[Any, ...], StepTrace] = {}
 def _extrapolated(
     config: MoMConfig, batch_size: int, length: int, precision: str | int, checkpointing: bool
 ) -> StepTrace:
-    """Trace a step, or two of shallower models."""
-
-    def traced(**changes: int) -> _Trace:
-        changed = config if not changes else MoMConfig.from_dict({**config.to_dict(), **changes})
-        return _trace(changed, config.num_rounds, batch_size, length, precision, checkpointing)
-
+    """Trace a step, or three of a shallower model."""
     least = {"num_bottom_blocks": TRACED_BLOCKS, "num_rounds": TRACED_ROUNDS if config.num_stages else 0}
     counts = {name: getattr(config, name) for name in least}
-    deep = {name: least[name] for name in least if counts[name] > least[name] + 1 and least[name]}
-    try:
-        base = traced(**deep)
-        grown = {name: traced(**{**deep, name: count + 1}) for name, count in deep.items()}
-    except ValueError:  # an option that depends on the depth
-        base, grown = traced(), {}
+    deep = {name: count for name, count in least.items() if counts[name] > count + 1 and count}
+    model = _Model(
+        config, counts | {name: count + 1 for name, count in deep.items()}, precision, checkpointing
+    )
+    base = model.trace(batch_size, length, **deep)
+    grown = {
+        name: model.trace(batch_size, length, **{**deep, name: count + 1}) for name, count in deep.items()
+    }
     more = {name: counts[name] - deep[name] for name in grown}
     segments = [
         peak + sum(more[name] * (trace.aligned(base)[i] - peak) for name, trace in grown.items())
@@ -207,9 +202,11 @@ class _Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if func.namespace == "prim":
-            return out
+        if func is torch.ops.prim.device.default:  # which autograd asks for most often of all
+            return args[0].fake_device
+        # What is written to a given tensor allocates nothing and has its shape, which fake tensors would infer slowly.
+        out = _written(func, args, kwargs or {})
+        out = func(*args, **(kwargs or {})) if out is None else out
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
         for tensor in inputs:
@@ -224,6 +221,14 @@ class _Recorder(TorchDispatchMode):
             grouped = func in (torch.ops.aten.addmm.out, torch.ops.aten.mm.out)
             self.operations.append(Operation(flops, moved, self.backward, grouped))
         return out
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """Return the tensor that an operation writes to and returns; ``None`` if it returns another."""
+    if "out" in kwargs:
+        return kwargs["out"]
+    in_place = func._schema.is_mutable and torch.Tag.inplace_view not in func.tags
+    return args[0] if in_place and func._schema.name.endswith("_") else None
 
 
 def _num_bytes(tensor: Tensor) -> int:
@@ -252,37 +257,47 @@ def _causal(args: tuple[Any, ...], kwargs: dict[str, Any], position: int) -> flo
     return 0.5 if is_causal else 1.0
 
 
-def _trace(
-    config: MoMConfig,
-    num_rounds: int,
-    batch_size: int,
-    length: int,
-    precision: str | int,
-    checkpointing: bool,
-) -> _Trace:
-    """Trace a step, in which pools fold their norms as in a model of ``num_rounds`` rounds."""
-    mixed, dtype = is_mixed(precision), matmul_dtype(precision)
-    recorder = _Recorder()
-    with FakeTensorMode(), torch.device("cpu"), _default_dtype(weight_dtype(precision)):
-        model = MoMForCausalLM(config).train()
-        for part in model.modules():
-            if isinstance(part, RoutedPool) and num_rounds != config.num_rounds:
-                part.fold = partial(_fold, part.fold, num_rounds / config.num_rounds)  # type: ignore[method-assign]
+class _Model:
+    """A model of fake tensors, of which as many bottom blocks and rounds run as are asked for.
+
+    Args:
+        config: the model's configuration, also of what depends on the number of rounds, such as folded norms.
+        most: the most bottom blocks and rounds that will be traced.
+        precision: ``trainer.precision``.
+        checkpointing: ``trainer.activation_checkpointing``.
+    """
+
+    def __init__(
+        self, config: MoMConfig, most: dict[str, int], precision: str | int, checkpointing: bool
+    ) -> None:
+        self._most, self._mixed, self._dtype = most, is_mixed(precision), matmul_dtype(precision)
+        self._fake = FakeTensorMode()
+        config = MoMConfig.from_dict(config.to_dict())
+        with self._fake, torch.device("cpu"), _default_dtype(weight_dtype(precision)):
+            self._model = MoMForCausalLM(config).train()
+        self._bottom = self._model.model.bottom
         if checkpointing:
-            model.gradient_checkpointing_enable()
-        ids = torch.zeros(batch_size, length, dtype=torch.int64)
-        for tensor in (*model.parameters(), *model.buffers(), ids):
-            recorder.add(tensor, 0)
-        # The head's weight is a plain parameter, although a fake one.
-        plain_head = mock.patch.object(cross_entropy, "_is_plain_linear", return_value=True)
-        # Fake tensors have no values, so nobody knows how many rows a module has.
-        even = mock.patch.object(dispatch, "_sizes", _even_sizes)
-        with _segments(model, recorder), plain_head, even, recorder:
-            with torch.autocast("cpu", dtype, enabled=mixed):
-                loss = model(input_ids=ids, labels=ids, output_logits=False, output_routing=True).loss
-            kept = recorder.live
-            recorder.backward = True
-            loss.backward()
+            self._model.gradient_checkpointing_enable()
+
+    def trace(self, batch_size: int, length: int, **depth: int) -> _Trace:
+        """Trace a step with these numbers of bottom blocks and rounds, by default the most."""
+        depth = self._most | depth
+        model, recorder = self._model, _Recorder()
+        model.zero_grad()
+        model.model.bottom = self._bottom[: depth["num_bottom_blocks"]]
+        model.config.num_rounds = depth["num_rounds"]
+        for stage in model.model.stages:
+            stage.num_rounds = depth["num_rounds"]
+        with self._fake:
+            ids = torch.zeros(batch_size, length, dtype=torch.int64)
+            for tensor in (*model.parameters(), *model.buffers(), ids):
+                recorder.add(tensor, 0)
+            with _segments(model, recorder), even_groups(), recorder:
+                with torch.autocast("cpu", self._dtype, enabled=self._mixed):
+                    loss = model(input_ids=ids, labels=ids, output_logits=False, output_routing=True).loss
+                kept = recorder.live
+                recorder.backward = True
+                loss.backward()
         gradients = [
             parameter.grad.untyped_storage() for parameter in model.parameters() if parameter.grad is not None
         ]
@@ -296,17 +311,6 @@ def _trace(
             ],
             operations=recorder.operations,
         )
-
-
-def _even_sizes(ends: Tensor, num_rows: int) -> list[int]:
-    """Spread the rows evenly over the groups, without SKIP; see :mod:`mom.model.dispatch`."""
-    groups = len(ends)
-    return [num_rows // groups + (group < num_rows % groups) for group in range(groups)] + [0]
-
-
-def _fold(fold: Callable[[int], Folded], scale: float, num_tokens: int) -> Folded:
-    """Fold a pool's norms as for ``scale`` times the rounds, which decide whether it is worth it."""
-    return fold(round(num_tokens * scale))
 
 
 @contextmanager

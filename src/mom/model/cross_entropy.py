@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
@@ -59,11 +60,12 @@ def head_cross_entropy(
 def _is_plain_linear(head: nn.Module) -> TypeGuard[nn.Linear]:
     """Return whether calling a head only multiplies by its weight.
 
-    Adapters and parametrizations change the class of the head, quantization that of the head or the weight.
+    Adapters and parametrizations change the class of the head, quantization that of the head or the weight. A fake
+    weight stands for a plain one.
     """
     return (
         type(head) is nn.Linear
-        and type(head.weight) in (nn.Parameter, Tensor)
+        and type(head.weight) in (nn.Parameter, Tensor, FakeTensor)
         and "forward" not in vars(head)
         and not (head._forward_hooks or head._forward_pre_hooks)
         and not (head._backward_hooks or head._backward_pre_hooks)

@@ -12,6 +12,9 @@ groups; elsewhere it calls `torch.nn.functional.grouped_mm`. Compiled or on a GP
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -25,6 +28,21 @@ from mom.model.weight_gradients import GradientSum, gradient_sum
 
 FEW_NUMBERS = 2**18
 """Numbers of a step's rows up to which time counts more than memory."""
+
+_evenly = ContextVar("evenly", default=False)
+
+
+@contextmanager
+def even_groups() -> Iterator[None]:
+    """Let every group have the same number of rows, without SKIP, instead of reading the numbers from tensors.
+
+    With this, the loop over groups runs on tensors without data, such as PyTorch's fake tensors.
+    """
+    token = _evenly.set(True)
+    try:
+        yield
+    finally:
+        _evenly.reset(token)
 
 
 class Dispatch(NamedTuple):
@@ -300,6 +318,9 @@ def _gelu_backward(grad: Tensor, x: Tensor) -> Tensor:
 
 def _sizes(ends: Tensor, num_rows: int) -> list[int]:
     """Return the number of rows of each group and, as the last item, of SKIP; for the CPU only."""
+    if _evenly.get():
+        groups = len(ends)
+        return [num_rows // groups + (group < num_rows % groups) for group in range(groups)] + [0]
     stops = [0, *ends.tolist(), num_rows]
     return [stop - start for start, stop in pairwise(stops)]
 
