@@ -15,28 +15,29 @@ def naive_loss(model: MoMForCausalLM, ids: Tensor) -> Tensor:
     """Return the model's loss on ``ids``, (B, T); supports only ``skipped_kv: zero`` and unweighted q, k, v."""
     config, body = model.config, model.model
     positions = torch.arange(ids.shape[1])[None]
-    x = body.embedding(body.embedding.token(ids), positions)
+    embedded = body.embedding.token(ids)  # (B, T, D)
+    x = body.embedding(embedded, positions)
     context = AttentionContext(config.num_heads, None, None, False, None)
     for block in body.bottom:
         x = block(x, context, 0)
     for stage in body.stages:
-        x = _stage(stage, x, ids, context)
+        x = _stage(stage, x, ids, embedded, context)
     for block in body.top:
         x = block(x, context, 0)
     logits = model.lm_head(body.norm(x)).float()  # (B, T, V)
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
 
 
-def _stage(stage: Stage, x: Tensor, ids: Tensor, context: AttentionContext) -> Tensor:
+def _stage(stage: Stage, x: Tensor, ids: Tensor, embedded: Tensor, context: AttentionContext) -> Tensor:
     attention, ffn = stage.attention, stage.ffn
     states: list[Tensor | None] = [None, None]
     for index in range(stage.num_rounds):
-        routing, states[0] = attention.router(x, states[0], index, ids)
+        routing, states[0] = attention.router(x, states[0], index, ids, embedded=embedded)
         selected, weights = routing.selected.flatten(0, 1), routing.weights.flatten(0, 1)
         qkv = _assembled(attention.pool, "qkv", x.flatten(0, 1), selected)
         mixed = context.attend(qkv.view(*x.shape[:2], -1), 0).flatten(0, 1)
         x = x + _routed(attention.pool, "out", mixed, selected, weights).view_as(x)
-        routing, states[1] = ffn.router(x, states[1], index, ids)
+        routing, states[1] = ffn.router(x, states[1], index, ids, embedded=embedded)
         selected, weights = routing.selected.flatten(0, 1), routing.weights.flatten(0, 1)
         x = x + _ffn(ffn.pool, x.flatten(0, 1), selected, weights).view_as(x)
     return x if stage.anchor is None else stage.anchor(x, context, 0)

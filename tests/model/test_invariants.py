@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from mom.model import MoMForCausalLM, MoMForSequenceClassification
 from tests.helpers.models import small_config, small_model, tokens
 
-ROUTERS = ("gru", "mlp", "linear", "sequential", "random")
+ROUTERS = ("gru", "mlp", "linear", "embedding", "sequential", "random")
 VARIANTS = [
     {"router": router, "skipped_kv": skipped, "skip_rule": rule, "top_k": top_k}
     for router, skipped, (rule, top_k) in product(
@@ -149,7 +149,7 @@ def test_sampling_ignores_the_routers_temperature_and_top_k(tmp_path):
 
 
 @pytest.mark.parametrize("top_k", [1, 2])
-@pytest.mark.parametrize("router", ["gru", "mlp", "linear"])
+@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "embedding"])
 def test_the_router_learns_from_the_language_model_loss_alone(router, top_k):
     model = small_model(router=router, top_k=top_k, balance_coefficient=0.0)
     ids = tokens(2, 8)

@@ -22,7 +22,7 @@ LLAMA = [
 GRID = [
     {"router": router, "top_k": top_k, "skipped_kv": skipped, "skip_rule": rule}
     for router, top_k, skipped, rule in product(
-        ("gru", "mlp", "linear", "sequential", "random"), (1, 2), ("zero", "mask"), ("share", "first")
+        ("gru", "mlp", "linear", "embedding", "sequential", "random"), (1, 2), ("zero", "mask"), ("share", "first")
     )
 ] + [
     {"top_k": 3},
@@ -133,7 +133,7 @@ def assert_equals_the_reference(model):
 
 @pytest.mark.parametrize("block", ["gpt2", "llama"])
 @pytest.mark.parametrize("skipped_kv", ["zero", "mask"])
-@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "sequential", "random"])
+@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "embedding", "sequential", "random"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_equal_the_reference_of_the_unpadded(router, skipped_kv, side, block):
     model = small_model(router=router, skipped_kv=skipped_kv, top_k=1, block=block)

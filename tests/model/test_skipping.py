@@ -13,7 +13,7 @@ from mom.model.routers.router import Router
 from mom.model.skipping import try_skip
 from tests.helpers.models import small_config, small_model, tokens
 
-LEARNED = ("linear", "mlp", "gru")
+LEARNED = ("linear", "embedding", "mlp", "gru")
 
 
 def routers_of(model) -> list[Router]:

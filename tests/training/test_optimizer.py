@@ -36,7 +36,7 @@ def groups_by_name(model: nn.Module, **options: float) -> dict[str, dict]:
 
 
 @pytest.mark.parametrize("block", ["gpt2", "llama"])
-@pytest.mark.parametrize("router", ["gru", "mlp", "linear"])
+@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "embedding"])
 def test_every_parameter_is_in_one_group_and_only_matrices_decay(router, block):
     model = small_model(router=router, router_prior="ordered", block=block, qk_norm=block == "llama")
     groups = groups_by_name(model, router_lr_multiplier=5.0)

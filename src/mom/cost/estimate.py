@@ -211,7 +211,7 @@ def _numbers_of_a_round(config: MoMConfig, tokens: int, number_bytes: int) -> fl
     width, rounds, layouts = config.d_model, config.num_rounds, config.pools()
     kept = 4.0 * width  # embedded tokens, residual stream before and after the attention, normalized
     # Routers compute in float32, so their states take 4 bytes a number.
-    kept += sum(layout.router.state_size(config) for layout in layouts) * 4 / number_bytes
+    kept += sum(layout.router.state_size(config, layout) for layout in layouts) * 4 / number_bytes
     copies, peaks = 0.0, []
     for layout in layouts:
         top_k, columns = layout.num_selected(), _columns(config, layout)

@@ -87,6 +87,7 @@ class Stage(nn.Module):
         x: Tensor,
         context: AttentionContext,
         token_ids: Tensor | None,
+        embedded: Tensor,
         run: Callable,
         keep: Callable[[Tensor], object],
         forced: Forced,
@@ -97,6 +98,7 @@ class Stage(nn.Module):
             x: residual stream, [B, T, D].
             context: access to the rest of the sequence, shared by all attentions of this forward pass.
             token_ids: [B, T], for routers that need them.
+            embedded: token embeddings without positions, [B, T, D], likewise.
             run: ``run(function, *arguments)`` calls the function; it may checkpoint activations.
             keep: called with the residual stream after each round and after the anchor.
             forced: the stage's forced choices.
@@ -113,7 +115,7 @@ class Stage(nn.Module):
         for h in range(self.num_rounds):
             steps = [context.step(pool.cache_layers[h]) for pool in self.pools]
             state, decisions = run(
-                partial(self._assemble, h, token_ids, steps, forced[h], explored), state, *folded
+                partial(self._assemble, h, token_ids, embedded, steps, forced[h], explored), state, *folded
             )
             rounds.append(decisions)
             keep(state.x)
@@ -127,6 +129,7 @@ class Stage(nn.Module):
         self,
         h: int,
         token_ids: Tensor | None,
+        embedded: Tensor,
         steps: list[StepContext],
         forced: tuple[Tensor | None, ...],
         explored: Tensor | None,
@@ -143,7 +146,9 @@ class Stage(nn.Module):
                 tokens for tokens in (step.real, None if exited is None else ~exited) if tokens is not None
             ]
             candidates = reduce(torch.logical_and, present) if present else None  # (B, T)
-            routing, router_state = pool.router(x, router_state, h, token_ids, choices, candidates, explored)
+            routing, router_state = pool.router(
+                x, router_state, h, token_ids, choices, candidates, explored, embedded
+            )
             if self.absorbing_skip:
                 routing = routing if exited is None else leave(routing, exited)
                 exited = ~routing.took_module  # (B, T)

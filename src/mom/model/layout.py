@@ -12,7 +12,7 @@ from mom.model.declaration import declared, option
 from mom.model.registry import InvalidOption, one_of
 from mom.model.registry import pools as pool_kinds
 
-Schedule = Literal["all", "layerwise", "grouped"]
+Schedule = Literal["auto", "all", "layerwise", "grouped"]
 TopK = int | Literal["all"]
 
 
@@ -32,7 +32,7 @@ class PoolLayout:
         num_skip_slots: router outputs that mean SKIP.
         num_rounds: rounds H of a stage.
         top_k: choices K per step, or ``all``.
-        schedule: ``all``, ``layerwise`` or ``grouped``.
+        schedule: ``all``, ``layerwise`` or ``grouped``; ``auto`` is replaced by one of them.
         skip: whether SKIP may be chosen.
         skip_rule: ``share`` or ``first``.
         capacity: share of the tokens that each module takes; ``None`` if tokens choose.
@@ -150,7 +150,7 @@ class _Entry:
 
     num_modules: int = option(4, "modules in a stage's pool", ge=1)
     top_k: TopK = option(2, "choices K per step; as the model's by default", ge=1)
-    schedule: Schedule = option("all", "modules a round may choose; as the model's by default")
+    schedule: Schedule = option("auto", "modules a round may choose; as the model's by default")
     skip: bool = option(True, "let tokens choose SKIP; as the model's by default")
     capacity: float | None = option(
         None, "share of the tokens that each module takes; as the model's by default", gt=0, le=1

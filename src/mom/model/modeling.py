@@ -199,7 +199,7 @@ class MoMModel(MoMPreTrainedModel):
             keep(x)
         forced = split_choices(choices, list(self.stages), *x.shape[:2])
         for stage, stage_choices in zip(self.stages, forced, strict=True):
-            x, rounds = stage(x, context, input_ids, run, keep, stage_choices)
+            x, rounds = stage(x, context, input_ids, embedded, run, keep, stage_choices)
             routing += rounds
         for layer, block in enumerate(self.top, start=self._first_top_layer):
             x = run(block, x, context, layer)

@@ -86,7 +86,9 @@ class ModelOptions:
     top_k: TopK = routed(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
     ffn_top_k: TopK | None = routed(None, "top_k of the feed-forward pool; null: top_k", ge=1)
     schedule: Schedule = routed(
-        "all", "modules a round may choose: all; layerwise: module h mod N; grouped: an even share"
+        "auto",
+        "modules a round may choose: all; layerwise: module h mod N; grouped: an even share; auto: all, but grouped for "
+        "attention modules of which a token runs one (top_k 1)",
     )
     skip: bool = routed(True, "let tokens choose SKIP, which does nothing")
     ffn_schedule: Schedule | None = routed(None, "schedule of the feed-forward pool; null: schedule")
@@ -117,7 +119,7 @@ class ModelOptions:
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
     layer_norm_epsilon: float = option(1e-5, "epsilon of every norm", gt=0)
 
-    router: str = option("linear", "router kind", group="router")
+    router: str = option("embedding", "router kind", group="router")
     temperature: float = option(1.0, "divides the router's logits before the softmax", group="router", gt=0)
     skip_bias: float = option(
         -3.0,
@@ -280,7 +282,7 @@ class ModelOptions:
             num_skip_slots=getattr(self, f"{kind.name}_skip_slots", None) or self.num_skip_slots,
             num_rounds=self.num_rounds,
             top_k=value("top_k"),
-            schedule=value("schedule"),
+            schedule=_resolved(value("schedule"), kind, value("top_k")),
             skip=value("skip"),
             skip_rule=self.skip_rule,
             capacity=value("capacity") if value("skip") and self.router_kind.learns else None,
@@ -393,6 +395,16 @@ class ModelOptions:
         if not least <= target <= self.graph_depth:
             rule = f"must be between {least:g} and {self.graph_depth}, or null"
             raise InvalidOption("depth_target", target, rule)
+
+
+def _resolved(schedule: Schedule, kind: Any, top_k: TopK) -> Schedule:
+    """Return the schedule that ``auto`` means.
+
+    Queries must fit the keys of other tokens, which a choice of attention modules by token makes hard to learn.
+    """
+    if schedule != "auto":
+        return schedule
+    return "grouped" if kind.attends and top_k == 1 else "all"
 
 
 def kind_options() -> dict[str, Declared]:

@@ -17,6 +17,7 @@ Shapes: T tokens, V vocabulary, D ``d_model``, F width of a feed-forward module,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -140,7 +141,7 @@ class Router:
     """
 
     def __init__(self, model: ReferenceMoM, stage: int, layout: Any, forced: Tensor | None = None) -> None:
-        self.config = model.config
+        self.model, self.config = model, model.config
         self.weights = model.part(f"model.stages.{stage}.{layout.name}.router")
         self.skip = layout.num_modules  # SKIP's index, N
         self.schedule, self.may_skip = layout.schedule, layout.skip
@@ -217,9 +218,9 @@ class Router:
         slots = own if own and set(forced) <= set(own) else sorted(set(forced)) or [self.skip]
         return torch.eye(self.skip + 1)[slots].mean(0).log(), slots
 
-    def rank(self, h: int, hidden: Tensor) -> tuple[Tensor, list[int]]:
+    def rank(self, h: int, hidden: Tensor, more: float | Tensor = 0.0) -> tuple[Tensor, list[int]]:
         """Divide the router's outputs for what round h can reach by the temperature, and rank them."""
-        logits = F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"])  # (N + 1,)
+        logits = F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"]) + more  # (N + 1,)
         if "prior" in self.weights:
             logits = logits + self.weights["prior"][h]  # (N + 1,)
         reachable = self.reachable(h)
@@ -264,6 +265,22 @@ def linear(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
     return router.rank(h, x)
 
 
+def embedding(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
+    """Route by a linear layer on the stream and one on the normalized token embedding, with rows for each round.
+
+    The embedding decides among modules only: its logits leave the probability of SKIP as it is.
+    """
+    modules = [i for i in router.reachable(h) if i < router.skip]
+    more = torch.zeros(router.skip + 1)
+    if "rows.weight" in router.weights:
+        embedded = router.model.weights["model.embedding.token.weight"][token_id].detach()  # (D,)
+        normal = embedded / (embedded.square().mean() + 1e-8).sqrt()  # (D,)
+        rows = router.weights["rows.weight"].view(router.config.num_rounds, router.skip, -1)[h]  # (N, D)
+        logits = (rows @ normal)[modules]
+        more[modules] = logits.log_softmax(0) + math.log(len(modules))  # 0 if the embedding does not care
+    return router.rank(h, x, more)
+
+
 def sequential(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
     """Walk the pool in order, whatever the token: round h takes module h mod N."""
     return router.fixed([h % router.skip], h, t)
@@ -290,7 +307,7 @@ def oracle(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Te
 
 
 ROUTERS: dict[str, Callable] = {
-    kind.__name__: kind for kind in (gru, mlp, linear, sequential, random, oracle)
+    kind.__name__: kind for kind in (gru, mlp, linear, embedding, sequential, random, oracle)
 }
 """Values of ``config.router``. Each returns logits (N + 1,) and the indices that the round can reach, best first."""
 

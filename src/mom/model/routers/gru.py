@@ -25,7 +25,7 @@ class GRU(HiddenRouterKind):
         after = router.cell(x.flatten(0, 1), before).view(*x.shape[:2], -1)  # (B, T, router_dim)
         return router.output(after), after
 
-    def state_size(self, options: ModelOptions) -> int:
+    def state_size(self, options: ModelOptions, layout: PoolLayout) -> int:
         return self.width(options)
 
     def flops(self, options: ModelOptions, layout: PoolLayout) -> int:

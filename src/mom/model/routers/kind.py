@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -31,6 +31,23 @@ class RouterKind:
         """Return a router's layers (PyTorch modules) by name; they become attributes of the host."""
         return {}
 
+    def reset(self, router: Any, copy: Callable[[Any, Any], object]) -> None:
+        """Initialize layers by ``copy(destination, source)``; by default, linear layers start as those of GPT-2."""
+
+    def start(self, router: Any, embedded: Any) -> Any:
+        """Return the state before a stage's first round; ``None`` by default.
+
+        Precision is as for :meth:`score`.
+
+        Args:
+            router: the host.
+            embedded: token embeddings without positions, [B, T, D].
+
+        Returns:
+            The state, [B, T, state], or ``None``.
+        """
+        return None
+
     def score(self, router: Any, x: Any, state: Any, round_index: int, token_ids: Any) -> tuple[Any, ...]:
         """Score every slot in a round.
 
@@ -40,7 +57,7 @@ class RouterKind:
         Args:
             router: the host, which has the layers as attributes.
             x: un-normalized residual stream, [B, T, D].
-            state: the router's state after the previous round, [B, T, state]; ``None`` at first.
+            state: the router's state after the previous round, [B, T, state]; at first what :meth:`start` returned.
             round_index: the round within the stage.
             token_ids: [B, T].
 
@@ -54,7 +71,7 @@ class RouterKind:
         """Return the bias of the outputs, [slots], whose SKIP starts at ``skip_bias``; ``None`` if there is none."""
         return getattr(getattr(router, "output", None), "bias", None)
 
-    def state_size(self, options: ModelOptions) -> int:
+    def state_size(self, options: ModelOptions, layout: PoolLayout) -> int:
         """Return the size of a token's state."""
         return 0
 

@@ -126,6 +126,7 @@ class Router(nn.Module):
 
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
         """Initialize buffers, the prior, and SKIP's bias by ``copy(destination, source)``; layers come first."""
+        self.kind.reset(self, copy)
         copy(self.reachable, torch.tensor(self.layout.reachable()))
         copy(self.noise_scale, torch.zeros(()))
         if self.prior is not None:
@@ -193,12 +194,13 @@ class Router(nn.Module):
         forced: Tensor | None = None,
         candidates: Tensor | None = None,
         explored: Tensor | None = None,
+        embedded: Tensor | None = None,
     ) -> tuple[Routing, Tensor | None]:
         """Choose for every token (paper, section 3.2).
 
         Args:
             x: un-normalized residual stream, [B, T, D].
-            state: the router's state after the previous round, [B, T, state]; ``None`` at first.
+            state: the router's state after the previous round, [B, T, state]; ``None`` at first, or without a state.
             round_index: the round within the stage.
             token_ids: [B, T], for kinds that need them.
             forced: forced choices, int64 [B, T, K]; index N is SKIP and -1 the router's own choice.
@@ -206,6 +208,7 @@ class Router(nn.Module):
                 are not among them; ``None`` means all.
             explored: sequences in which no token may skip (``skip_exploration``), boolean [B]; ``None`` also means that
                 no step is a trial (``skip_trials``).
+            embedded: token embeddings without positions, [B, T, D], for kinds that start from them.
 
         Returns:
             The record and the new state.
@@ -217,9 +220,11 @@ class Router(nn.Module):
         }
         if cast:
             return functional_call(
-                self, cast, (x, state, round_index, token_ids, forced, candidates, explored)
+                self, cast, (x, state, round_index, token_ids, forced, candidates, explored, embedded)
             )
         with maybe_autocast(x.device.type, enabled=False):
+            if state is None and embedded is not None:
+                state = self.kind.start(self, embedded.float())
             return self._decide(x.float(), state, round_index, token_ids, forced, candidates, explored)
 
     def _decide(
