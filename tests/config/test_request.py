@@ -82,7 +82,7 @@ def test_an_invalid_request_is_rejected(changes: dict[str, Any], message: str) -
         ({"d_model": 15}, {}, "model.d_model must be a multiple of num_heads (2), got 15"),
         ({"top_k": 6}, {}, "model.top_k must be between 1 and 5"),
         ({"num_rounds": 0}, {}, "model.num_rounds must be "),
-        ({}, {"router": "gruu"}, "router.router must be one of gru, "),
+        ({}, {"router": "gruu"}, "router.router must be one of embedding, gru, "),
         ({}, {"temperature": 0}, "router.temperature must be "),
         (
             {"top_k": 1},

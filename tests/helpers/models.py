@@ -23,6 +23,7 @@ def small_config(**changes: Any) -> MoMConfig:
         "num_rounds": 4,
         "router": "gru",
         "router_dim": 8,
+        "router_prior": "none",
         "temperature": 0.5,
         "balance_coefficient": 0.01,
         "skip_bias": 0.0,

@@ -60,7 +60,13 @@ def tiny_request(folder: Path, **changes: Any) -> RunConfig:
     groups: dict[str, Any] = {
         "task": {"name": "pretrain", "plain_steps": 2, "baseline": True},
         "model": SMALL_MODEL,
-        "router": {"router": "gru", "router_dim": 8, "balance_coefficient": 0.01, "skip_trials": 0.0},
+        "router": {
+            "router": "gru",
+            "router_dim": 8,
+            "router_prior": "none",
+            "balance_coefficient": 0.01,
+            "skip_trials": 0.0,
+        },
         "data": {
             "corpus": "text",
             "path": str(texts),

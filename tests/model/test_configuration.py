@@ -46,11 +46,11 @@ NUMBERS = [name for name, option in declared(ModelOptions).items() if "number" i
         ({"skip": False, "top_k": 4}, "top_k must be between 1 and 3"),
         (
             {"router": "lstm"},
-            "router must be one of gru, linear, mlp, oracle, random, sequential, got lstm",
+            "router must be one of embedding, gru, linear, mlp, oracle, random, sequential, got lstm",
         ),
         (
             {"router": "gruu"},
-            "router must be one of gru, linear, mlp, oracle, random, sequential (did you mean gru?)",
+            "router must be one of embedding, gru, linear, mlp, oracle, random, sequential (did you mean gru?)",
         ),
         ({"skipped_kv": "drop"}, "skipped_kv must be one of zero, mask, got drop"),
         ({"skip_rule": "last"}, "skip_rule must be one of share, first, got last"),

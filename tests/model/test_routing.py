@@ -15,7 +15,9 @@ from mom.model.routing import choose
 from tests.helpers.models import small_config, small_model, tokens
 
 
-def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_k=2) -> PoolLayout:
+def layout(
+    num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_k=2, capacity=None
+) -> PoolLayout:
     return PoolLayout(
         name="attention",
         kind=Attention(),
@@ -27,6 +29,7 @@ def layout(num_modules=3, num_rounds=4, schedule="all", skip=True, slots=1, top_
         top_k=top_k,
         schedule=schedule,
         skip=skip,
+        capacity=capacity,
     )
 
 
@@ -162,6 +165,16 @@ def test_priors_prefer_order_then_skip():
     looped = layout(num_modules=2, num_rounds=4).prior("looped", 1.5)
     assert ordered == [[3.0, 0, 1.5], [0, 3.0, 1.5], [0, 0, 3.0], [0, 0, 3.0]]
     assert looped == [[3.0, 0, 1.5], [0, 3.0, 1.5], [1.5, 0, 3.0], [0, 1.5, 3.0]]
+
+
+def test_a_cyclic_prior_prefers_modules_in_turn_and_leaves_skip_alone():
+    assert layout(num_modules=2, num_rounds=3).prior("cyclic", 1.5) == [[1.5, 0, 0], [0, 1.5, 0], [1.5, 0, 0]]
+    # With more modules than rounds, the rounds share all of them.
+    large = layout(num_modules=5, num_rounds=2).prior("cyclic", 2.0)
+    assert large == [[2.0, 0, 2.0, 0, 2.0, 0], [0, 2.0, 0, 2.0, 0, 0]]
+    # It is about modules, not about SKIP against a round's only module or one that chooses its tokens.
+    assert layout(num_modules=2, num_rounds=2, schedule="layerwise").prior("cyclic", 2.0) == [[0, 0, 0]] * 2
+    assert layout(num_modules=2, num_rounds=2, top_k=1, capacity=0.5).prior("cyclic", 2.0) == [[0, 0, 0]] * 2
 
 
 def test_a_grouped_prior_prefers_all_of_the_rounds_group():

@@ -12,7 +12,7 @@ from mom.model.declaration import declared, option
 from mom.model.registry import InvalidOption, one_of
 from mom.model.registry import pools as pool_kinds
 
-Schedule = Literal["auto", "all", "layerwise", "grouped"]
+Schedule = Literal["all", "layerwise", "grouped"]
 TopK = int | Literal["all"]
 
 
@@ -32,7 +32,7 @@ class PoolLayout:
         num_skip_slots: router outputs that mean SKIP.
         num_rounds: rounds H of a stage.
         top_k: choices K per step, or ``all``.
-        schedule: ``all``, ``layerwise`` or ``grouped``; ``auto`` is replaced by one of them.
+        schedule: ``all``, ``layerwise`` or ``grouped``.
         skip: whether SKIP may be chosen.
         skip_rule: ``share`` or ``first``.
         capacity: share of the tokens that each module takes; ``None`` if tokens choose.
@@ -121,10 +121,20 @@ class PoolLayout:
     def prior(self, kind: str, strength: float) -> list[list[float]]:
         """Return the initial preference of each round, [H][slots], in units of the temperature.
 
-        In round h < N, module h gets ``2 * strength`` and SKIP gets ``strength``. In later rounds, SKIP gets ``2 *
-        strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a ``grouped`` pool
-        every round prefers its entire group instead of module h.
+        ``cyclic`` gives ``strength`` to the modules i with i = h modulo N or H, whichever is less, in round h, and 0 to
+        everything else. It leaves alone rounds with one module and modules that choose their tokens (``capacity``), where it
+        would only weaken SKIP.
+
+        With the other kinds, module h gets ``2 * strength`` and SKIP ``strength`` in round h < N. In later rounds, SKIP
+        gets ``2 * strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a
+        ``grouped`` pool every round prefers its entire group instead of module h.
         """
+        if kind == "cyclic":
+            period = min(self.num_modules, self.num_rounds)
+            rounds = range(self.num_rounds)
+            applies = [self.capacity is None and len(self.modules_of(h)) > 1 for h in rounds]
+            preferred = [range(h % period, self.num_modules if applies[h] else 0, period) for h in rounds]
+            return [[strength * (slot in chosen) for slot in range(self.num_slots)] for chosen in preferred]
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
         skip_slots = list(range(self.num_modules, self.num_slots))
         for round_index, row in enumerate(table):
@@ -150,7 +160,7 @@ class _Entry:
 
     num_modules: int = option(4, "modules in a stage's pool", ge=1)
     top_k: TopK = option(2, "choices K per step; as the model's by default", ge=1)
-    schedule: Schedule = option("auto", "modules a round may choose; as the model's by default")
+    schedule: Schedule = option("all", "modules a round may choose; as the model's by default")
     skip: bool = option(True, "let tokens choose SKIP; as the model's by default")
     capacity: float | None = option(
         None, "share of the tokens that each module takes; as the model's by default", gt=0, le=1

@@ -86,9 +86,7 @@ class ModelOptions:
     top_k: TopK = routed(2, "choices K per step, SKIP included; all: every module for every token", ge=1)
     ffn_top_k: TopK | None = routed(None, "top_k of the feed-forward pool; null: top_k", ge=1)
     schedule: Schedule = routed(
-        "auto",
-        "modules a round may choose: all; layerwise: module h mod N; grouped: an even share; auto: all, but grouped for "
-        "attention modules of which a token runs one (top_k 1)",
+        "all", "modules a round may choose: all; layerwise: module h mod N; grouped: an even share"
     )
     skip: bool = routed(True, "let tokens choose SKIP, which does nothing")
     ffn_schedule: Schedule | None = routed(None, "schedule of the feed-forward pool; null: schedule")
@@ -119,7 +117,7 @@ class ModelOptions:
     initializer_range: float = option(0.02, "standard deviation of the initial weights", gt=0)
     layer_norm_epsilon: float = option(1e-5, "epsilon of every norm", gt=0)
 
-    router: str = option("embedding", "router kind", group="router")
+    router: str = option("linear", "router kind", group="router")
     temperature: float = option(1.0, "divides the router's logits before the softmax", group="router", gt=0)
     skip_bias: float = option(
         -3.0,
@@ -155,11 +153,14 @@ class ModelOptions:
         group="router",
     )
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)
-    router_prior: Literal["none", "ordered", "looped"] = option(
-        "none", "learned bias per round that starts by preferring module h, then SKIP", group="router"
+    router_prior: Literal["none", "cyclic", "ordered", "looped"] = option(
+        "cyclic",
+        "learned bias per round that starts by preferring: cyclic: the modules in turn; ordered, looped: module h, then "
+        "SKIP, as a plain transformer",
+        group="router",
     )
     router_prior_strength: float = option(
-        5.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
+        2.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
     )
     balance_coefficient: float = option(0.0, "weight of the balance loss", group="router", ge=0)
     balance_skip: bool = option(True, "balance SKIP among the choices", group="router")
@@ -282,7 +283,7 @@ class ModelOptions:
             num_skip_slots=getattr(self, f"{kind.name}_skip_slots", None) or self.num_skip_slots,
             num_rounds=self.num_rounds,
             top_k=value("top_k"),
-            schedule=_resolved(value("schedule"), kind, value("top_k")),
+            schedule=value("schedule"),
             skip=value("skip"),
             skip_rule=self.skip_rule,
             capacity=value("capacity") if value("skip") and self.router_kind.learns else None,
@@ -335,8 +336,9 @@ class ModelOptions:
             raise InvalidOption("absorbing_skip", True, rule)
         if not self.router_kind.learns:
             unlearned = {"router_prior": "none", "balance_bias_rate": 0, "depth_target": None}
+            defaults = declared(ModelOptions)
             for name, allowed in unlearned.items():
-                if getattr(self, name) != allowed:
+                if getattr(self, name) not in (allowed, defaults[name].default):
                     rule = f"must be {as_yaml(allowed)} with router {self.router}, which does not learn"
                     raise InvalidOption(name, getattr(self, name), rule)
         if self.score_function == "identity" and self.normalize_weights is True and self.router_kind.learns:
@@ -395,16 +397,6 @@ class ModelOptions:
         if not least <= target <= self.graph_depth:
             rule = f"must be between {least:g} and {self.graph_depth}, or null"
             raise InvalidOption("depth_target", target, rule)
-
-
-def _resolved(schedule: Schedule, kind: Any, top_k: TopK) -> Schedule:
-    """Return the schedule that ``auto`` means.
-
-    Queries must fit the keys of other tokens, which a choice of attention modules by token makes hard to learn.
-    """
-    if schedule != "auto":
-        return schedule
-    return "grouped" if kind.attends and top_k == 1 else "all"
 
 
 def kind_options() -> dict[str, Declared]:

@@ -72,7 +72,8 @@ class Router(nn.Module):
         self.all_reachable = all(map(all, layout.reachable()))
         learns_to_skip = layout.may_skip() and layout.capacity is None and learns
         self.explores = learns_to_skip and config.skip_exploration + config.skip_trials > 0
-        has_prior = config.router_prior != "none" and learns
+        table = layout.prior(config.router_prior, config.router_prior_strength)  # [H][slots]
+        has_prior = config.router_prior != "none" and learns and any(map(any, table))
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
         bias = torch.zeros(layout.num_modules + 1, dtype=torch.float32)
