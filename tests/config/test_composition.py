@@ -13,7 +13,10 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 EXPLAINED = [
     (["model.topk=2"], "unknown option model.topk; did you mean model.top_k?"),
     (["model=mom_tny"], "model must be one of ", ", got mom_tny; did you mean mom_tiny?"),
-    (["router=zzz"], "router must be one of embedding, gru, linear, mlp, oracle, paper, random, sequential, got zzz"),
+    (
+        ["router=zzz"],
+        "router must be one of embedding, gru, linear, mlp, oracle, paper, random, sequential, got zzz",
+    ),
     (["experiment=smok"], "experiment must be one of ", ", got smok; did you mean smoke?"),
     (["modl=mom_tiny"], "unknown option modl; did you mean model?"),
     (["experiments=smoke"], "unknown option experiments; did you mean experiment?"),

@@ -22,7 +22,10 @@ LLAMA = [
 GRID = [
     {"router": router, "top_k": top_k, "skipped_kv": skipped, "skip_rule": rule}
     for router, top_k, skipped, rule in product(
-        ("gru", "mlp", "linear", "embedding", "sequential", "random"), (1, 2), ("zero", "mask"), ("share", "first")
+        ("gru", "mlp", "linear", "embedding", "sequential", "random"),
+        (1, 2),
+        ("zero", "mask"),
+        ("share", "first"),
     )
 ] + [
     {"top_k": 3},

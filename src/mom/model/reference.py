@@ -220,7 +220,9 @@ class Router:
 
     def rank(self, h: int, hidden: Tensor, more: float | Tensor = 0.0) -> tuple[Tensor, list[int]]:
         """Divide the router's outputs for what round h can reach by the temperature, and rank them."""
-        logits = F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"]) + more  # (N + 1,)
+        logits = (
+            F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"]) + more
+        )  # (N + 1,)
         if "prior" in self.weights:
             logits = logits + self.weights["prior"][h]  # (N + 1,)
         reachable = self.reachable(h)
