@@ -122,8 +122,8 @@ class PoolLayout:
         """Return the initial preference of each round, [H][slots], in units of the temperature.
 
         ``cyclic`` gives ``strength`` to the modules i with i = h modulo N or H, whichever is less, in round h, and 0 to
-        everything else. It leaves alone rounds with one module and modules that choose their tokens (``capacity``), where it
-        would only weaken SKIP.
+        everything else. It leaves alone rounds with one module and modules that choose their tokens (``capacity``),
+        where it would only weaken SKIP.
 
         With the other kinds, module h gets ``2 * strength`` and SKIP ``strength`` in round h < N. In later rounds, SKIP
         gets ``2 * strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a

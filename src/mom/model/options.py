@@ -155,8 +155,8 @@ class ModelOptions:
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)
     router_prior: Literal["none", "cyclic", "ordered", "looped"] = option(
         "cyclic",
-        "learned bias per round that starts by preferring: cyclic: the modules in turn; ordered, looped: module h, then "
-        "SKIP, as a plain transformer",
+        "learned bias per round that starts by preferring: cyclic: the modules in turn; ordered, looped: module h, "
+        "then SKIP, as a plain transformer",
         group="router",
     )
     router_prior_strength: float = option(
