@@ -324,7 +324,7 @@ def test_the_end_names_the_next_commands(
     init = "init=runs/a/checkpoints/best.ckpt"
     data = "data=text data.path=\"'a b(1).txt'\" data.sequence_length=64"
     assert following("run_dir=runs/a", *text, code=0, task=task) == [
-        f"python run.py task=generate {init} prompt='def main():'",
+        f"python run.py task=generate {init} prompt=The",
         f"python run.py task=evaluate {init} {data}",
         f"python run.py task=analyze {init} {data}",
         f"python run.py task=export {init}",

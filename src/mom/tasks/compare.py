@@ -17,6 +17,8 @@ from mom.runs.files import format_csv, write_text_atomic
 from mom.runs.records import Run, find_runs, write_table
 
 NAME = "comparison"
+LOOKING = ("analyze", "compare", "cost", "dashboard", "evaluate", "export", "generate", "prepare")
+"""Tasks that train nothing. Their losses are of other runs' weights, often on other text."""
 
 Cell = str | None
 
@@ -36,7 +38,8 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     """
     task = config.task
     assert isinstance(task, CompareConfig) and task.runs is not None
-    runs = find_runs([task.runs] if isinstance(task.runs, str) else task.runs)
+    found = find_runs([task.runs] if isinstance(task.runs, str) else task.runs)
+    runs, looking = _trained([other for other in found if other.folder.resolve() != run.path.resolve()])
     comparison = compare(
         runs,
         task.metric,
@@ -51,15 +54,23 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     if run.writes:
         if task.save_runs is not None:
             _save(runs, Path(task.save_runs))
-        _report(comparison, task, run.path)
+        _report(comparison, task, run.path, looking)
     return {
         "groups": len(comparison.groups),
         "counted": len(runs) - len(comparison.left_out),
-        "left_out": len(comparison.left_out),
+        "left_out": len(comparison.left_out) + len(looking),
         "metric": task.metric,
         "mean": comparison.groups[0].mean,
         "best": _label(comparison, comparison.groups[0]),
     }
+
+
+def _trained(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Return the runs to compare and those left out: if any run trained, those that only looked at trained weights."""
+    looking = [run for run in runs if run.options.get("task.name") in LOOKING]
+    if len(looking) == len(runs):
+        return looking, []
+    return [run for run in runs if run not in looking], looking
 
 
 def _save(runs: Sequence[Run], path: Path) -> None:
@@ -127,7 +138,7 @@ def _rounded(number: float | None, sign: str = "") -> Cell:
     return None if number is None else f"{number:{sign}.4f}"
 
 
-def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
+def _notes(comparison: Comparison, task: CompareConfig, looking: Sequence[Run]) -> list[str]:
     """Return the notes under the table: options that change together, and runs that are not counted."""
     notes = []
     if task.reference_metric is not None:
@@ -144,15 +155,20 @@ def _notes(comparison: Comparison, task: CompareConfig) -> list[str]:
     for name, others in comparison.together.items():
         shown = ", ".join(others[:6]) + (f" and {len(others) - 6} more" if len(others) > 6 else "")
         notes.append(f"{name} changes together with {shown}")
-    return notes + [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
+    notes += [f"not counted: {run.folder}, {why}" for run, why in comparison.left_out]
+    if looking:
+        tasks = ", ".join(sorted({str(run.options["task.name"]) for run in looking}))
+        number = "1 run" if len(looking) == 1 else f"{len(looking)} runs"
+        notes.append(f"not counted: {number} of tasks that train nothing ({tasks})")
+    return notes
 
 
-def _report(comparison: Comparison, task: CompareConfig, folder: Path) -> None:
+def _report(comparison: Comparison, task: CompareConfig, folder: Path, looking: Sequence[Run]) -> None:
     """Write the comparison in every format, and print its table and notes."""
     from mom.plots.comparison import write_figures  # local because Matplotlib takes a second to import
 
     headings, rows = _table(comparison, task)
-    notes = _notes(comparison, task)
+    notes = _notes(comparison, task, looking)
     texts = len(comparison.options) or 1
     align = ["left"] * texts + ["right"] * (len(headings) - texts)
     below = "".join(f"\n- {note}" for note in notes) + "\n" if notes else ""

@@ -184,5 +184,6 @@ def _print_table(results: Results, others: dict[str, Results], run: RunDirectory
     if "val/loss" in others.get("plain", {}):
         start = others["plain"]["val/loss"]
         caption = f"Starting point: the plain transformer of phase 1, validation loss {start:.4f}."
-    table = results_table(columns, f"{results['steps']:.0f} steps", caption)
+    steps = f"{results['steps']:,.0f} step{'s' * (results['steps'] != 1)}"
+    table = results_table(columns, steps, caption)
     print_report(table, run.path, picture=run.path / FIGURES / "module_use.png")
