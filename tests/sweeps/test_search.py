@@ -172,3 +172,67 @@ def test_a_missing_trial_is_rejected(tmp_path: Path) -> None:
     open_study(tmp_path / JOURNAL, SearchConfig())
     with pytest.raises(UsageError, match=r"^callbacks.prune.trial must be below 0, .*, got 0$"):
         open_trial(tmp_path / JOURNAL, 0)
+
+
+@pytest.mark.parametrize("left", [-1, -30], ids=["its line end", "half a line"])
+def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(launch: Launch, left: int) -> None:
+    assert launch(*LINE, "search.num_trials=2", "seed=5") == 0
+    journal = Path("s") / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:left])
+
+    assert launch(*LINE, "search.num_trials=3", "seed=5") == 0
+    assert [trial.state.name for trial in open_study(journal, SearchConfig()).get_trials()] == ["COMPLETE"] * 3
+
+
+def test_a_damaged_journal_is_one_line(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch(*LINE, "search.num_trials=1", "seed=5") == 0
+    journal = Path("s") / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:2], b'{"op_code": 4, "wor\0ker\n', *lines[2:]]))
+    capsys.readouterr()
+
+    assert launch(*LINE, "search.num_trials=2", "seed=5") == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith("error: cannot read s/search.journal: line 3 is damaged (")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["search.mode=max"], "search.mode must be min as in s/search.journal, got max"),
+        (["search.metric=val/depth"], "search.metric must be val/loss as in s/search.journal, got val/depth"),
+        (
+            ["trainer.max_steps=7"],
+            "the trials in s/search.journal cannot be compared with those of another request, which differs in "
+            "trainer.max_steps=7; choose another hydra.sweep.dir",
+        ),
+        (["optimizer.lr=0.1,0.2"], "optimizer.lr must be sampled as in s/search.journal; choose another "),
+    ],
+)
+def test_a_search_of_another_kind_does_not_go_on_with_the_trials(
+    launch: Launch, capsys: pytest.CaptureFixture[str], given: list[str], message: str
+) -> None:
+    assert launch(*LINE, "search.num_trials=1", "seed=5") == 0
+    kept = (Path("s") / JOURNAL).read_bytes()
+    capsys.readouterr()
+
+    line = [*LINE[:-1], *given] if given[0].startswith("optimizer.lr") else [*LINE, *given]
+    assert launch(*line, "search.num_trials=2", "seed=5", "tags=[again]") == 2
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"error: {message}")
+    assert (Path("s") / JOURNAL).read_bytes().startswith(kept)
+    assert not Path("s/1").exists()
+
+
+def test_a_second_search_in_the_directory_does_not_start(
+    launch: Launch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (*LINE, "search.num_trials=1", "seed=8")
+    sweep, job = start_and_wait_until_blocked(*line)
+    try:
+        assert launch(*line) == 2
+    finally:
+        os.kill(job, signal.SIGTERM)
+        sweep.wait()
+    (printed,) = capsys.readouterr().err.splitlines()
+    assert printed.startswith(f"error: hydra.sweep.dir s is in use by process {sweep.pid} on ")

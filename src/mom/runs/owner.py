@@ -79,11 +79,15 @@ class Process:
 
 
 @contextlib.contextmanager
-def own(folder: Path) -> Iterator[None]:
+def own(folder: Path, option: str = "run_dir") -> Iterator[None]:
     """Own an existing folder, so that no other process writes there.
 
     The lock of a dead process is taken over: on this host as soon as it has died, on another when its heartbeat is
     :data:`STALE_SECONDS` old.
+
+    Args:
+        folder: the folder.
+        option: the option that names it, for the error.
 
     Raises:
         UsageError: another process owns it.
@@ -91,7 +95,7 @@ def own(folder: Path) -> Iterator[None]:
     """
     path = folder / LOCK
     me = Process.current()
-    _acquire(path, me)
+    _acquire(path, me, option)
     stopped = threading.Event()
     threading.Thread(target=_beat, args=(path, stopped), daemon=True).start()
     try:
@@ -108,7 +112,7 @@ def owner_has_died(folder: Path) -> bool:
     return path.exists() and not _is_alive(path)
 
 
-def _acquire(path: Path, me: Process) -> None:
+def _acquire(path: Path, me: Process, option: str) -> None:
     record = json.dumps(dataclasses.asdict(me)) + "\n"
     temporary = temporary_path(path)
     temporary.write_text(record, encoding="utf-8")
@@ -116,12 +120,12 @@ def _acquire(path: Path, me: Process) -> None:
         if _create(temporary, path):
             return
         if _is_alive(path):
-            raise _in_use(path)
+            raise _in_use(path, option)
         # If several processes take over at once, the last to replace the lock owns the folder.
         write_text_atomic(path, record)
         time.sleep(_SETTLE_SECONDS)
         if _read(path) != me:
-            raise _in_use(path)
+            raise _in_use(path, option)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -162,7 +166,7 @@ def _read(path: Path) -> Process | None:
     return None
 
 
-def _in_use(path: Path) -> UsageError:
+def _in_use(path: Path, option: str) -> UsageError:
     owner = _read(path)
     if owner is None:
         who = "another process"
@@ -170,7 +174,7 @@ def _in_use(path: Path) -> UsageError:
         since = datetime.datetime.fromtimestamp(owner.started).strftime("%Y-%m-%d %H:%M:%S")
         who = f"{owner}, started {since}"
     return UsageError(
-        f"run_dir {path.parent} is in use by {who}; wait until it ends, or choose another directory"
+        f"{option} {path.parent} is in use by {who}; wait until it ends, or choose another directory"
     )
 
 

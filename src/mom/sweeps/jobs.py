@@ -59,8 +59,17 @@ class Job:
 
 def configures_sweep(override: str) -> bool:
     """Return whether an override configures the sweep rather than its jobs."""
+    return _group(override) in _SWEEP_OPTIONS
+
+
+def is_compared(override: str) -> bool:
+    """Return whether an override must be the same in two attempts at the same job."""
+    return _group(override) not in (*_NOT_COMPARED, "hydra")
+
+
+def _group(override: str) -> str:
     key = OverridesParser.create().parse_override(override).get_key_element().lstrip("+~")
-    return key.partition(".")[0] in _SWEEP_OPTIONS
+    return key.partition(".")[0]
 
 
 def labels(jobs: Sequence[Sequence[str]]) -> list[str]:

@@ -15,6 +15,7 @@ from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.search import SearchConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import JobsFailed, UsageError
+from mom.runs.owner import own
 from mom.runs.program import command_line
 from mom.runs.signals import Interrupted
 from mom.sweeps.grid import plan, to_plain
@@ -43,7 +44,8 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
         compose: composes the configuration of a job from its overrides and its number.
 
     Raises:
-        UsageError: if there is nothing to sample or the first trial is invalid; no trial was started.
+        UsageError: if there is nothing to sample, the first trial is invalid, another search runs in the directory, or
+            its trials cannot be compared with those of this one; no trial was started.
         JobsFailed: if trials failed.
         Interrupted: after a signal, once the running trials have ended.
     """
@@ -54,18 +56,19 @@ def search(config: DictConfig, overrides: Sequence[str], compose: Compose) -> No
     options = SearchConfig.from_mapping(to_plain(config.search))
     launcher = launcher_section(to_plain(config.launcher))
     check_launcher(launcher)
-    sampled, fixed = search_space([text for text in overrides if not configures_sweep(text)])
+    space = search_space([text for text in overrides if not configures_sweep(text)])
     folder = Path(config.hydra.sweep.dir)
     folder.mkdir(parents=True, exist_ok=True)
-    is_new = not (folder / JOURNAL).exists()
-    try:
-        study = open_study(folder / JOURNAL, options)
-        current = _Search(study, options, launcher, folder, fixed, compose)
-        stopped_by = current.run(sampled)
-    except UsageError:
-        if is_new:
-            (folder / JOURNAL).unlink(missing_ok=True)
-        raise
+    with own(folder, "hydra.sweep.dir"):
+        is_new = not (folder / JOURNAL).exists()
+        try:
+            study = open_study(folder / JOURNAL, options, space)
+            current = _Search(study, options, launcher, folder, space.fixed, compose)
+            stopped_by = current.run(space.sampled)
+        except UsageError:
+            if is_new:
+                (folder / JOURNAL).unlink(missing_ok=True)
+            raise
     current.print_best()
     if stopped_by:
         raise Interrupted(stopped_by)
