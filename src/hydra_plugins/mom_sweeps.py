@@ -7,6 +7,7 @@ of ``mom`` are local to the functions that need them.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,10 +15,14 @@ from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import ChoiceSweep, Override, RangeSweep
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
+
+LARGEST_SWEEP = 10_000
+"""Jobs of a sweep. All are composed and checked before the first starts, in about a quarter of a second each."""
 
 
 class JobSweeper(BasicSweeper):
@@ -40,12 +45,18 @@ class JobSweeper(BasicSweeper):
                 from mom.sweeps.search import search
 
                 return search(self.config, given, partial(compose_job, self.hydra_context, self.config))
+            count = 1
             for override in OverridesParser.create().parse_overrides(given):
+                count *= number_of_values(override)
                 if override.is_sweep_override() and not override.is_discrete_sweep():
                     raise UsageError(
                         f"{override.get_key_element()} must be comma-separated values, got "
                         f"{str(override.input_line).partition('=')[2]}; add search=tpe to sample from an interval"
                     )
+            if count > LARGEST_SWEEP:  # Hydra would list them all in memory
+                raise UsageError(
+                    f"a sweep must have at most {LARGEST_SWEEP:,} jobs, got {count:,}; search=random runs some of them"
+                )
             return super().sweep(arguments)
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
@@ -73,6 +84,15 @@ class JobLauncher(Launcher):
         compose = partial(compose_job, self.hydra_context, self.config)
         run_sweep([compose(list(job), initial_job_idx + i) for i, job in enumerate(job_overrides)])
         return []
+
+
+def number_of_values(override: Override) -> int:
+    """Return the number of values of an override in a sweep, without listing them."""
+    swept = override.value()
+    if isinstance(swept, RangeSweep):
+        assert swept.start is not None and swept.stop is not None
+        return max(0, math.ceil((swept.stop - swept.start) / swept.step))
+    return len(swept.list) if isinstance(swept, ChoiceSweep) else 1
 
 
 def compose_job(

@@ -33,9 +33,10 @@ from mom.config.composition import (
 )
 from mom.config.next_commands import next_commands
 from mom.config.overrides import as_typed, without_stages
-from mom.errors import JobsFailed, RankDied, UsageError, first_line
+from mom.errors import JobsFailed, RunFailed, UsageError, first_line
 from mom.runs.console_log import CONSOLE_LOG, kept
 from mom.runs.directory import RUN_DIR_VARIABLE, RunDirectory, check_owner, holds_checkpoints
+from mom.runs.failures import explained
 from mom.runs.files import disk_full, is_disk_full
 from mom.runs.program import typed
 from mom.runs.provenance import start_of_run
@@ -116,12 +117,14 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
         if not config.task.keeps_record:
-            task.run(config)
+            with explained():
+                task.run(config)
             return SUCCEEDED
         run = _open_run(config, composed_config, stack)
         if run.writes:
             _warn_without_effect(config)
-        summary = task.run(config, run)
+        with explained():
+            summary = task.run(config, run)
         ignore_signals()  # the run has ended; only its record is missing
         run.write_summary(summary)
         run.status("succeeded")
@@ -141,12 +144,14 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
             _record(run, "interrupted", None)
             _print_next(config, composed_config, run, ended=False)
         return exit_code(number)
-    except RankDied as error:
+    except RunFailed as error:
         ignore_signals()
         _print_error(error, debug)
         if run is not None:
             run.writes |= error.records
             _record(run, "failed", error)
+            if holds_checkpoints(run.path):
+                _print_next(config, composed_config, run, ended=False)
         return FAILED
     except Exception as error:
         ignore_signals()

@@ -23,8 +23,18 @@ class JobsFailed(Exception):
         super().__init__(f"{failed} of {jobs} jobs failed")
 
 
-class RankDied(Exception):
-    """Other processes of a run have died. The command line prints this in one line and exits with code 1.
+class RunFailed(Exception):
+    """A run failed for a known reason. The command line prints it in one line and exits with code 1.
+
+    Attributes:
+        records: whether a process that is not the first records it.
+    """
+
+    records = False
+
+
+class RankDied(RunFailed):
+    """Other processes of a run have died.
 
     Args:
         dead: the ranks that died, with their processes.

@@ -21,10 +21,17 @@ from mom.errors import UsageError
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
 from mom.training import fit
-from mom.training.checkpoint import LAST, AtomicCheckpointIO, last_checkpoint
+from mom.training.checkpoint import (
+    LAST,
+    AtomicCheckpointIO,
+    ResumePoint,
+    last_checkpoint,
+    read_checkpoint,
+)
 from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
 from tests.helpers.runs import CHANGES, tiny_request
+from tests.helpers.texts import some_texts, write_jsonl
 
 STEPS = 4
 
@@ -67,9 +74,14 @@ def request(folder: Path, world_size: int, **changes: Any) -> Any:
 
 
 def train(
-    config: Any, directory: Path, *, resume: bool = False, extra: tuple[Callback, ...] = ()
+    config: Any,
+    directory: Path,
+    *,
+    resume: bool = False,
+    extra: tuple[Callback, ...] = (),
+    point: ResumePoint | None = None,
 ) -> dict[str, float]:
-    """Train one phase of a request."""
+    """Train one phase of a request, from its last checkpoint if it resumes, or from a given one."""
     data = LanguageModelingDataModule(config.data, config.seed)
     data.setup()
     seed_everything(config.seed, verbose=False)
@@ -85,7 +97,7 @@ def train(
             RunDirectory(directory),
             phase="mom",
             max_steps=config.trainer.max_steps,
-            resume=last_checkpoint(directory / "checkpoints") if resume else None,
+            resume=last_checkpoint(directory / "checkpoints") if resume else point,
         )
     finally:
         fit.build_callbacks = build
@@ -134,12 +146,37 @@ def equal(folder: Path) -> None:
         train(differing, folder / "differing")
     except UsageError as raised:
         (folder / f"error-{rank}.txt").write_text(str(raised))
+    _train_on_other_files(folder, rank)
     try:
         extra = (Diverge(),) if rank == 1 else ()
         train(request(folder, 2, **EQUAL["accumulation"]), folder / "diverging", extra=extra)
     except NonFiniteError as error:
         (folder / f"divergence-{rank}.txt").write_text(str(error))
     train_sharded(folder)
+
+
+def _train_on_other_files(folder: Path, rank: int) -> None:
+    """Train with a file of another content on each rank, and resume from another checkpoint on each."""
+    own = folder / f"node-{rank}"
+    own.mkdir()
+    write_jsonl(own / "texts.jsonl", some_texts(40 + rank))
+    tokenizer = str(folder / "reference" / "tokenizer")
+    here = Path.cwd()
+    for name in ("data", "checkpoint"):
+        os.chdir(own)
+        changed = {"path": "texts.jsonl", "tokenizer": tokenizer} if name == "data" else {}
+        config = request(folder, 2, **RESUMED, data=changed)
+        point = None
+        if name == "checkpoint":
+            saved = torch.load(folder / "reference" / "checkpoints" / LAST, weights_only=True)
+            saved["state_dict"]["model.model.norm.weight"] += rank
+            torch.save(saved, LAST)
+            point = read_checkpoint(LAST)._replace(results=None)
+        try:
+            train(config, folder / f"other-{name}", point=point)
+        except UsageError as raised:
+            (folder / f"other-{name}-{rank}.txt").write_text(str(raised))
+        os.chdir(here)
 
 
 class Shares(Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -72,6 +73,15 @@ def test_ranks_with_different_requests_do_not_start(folder):
         message = (folder / f"error-{rank}.txt").read_text()
         assert message == "optimizer.lr must be the same on every rank, got 0.01 on rank 0, 0.001 on rank 1"
     assert not (folder / "differing" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(("name", "file"), [("data", "data.path=texts.jsonl"), ("checkpoint", "last.ckpt")])
+def test_ranks_with_other_files_do_not_start(folder, name, file):
+    """Each node may have its own copy of a file, and one may be old."""
+    for rank in range(2):
+        message = (folder / f"other-{name}-{rank}.txt").read_text()
+        start = re.escape(f"the content of {file} must be the same on every rank, got ")
+        assert re.fullmatch(rf'{start}"\w{{16}}" on rank 0, "\w{{16}}" on rank 1', message)
 
 
 def test_divergence_on_one_rank_stops_both_and_is_named_on_both(folder):

@@ -109,6 +109,10 @@ def test_a_signal_ends_the_running_job_and_starts_no_other(launch: Launch, numbe
         (["sweep=top_k"], "the sweep over model.top_k requires the flag -m"),
         (["-m", "sweep=topk"], "sweep must be one of "),
         (["-m", "seed=1", "launcher=slrm"], "launcher must be one of "),
+        (
+            ["-m", "seed=range(0,1000000000)", "model.top_k=1,2"],
+            "a sweep must have at most 10,000 jobs, got 2,000,000,000; search=random runs some of them",
+        ),
     ],
 )
 def test_a_wrong_sweep_is_one_line_and_starts_nothing(

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from submitit.core.utils import FailedJobError
 
 from mom.config.launcher import JoblibConfig, SlurmConfig, launcher_section
 from mom.errors import UsageError
 from mom.sweeps import launchers
 from mom.sweeps.jobs import Job
 from mom.sweeps.launchers import check_launcher, slurm_parameters
+from mom.sweeps.process import Stop
 
 Launch = Callable[..., int]
 
@@ -186,3 +188,65 @@ def test_options_of_another_launcher_are_rejected() -> None:
         launcher_section({"name": "slrm"})
     with pytest.raises(UsageError, match=r"^launcher.num_workers must be an integer unless .*, got null$"):
         launcher_section({"name": "joblib", "num_workers": None})
+
+
+class Cluster:
+    """A cluster that accepts a number of jobs at a time, and ends one each time it is asked about it twice."""
+
+    def __init__(self, accepts: int) -> None:
+        self.accepts = accepts
+        self.running: list[Cluster.Submission] = []
+        self.most = 0
+
+    class Submission:
+        """A submitted job."""
+
+        def __init__(self, cluster: Cluster) -> None:
+            self.cluster = cluster
+            self.asked = 0
+
+        def done(self) -> bool:
+            """Return whether it has ended."""
+            self.asked += 1
+            if self.asked == 2:
+                self.cluster.running.remove(self)
+            return self.asked >= 2
+
+    def update_parameters(self, **_: Any) -> None:
+        """Accept any parameters."""
+
+    def submit(self, *_: Any) -> Submission:
+        """Submit a job, unless there are too many."""
+        if len(self.running) == self.accepts:
+            raise FailedJobError("sbatch: error: QOSMaxSubmitJobPerUserLimit\n")
+        self.running.append(Cluster.Submission(self))
+        self.most = max(self.most, len(self.running))
+        return self.running[-1]
+
+
+@pytest.mark.parametrize(("accepts", "most"), [(100, 3), (2, 2), (1, 1)])
+def test_slurm_gets_no_more_jobs_at_a_time_than_it_should(
+    workdir: Path, monkeypatch: pytest.MonkeyPatch, accepts: int, most: int
+) -> None:
+    cluster, ended = Cluster(accepts), []
+    monkeypatch.setattr(launchers, "_slurm_executor", lambda *_: cluster)
+    trainer = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
+    jobs = [Job((), "", {"trainer": trainer}, workdir / str(number), resumes=True) for number in range(7)]
+    launcher = SlurmConfig(name="slurm", cluster="debug", max_parallel=3)
+    launchers._run_on_slurm(jobs, launcher, workdir, Stop(), ended.append)
+
+    assert sorted(job.folder for job in ended) == sorted(job.folder for job in jobs)
+    assert cluster.most == most
+
+
+def test_a_job_that_slurm_refuses_is_one_line(workdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launchers, "_slurm_executor", lambda *_: Cluster(0))
+    trainer = {"devices": 1, "num_nodes": 1, "accelerator": "cpu"}
+    job = Job((), "", {"trainer": trainer}, workdir / "0", resumes=True)
+    with pytest.raises(
+        UsageError,
+        match=r"^launcher.cluster=debug refuses a job: sbatch: error: QOSMaxSubmitJobPerUserLimit$",
+    ):
+        launchers._run_on_slurm(
+            [job], SlurmConfig(name="slurm", cluster="debug"), workdir, Stop(), lambda job: None
+        )

@@ -181,7 +181,9 @@ def test_a_journal_that_a_full_disk_cut_off_is_gone_on_with(launch: Launch, left
     journal.write_bytes(journal.read_bytes()[:left])
 
     assert launch(*LINE, "search.num_trials=3", "seed=5") == 0
-    assert [trial.state.name for trial in open_study(journal, SearchConfig()).get_trials()] == ["COMPLETE"] * 3
+    assert [trial.state.name for trial in open_study(journal, SearchConfig()).get_trials()] == [
+        "COMPLETE"
+    ] * 3
 
 
 def test_a_damaged_journal_is_one_line(launch: Launch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import struct
@@ -14,6 +15,7 @@ import wandb
 
 from mom.config import NodeConfig
 from mom.errors import UsageError
+from mom.training import loggers
 from mom.training.loggers import build_loggers, finish_loggers
 
 CSV = NodeConfig("logger.csv", "lightning.pytorch.loggers.CSVLogger", {"name": "", "version": ""})
@@ -48,6 +50,42 @@ def test_csv_starts_a_new_curve_unless_resumed(tmp_path):
     logger.log_metrics({"a": 1.0}, 0)
     logger.save()
     assert rows_of(tmp_path) == ["a,step", "1.0,0"]
+
+
+@pytest.mark.filterwarnings("ignore:Experiment logs directory")
+@pytest.mark.parametrize("when", ["header", "new column", "row after a new column", "row"])
+def test_a_full_disk_leaves_no_half_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    """Lightning saves once more when training ends, after the disk was full."""
+    logger = build(CSV, tmp_path)
+    if when != "header":
+        logger.log_metrics({"a": 1.0}, 0)
+        logger.save()
+    logger.log_metrics({"a": 2.0, **({"b": 3.0} if "new column" in when else {})}, 1)
+
+    def full(*_: object) -> None:
+        with (tmp_path / "metrics.csv").open("a") as file:
+            file.write("2.0")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync" if when == "new column" else "csv.DictWriter.writerows", full)
+        if when == "row after a new column":
+            patch.setattr(loggers._MetricsWriter, "replace", _write_anew)
+        with pytest.raises(OSError, match="No space left"):
+            logger.save()
+    logger.save()
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    first = [] if when == "header" else [{"a": "1.0", "step": "0"}]
+    added = {"b": "3.0"} if "new column" in when else {}
+    assert rows == [*first, {"a": "2.0", **added, "step": "1"}]
+
+
+def _write_anew(writer: loggers._MetricsWriter, rows: list[dict[str, str]]) -> None:
+    """Write rows without the csv module, which fails here."""
+    lines = [writer.metrics_keys, *([row.get(name, "") for name in writer.metrics_keys] for row in rows)]
+    text = "".join(",".join(cells) + "\r\n" for cells in lines)
+    Path(writer.metrics_file_path).write_text(text, encoding="utf-8", newline="")
 
 
 @pytest.mark.parametrize("content", [b"a,stop\n1,2\n", b"a,step\n1,2,3\n", b"a,step\n\xff,1\n"])

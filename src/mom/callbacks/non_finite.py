@@ -13,13 +13,14 @@ from torch.distributed.tensor import DTensor
 
 from mom.callbacks.ranks import gather
 from mom.callbacks.window import StepCallback, skipped_in_a_row
+from mom.errors import RunFailed
 
 log = logging.getLogger(__name__)
 
 MAX_SKIPPED_IN_A_ROW = 20
 
 
-class NonFiniteError(RuntimeError):
+class NonFiniteError(RunFailed):
     """Raised when training diverges; the message names the step, ranks and modules."""
 
 

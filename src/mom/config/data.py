@@ -66,6 +66,10 @@ class TextSection(DataSection):
         self._range("sequence_length", ge=2)
 
 
+# The tokenizers library allocates memory for all tokens before it trains, and ends the process if it gets none.
+_LARGEST_TRAINED_VOCABULARY = 1 << 21
+
+
 @dataclass(frozen=True)
 class DataConfig(TextSection):
     """Text for language modeling, and how it becomes tokens and windows.
@@ -111,7 +115,7 @@ class DataConfig(TextSection):
 
     def _check(self) -> None:
         super()._check()
-        self._range("tokenizer_vocab_size", ge=257)
+        self._range("tokenizer_vocab_size", ge=257, le=_LARGEST_TRAINED_VOCABULARY)
         self._range("max_bytes num_processes", ge=1)
         self._range("validation_fraction", gt=0, lt=1)
         required = {

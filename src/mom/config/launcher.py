@@ -54,7 +54,7 @@ class SlurmConfig(LauncherConfig):
         memory_gb: memory per node; None is the cluster's default.
         qos: quality of service.
         constraint: required features of the nodes.
-        max_parallel: maximum jobs at a time.
+        max_parallel: maximum jobs that are submitted at a time.
         setup: shell commands to run before each job, such as ``module load cuda``.
     """
 

@@ -217,7 +217,7 @@ def open_parquet(file: Path) -> pyarrow.parquet.ParquetFile:
 
     try:
         return pyarrow.parquet.ParquetFile(file, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:  # the last for names of columns
         raise _unreadable(PATH, f"{file} is not a complete Parquet file") from error
 
 
@@ -324,7 +324,7 @@ def _read_parquet(
         known = (*wanted, *optional)
         columns = [name for name in dict.fromkeys(found) if any(name in names for names in known)]
         for group in range(parquet.num_row_groups):
-            rows = _rows_in_memory(parquet, group, columns, file)
+            rows = _rows_in_memory(parquet, group, file)
             for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=columns):
                 for index in range(len(batch)):
                     number += 1
@@ -335,25 +335,18 @@ def _read_parquet(
         ) from error
 
 
-def _rows_in_memory(
-    parquet: pyarrow.parquet.ParquetFile, group: int, columns: Sequence[str], file: Path
-) -> int:
+def _rows_in_memory(parquet: pyarrow.parquet.ParquetFile, group: int, file: Path) -> int:
     """Return the number of rows to read at a time, so that they take at most :data:`_PARQUET_BYTES`, or a single row.
 
-    A column with a dictionary can repeat its longest string in every row, and only the dictionary's size is known.
+    A column with a dictionary can repeat its longest string in every row, so a row may be as long as the row group. The
+    sizes of single columns are not asked for: on some damaged files, pyarrow then ends the process.
     """
-    row_group = parquet.metadata.row_group(group)
-    chunks = [row_group.column(index) for index in range(row_group.num_columns)]
-    chunks = [chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] in columns]
-    size = sum(chunk.total_uncompressed_size for chunk in chunks)
-    compressed = sum(chunk.total_compressed_size for chunk in chunks)
+    size, compressed = parquet.metadata.row_group(group).total_byte_size, file.stat().st_size
     if size > LARGEST_ROW and size > compressed * _LARGEST_EXPANSION:
         raise _unreadable(
             PATH, f"row group {group + 1} of {file} expands from {compressed:,} to {size:,} bytes"
         )
-    repeats = any("DICTIONARY" in encoding for chunk in chunks for encoding in chunk.encodings)
-    longest = size if repeats else size // max(1, row_group.num_rows)
-    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(1, longest)))
+    return max(1, min(_PARQUET_ROWS, _PARQUET_BYTES // max(1, size)))
 
 
 def _parquet_row(batch: pyarrow.RecordBatch, index: int, place: str, number: int) -> Row:

@@ -99,6 +99,13 @@ def read_checkpoint(path: Path, option: str) -> dict[str, Any]:
     return checkpoint
 
 
+def content_of_checkpoint(path: Path) -> str:
+    """Return a hash of a checkpoint's content, from the checksums in its archive, without reading its tensors."""
+    with zipfile.ZipFile(path) as archive:
+        entries = [(entry.filename, entry.file_size, entry.CRC) for entry in archive.infolist()]
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
 def without_code(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a configuration from a file, without those that may name code to run."""
     return {name: value for name, value in fields.items() if name not in _CODE}
@@ -153,9 +160,19 @@ def read_pretrained(kind: Any, source: str | Path, config: PreTrainedConfig, opt
             source, config=config, trust_remote_code=False, output_loading_info=True
         )
         parameters = {name for name, _ in model.named_parameters()}
+        if not Path(source).is_dir() and (folder := _snapshot(str(source), config)) is not None:
+            verify_folder(folder, option)
         if missing := sorted(parameters & set(found["missing_keys"])):
             raise cannot_load(source, option, f"{len(missing)} weights are missing, such as {missing[0]}")
         return model
+
+
+def _snapshot(name: str, config: PreTrainedConfig) -> Path | None:
+    """Return the folder in the Hub's cache with the files of a model; ``None`` if there is none."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", revision=getattr(config, "_commit_hash", None))
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import importlib.util
@@ -126,18 +127,39 @@ def _visible_gpus() -> list[str]:
 def _run_on_slurm(
     jobs: Sequence[Job], launcher: SlurmConfig, folder: Path, stop: Stop, on_end: OnJob
 ) -> None:
-    """Submit every job to Slurm with the resources that its trainer needs, and wait until all have ended."""
+    """Submit the jobs to Slurm, each with the resources that its trainer needs, and wait until all have ended.
+
+    At most ``launcher.max_parallel`` are submitted at a time, or as many as the cluster accepts.
+
+    Raises:
+        UsageError: Slurm refuses a job while none of the others is there.
+    """
+    from submitit.core.utils import FailedJobError
+
+    waiting = collections.deque(jobs)
     running: list[tuple[Job, Any]] = []
-    for job in jobs:
-        executor = _slurm_executor(launcher, folder / ".submitit")
-        executor.update_parameters(**slurm_parameters(job, launcher))
-        running.append((job, executor.submit(SlurmJob(job, this_program()))))
+    most = launcher.max_parallel
     canceled = False
-    while running:
+    while waiting or running:
         if stop.requests and not canceled:
             canceled = True
+            waiting.clear()
             for _, submission in running:
                 submission.cancel()
+        while waiting and len(running) < most:
+            executor = _slurm_executor(launcher, folder / ".submitit")
+            executor.update_parameters(**slurm_parameters(waiting[0], launcher))
+            try:
+                submission = executor.submit(SlurmJob(waiting[0], this_program()))
+            except FailedJobError as error:
+                if not running:
+                    reason = " ".join(str(error).split())[:200]
+                    raise UsageError(
+                        f"launcher.cluster={launcher.cluster} refuses a job: {reason}"
+                    ) from error
+                most = len(running)  # the limit of this user's jobs
+                break
+            running.append((waiting.popleft(), submission))
         for job, submission in [*running]:
             if submission.done():
                 running.remove((job, submission))

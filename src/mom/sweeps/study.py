@@ -184,7 +184,9 @@ def _damage(journal: Path) -> str | None:
             try:
                 json.loads(line)
             except ValueError as error:
-                return f"line {number} is damaged ({first_line(error)}); remove it to lose only what it recorded"
+                return (
+                    f"line {number} is damaged ({first_line(error)}); remove it to lose only what it recorded"
+                )
     return None
 
 

@@ -20,6 +20,7 @@ from mom.data.language_modeling import LanguageModelingDataModule
 from mom.data.resumable import ResumableDataModule
 from mom.data.tokenizer import save_tokenizer, vocabulary_identity
 from mom.errors import UsageError
+from mom.interop.weights import content_of_checkpoint
 from mom.interop.weights import read_checkpoint as load_plain
 from mom.metrics.names import CHANCE
 from mom.model import MoMForCausalLM
@@ -132,7 +133,8 @@ def fit_module(
             lambda: interruption.requested,
             lambda: collect_results(trainer, module, callbacks),
         )
-        ranks = RankAgreement(_shared_request(config, module, phase, max_steps, steps_before))
+        request = _shared_request(config, module, phase, max_steps, steps_before)
+        ranks = RankAgreement({**request, **_shared_content(data, resume)})
         callbacks = [
             *build_callbacks(config, phase, bool(loggers)),
             ranks,
@@ -206,6 +208,20 @@ def _shared_request(
         "phase": {"name": phase, "max_steps": max_steps},
         "resume": {"from step": steps_before},
     }
+
+
+def _shared_content(data: LightningDataModule, resume: ResumePoint | None) -> dict[str, str]:
+    """Return the files on whose content all ranks must agree, which may be local to each node.
+
+    Weights to start from need not be the same: those of the first rank are sent to the others.
+    """
+    content = {}
+    if isinstance(data, ResumableDataModule):
+        option, value = data.source
+        content[f"the content of {option}={value}"] = data.key[:16]
+    if resume is not None:
+        content[f"the content of {resume.path}"] = content_of_checkpoint(resume.path)[:16]
+    return content
 
 
 def _set_default_dirpath(callbacks: list[Callback], checkpoints: Path) -> None:

@@ -188,6 +188,7 @@ class _MetricsWriter(_ExperimentWriter):
     """
 
     _previous_row = ""
+    _complete: tuple[int, list[str]] = (0, [])
 
     def log_metrics(self, metrics_dict: dict[str, float], step: int | None = None) -> None:
         """Add a row unless it repeats the previous one."""
@@ -196,6 +197,30 @@ class _MetricsWriter(_ExperimentWriter):
         if row == self._previous_row:
             self.metrics.pop()
         self._previous_row = row
+
+    def save(self) -> None:
+        """Append the waiting rows: all of them or, on a full disk, none, because training's end appends them again."""
+        self._mark()
+        try:
+            super().save()
+        except OSError:
+            size, self.metrics_keys = self._complete
+            path = Path(self.metrics_file_path)
+            if size == 0:
+                path.unlink(missing_ok=True)
+            elif path.is_file():
+                os.truncate(path, size)
+            raise
+
+    def _mark(self) -> None:
+        """Note the size of the complete file, and its columns."""
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with path.open(newline="", encoding="utf-8") as file:
+                names = next(csv.reader(file), [])
+            self._complete = path.stat().st_size, names
+        else:
+            self._complete = 0, []
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the file with a header and these rows."""
@@ -208,6 +233,7 @@ class _MetricsWriter(_ExperimentWriter):
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
         with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
             self.replace(list(csv.DictReader(file)))
+        self._mark()
 
     def _check_log_dir_exists(self) -> None:
         """Skip Lightning's deletion; :func:`_continue_csv` decides which rows stay."""
