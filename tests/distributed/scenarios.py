@@ -146,7 +146,7 @@ def equal(folder: Path) -> None:
         train(differing, folder / "differing")
     except UsageError as raised:
         (folder / f"error-{rank}.txt").write_text(str(raised))
-    _train_on_other_files(folder, rank)
+    other_files(folder)
     try:
         extra = (Diverge(),) if rank == 1 else ()
         train(request(folder, 2, **EQUAL["accumulation"]), folder / "diverging", extra=extra)
@@ -155,8 +155,9 @@ def equal(folder: Path) -> None:
     train_sharded(folder)
 
 
-def _train_on_other_files(folder: Path, rank: int) -> None:
+def other_files(folder: Path) -> None:
     """Train with a file of another content on each rank, and resume from another checkpoint on each."""
+    rank = int(os.environ["RANK"])
     own = folder / f"node-{rank}"
     own.mkdir()
     write_jsonl(own / "texts.jsonl", some_texts(40 + rank))
