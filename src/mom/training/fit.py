@@ -217,7 +217,8 @@ def _shared_content(data: LightningDataModule, resume: ResumePoint | None) -> di
     """
     content = {}
     if isinstance(data, ResumableDataModule):
-        option, value = data.source
+        path = getattr(data.config, "path", None)
+        option, value = data.source if path is None else ("data.path", path)
         content[f"the content of {option}={value}"] = data.key[:16]
     if resume is not None:
         content[f"the content of {resume.path}"] = content_of_checkpoint(resume.path)[:16]
