@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from mom.errors import UsageError
-from mom.interop import load_model
+from mom.interop import load_model, weights
 from mom.interop.loading import find_classifier
-from mom.interop.weights import save_model
+from mom.interop.weights import read_config, read_pretrained, save_model
 from mom.model import MoMForCausalLM
 from mom.training.checkpoint import read_checkpoint
 from tests.helpers.models import small_model
@@ -258,3 +258,20 @@ def test_a_run_directory_is_told_apart(model: MoMForCausalLM, inside: Path) -> N
     checkpoint_of(model, inside / "run" / "checkpoints" / "last.ckpt")
     with pytest.raises(UsageError, match=r"a run directory; its weights are .*run/checkpoints/last.ckpt$"):
         load_model(inside / "run")
+
+
+def test_weights_in_the_hubs_cache_are_verified(
+    model: MoMForCausalLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "snapshots" / ("a" * 40)
+    save_model(model, folder)
+    monkeypatch.setattr(weights, "_snapshot", lambda name, config: folder)
+    config = read_config(folder, "init")
+    path = folder / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+    loaded = model, {"missing_keys": []}
+    monkeypatch.setattr(MoMForCausalLM, "from_pretrained", lambda *_, **__: loaded)
+    with pytest.raises(UsageError, match=r"^cannot load init=.*model.safetensors: its content does not have"):
+        read_pretrained(MoMForCausalLM, "user/tiny", config, "init")

@@ -234,7 +234,8 @@ def test_a_second_search_in_the_directory_does_not_start(
     try:
         assert launch(*line) == 2
     finally:
-        os.kill(job, signal.SIGTERM)
+        sweep.kill()
         sweep.wait()
+        os.kill(job, signal.SIGKILL)
     (printed,) = capsys.readouterr().err.splitlines()
     assert printed.startswith(f"error: hydra.sweep.dir s is in use by process {sweep.pid} on ")
