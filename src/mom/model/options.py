@@ -160,7 +160,7 @@ class ModelOptions:
         group="router",
     )
     router_prior_strength: float = option(
-        2.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
+        1.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
     )
     balance_coefficient: float = option(0.0, "weight of the balance loss", group="router", ge=0)
     balance_skip: bool = option(True, "balance SKIP among the choices", group="router")
