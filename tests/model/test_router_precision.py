@@ -67,7 +67,7 @@ def decide(router: Any, x: Tensor, *, autocast: bool = False) -> list[Tensor]:
     records, state = [], None
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         for round_index in range(2):
-            routing, state = router(x, state, round_index)
+            routing, state = router(x, state, round_index, embedded=x.detach().flip(1))
             records += [*routing]
     chosen = [record for record in records if record.dtype == torch.float32]
     sum((record.nan_to_num(neginf=0.0).square().mean() for record in chosen), torch.zeros(())).backward()
