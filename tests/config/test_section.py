@@ -22,7 +22,11 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
     (DataConfig, {"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
     (DataConfig, {"batch_size": "8"}, "data.batch_size must be an integer, got 8"),
     (DataConfig, {"sequence_length": -4}, "data.sequence_length must be at least 2, got -4"),
-    (DataConfig, {"tokenizer_vocab_size": 256}, "data.tokenizer_vocab_size must be at least 257, got 256"),
+    (
+        DataConfig,
+        {"tokenizer_vocab_size": 256},
+        "data.tokenizer_vocab_size must be between 257 and 2,097,152, got 256",
+    ),
     (
         DataConfig,
         {"validation_fraction": 1.0},
