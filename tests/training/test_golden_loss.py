@@ -15,7 +15,7 @@ from tests.helpers.models import small_config, tokens
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "losses.json"
 OPTIONS = {"lr": 3e-3, "weight_decay": 0.1, "betas": (0.9, 0.95), "eps": 1e-5, "router_lr_multiplier": 1.0}
-PRIOR = {"router_prior": "looped", "temperature": 0.2, "skip_bias": -3.0}
+PRIOR = {"router_prior": "looped", "router_prior_strength": 5.0, "temperature": 0.2, "skip_bias": -3.0}
 RECIPE = {"skip_bias": -3.0, "skip_exploration": 0.5, "skip_trials": 0.1, "skip_price": 0.01}
 
 

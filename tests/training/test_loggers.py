@@ -162,6 +162,8 @@ def wandb_records(path: Path) -> Iterator[Any]:
 
 
 def test_a_resumed_run_goes_on_as_the_same_one_in_wandb_itself(tmp_path, monkeypatch, capfd):
+    wandb.teardown()  # or the service of an earlier test ignores the environment
+    capfd.readouterr()
     monkeypatch.delenv("WANDB_SILENT", raising=False)
     monkeypatch.chdir(tmp_path)
     node = NodeConfig("logger.w", "lightning.pytorch.loggers.WandbLogger", {"project": "p", "offline": True})
