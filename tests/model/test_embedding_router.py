@@ -32,7 +32,7 @@ def test_embeddings_decide_among_modules_and_leave_the_probability_of_skip_alone
     with torch.no_grad():
         router.output.weight.zero_()
         router.output.bias.copy_(bias)
-    scores = router(x, None, 1, ids, embedded=embedded)[0].scores  # (B, T, N + 1)
+    scores = router(x, None, 0, ids, embedded=embedded)[0].scores  # (B, T, N + 1)
     spread = scores[..., :3].amax(-1) - scores[..., :3].amin(-1)  # (B, T)
     assert float(spread.detach().mean()) > 0.1
     torch.testing.assert_close(scores[..., 3], bias.softmax(-1)[3].expand(2, 9))

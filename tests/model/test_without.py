@@ -44,6 +44,7 @@ def built_without(model: MoMForCausalLM, removed: dict[tuple[int, str], list[int
     [
         {},
         {"top_k": 1, "router": "linear"},
+        {"top_k": 1, "router": "embedding"},
         {"top_k": "all", "router": "mlp"},
         {"router_prior": "looped", "router_prior_strength": 1.0},
         {"skip_rule": "first", "weight_qkv": True, "skipped_kv": "mask"},

@@ -30,6 +30,8 @@ _TASKS = {
 _NOT_REPEATED = ("tokenizer_vocab_size", "num_processes", "num_workers")
 """Options of data that do not change what is read with the tokenizer that the run saved."""
 _READ_DATA = ("evaluate", "analyze")
+_PYTHON = ("python_stdlib", "python_packages")
+"""Corpora of source code."""
 
 
 def next_commands(config: RunConfig, composed: DictConfig, *, ended: bool) -> list[str]:
@@ -71,7 +73,7 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
 
 def _opening(config: RunConfig) -> str:
     """Return a prompt in the language of the data."""
-    return "def main():" if getattr(config.data, "corpus", "python").startswith("python") else "The"
+    return "def main():" if getattr(config.data, "corpus", None) in _PYTHON else "The"
 
 
 def _weights(config: RunConfig) -> Path | None:

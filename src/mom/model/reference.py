@@ -218,11 +218,10 @@ class Router:
         slots = own if own and set(forced) <= set(own) else sorted(set(forced)) or [self.skip]
         return torch.eye(self.skip + 1)[slots].mean(0).log(), slots
 
-    def rank(self, h: int, hidden: Tensor, more: float | Tensor = 0.0) -> tuple[Tensor, list[int]]:
+    def rank(self, h: int, hidden: Tensor, offset: float | Tensor = 0.0) -> tuple[Tensor, list[int]]:
         """Divide the router's outputs for what round h can reach by the temperature, and rank them."""
-        logits = (
-            F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"]) + more
-        )  # (N + 1,)
+        logits = F.linear(hidden, self.weights["output.weight"], self.weights["output.bias"])  # (N + 1,)
+        logits = logits + offset
         if "prior" in self.weights:
             logits = logits + self.weights["prior"][h]  # (N + 1,)
         reachable = self.reachable(h)
@@ -273,14 +272,14 @@ def embedding(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple
     The embedding decides among modules only: its logits leave the probability of SKIP as it is.
     """
     modules = [i for i in router.reachable(h) if i < router.skip]
-    more = torch.zeros(router.skip + 1)
+    offset = torch.zeros(router.skip + 1)
     if "rows.weight" in router.weights:
         embedded = router.model.weights["model.embedding.token.weight"][token_id].detach()  # (D,)
         normal = embedded / (embedded.square().mean() + 1e-8).sqrt()  # (D,)
         rows = router.weights["rows.weight"].view(router.config.num_rounds, router.skip, -1)[h]  # (N, D)
         logits = (rows @ normal)[modules]
-        more[modules] = logits.log_softmax(0) + math.log(len(modules))  # 0 if the embedding does not care
-    return router.rank(h, x, more)
+        offset[modules] = logits.log_softmax(0) + math.log(len(modules))  # 0 if the embedding does not care
+    return router.rank(h, x, offset)
 
 
 def sequential(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from mom.config import CompareConfig, RunConfig
+from mom.config import TASKS, CompareConfig, RunConfig
 from mom.console import MISSING, build_table, print_line, print_table
 from mom.errors import UsageError
 from mom.runs.comparison import ABSENT, Comparison, Group, compare
@@ -17,8 +17,6 @@ from mom.runs.files import format_csv, write_text_atomic
 from mom.runs.records import Run, find_runs, write_table
 
 NAME = "comparison"
-LOOKING = ("analyze", "compare", "cost", "dashboard", "evaluate", "export", "generate", "prepare")
-"""Tasks that train nothing. Their losses are of other runs' weights, often on other text."""
 
 Cell = str | None
 
@@ -66,11 +64,19 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def _trained(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Return the runs to compare and those left out: if any run trained, those that only looked at trained weights."""
-    looking = [run for run in runs if run.options.get("task.name") in LOOKING]
-    if len(looking) == len(runs):
-        return looking, []
-    return [run for run in runs if run not in looking], looking
+    """Return the runs to compare and those left out: if any run trained, those that only looked at trained weights.
+
+    The losses of the latter are of other runs' weights, often on other text.
+    """
+    trained = [run for run in runs if _trains(str(run.options.get("task.name")))]
+    if not trained:
+        return list(runs), []
+    return trained, [run for run in runs if run not in trained]
+
+
+def _trains(task: str) -> bool:
+    """Return whether a task trains, as tasks that resume do; a task without a record of its name counts as such."""
+    return task not in TASKS or TASKS[task].resumes
 
 
 def _save(runs: Sequence[Run], path: Path) -> None:

@@ -47,6 +47,7 @@ class Embedding(RouterKind):
         In each round, it leaves the probability of SKIP as it is, for the stream alone to decide. It sends no gradient
         into the embedding.
         """
+        import torch
         import torch.nn.functional as F
 
         if not _has_choice(router.layout):
@@ -54,7 +55,10 @@ class Embedding(RouterKind):
         layout, reachable = router.layout, router.reachable[:, : router.layout.num_modules]  # (H, N)
         logits = router.rows(F.rms_norm(embedded.detach(), embedded.shape[-1:], eps=1e-8))
         logits = logits.unflatten(-1, reachable.shape)  # (B, T, H, N)
-        among = logits.masked_fill(~reachable, -1e30).logsumexp(dim=-1, keepdim=True)
+        least = torch.finfo(
+            logits.dtype
+        ).min  # not -inf, which is NaN after the subtraction where no module is left
+        among = logits.masked_fill(~reachable, least).logsumexp(dim=-1, keepdim=True)  # (B, T, H, 1)
         even = reachable.sum(dim=-1, keepdim=True).clamp_min(1).log()  # (H, 1)
         logits = (logits - among + even).masked_fill(~reachable, 0.0)
         return F.pad(logits, (0, layout.num_skip_slots)).flatten(-2)

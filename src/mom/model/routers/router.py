@@ -209,7 +209,7 @@ class Router(nn.Module):
                 are not among them; ``None`` means all.
             explored: sequences in which no token may skip (``skip_exploration``), boolean [B]; ``None`` also means that
                 no step is a trial (``skip_trials``).
-            embedded: token embeddings without positions, [B, T, D], for kinds that start from them.
+            embedded: token embeddings without positions, [B, T, D], for kinds that start from them in round 0.
 
         Returns:
             The record and the new state.
@@ -224,7 +224,7 @@ class Router(nn.Module):
                 self, cast, (x, state, round_index, token_ids, forced, candidates, explored, embedded)
             )
         with maybe_autocast(x.device.type, enabled=False):
-            if state is None and embedded is not None:
+            if round_index == 0 and embedded is not None:
                 state = self.kind.start(self, embedded.float())
             return self._decide(x.float(), state, round_index, token_ids, forced, candidates, explored)
 
