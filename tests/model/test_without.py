@@ -33,6 +33,10 @@ def built_without(model: MoMForCausalLM, removed: dict[tuple[int, str], list[int
                 state[name] = state[name][slots]
             elif name.endswith(".prior"):
                 state[name] = state[name][:, slots]
+            elif ".rows." in name:
+                rounds = state.pop(name).unflatten(0, (config.num_rounds, sizes[kind]))  # (H, N, D)
+                if len(kept[kind]) > 1:  # with a single module, embeddings have nothing to decide
+                    state[name] = rounds[:, kept[kind]].flatten(0, 1)
     smaller = {f"num_{kind}_modules": len(numbers) for kind, numbers in kept.items()}
     other = MoMForCausalLM(MoMConfig.from_dict(config.to_dict() | smaller)).eval()
     other.load_state_dict(state)
