@@ -41,6 +41,7 @@ CONFIGS = [
     },
     {"num_attention_modules": 1, "num_ffn_modules": 1, "top_k": 1, "skip": False, "router": "sequential"},
     {"pools": {"attention": {"kind": "shared_kv_attention", "num_modules": 3}, "ffn": {}}},
+    {"pools": {"attention": {}, "ffn": {"num_modules": 8, "d_ffn": 12, "top_k": 3}}},
 ]
 
 
@@ -71,11 +72,8 @@ def test_flops_equal_pytorchs_counter_on_the_built_model(changes):
     usage = None
     if routing:
         ran = [
-            [float((getattr(decided, name).selected < size).float().sum(-1).mean()) for decided in routing]
-            for name, size in (
-                ("attention", model.config.num_attention_modules),
-                ("ffn", model.config.num_ffn_modules),
-            )
+            [float((pool.selected < pool.num_modules).float().sum(-1).mean()) for pool in pools]
+            for pools in zip(*routing, strict=True)
         ]
         usage = dict(zip(("attention", "ffn"), (sum(counts) / len(counts) for counts in ran), strict=True))
     ours = flops_per_token(model.config, 16, usage)

@@ -96,6 +96,11 @@ def test_a_plan_sets_the_source_layers():
         ({"vocab_size": 62}, "model.vocab_size must be 61, as in the model of init, got 62"),
         ({"d_ffn": 10}, "model.d_ffn must be 64, as in the model of init, got 10"),
         (
+            {"pools": {"attention": {}, "ffn": {"d_ffn": 10}}},
+            "model.pools.ffn must have modules of the shapes of the blocks of init (fc 16 x 64, proj 64 x 16), "
+            "got fc 16 x 10, proj 10 x 16",
+        ),
+        (
             {"num_top_blocks": 2},
             "init must have 7 layers (1 bottom, then for each of 1 stage(s) 3 modules and an anchor",
         ),

@@ -62,7 +62,7 @@ GRID = [
     {"pools": ["ffn", "attention"]},
     {
         "pools": {
-            "wide": {"kind": "ffn", "num_modules": 4, "top_k": 1, "skip": False},
+            "wide": {"kind": "ffn", "num_modules": 4, "top_k": 1, "skip": False, "d_ffn": 80},
             "attention": {},
             "ffn": {},
         }

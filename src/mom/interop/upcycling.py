@@ -213,6 +213,17 @@ def _check_shapes(plain: MoMConfig, config: MoMConfig) -> None:
     _check_equal(["vocab_size", "max_positions", "d_model"], plain, config)
     check_blocks(plain, config)
     _check_equal(["ffn_width"], plain, config)
+    for layout in copied_pools(config):
+        given, wanted = layout.kind.projections(config), type(layout.kind)().projections(plain)
+        if given != wanted:
+            raise UsageError(
+                f"model.pools.{layout.name} must have modules of the shapes of the blocks of init ({_shapes(wanted)}), "
+                f"got {_shapes(given)}"
+            )
+
+
+def _shapes(projections: Mapping[str, tuple[int, int]]) -> str:
+    return ", ".join(f"{name} {rows} x {columns}" for name, (rows, columns) in projections.items())
 
 
 def _check_equal(names: Sequence[str], source: MoMConfig, config: MoMConfig) -> None:
