@@ -1,4 +1,4 @@
-"""docs/results.md and the lab notebook rest on docs/results/: each table is what the command above it prints."""
+"""The pages of measurements rest on docs/results/: each table is what the command above it prints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tests.test_configs import CONF
 ROOT = CONF.parent
 TABLES = ROOT / "docs" / "results"
 PAGES = {
-    name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("results.md", "lab-notebook.md")
+    name: (ROOT / "docs" / name).read_text(encoding="utf-8")
+    for name in ("results.md", "lab-notebook.md", "withdrawn-studies.md")
 }
 COMMANDS = [
     (page, command.replace("\\\n", " "))
@@ -68,7 +69,7 @@ def test_every_record_is_of_a_run_that_succeeded_and_stands_in_a_table() -> None
         # Phase 1 and the like are compared with nothing; the page says where they are.
         assert (
             any(f"{own}/".startswith(f"{name}/") for name in named)
-            or f"`{own.rpartition('/')[0]}`" in PAGES["lab-notebook.md"]
+            or f"`{own.rpartition('/')[0]}`" in PAGES["withdrawn-studies.md"]
         ), own
 
 
