@@ -329,6 +329,10 @@ def test_the_end_names_the_next_commands(
         f"python run.py task=analyze {init} {data}",
         f"python run.py task=export {init}",
     ]
+    part = "{library: {corpus: python_stdlib, weight: 3}, notes: {corpus: text, path: notes/}}"
+    mixed = "'data.mixture={library:{corpus:python_stdlib,weight:3},notes:{corpus:text,path:notes/}}'"
+    lines = following("run_dir=runs/a", "data=mixture", f"data.mixture={part}", code=0, task=task)
+    assert lines[1] == f"python run.py task=evaluate {init} data=mixture {mixed}"
     resume = "python run.py model.d_model=16 model.num_heads=2 data=control/facts run_dir=runs/b resume=auto"
     control = ["data=control/facts", "resume=auto", "run_dir=runs/b"]
     assert following(*control, code=130, task=by_key) == [resume, "python run.py task=compare runs=runs"]

@@ -71,7 +71,7 @@ def test_an_epoch_has_every_window_and_repeats_what_its_share_asks_for(tmp_path:
 def test_corpora_share_a_tokenizer_and_have_names_weights_and_a_key(tmp_path: Path) -> None:
     data = LanguageModelingDataModule(request(tmp_path, mixture(tmp_path, second=2.0, third=0.0)).data, 0)
     data.setup()
-    assert data.validation_sets == ["first", "second", "third"] and len(data.val_dataloader()) == 3
+    assert list(data.validation_sets) == ["first", "second", "third"] and len(data.val_dataloader()) == 3
     assert len({corpus.tokenizer.backend_tokenizer.to_str() for corpus in data.corpora.values()}) == 1
     assert len(data.train_windows.windows) == 2  # the third is only validated
     assert data.num_train_tokens == sum(data.corpora[name].train.count for name in ("first", "second"))
@@ -95,6 +95,7 @@ def test_each_validation_set_has_its_loss_and_a_run_resumes_bit_for_bit(tmp_path
         for name in ("reference", "resumed")
     ]
     assert all(torch.equal(weight, states[1][name]) for name, weight in states[0].items())
+    assert results["val/second/bits_per_byte"] < results["val/second/loss"] < results["val/second/perplexity"]
     losses = {name: value for name, value in results.items() if name.startswith("val/") and "loss" in name}
     assert losses.keys() >= {"val/loss", "val/first/loss", "val/second/loss", "val/third/loss"}
     assert losses == {name: again[name] for name in losses}

@@ -133,6 +133,32 @@ def test_everything_is_written_and_agrees(tmp_path: Path, capsys: pytest.Capture
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
+def test_a_corpus_of_a_mixture_is_analyzed_by_its_name(tmp_path: Path) -> None:
+    source = {"init": str(write_run(tmp_path / "first"))}
+    parts = {
+        name: {
+            "corpus": "text",
+            "path": str(write_jsonl(tmp_path / f"{name}.jsonl", some_texts(9, words=20, seed=seed))),
+        }
+        for seed, name in enumerate(("library", "notes"))
+    }
+    mixture = {"corpus": "mixture", "path": None, "mixture": parts}
+    options = {"ablation": "none", "similarity_inputs": 0, "value_tokens": 0, "regret_budget": 0}
+    for given, name in (({}, "library"), ({"corpus": "notes"}, "notes")):
+        folder, summary = analyzed(tmp_path, source, options | given, **mixture)
+        _, alone = analyzed(tmp_path, source, options, path=parts[name]["path"])
+        assert summary["val/loss"] == alone["val/loss"]
+        assert summary["data/fingerprint"] == alone["data/fingerprint"]
+        assert Traces(folder).header.text == f"{name}, {parts[name]['path']}, validation"
+
+    with pytest.raises(
+        UsageError, match=r"^task.corpus must be library or notes, got note; did you mean notes\?"
+    ):
+        analyzed(tmp_path, source, {"corpus": "note"}, **mixture)
+    with pytest.raises(UsageError, match=r"^task.corpus requires data=mixture, got data=text"):
+        analyzed(tmp_path, source, {"corpus": "notes"})
+
+
 def test_the_loss_is_that_of_evaluate(tmp_path: Path) -> None:
     checkpoint = str(write_run(tmp_path / "first"))
     config = bind(a_request(tmp_path, {"init": checkpoint}, {"name": "evaluate"}))

@@ -148,6 +148,39 @@ def test_bits_per_byte_of_token_files_count_the_bytes_of_the_tokens(split, byte_
         assert not {"val/bits_per_byte", "data/bytes_per_token"} & summary.keys()
 
 
+def two_corpora(folder: Path) -> dict[str, Any]:
+    """Return the ``data`` options of a mixture, and write its texts."""
+    paths = [
+        write_jsonl(folder / f"{number}.jsonl", some_texts(12 + 8 * number, words=30, seed=number))
+        for number in range(2)
+    ]
+    parts = {
+        name: {"corpus": "text", "path": str(path)}
+        for name, path in zip(("first", "second"), paths, strict=True)
+    }
+    parts["second"]["weight"] = 0
+    return {"corpus": "mixture", "path": None, "mixture": parts}
+
+
+@pytest.mark.parametrize("task", [{}, {"split": "all", "stride": 16}])
+def test_each_corpus_of_a_mixture_is_measured_under_its_name(task, tmp_path, capsys):
+    init = write_run(tmp_path / "first")
+    mixture = two_corpora(tmp_path)
+    summary = evaluated(tmp_path, init, task, **mixture)
+    table = capsys.readouterr().out
+    alone = {
+        name: evaluated(tmp_path, init, task, path=part["path"]) for name, part in mixture["mixture"].items()
+    }
+
+    for name, part in alone.items():
+        for metric in ("loss", "perplexity", "bits_per_byte"):
+            assert summary[f"val/{name}/{metric}"] == pytest.approx(part[f"val/{metric}"], rel=1e-5)
+        assert f"{part['val/loss']:.4f}" in table and name in table
+    assert summary["data/tokens"] == sum(part["data/tokens"] for part in alone.values())
+    nats_of_parts = sum(part["val/loss"] * part["data/tokens"] for part in alone.values())
+    assert summary["val/loss"] * summary["data/tokens"] == pytest.approx(nats_of_parts, rel=1e-5)
+
+
 def test_text_shorter_than_a_window_is_one_window(tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "skip round"}\n', encoding="utf-8")
     summary = evaluated(tmp_path, write_run(tmp_path / "first"), {"split": "all"}, sequence_length=64)

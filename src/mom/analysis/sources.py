@@ -63,8 +63,15 @@ class Source:
         return [batch for batch in stacked if (batch.labels[:, 1:] != IGNORED).any()]
 
 
-def text_source(data: DataConfig, split: str, source: str, config: MoMConfig) -> Source:
+def text_source(data: DataConfig, split: str, source: str, config: MoMConfig, corpus: str = "") -> Source:
     """Return the windows of a split of a text, with the tokenizer of the model in ``source``.
+
+    Args:
+        data: one corpus.
+        split: documents to read.
+        source: a checkpoint or folder.
+        config: the model's configuration.
+        corpus: its name in a mixture.
 
     Raises:
         UsageError: the tokenizer or the data cannot be used.
@@ -73,7 +80,7 @@ def text_source(data: DataConfig, split: str, source: str, config: MoMConfig) ->
     prepared = prepare(dataclasses.replace(data, tokenizer=find_tokenizer(source, data.tokenizer)))
     files = prepared.split_files(split)
     return Source(
-        name=f"{data.path or data.corpus}, {split}",
+        name=", ".join(filter(None, [corpus, data.path or data.corpus, split])),
         fingerprint=prepared.fingerprint,
         length=data.sequence_length,
         num_tokens=sum(file.count for file in files),

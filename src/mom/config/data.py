@@ -171,6 +171,23 @@ class DataConfig(TextSection):
                 raise UsageError(f"{option}: {error}") from error
         return found
 
+    def part(self, name: str | None) -> tuple[str, DataConfig]:
+        """Return the name and the options of a corpus of the mixture, for ``None`` the first.
+
+        If this is no mixture, it is ``""`` and this section.
+
+        Raises:
+            UsageError: there is no corpus of this name.
+        """
+        parts = self.parts()
+        if name is None:
+            name = next(iter(parts), "")
+        elif not parts:
+            raise UsageError(f"task.corpus requires data=mixture, got data={self.corpus}")
+        elif name not in parts:
+            raise unknown_choice("task.corpus", name, list(parts))
+        return name, parts[name].config if parts else self
+
 
 class MixturePart(NamedTuple):
     """A corpus of a mixture, and its weight."""

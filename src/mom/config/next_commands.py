@@ -62,8 +62,6 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
     for task in _TASKS[config.task.name]:
         if task == "generate" and not reads_text:
             continue
-        if task in _READ_DATA and getattr(config.data, "mixture", None):  # these take one corpus
-            continue
         if task in _READ_DATA:
             yield command_line([f"task={task}", *given, *_data(composed), *config_dir_flags()])
         else:
@@ -91,14 +89,9 @@ def _data(composed: DictConfig) -> list[str]:
     """Return the overrides with which another task reads the same data."""
     choices = HydraConfig.get().runtime.choices
     choice = [] if choices.get("data") == "python_stdlib" else [f"data={choices['data']}"]
-    default = dict(_dotted(_plain(compose(CONFIG_NAME, overrides=choice).data)))
-    given = dict(_dotted(_plain(composed.data)))
-    changed = {
-        f"data.{name}": value
-        for name, value in given.items()
-        if default.get(name) != value and name not in _NOT_REPEATED
-    }
-    return [*choice, *written_overrides(changed)]
+    default = _plain(compose(CONFIG_NAME, overrides=choice).data)
+    given = {name: value for name, value in _plain(composed.data).items() if name not in _NOT_REPEATED}
+    return [*choice, *written_overrides(dict(_changed(given, default, "data.")))]
 
 
 def _plain(node: DictConfig) -> Mapping[str, Any]:
@@ -107,11 +100,13 @@ def _plain(node: DictConfig) -> Mapping[str, Any]:
     return {str(name): value for name, value in plain.items()}
 
 
-def _dotted(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _dotted(value, f"{prefix}{name}.")
-        else:
+def _changed(given: Mapping[str, Any], default: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yield the options that differ from the default; a group that is null there is one option."""
+    for name, value in given.items():
+        known = default.get(name)
+        if isinstance(value, Mapping) and value and isinstance(known, Mapping):
+            yield from _changed(value, known, f"{prefix}{name}.")
+        elif value != known:
             yield f"{prefix}{name}", value
 
 

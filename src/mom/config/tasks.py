@@ -276,6 +276,7 @@ class AnalyzeConfig(TaskConfig):
     """Record the routing of tokens and report it.
 
     Args:
+        corpus: corpus of a mixture to analyze; None is the first.
         split: documents to analyze: those held out for validation, the training documents, or all.
         num_tokens: maximum tokens to record, from the start of the split; None records all.
         stages: stages whose routing is written to the traces; None is all.
@@ -296,6 +297,7 @@ class AnalyzeConfig(TaskConfig):
     reads_ckpt: ClassVar[bool] = True
 
     name: Literal["analyze"] = "analyze"
+    corpus: str | None = None
     split: Literal["validation", "train", "all"] = "validation"
     num_tokens: int | None = 20_000
     stages: list[int] | None = None

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from mom.data.prepare import PreparedCorpus, prepare
+from mom.data.prepare import PreparedCorpus, combined_hash, prepare_corpora
 from mom.data.resumable import ResumableDataModule, check_batch_size
 from mom.data.windows import MixedWindows, TokenWindows
 from mom.errors import UsageError, as_written
@@ -41,23 +38,10 @@ class LanguageModelingDataModule(ResumableDataModule):
     def prepare_data(self) -> None:
         """Tokenize the corpora into the cache that are not there yet.
 
-        Without ``data.tokenizer``, the tokenizer of a mixture is trained on its first corpus.
-
         Raises:
-            UsageError: see :func:`mom.data.prepare.prepare`.
+            UsageError: see :func:`mom.data.prepare.prepare_corpora`.
         """
-        if self._corpora:
-            return
-        if self.config.corpus != "mixture":
-            self._corpora = {"": prepare(self.config)}
-            return
-        corpora: dict[str, PreparedCorpus] = {}
-        for name, (config, _) in self.config.parts().items():
-            if corpora and config.tokenizer is None:
-                first = next(iter(corpora.values()))
-                config = dataclasses.replace(config, tokenizer=str(first.folder / "tokenizer"))
-            corpora[name] = prepare(config)
-        self._corpora = corpora
+        self._corpora = self._corpora or prepare_corpora(self.config)
 
     def setup(self, stage: str | None = None) -> None:
         """Open the prepared corpora.
@@ -95,9 +79,12 @@ class LanguageModelingDataModule(ResumableDataModule):
         return next(iter(self.corpora.values()))
 
     @property
-    def validation_sets(self) -> list[str]:
-        """The names of the corpora of a mixture, in the order of the validation loaders; empty if this is none."""
-        return [name for name in self.corpora if name]
+    def validation_sets(self) -> dict[str, float]:
+        """The bytes per validation token (0 if unknown) of each corpus of a mixture, in the order of the loaders.
+
+        Empty if this is no mixture.
+        """
+        return {name: corpus.validation.bytes_per_token for name, corpus in self.corpora.items() if name}
 
     @property
     def train_windows(self) -> TokenWindows | MixedWindows:
@@ -138,7 +125,7 @@ class LanguageModelingDataModule(ResumableDataModule):
     @property
     def fingerprint(self) -> str:
         """Hash of the corpora's content, 64 hexadecimal digits."""
-        return self._combined([corpus.fingerprint for corpus in self.corpora.values()])
+        return combined_hash(self.config, [corpus.fingerprint for corpus in self.corpora.values()])
 
     @property
     def num_train_tokens(self) -> int:
@@ -157,19 +144,10 @@ class LanguageModelingDataModule(ResumableDataModule):
         num_bytes = [corpus.validation.num_bytes for corpus in self.corpora.values()]
         return sum(num_bytes) / max(1, self.num_validation_tokens) if all(num_bytes) else 0.0
 
-    def _combined(self, hashes: list[str]) -> str:
-        """Return the hash of a corpus, or one of all corpora of a mixture and their weights."""
-        if self.config.corpus != "mixture":
-            return hashes[0]
-        parts = [
-            [name, weight, part] for (name, weight), part in zip(self._weights.items(), hashes, strict=True)
-        ]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
     @property
     def key(self) -> str:
         """Hash of the corpora's text, tokenizer, split, and weights."""
-        return self._combined([corpus.key for corpus in self.corpora.values()])
+        return combined_hash(self.config, [corpus.key for corpus in self.corpora.values()])
 
     @property
     def source(self) -> tuple[str, str]:

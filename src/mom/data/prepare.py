@@ -11,11 +11,12 @@ resumed (:mod:`mom.data.tokenization`).
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,6 +108,34 @@ class PreparedCorpus:
         return files
 
 
+def prepare_corpora(config: DataConfig) -> dict[str, PreparedCorpus]:
+    """Prepare the corpora of a mixture, by name; one without a name if the configuration is that of one corpus.
+
+    Without ``data.tokenizer``, the tokenizer of a mixture is trained on its first corpus.
+
+    Raises:
+        UsageError: see :func:`prepare`.
+    """
+    if config.corpus != "mixture":
+        return {"": prepare(config)}
+    corpora: dict[str, PreparedCorpus] = {}
+    for name, (part, _) in config.parts().items():
+        if corpora and part.tokenizer is None:
+            first = next(iter(corpora.values()))
+            part = dataclasses.replace(part, tokenizer=str(first.folder / "tokenizer"))
+        corpora[name] = prepare(part)
+    return corpora
+
+
+def combined_hash(config: DataConfig, hashes: Sequence[str]) -> str:
+    """Return the hash of a corpus, or one of all corpora of a mixture and their weights, in their order."""
+    parts = config.parts()
+    if not parts:
+        return hashes[0]
+    given = [[name, part.weight, own] for (name, part), own in zip(parts.items(), hashes, strict=True)]
+    return hashlib.sha256(json.dumps(given).encode()).hexdigest()
+
+
 def prepare(config: DataConfig) -> PreparedCorpus:
     """Tokenize the corpus of a configuration, or find it in the cache.
 
@@ -118,7 +147,9 @@ def prepare(config: DataConfig) -> PreparedCorpus:
             preparation, which a later call resumes, is left in the cache.
     """
     if config.corpus == "mixture":
-        raise UsageError("data=mixture is for task=pretrain; choose one of its corpora")
+        raise UsageError(
+            "data=mixture is for task=pretrain, evaluate, and analyze; choose one of its corpora"
+        )
     if config.corpus == "token_files":
         train, validation, file_tokenizer, key = open_token_files(config)
         return PreparedCorpus(train.path.parent, train, validation, file_tokenizer, train.fingerprint, key)

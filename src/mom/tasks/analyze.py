@@ -102,13 +102,17 @@ def run(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
     option = "init" if config.ckpt is None else "ckpt"
     source = config.init or config.ckpt
     assert isinstance(task, AnalyzeConfig) and source is not None
+    if isinstance(data, DataConfig):
+        corpus, data = data.part(task.corpus)
+    elif task.corpus is not None:
+        raise UsageError(f"task.corpus requires data=mixture, got data={data.kind}")
     model = load_model(source, option).eval()
     stages = _check(model, task, data.sequence_length, option, source)
     if isinstance(data, Control):
         given = control_source(data, task.split, f"{option}={source}", model.config, config.seed)
     else:
         assert isinstance(data, DataConfig)
-        given = text_source(data, task.split, source, model.config)
+        given = text_source(data, task.split, source, model.config, corpus)
     if model.config.router_kind.needs_choices and not given.knows_choices:
         raise UsageError(f"router={model.config.router} requires data with known choices, got {given.name}")
     fabric = Fabric(accelerator=config.trainer.accelerator, devices=1, precision=config.trainer.precision)

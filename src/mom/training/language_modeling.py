@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -19,7 +19,8 @@ class LanguageModelingModule(TrainingModule):
 
     Logs the losses of :class:`TrainingModule` (``lm_loss``, ``balance_loss``, ``z_loss``), and after each validation
     ``val/loss`` (cross-entropy in nats, averaged over all predicted tokens), ``val/perplexity`` and
-    ``val/bits_per_byte``.
+    ``val/bits_per_byte``. With several validation sets, these are those of all sets together, and each set has its own
+    (``val/<name>/loss``, …).
 
     Args:
         model_config: the fields of :class:`MoMConfig`.
@@ -27,8 +28,7 @@ class LanguageModelingModule(TrainingModule):
         model: weights to start from; ``None`` initializes new ones.
         bytes_per_token: mean UTF-8 bytes of a validation token; if it is unknown (``None`` or 0),
             ``val/bits_per_byte`` is not logged.
-        sets: names of the validation sets, one per loader, if there are several; the metrics above are those of all
-            sets together, and ``val/<name>/loss`` is that of one.
+        sets: ``bytes_per_token`` of each validation set by its name, in the order of the loaders, if there are several.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class LanguageModelingModule(TrainingModule):
         optimizer: Mapping[str, Any],
         model: MoMForCausalLM | None = None,
         bytes_per_token: float | None = None,
-        sets: Sequence[str] = (),
+        sets: Mapping[str, float | None] | None = None,
     ) -> None:
         if model is None:
             model = MoMForCausalLM(MoMConfig.from_dict(dict(model_config)))
         super().__init__(model, optimizer, task_loss="lm_loss")
         self._bytes_per_token = bytes_per_token
         self._val_loss = WeightedMean()
-        self._sets = list(sets)
-        self._set_losses = torch.nn.ModuleList(WeightedMean() for _ in sets)
+        self._sets = dict(sets or {})
+        self._set_losses = torch.nn.ModuleList(WeightedMean() for _ in self._sets)
 
     @property
     def validation_loss(self) -> Tensor:
@@ -91,13 +91,18 @@ class LanguageModelingModule(TrainingModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the averages over the predicted tokens of all ranks."""
-        loss = self.validation_loss
-        metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
-        if self._bytes_per_token:
-            metrics["val/bits_per_byte"] = bits_per_byte(loss, self._bytes_per_token)
-        for name, mean in zip(self._sets, self._set_losses, strict=True):
-            metrics[f"val/{name}/loss"] = cast(WeightedMean, mean).compute().mean
+        metrics = _text_metrics("val", self.validation_loss, self._bytes_per_token)
+        for (name, mean_bytes), mean in zip(self._sets.items(), self._set_losses, strict=True):
+            metrics |= _text_metrics(f"val/{name}", cast(WeightedMean, mean).compute().mean, mean_bytes)
         self.log_dict(metrics, on_step=False, on_epoch=True, batch_size=1)
+
+
+def _text_metrics(prefix: str, loss: Tensor, bytes_per_token: float | None) -> dict[str, Tensor]:
+    """Return the metrics of text with a mean loss in nats per token."""
+    metrics = {f"{prefix}/loss": loss, f"{prefix}/perplexity": loss.exp()}
+    if bytes_per_token:
+        metrics[f"{prefix}/bits_per_byte"] = bits_per_byte(loss, bytes_per_token)
+    return metrics
 
 
 class SummarizationModule(LanguageModelingModule):
