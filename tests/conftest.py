@@ -9,12 +9,18 @@ import shutil
 import signal
 import sys
 import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import absl.logging
 import hypothesis
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from mom.cli import main
 from mom.runs.signals import SIGNALS
+
+ROOT = Path(__file__).resolve().parents[1]
 
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.load_profile("repeatable")
@@ -56,3 +62,27 @@ def signals_of_this_test_only():
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def own_place(tmp_path, monkeypatch):
+    """An empty working folder, one process, and its variables as they were."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
+        monkeypatch.setenv(name, os.environ.get(name, ""))
+    yield
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def launch(own_place, monkeypatch):
+    """Run the command line with a stand-in for the task, so that nothing is trained."""
+
+    def run(*line, task=lambda config, run: {"val/loss": 1.0}):
+        monkeypatch.setitem(sys.modules, "mom.tasks.pretrain", SimpleNamespace(run=task))
+        monkeypatch.setattr(sys, "argv", ["run.py", *line])
+        return main(ROOT / "conf")
+
+    return run

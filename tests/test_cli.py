@@ -5,68 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from hydra.core.global_hydra import GlobalHydra
 
-from mom.cli import main
 from mom.config import RunConfig
 from mom.errors import UsageError
 from mom.runs.directory import RunDirectory
-from mom.runs.signals import SIGNALS
+from tests.helpers.command_line import SMALL, left_behind, status, the_line
+
+pytestmark = pytest.mark.usefixtures("own_place")
 
 ROOT = Path(__file__).resolve().parents[1]
-SMALL = ["model.d_model=16", "model.num_heads=2"]
-
-Task = Callable[[RunConfig, RunDirectory], dict[str, Any]]
-
-
-@pytest.fixture(autouse=True)
-def own_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """An empty working folder, one process, and its variables as they were."""
-    monkeypatch.chdir(tmp_path)
-    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
-    yield
-    GlobalHydra.instance().clear()
-
-
-@pytest.fixture
-def launch(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
-    """Run the command line with a stand-in for the task, so that nothing is trained."""
-
-    def run(*line: str, task: Task = lambda config, run: {"val/loss": 1.0}) -> int:
-        monkeypatch.setitem(sys.modules, "mom.tasks.pretrain", SimpleNamespace(run=task))  # type: ignore[arg-type]
-        monkeypatch.setattr(sys, "argv", ["run.py", *line])
-        return main(ROOT / "conf")
-
-    return run
-
-
-def status(folder: str | Path) -> dict[str, Any]:
-    return json.loads((Path(folder) / "status.json").read_text())
-
-
-def left_behind() -> list[str]:
-    return sorted(str(path) for path in Path().rglob("*"))
-
-
-def the_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """The one line of a wrong request."""
-    lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    return lines[0].removeprefix("error: ")
 
 
 @pytest.mark.parametrize(
@@ -257,120 +212,6 @@ def test_a_failure_is_recorded_with_its_error(
     assert "Traceback" in capsys.readouterr().err
 
 
-def as_lightning_does(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    """Lightning's Trainer turns Ctrl-C into SystemExit(1)."""
-    try:
-        raise KeyboardInterrupt
-    except KeyboardInterrupt:
-        sys.exit(1)
-
-
-def by_key(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-    raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("task", [by_key, as_lightning_does])
-def test_an_interrupt_is_recorded(launch: Callable[..., int], task: Task) -> None:
-    assert launch("run_dir=here", *SMALL, task=task) == 130
-    assert status("here")["state"] == "interrupted"
-
-
-def send(number: int) -> Task:
-    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-        signal.raise_signal(number)
-        raise AssertionError("the signal was not heard")
-
-    return task
-
-
-@pytest.mark.parametrize("number", SIGNALS)
-def test_every_signal_is_recorded_and_its_number_is_in_the_exit_code(
-    launch: Callable[..., int], number: int
-) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    assert launch("run_dir=here", *SMALL, task=send(number)) == 128 + number
-    assert status("here")["state"] == "interrupted"
-    assert not Path("here/run.lock").exists()
-
-
-def test_what_is_ignored_stays_ignored_and_sigterm_still_ends_the_run(launch: Callable[..., int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-        signal.raise_signal(signal.SIGHUP)
-        signal.raise_signal(signal.SIGINT)
-        return send(signal.SIGTERM)(config, run)
-
-    assert launch("run_dir=here", *SMALL, task=task) == 143
-    assert status("here")["state"] == "interrupted"
-
-
-def test_the_end_names_the_next_commands(
-    launch: Callable[..., int], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-        (run.path / "checkpoints").mkdir(exist_ok=True)
-        (run.path / "checkpoints" / "best.ckpt").touch()
-        return {}
-
-    def following(*line: str, code: int, task: Task) -> list[str]:
-        assert launch(*SMALL, *line, task=task) == code
-        return [text.strip() for text in capsys.readouterr().out.partition("Next:\n")[2].splitlines()]
-
-    monkeypatch.setattr(sys, "orig_argv", ["python"])
-    text = ["data=text", "data.path=a b(1).txt", "data.sequence_length=64", "data.tokenizer_vocab_size=999"]
-    init = "init=runs/a/checkpoints/best.ckpt"
-    data = "data=text data.path=\"'a b(1).txt'\" data.sequence_length=64"
-    assert following("run_dir=runs/a", *text, code=0, task=task) == [
-        f"python run.py task=generate {init} prompt=The",
-        f"python run.py task=evaluate {init} {data}",
-        f"python run.py task=analyze {init} {data}",
-        f"python run.py task=export {init}",
-    ]
-    part = "{library: {corpus: python_stdlib, weight: 3}, notes: {corpus: text, path: notes/}}"
-    mixed = "'data.mixture={library:{corpus:python_stdlib,weight:3},notes:{corpus:text,path:notes/}}'"
-    lines = following("run_dir=runs/a", "data=mixture", f"data.mixture={part}", code=0, task=task)
-    assert lines[1] == f"python run.py task=evaluate {init} data=mixture {mixed}"
-    resume = "python run.py model.d_model=16 model.num_heads=2 data=control/facts run_dir=runs/b resume=auto"
-    control = ["data=control/facts", "resume=auto", "run_dir=runs/b"]
-    assert following(*control, code=130, task=by_key) == [resume, "python run.py task=compare runs=runs"]
-    assert following("hydra.mode=RUN", *control, code=0, task=task) == []
-    Path("runs/b/checkpoints/best.ckpt").rename("runs/b/checkpoints/last.ckpt")
-    lines = following(*control, code=1, task=lambda config, run: {"x": 1 / 0})
-    assert lines == [
-        resume,
-        "python run.py task=evaluate init=runs/b/checkpoints/last.ckpt data=control/facts",
-        "python run.py task=analyze init=runs/b/checkpoints/last.ckpt data=control/facts",
-        "python run.py task=export init=runs/b/checkpoints/last.ckpt",
-        "python run.py task=compare runs=runs",
-    ]
-
-
-@pytest.mark.parametrize("state", ["succeeded", "failed", "interrupted"])
-def test_a_signal_after_the_end_changes_nothing(
-    launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch, state: str
-) -> None:
-    record = RunDirectory.status
-
-    def while_recording(self: RunDirectory, now: Any, error: Any = None) -> None:
-        if now == state:
-            for number in SIGNALS:
-                signal.raise_signal(number)
-        record(self, now, error)
-
-    monkeypatch.setattr(RunDirectory, "status", while_recording)
-    ends: dict[str, tuple[int, Task]] = {
-        "succeeded": (0, lambda config, run: {}),
-        "failed": (1, lambda config, run: {"x": 1 / 0}),
-        "interrupted": (143, send(signal.SIGTERM)),
-    }
-    code, task = ends[state]
-    assert launch("run_dir=here", *SMALL, task=task) == code
-    assert status("here")["state"] == state
-
-
 def test_a_run_directory_in_use_is_refused_and_left_alone(
     launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -382,14 +223,6 @@ def test_a_run_directory_in_use_is_refused_and_left_alone(
     assert left_behind() == ["here", "here/.last.ckpt.01234567.tmp"]
     assert launch("run_dir=here", *SMALL) == 0
     assert not Path("here/.last.ckpt.01234567.tmp").exists()
-
-
-def test_an_exit_that_is_no_interrupt_passes(launch: Callable[..., int]) -> None:
-    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
-        sys.exit(3)
-
-    with pytest.raises(SystemExit, match="3"):
-        launch("run_dir=here", *SMALL, task=task)
 
 
 def test_a_folder_with_another_runs_checkpoints_is_refused_unless_resumed(
