@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pydoc
 import re
 import sys
 from collections.abc import Iterator
@@ -9,8 +11,17 @@ from pathlib import Path
 
 import pytest
 
+import mom.data.controls  # noqa: F401 (registers their options)
 from mom.config import bind
+from mom.config.cluster import ClusterConfig
+from mom.config.data import CONTROLS, DATA
+from mom.config.launcher import LauncherConfig
+from mom.config.optimizer import OptimizerSection
+from mom.config.search import SearchConfig
+from mom.config.tasks import TASKS
+from mom.config.training import TrainerConfig
 from mom.model import registry
+from mom.model.options import options_of
 from tests.helpers.commands import ROOT, commands, request
 
 DOCS = ROOT / "docs"
@@ -20,6 +31,7 @@ PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - RECORDS)]
 # Not requests by themselves: the reader's own plugin, the beginning of a line left out, and a search over an interval.
 OTHERS = re.compile(r"plugins=\[my_|^…|interval\(")
 TUTORIAL = DOCS / "tutorial.md"
+NAMING = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("variants/*.md"))]
 
 
 @pytest.fixture
@@ -77,3 +89,64 @@ def test_the_tutorial_ends_with_the_readers_own_text_and_a_picture() -> None:
 
     assert config.task.name == "analyze" and config.data.corpus == "text"
     assert f"{config.run_dir}/report.html" in TUTORIAL.read_text(encoding="utf-8")
+
+
+def prose(page: Path) -> str:
+    """Return a page without its blocks of code."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.sub(r"^    .*$", "", text, flags=re.MULTILINE)
+
+
+def spans(page: Path) -> list[str]:
+    """Return what stands between backticks in the prose of a page."""
+    return [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", prose(page))]
+
+
+def fields(*sections: type) -> set[str]:
+    return {field.name for section in sections for field in dataclasses.fields(section)}
+
+
+def subclasses(section: type) -> set[type]:
+    return {section}.union(*(subclasses(one) for one in section.__subclasses__()))
+
+
+OPTIONS = {
+    "model": set(options_of("model")),
+    "router": {"router", *options_of("router"), "bilinear_rank"},  # the last is that of an example
+    "data": fields(*DATA.values(), *CONTROLS.values()),
+    "task": fields(*TASKS.values()),
+    "trainer": fields(TrainerConfig),
+    "optimizer": fields(*subclasses(OptimizerSection)) | {"_target_"},
+    "launcher": fields(*subclasses(LauncherConfig)),
+    "search": fields(SearchConfig) | {"journal"},  # search.journal is a file
+    "cluster": fields(ClusterConfig),
+}
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_options_and_choices_that_a_page_names_exist(page: Path) -> None:
+    groups = [path.name for path in (ROOT / "conf").iterdir() if path.is_dir()]
+    given = "|".join(OPTIONS)
+    for span in spans(page):
+        for group, option in re.findall(rf"(?<![\w./-])({given})\.(\w+)(?!\()", span):
+            assert option in OPTIONS[group], f"{group}.{option} in `{span}`"
+        for group, choice in re.findall(
+            rf"(?<![\w./])({'|'.join(groups)})=([a-z_0-9]+(?:/[a-z_0-9]+)*)(?!/|\w|\()", span
+        ):
+            known = choice in ("null", "mine") or (ROOT / "conf" / group / f"{choice}.yaml").exists()
+            assert known or "(" in span, f"{group}={choice} in `{span}`"
+
+
+@pytest.mark.parametrize("page", NAMING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_files_targets_and_names_of_a_page_exist(page: Path) -> None:
+    folders = "src|conf|docs|tests|benchmarks|examples|cluster|sweeps|notebooks"
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for span in spans(page):
+        for path in re.findall(rf"(?<![\w/.=-])((?:{folders})/[\w./*-]*[\w*/])(?![\w<{{])", span):
+            assert any(ROOT.glob(path.rstrip("/"))), f"{path} in `{span}`"
+        for target in re.findall(r"^make ([\w-]+)", span):
+            assert target in targets, span
+        if found := re.match(r"mom(\.\w+)+", span):
+            assert pydoc.locate(found[0]) is not None, span
+    for link in re.findall(r"\]\((?!https?:)([^)#\s]+)", prose(page)):
+        assert (page.parent / link).exists(), link
