@@ -39,7 +39,7 @@ test: install ## Run the whole test suite (ARGS="-k router" for a part)
 transformers-tests: install ## Run transformers' own model tests on our models (ARGS="-k llama" for a part)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.transformers_suite -n $(WORKERS) $(ARGS)
 
-stress: install ## Kill runs at random moments, go on, and compare with undisturbed runs (ARGS="--blows 100")
+stress: install ## Kill runs at random moments, resume, and compare with undisturbed runs (ARGS="--blows 100")
 	$(BIN)/python -m tests.stress $(ARGS)
 
 format: install ## Format the code, fix what the linter can fix, and strip notebooks' outputs
