@@ -47,6 +47,11 @@ EQUAL: dict[str, dict[str, Any]] = {
         "trainer": {"accumulate_grad_batches": 2, "activation_checkpointing": True},
         "router": {"balance_bias_rate": 0.05, "balance_coefficient": 0.0},
     },
+    "settling": {
+        "trainer": {"accumulate_grad_batches": 2},
+        "model": {"top_k": 1},
+        "router": {"settle_steps": 2, "skip_exploration": 0.0, "skip_trials": 0.0},  # as below
+    },
     # Round h can use only module h mod 6 of 6: with 3 rounds, three modules never get a token.
     "starved": {
         "model": {"schedule": "layerwise", "num_ffn_modules": 6, "num_attention_modules": 6, "top_k": 1},

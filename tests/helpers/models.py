@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mom.model import MoMConfig, MoMForCausalLM
+from mom.model.routers.router import Router
 
 
 def small_config(**changes: Any) -> MoMConfig:
@@ -56,6 +57,16 @@ def tokens(batch: int, length: int, seed: int = 0, vocab_size: int = 61) -> torc
 
 
 @torch.no_grad()
+def settle_randomly(model: MoMForCausalLM) -> None:
+    """Settle about two thirds of the token IDs on random modules."""
+    generator = torch.Generator().manual_seed(1)
+    for router in (part for part in model.modules() if isinstance(part, Router)):
+        if router.settled is not None:
+            table, modules = router.settled, router.layout.num_modules
+            drawn = torch.randint(0, modules, table.shape, generator=generator)
+            table.copy_(drawn.where(torch.rand(table.shape, generator=generator) < 0.67, -1))
+
+
 def decoded_in_parts(model: MoMForCausalLM, ids: torch.Tensor) -> torch.Tensor:
     """Return the logits of 12 tokens, [B, 12, V], computed in parts with a cache, one part a single token."""
     cache, parts = None, []

@@ -17,6 +17,7 @@ from mom.metrics.dependence import (
     mean_over_rounds,
     measure_dependence,
     mutual_information,
+    sample_rounds,
 )
 from tests.helpers.routing import random_pass
 
@@ -90,9 +91,9 @@ def test_counts_by_token_are_those_of_the_records(monkeypatch: pytest.MonkeyPatc
     assert counts_by_token(choices, ids, mask, 7).tolist() == wanted.tolist()
     monkeypatch.setattr(dependence, "MAX_COUNTS", 2 * 7 * number)  # room for two rounds
     spacing = -(-len(choices) // 2)
-    assert counts_by_token(choices, ids, mask, 7).tolist() == wanted[::spacing].tolist()
+    assert counts_by_token(sample_rounds(choices, 7), ids, mask, 7).tolist() == wanted[::spacing].tolist()
     monkeypatch.setattr(dependence, "MAX_COUNTS", 1)
-    assert counts_by_token(choices, ids, mask, 7).tolist() == wanted[:1].tolist()
+    assert counts_by_token(sample_rounds(choices, 7), ids, mask, 7).tolist() == wanted[:1].tolist()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mom.callbacks.routing_paths import RoutingPaths
 from mom.callbacks.routing_statistics import RoutingStatistics
 from mom.callbacks.samples import GeneratedSamples
 from mom.callbacks.schedule import Schedule
+from mom.callbacks.settling import SettleChoices
 from mom.callbacks.throughput import ThroughputMonitor
 from mom.callbacks.weight_average import WeightAverage
 
@@ -28,6 +29,7 @@ __all__ = [
     "RoutingPaths",
     "RoutingStatistics",
     "Schedule",
+    "SettleChoices",
     "StepProgressBar",
     "ThroughputMonitor",
     "WeightAverage",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mom.callbacks.window import WindowedStatistics, get_model_config, is_logged_at_interval, pool_names
 from mom.config.checks import in_range
-from mom.metrics.dependence import counts_by_token, dependence_of_counts
+from mom.metrics.dependence import counts_by_token, dependence_of_counts, sample_rounds
 from mom.metrics.routing import agreement_sums, distinct_sums, path_keys
 from mom.metrics.sums import Sums, Totals, prefixed
 
@@ -78,7 +78,9 @@ class RoutingPaths(WindowedStatistics):
             sums |= prefixed(pool, agreement_sums(choices, mask, num_stages=num_stages))
             if self._ids is not None:
                 size = get_model_config(pl_module).vocab_size
-                sums[f"{pool}/by_token"] = counts_by_token(choices, self._ids, mask, size)
+                sums[f"{pool}/by_token"] = counts_by_token(
+                    sample_rounds(choices, size), self._ids, mask, size
+                )
         keys = path_keys(routing)[mask.bool()]  # (B, T) → (real tokens,)
         if pl_module.training in self._remainder:
             keys = torch.cat([self._remainder[pl_module.training], keys])

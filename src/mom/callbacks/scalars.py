@@ -187,6 +187,10 @@ class NumRounds(Integer):
     """H, the rounds of a stage. A smaller H runs the first rounds; depth and cost are those of the shorter graph."""
 
     def check_model(self, config: MoMConfig) -> None:
+        if config.settle_steps is not None:
+            raise ValueError(
+                "name=num_rounds cannot be combined with router.settle_steps: choices settle per round"
+            )
         grouped = [layout.name for layout in config.pools() if layout.schedule == "grouped"]
         if grouped:
             raise ValueError(

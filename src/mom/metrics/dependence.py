@@ -137,22 +137,26 @@ def mean_over_rounds(measured: Sequence[Dependence]) -> Dependence:
     return Dependence(kind=first.kind, round=None, attribute=first.attribute, share=share, **means)
 
 
+def sample_rounds(choices: Sequence[Routing], vocab_size: int) -> Sequence[Routing]:
+    """Return evenly spaced rounds of a pool's records, so that :data:`MAX_COUNTS` bounds :func:`counts_by_token`."""
+    number = choices[0].num_modules + 1
+    return choices[:: -(-len(choices) // max(1, MAX_COUNTS // (vocab_size * number)))]
+
+
 def counts_by_token(choices: Sequence[Routing], ids: Tensor, mask: Tensor, vocab_size: int) -> Tensor:
-    """Count tokens by round, ID, and first choice, for :func:`dependence_of_counts`.
+    """Count tokens by round, ID, and first choice.
 
     Args:
-        choices: one pool's records of all rounds. Evenly spaced ones are counted if all need more than
-            :data:`MAX_COUNTS` numbers.
+        choices: records of one pool.
         ids: the tokens, int64 [B, T].
         mask: tokens to count, [B, T].
         vocab_size: V, above every ID.
 
     Returns:
-        int32 [rounds that are counted, V, N+1], SKIP last.
+        int32 [rounds, V, N+1], SKIP last.
     """
     number = choices[0].num_modules + 1
-    spacing = -(-len(choices) // max(1, MAX_COUNTS // (vocab_size * number)))
-    first = torch.stack([choice.selected[..., 0] for choice in choices[::spacing]])  # (R, B, T)
+    first = torch.stack([choice.selected[..., 0] for choice in choices])  # (R, B, T)
     rounds = len(first)
     row = torch.arange(rounds, device=ids.device).view(-1, 1, 1) * vocab_size + ids  # (R, B, T)
     counts = torch.zeros(rounds * vocab_size * number, dtype=torch.int32, device=ids.device)

@@ -78,6 +78,10 @@ class PoolLayout:
         """Return the maximum number of modules that a token runs in a step, averaged over rounds."""
         return self.router.most_modules(self)
 
+    def has_choice(self) -> bool:
+        """Return whether any round chooses among modules, not only between a module and SKIP."""
+        return any(len(self.modules_of(h)) > 1 for h in range(self.num_rounds))
+
     def modules_per_token(self, round_index: int) -> float:
         """Return the most modules that a token of a stage runs in a round, averaged over tokens."""
         share = 1.0 if self.capacity is None else self.capacity

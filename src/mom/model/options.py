@@ -162,6 +162,12 @@ class ModelOptions:
     router_prior_strength: float = option(
         1.0, "distance between neighbors in the prior, in units of the temperature", group="router", ge=0
     )
+    settle_steps: int | None = option(
+        None,
+        "training steps after which each token ID keeps the module that it took most often; null: never",
+        group="router",
+        ge=1,
+    )
     balance_coefficient: float = option(0.0, "weight of the balance loss", group="router", ge=0)
     balance_skip: bool = option(True, "balance SKIP among the choices", group="router")
     balance_scope: Literal["microbatch", "global"] = option(
@@ -335,7 +341,12 @@ class ModelOptions:
             )
             raise InvalidOption("absorbing_skip", True, rule)
         if not self.router_kind.learns:
-            unlearned = {"router_prior": "none", "balance_bias_rate": 0, "depth_target": None}
+            unlearned = {
+                "router_prior": "none",
+                "settle_steps": None,
+                "balance_bias_rate": 0,
+                "depth_target": None,
+            }
             defaults = declared(ModelOptions)
             for name, allowed in unlearned.items():
                 if getattr(self, name) not in (allowed, defaults[name].default):
@@ -344,6 +355,9 @@ class ModelOptions:
         if self.score_function == "identity" and self.normalize_weights is True and self.router_kind.learns:
             rule = "must be auto or false with score_function identity, whose scores can sum to 0"
             raise InvalidOption("normalize_weights", True, rule)
+        if self.settle_steps is not None and any(layout.num_selected() > 1 for layout in layouts):
+            rule = "must be null with a top_k above 1, since a token ID keeps one module"
+            raise InvalidOption("settle_steps", self.settle_steps, rule)
         self._check_capacity(layouts)
         if self.depth_target is not None:
             self._check_depth_target(self.depth_target, layouts)
@@ -368,6 +382,7 @@ class ModelOptions:
                 "must be 0",
                 "modules take equally many tokens",
             ),
+            "settle_steps": (self.settle_steps, "must be null", "modules choose their tokens"),
             "depth_target": (self.depth_target, "must be null", "the capacity sets the depth"),
         }
         for name, (value, rule, reason) in excluded.items():

@@ -156,12 +156,25 @@ class Router:
         route = ROUTERS[self.config.router]
         # Each token's logits (N + 1,) and what it can reach, best first
         routes = {t: route(self, h, t, x[t], int(ids[t])) for t in range(len(x)) if not exited[t]}
+        if "settled" in self.weights:
+            kept = self.weights["settled"][h, ids].tolist()  # (T,)
+            routes = {t: self.settle(h, t, kept[t], *routes[t]) for t in routes}
         if self.capacity is not None:
             self.let_modules_choose(routes)
         choices = [self.exit() if exited[t] else self.choose(h, t, *routes[t]) for t in range(len(x))]
         for t, choice in enumerate(choices):
             exited[t] = self.config.absorbing_skip and set(choice.selected) == {self.skip}
         return choices
+
+    def settle(
+        self, h: int, t: int, kept: int, logits: Tensor, ranked: list[int]
+    ) -> tuple[Tensor, list[int]]:
+        """Leave a token the module that its id keeps, or SKIP (StableMoE, Dai et al. 2022, arXiv 2204.08396)."""
+        if kept not in ranked or (self.forced is not None and self.forced[t, h, 0] >= 0):
+            return logits, ranked
+        allowed = torch.full_like(logits, -torch.inf)
+        allowed[[kept, self.skip]] = logits[[kept, self.skip]]  # (N + 1,)
+        return allowed, [i for i in ranked if i in (kept, self.skip)]
 
     def let_modules_choose(self, routes: dict[int, tuple[Tensor, list[int]]]) -> None:
         """Leave each token the modules that take it, and SKIP (expert choice, Raposo et al. 2024, arXiv 2404.02258).

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.profilers import AdvancedProfiler, PyTorchProfiler, SimpleProfiler
 
-from mom.callbacks import BalanceBias, FinalValidation, NonFinite, StepProgressBar
+from mom.callbacks import BalanceBias, FinalValidation, NonFinite, SettleChoices, StepProgressBar
 from mom.config import NodeConfig, RunConfig
 from mom.cost.machine import keep_freed_memory
 from mom.training.checkpoint import AtomicCheckpointIO
@@ -54,6 +54,7 @@ def build_callbacks(config: RunConfig, phase: str, has_loggers: bool) -> list[Ca
         *(callback for callback in callbacks if not isinstance(callback, omitted)),
         NonFinite(config.trainer.on_nonfinite),
         BalanceBias(),
+        SettleChoices(),
         FinalValidation(),
     ]
 

@@ -30,14 +30,14 @@ class Embedding(RouterKind):
         from torch import nn
 
         layers = {"output": nn.Linear(options.d_model, layout.num_slots)}
-        if _has_choice(layout):
+        if layout.has_choice():
             layers["rows"] = nn.Linear(options.d_model, layout.num_rounds * layout.num_modules, bias=False)
         return layers
 
     def reset(self, router: Any, copy: Callable[[Any, Any], object]) -> None:
         import torch
 
-        if _has_choice(router.layout):
+        if router.layout.has_choice():
             weight = router.rows.weight  # (H · N, D)
             copy(weight, torch.randn(weight.shape) * self.embedding_scale / weight.shape[1] ** 0.5)
 
@@ -50,7 +50,7 @@ class Embedding(RouterKind):
         import torch
         import torch.nn.functional as F
 
-        if not _has_choice(router.layout):
+        if not router.layout.has_choice():
             return None
         layout, reachable = router.layout, router.reachable[:, : router.layout.num_modules]  # (H, N)
         logits = router.rows(F.rms_norm(embedded.detach(), embedded.shape[-1:], eps=1e-8))
@@ -71,13 +71,8 @@ class Embedding(RouterKind):
         return logits, state
 
     def state_size(self, options: ModelOptions, layout: PoolLayout) -> int:
-        return layout.num_rounds * layout.num_slots if _has_choice(layout) else 0
+        return layout.num_rounds * layout.num_slots if layout.has_choice() else 0
 
     def flops(self, options: ModelOptions, layout: PoolLayout) -> int:
-        rows = layout.num_modules if _has_choice(layout) else 0
+        rows = layout.num_modules if layout.has_choice() else 0
         return 2 * options.d_model * (layout.num_slots + rows)
-
-
-def _has_choice(layout: PoolLayout) -> bool:
-    """Return whether any round chooses among modules, not only between a module and SKIP."""
-    return any(len(layout.modules_of(h)) > 1 for h in range(layout.num_rounds))

@@ -44,6 +44,7 @@ class Router(nn.Module):
     reachable: Tensor
     prior: nn.Parameter | None
     balance_bias: Tensor | None
+    settled: Tensor | None
     noise_scale: Tensor
     temperature: Tensor | None
 
@@ -78,6 +79,10 @@ class Router(nn.Module):
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
         bias = torch.zeros(layout.num_modules + 1, dtype=torch.float32)
         self.register_buffer("balance_bias", bias if config.balance_bias_rate else None)
+        # The module that a token ID keeps in a round, [H, V]; -1 where the router still chooses.
+        can_settle = config.settle_steps is not None and learns and layout.has_choice()
+        size = (layout.num_rounds, config.vocab_size)
+        self.register_buffer("settled", torch.full(size, -1, dtype=torch.int32) if can_settle else None)
         for name, layer in self.kind.layers(config, layout).items():
             setattr(self, name, layer)
 
@@ -134,12 +139,25 @@ class Router(nn.Module):
             copy(self.prior, self.initial_prior())
         if self.balance_bias is not None:
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
+        if self.settled is not None:
+            copy(self.settled, torch.full_like(self.settled, -1, device="cpu"))
         bias = self.kind.output_bias(self)
         # With a capacity, SKIP starts at even odds, near which the causal rule decides.
         if bias is not None and self.layout.skip and self.layout.capacity is None:
             start = bias.detach().clone()  # (slots,)
             start[self.layout.num_modules :] = self.config.skip_bias * self.config.temperature
             copy(bias, start)
+
+    def settle(self, counts: Tensor) -> None:
+        """Let each token ID keep the module that it took most often (StableMoE, Dai et al. 2022, arXiv 2204.08396).
+
+        The router still decides between this module and SKIP, and chooses for token IDs without a count.
+
+        Args:
+            counts: how often each token ID took each module in a round, [H, V, N].
+        """
+        assert self.settled is not None
+        self.settled.copy_(torch.where(counts.sum(dim=-1) > 0, counts.argmax(dim=-1), -1))
 
     def slot_bias(self) -> Tensor | None:
         """Return the balance bias of each slot, [slots], float32; all slots that mean SKIP share a bias."""
@@ -247,6 +265,8 @@ class Router(nn.Module):
         if learns and (self.temperature is not None or self.config.temperature != 1):
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         reachable = self.kind.open_slots(self, round_index)
+        if self.settled is not None:
+            reachable = self._only_settled(reachable, self.settled[round_index], token_ids, forced)
         trials = None
         if self.explores and explored is not None and forced is None:
             explored = explored[:, None, None]  # (B, 1, 1)
@@ -273,6 +293,24 @@ class Router(nn.Module):
             weights = routing.weights * try_skip(run, trials, self.config.skip_price)
             routing = routing._replace(weights=weights)
         return routing, state
+
+    def _only_settled(
+        self, slots: Tensor | None, settled: Tensor, token_ids: Tensor | None, forced: Tensor | None
+    ) -> Tensor:
+        """Close all modules but the one that a token ID keeps in this round, unless it was removed, [B, T, slots]."""
+        if token_ids is None:
+            raise ValueError(
+                "router.settle_steps requires input_ids: choices settle per token id, got inputs_embeds"
+            )
+        known = token_ids < len(settled)  # false for IDs that were added to the vocabulary later
+        kept = torch.where(known, settled[token_ids * known], -1)  # (B, T)
+        if forced is not None:
+            kept = torch.where(forced[..., 0] >= 0, -1, kept)
+        slot = torch.arange(self.layout.num_slots, device=kept.device)  # (slots,)
+        is_kept, is_skip = slot == kept[..., None], slot >= self.layout.num_modules
+        if slots is None:
+            return is_kept | is_skip | (kept < 0)[..., None]
+        return slots & (is_kept | is_skip | ~(is_kept & slots).any(dim=-1, keepdim=True))
 
     def _taken(self, logits: Tensor, candidates: Tensor | None) -> Tensor | None:
         """Return the modules that take each token, boolean [B, T, N]; ``None`` without a capacity."""
