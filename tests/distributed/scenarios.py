@@ -16,10 +16,12 @@ import torch
 from lightning.pytorch import Callback, seed_everything
 
 from mom.callbacks.non_finite import NonFiniteError
+from mom.config import bind
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.errors import UsageError
 from mom.model import MoMForCausalLM
 from mom.runs.directory import RunDirectory
+from mom.tasks import finetune
 from mom.training import fit
 from mom.training.checkpoint import (
     LAST,
@@ -30,7 +32,9 @@ from mom.training.checkpoint import (
 )
 from mom.training.fit import fit_phase
 from mom.training.sharding import initialized_once
-from tests.helpers.runs import CHANGES, tiny_request
+from tests.helpers.checkpoints import request as config_groups
+from tests.helpers.glue_files import write_glue
+from tests.helpers.runs import CHANGES, OPTIMIZER, tiny_request
 from tests.helpers.texts import some_texts, write_jsonl
 
 STEPS = 4
@@ -183,6 +187,31 @@ def other_files(folder: Path) -> None:
         except UsageError as raised:
             (folder / f"other-{name}-{rank}.txt").write_text(str(raised))
         os.chdir(here)
+    other_split(folder, own)
+
+
+def other_split(folder: Path, own: Path) -> None:
+    """Fine-tune with the same training rows on each rank, but other validation rows."""
+    rank = int(os.environ["RANK"])
+    write_glue(own, "rte", {"train": 6, "dev": 4 + 2 * rank, "test": 3})
+    options = {"name": "finetune", "epochs": 1.0}
+    data = {"kind": "glue", "path": "RTE", "name": "rte", "sequence_length": 16, "batch_size": 2}
+    groups = config_groups(
+        own,
+        options,
+        data=data,
+        init=str(folder / "reference" / "checkpoints" / LAST),
+        optimizer=OPTIMIZER | {"betas": [0.9, 0.95]},
+        trainer={"max_steps": 2, "devices": 2, "strategy": "ddp"},
+    )
+    groups["run_dir"] = str(folder / "other-split")
+    here = Path.cwd()
+    os.chdir(own)
+    try:
+        finetune.run(bind(groups), RunDirectory(groups["run_dir"]))
+    except UsageError as raised:
+        (folder / f"other-split-{rank}.txt").write_text(str(raised))
+    os.chdir(here)
 
 
 class Shares(Callback):

@@ -75,7 +75,14 @@ def test_ranks_with_different_requests_do_not_start(folder):
     assert not (folder / "differing" / "checkpoints").exists()
 
 
-@pytest.mark.parametrize(("name", "file"), [("data", "data.path=texts.jsonl"), ("checkpoint", "last.ckpt")])
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("data", "data.path=texts.jsonl"),
+        ("checkpoint", "last.ckpt"),
+        ("split", "the validation rows of data.path=RTE"),
+    ],
+)
 def test_ranks_with_other_files_do_not_start(folder, name, file):
     """Each node may have its own copy of a file, and one may be old."""
     for rank in range(2):

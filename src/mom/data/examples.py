@@ -61,8 +61,17 @@ class ExamplesDataModule(ResumableDataModule):
     @cached_property
     def key(self) -> str:
         """SHA-256 of the encoded training examples in order."""
+        return self._hash("train")
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """Hashes of the encoded examples of every split."""
+        option, value = self.source
+        return {f"the {split} rows of {option}={value}": self._hash(split) for split in self.splits}
+
+    def _hash(self, split: str) -> str:
         digest = hashlib.sha256()
-        for example in self.splits["train"]:
+        for example in self.splits[split]:
             digest.update(np.asarray([*self.content(example), float("inf")]).tobytes())
         return digest.hexdigest()
 

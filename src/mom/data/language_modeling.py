@@ -152,7 +152,7 @@ class LanguageModelingDataModule(ResumableDataModule):
     @property
     def source(self) -> tuple[str, str]:
         """The option and the value that select the corpus."""
-        return "data.corpus", self.config.corpus
+        return super().source if self.config.path else ("data.corpus", self.config.corpus)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in the order of the data, and whether attention stays inside a document."""

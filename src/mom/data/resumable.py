@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from mom.errors import UsageError
+from mom.errors import UsageError, as_written
 
 if TYPE_CHECKING:
     from mom.config import DataSection
@@ -45,9 +45,15 @@ class ResumableDataModule(pl.LightningDataModule):
         """Hash of the training data; a checkpoint of other data cannot be resumed."""
 
     @property
+    def contents(self) -> dict[str, str]:
+        """Hashes of all data that ranks read, by what they are of."""
+        option, value = self.source
+        return {f"{option}={value}": self.key}
+
+    @property
     def source(self) -> tuple[str, str]:
         """The option and the value that select the data, for errors."""
-        return "data.path", str(self.config.path)
+        return "data.path", as_written(self.config.path)
 
     def training_sampler(self, num_samples: int) -> ResumableSampler:
         """Return this rank's sampler of ``num_samples`` samples, resumed from the checkpoint if there is one.

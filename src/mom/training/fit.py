@@ -217,9 +217,7 @@ def _shared_content(data: LightningDataModule, resume: ResumePoint | None) -> di
     """
     content = {}
     if isinstance(data, ResumableDataModule):
-        path = getattr(data.config, "path", None)
-        option, value = data.source if path is None else ("data.path", path)
-        content[f"the content of {option}={value}"] = data.key[:16]
+        content = {f"the content of {name}": found[:16] for name, found in data.contents.items()}
     if resume is not None:
         content[f"the content of {resume.path}"] = content_of_checkpoint(resume.path)[:16]
     return content
