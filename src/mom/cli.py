@@ -120,7 +120,10 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
             with explained():
                 task.run(config)
             return SUCCEEDED
-        run = _open_run(config, composed_config, stack)
+        opened = RunDirectory(config.run_dir)
+        stack.enter_context(opened.owned())
+        run = opened  # from here on, its end is recorded
+        _record_start(config, composed_config, run, stack)
         if run.writes:
             _warn_without_effect(config)
         with explained():
@@ -202,10 +205,10 @@ def _warn_without_effect(config: RunConfig) -> None:
             )
 
 
-def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.ExitStack) -> RunDirectory:
-    """Create and own the run directory, pass its path to child processes, and write the resolved configuration."""
-    run = RunDirectory(config.run_dir)
-    stack.enter_context(run.owned())
+def _record_start(
+    config: RunConfig, composed_config: DictConfig, run: RunDirectory, stack: contextlib.ExitStack
+) -> None:
+    """Pass the run directory's path to child processes, write the resolved configuration, and keep the output."""
     os.environ[RUN_DIR_VARIABLE] = config.run_dir
     resolved = OmegaConf.to_container(composed_config, resolve=True)
     assert isinstance(resolved, dict)
@@ -216,7 +219,6 @@ def _open_run(config: RunConfig, composed_config: DictConfig, stack: contextlib.
     if run.writes:
         now = datetime.datetime.now().isoformat(sep=" ", timespec="seconds")
         stack.enter_context(kept(run.path / CONSOLE_LOG, f"{now}  {started['command']}"))
-    return run
 
 
 def _parse_overrides() -> list[str]:

@@ -75,19 +75,19 @@ def subrun(directory: RunDirectory, config: Mapping[str, Any]) -> Iterator[dict[
     Yields:
         A dictionary that becomes the summary.
     """
-    directory.write_config(config)
-    directory.status("running")
     results: dict[str, Any] = {}
     try:
+        directory.write_config(config)
+        directory.status("running")
         yield results
+        directory.write_summary(results)
+        directory.status("succeeded")
     except KeyboardInterrupt:
         directory.status("interrupted")
         raise
     except BaseException as error:
         directory.status("failed", error)
         raise
-    directory.write_summary(results)
-    directory.status("succeeded")
 
 
 def finished_results(run: RunDirectory, phase: str) -> dict[str, float] | None:
