@@ -64,6 +64,7 @@ def run(
     task: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     patience: int = 4,
+    interval: int | float = 3,
     **changes: Any,
 ) -> dict[str, Any]:
     groups = DATA[name] | (data or {})
@@ -74,7 +75,7 @@ def run(
         data=groups,
         optimizer=OPTIMIZER | {"betas": [0.9, 0.95]},
         callbacks={"checkpoint": CHECKPOINT, "early_stopping": STOPPING | {"patience": patience}},
-        trainer={"max_steps": 100, "val_check_interval": 3, "accumulate_grad_batches": 2},
+        trainer={"max_steps": 100, "val_check_interval": interval, "accumulate_grad_batches": 2},
         logger={"csv": {"_target_": "lightning.pytorch.loggers.CSVLogger", "name": "", "version": ""}},
         init=str(folder / "first" / "checkpoints" / "last.ckpt"),
     )
@@ -123,6 +124,16 @@ def test_what_was_killed_ends_as_it_would_have_ended(folder, monkeypatch, name, 
     changes = {"resume": "auto"} if how == "resume" else {"ckpt": str(last), "init": None}
     run(folder, run_dir, name, **changes)
     assert_equal_runs(folder / f"full-{name}", folder / run_dir)
+
+
+def test_what_was_killed_after_an_epochs_validation_ends_as_it_would_have_ended(folder, monkeypatch):
+    """Early stopping and the best checkpoint read that validation's score after the checkpoint was saved."""
+    run(folder, "full-epochs", "cola", interval=1.0)
+    killed(monkeypatch, folder, "killed-epochs", "cola", interval=1.0)
+    last = torch.load(folder / "killed-epochs" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 2
+    run(folder, "killed-epochs", "cola", interval=1.0, resume="auto")
+    assert_equal_runs(folder / "full-epochs", folder / "killed-epochs")
 
 
 def test_what_stopped_early_is_not_trained_on(folder):

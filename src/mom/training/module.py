@@ -67,6 +67,7 @@ class TrainingModule(LightningModule):
         self.skipped_in_a_row = 0
         self._task_loss = task_loss
         self._validated_step = -1
+        self._validated: dict[str, float] = {}
         self._step_mean = StepMean()
         names = [task_loss, "routing_loss", *loss_names(model.config)]
         self._train_means = torch.nn.ModuleDict({name: WeightedMean() for name in names})
@@ -103,12 +104,23 @@ class TrainingModule(LightningModule):
         return outputs
 
     def on_train_start(self) -> None:
-        """Warn if an epoch is shorter than an optimizer step."""
+        """Warn if an epoch is shorter than an optimizer step; give callbacks the metrics of a resumed checkpoint.
+
+        One that was saved in the validation at the end of an epoch comes before the callbacks that read its metrics.
+        """
         batches, wanted = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
         if batches < wanted:
             _warn(
                 f"trainer.accumulate_grad_batches={wanted} is more than the {batches} batches of an epoch, so an "
                 f"optimizer step has only {batches}"
+            )
+        if self._validated:
+            self._validated_step = self.trainer.global_step
+            self.trainer.callback_metrics.update(
+                {
+                    name if name.startswith("val/") else f"val/{name}": torch.tensor(value, device=self.device)
+                    for name, value in self._validated.items()
+                }
             )
 
     def on_validation_start(self) -> None:
@@ -186,8 +198,9 @@ class TrainingModule(LightningModule):
             checkpoint[MEASURED_WITH] |= schedule.model_options(self.model.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Load the number of skipped steps."""
+        """Load the number of skipped steps, and the metrics of the weights if they had just been validated."""
         self.skipped_in_a_row = checkpoint.get(SKIPPED, 0)
+        self._validated = checkpoint.get(VALIDATED, {})
 
     def _note_update(self, optimizer: Optimizer, *_: Any) -> None:
         """Note that the optimizer has run; one without gradients, or not called by the loss scaler, updates nothing."""
