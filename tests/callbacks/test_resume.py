@@ -24,6 +24,18 @@ def test_the_state_is_restored_once_before_the_first_batch():
     assert torch.equal(torch.get_rng_state(), after)
 
 
+def test_a_checkpoint_before_the_first_batch_has_the_state_that_was_loaded():
+    torch.manual_seed(3)
+    state = ExactResume().state_dict()
+    resumed = ExactResume()
+    resumed.load_state_dict(state)
+    torch.manual_seed(9)
+    assert torch.equal(resumed.state_dict()["ranks"][0]["cpu"], state["ranks"][0]["cpu"])
+    resumed.on_train_batch_start(Trainer(accelerator="cpu"), None)
+    torch.rand(1)
+    assert not torch.equal(resumed.state_dict()["ranks"][0]["cpu"], state["ranks"][0]["cpu"])
+
+
 def rank(number: int) -> SimpleNamespace:
     """What the callback asks of the trainer of a rank."""
     loops = SimpleNamespace(epoch_loop=SimpleNamespace(restarted_on_last=False))

@@ -53,6 +53,17 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_behind(tmp_path):
     assert AtomicCheckpointIO().load_checkpoint(path) == {"step": 1}
 
 
+def test_a_save_after_one_that_was_killed_leaves_nothing_behind(tmp_path):
+    """Renaming a file to a name that it already has leaves both names."""
+    path = tmp_path / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, path)
+    os.link(path, tmp_path / "previous.ckpt")  # as a process killed before it replaces last.ckpt leaves it
+    AtomicCheckpointIO().save_checkpoint({"step": 2}, path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["last.ckpt", "previous.ckpt"]
+    steps = [AtomicCheckpointIO().load_checkpoint(tmp_path / f"{name}.ckpt") for name in ("last", "previous")]
+    assert steps == [{"step": 2}, {"step": 1}]
+
+
 class FullDisk:
     """A file on a disk with little space left."""
 

@@ -42,6 +42,8 @@ class ExactResume(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the random states of all ranks, as byte tensors; every rank has to call it."""
+        if self._states is not None:  # no batch has run since they were loaded
+            return {"ranks": self._states}
         return {"ranks": gather({"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()})}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
