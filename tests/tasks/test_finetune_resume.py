@@ -128,12 +128,22 @@ def test_what_was_killed_ends_as_it_would_have_ended(folder, monkeypatch, name, 
 
 def test_what_was_killed_after_an_epochs_validation_ends_as_it_would_have_ended(folder, monkeypatch):
     """Early stopping and the best checkpoint read that validation's score after the checkpoint was saved."""
-    run(folder, "full-epochs", "cola", interval=1.0)
-    killed(monkeypatch, folder, "killed-epochs", "cola", interval=1.0)
-    last = torch.load(folder / "killed-epochs" / "checkpoints" / "last.ckpt", weights_only=True)
-    assert last["global_step"] == 2
-    run(folder, "killed-epochs", "cola", interval=1.0, resume="auto")
+    options = {"interval": 1.0, "optimizer": SLOW}
+    run(folder, "full-epochs", "cola", **options)
+    killed(monkeypatch, folder, "killed-epochs", "cola", **options)
+    saved = torch.load(folder / "killed-epochs" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    run(folder, "killed-epochs", "cola", **options, resume="auto")
     assert_equal_runs(folder / "full-epochs", folder / "killed-epochs")
+    # The best checkpoint is written again at the end of that epoch, before the next one has begun.
+    one, two = (
+        torch.load(folder / name / "checkpoints" / "best.ckpt", weights_only=True)
+        for name in ("full-epochs", "killed-epochs")
+    )
+    assert one["GlueDataModule"] == two["GlueDataModule"]
+    assert one["validated"] == two["validated"]
+    states = [checkpoint["callbacks"]["RandomState"]["ranks"][0]["cpu"] for checkpoint in (one, two)]
+    assert torch.equal(*states)
 
 
 def test_what_stopped_early_is_not_trained_on(folder):

@@ -87,12 +87,20 @@ class ResumableDataModule(pl.LightningDataModule):
         """Return the position in the order of the data, as plain numbers and strings; empty outside training."""
         if self._sampler is None or self.trainer is None:
             return {}
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress
+        batches = progress.total.processed
+        if self._state is not None and self._state.get("batches") == batches:
+            return self._state  # no batch has run since it was loaded, perhaps not even the end of its epoch
         last = self.trainer.num_training_batches  # infinite until the loop has a loader
         state = self._sampler.state_after(
-            progress.processed, last_step=None if last == float("inf") else int(last)
+            progress.current.processed, last_step=None if last == float("inf") else int(last)
         )
-        return {**state, "data": self.key, "sequence_length": self.config.sequence_length}
+        return {
+            **state,
+            "batches": batches,
+            "data": self.key,
+            "sequence_length": self.config.sequence_length,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume a checkpoint's order, in the current loader or the next.
