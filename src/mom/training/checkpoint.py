@@ -82,7 +82,9 @@ def _num_bytes(content: Any) -> int:
 
 def _keep(path: Path, name: Path) -> None:
     """Give the file a second name; without hard links in the file system, it loses the first."""
-    if name.exists() and name.samefile(path):  # a process that kept it was killed before it replaced the first
+    if name.exists() and name.samefile(
+        path
+    ):  # a process that kept it was killed before it replaced the first
         return
     link = temporary_path(name)
     try:

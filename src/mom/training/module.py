@@ -118,7 +118,9 @@ class TrainingModule(LightningModule):
             self._validated_step = self.trainer.global_step
             self.trainer.callback_metrics.update(
                 {
-                    name if name.startswith("val/") else f"val/{name}": torch.tensor(value, device=self.device)
+                    name if name.startswith("val/") else f"val/{name}": torch.tensor(
+                        value, device=self.device
+                    )
                     for name, value in self._validated.items()
                 }
             )
