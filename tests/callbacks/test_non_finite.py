@@ -16,15 +16,16 @@ from tests.helpers.runs import FixedBatches, plain_trainer, small_module, token_
 
 
 class Break(Callback):
-    """Makes a module's output or a gradient non-finite in given training batches."""
+    """Makes a module's output non-finite in given training batches, or multiplies a gradient."""
 
-    def __init__(self, batches: set[int], gradient: bool = False) -> None:
+    def __init__(self, batches: set[int], gradient: float | None = None) -> None:
         self.batches, self.gradient, self.batch = batches, gradient, -1
 
     def on_fit_start(self, trainer, pl_module) -> None:
         part = pl_module.model.model.stages[0].ffn
         if self.gradient:
-            part.pool.fc_weight.register_hook(lambda g: g * float("inf") if self.batch in self.batches else g)
+            factor = self.gradient
+            part.pool.fc_weight.register_hook(lambda g: g * factor if self.batch in self.batches else g)
         else:
             part.register_forward_hook(
                 lambda _, __, output: output * float("nan") if self.batch in self.batches else None
@@ -69,7 +70,13 @@ def test_stop_names_the_step_the_rank_and_the_module_and_leaves_the_weights(tmp_
 
 def test_a_gradient_that_alone_is_not_finite_is_named_by_its_parameter(tmp_path):
     with pytest.raises(NonFiniteError, match=r"step 2: the gradient is not finite.*stages\.0\.ffn\.pool"):
-        fit(tmp_path, [Break({1}, gradient=True), NonFinite("stop")])
+        fit(tmp_path, [Break({1}, gradient=float("inf")), NonFinite("stop")])
+
+
+def test_a_finite_gradient_whose_norm_overflows_is_named_by_its_largest_value(tmp_path):
+    message = r"step 2: the norm of the gradient overflows, with values up to \de\+\d\d at .*\.ffn\.pool\.fc_weight;"
+    with pytest.raises(NonFiniteError, match=message):
+        fit(tmp_path, [Break({1}, gradient=1e25), NonFinite("stop")])
 
 
 def test_skip_continues_without_the_step(tmp_path, caplog):

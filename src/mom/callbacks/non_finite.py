@@ -114,6 +114,13 @@ class NonFinite(StepCallback):
             for name, parameter in pl_module.named_parameters()
             if parameter.grad is not None and not bool(_local(parameter.grad).isfinite().all())
         ]
+        if not any(gather(bool(names))):
+            largest, name = max(
+                (float(_local(parameter.grad).abs().max()), name)
+                for name, parameter in pl_module.named_parameters()
+                if parameter.grad is not None and _local(parameter.grad).numel()
+            )
+            return f"the norm of the gradient overflows, with values up to {largest:.0e} at {name}"
         # The backward pass runs from the end of the model to its start, so the last name was reached first.
         nearest = names[-1] if names else "another rank"
         return f"the gradient is not finite, starting at {nearest}"

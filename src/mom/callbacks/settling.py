@@ -60,7 +60,8 @@ class SettleChoices(StepCallback):
         if trainer.global_step == config.settle_steps:
             settling = [router for router in routers if router.settled is not None]
             for router, count in zip(settling, self._total, strict=True):
-                if bool((router.settled < 0).all()):
+                assert router.settled is not None
+                if not bool(torch.any(router.settled >= 0)):
                     router.settle(count[..., :-1])  # without SKIP
             self._total = []
 
