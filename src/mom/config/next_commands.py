@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from mom.config.composition import CONFIG_NAME
 from mom.config.overrides import without, written_overrides
+from mom.config.plugins import OPTION
 from mom.config.request import RunConfig
 from mom.runs.directory import CHECKPOINTS, CONFIG, MODEL_FOLDERS
 from mom.runs.program import command_line, config_dir_flags
@@ -57,7 +58,8 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
     weights = _weights(config)
     if weights is None:
         return
-    given = written_overrides({"init": str(weights)})
+    plugins = {OPTION: config.plugins} if config.plugins else {}
+    given = written_overrides({**plugins, "init": str(weights)})
     reads_text = config.data.kind not in ("control", "glue") or config.task.name != "pretrain"
     for task in _TASKS[config.task.name]:
         if task == "generate" and not reads_text:
