@@ -21,6 +21,7 @@ from mom.model import MoMConfig, MoMForCausalLM
 CONF = Path(__file__).resolve().parents[1] / "conf"
 NAMES = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 LENGTH = 1024
+VARIANTS = ("gpt2_tiny", "mom_tiny", "layer_skip", "early_exit", "mixture_of_depths", "moe", "universal")
 
 
 def preset(name: str, *overrides: str, vocab_size: int = 50257) -> MoMConfig:
@@ -92,3 +93,35 @@ def test_every_model_trains_a_step_at_reduced_size(name):
     usage = measured_usage(model.config, out.routing)
     nominal = nominal_usage(model.config)
     assert usage["attention"] <= nominal["attention"] + 1e-6 and usage["ffn"] <= nominal["ffn"] + 1e-6
+
+
+def documented() -> dict[str, list[str]]:
+    """Return the rows of the tables of costs in docs/presets.md, by model."""
+    text = (CONF.parent / "docs" / "presets.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in text.splitlines() if "|" in line
+    ]
+    return {
+        name.strip("`"): numbers
+        for names, *numbers in rows
+        for name in names.split(", ")
+        if len(numbers) == 4 and name.strip("`") in NAMES
+    }
+
+
+@pytest.mark.parametrize(("name", "numbers"), documented().items())
+def test_the_page_has_the_costs(name: str, numbers: list[str]) -> None:
+    is_variant = name in VARIANTS
+    length, batch, vocab_size, router = (128, 8, 4096, "linear") if is_variant else (1024, 1, 50257, "paper")
+    config = preset(name, f"router={router}", f"data.sequence_length={length}", vocab_size=vocab_size)
+    flops = length * flops_per_token(config, length).total
+    memory = forward_memory(config, batch, length, 4).total / 2**20
+    shown = [float(number.split()[0].replace(",", "")) for number in numbers]
+
+    assert shown[0] == num_parameters(config)
+    if is_variant:
+        assert shown[2] == pytest.approx(flops / 1e9, abs=6e-4)
+    else:
+        assert shown[1] == config.graph_depth
+        assert shown[2] == pytest.approx(flops / 1e12, abs=6e-4)
+    assert shown[3] == pytest.approx(memory, rel=5e-3)

@@ -13,12 +13,15 @@ MODULES = [Module(0, kind, number) for kind in ("attention", "ffn") for number i
 
 
 def test_similarity_writes_each_number_twice() -> None:
-    pairs = [Pair(MODULES[0], MODULES[1], 0.12, 0.34, 0.56), Pair(MODULES[2], MODULES[3], -0.21, 0.43, 0.65)]
+    pairs = [
+        Pair(MODULES[0], MODULES[1], 0.12, 0.34, 0.56),
+        Pair(MODULES[2], MODULES[3], -0.21, -0.001, 0.65),
+    ]
     figure = similarity(pairs, run="a run")
     texts = [[text.get_text() for text in axis.texts] for axis in figure.axes[:6]]
 
     assert texts == [
-        ["1.00", value, value, "1.00"] for value in ("0.12", "0.34", "0.56", "-0.21", "0.43", "0.65")
+        ["1.00", value, value, "1.00"] for value in ("0.12", "0.34", "0.56", "-0.21", "0.00", "0.65")
     ]
     assert "a run" in figure.get_suptitle()
     assert png(figure).startswith(b"\x89PNG")

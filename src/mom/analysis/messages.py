@@ -115,15 +115,15 @@ def _form(name: str, form: str) -> Callable[[Mapping[str, Any]], str | None]:
 
 
 def _nearest(row: Mapping[str, Any]) -> str | None:
-    return None if row["nearest"] is None else f"{row['nearest']} ({row['nearest_cosine']:.2f})"
+    return None if row["nearest"] is None else f"{row['nearest']} ({row['nearest_cosine']:z.2f})"
 
 
 MODULE_COLUMNS: Mapping[str, Callable[[Mapping[str, Any]], str | None]] = {
     "share": _form("share", "{:.1%}"),
     "weight": _form("mean_weight", "{:.2f}"),
-    "alone": _form("loss_rise", "{:+.4f}"),
+    "alone": _form("loss_rise", "{:+z.4f}"),
     "greedy": _form("removed", "{}"),
-    "cumulative increase": _form("loss_rise_then", "{:+.4f}"),
+    "cumulative increase": _form("loss_rise_then", "{:+z.4f}"),
     "nearest": _nearest,
 }
 """Columns of :func:`mom.analysis.tables.module_table` to show: the heading, and a function that formats a cell."""
@@ -181,7 +181,7 @@ def describe_similarity(pairs: Sequence[Pair], stage: int) -> str:
         best = max(own, key=lambda pair: pair.outputs)
         parts.append(
             f"{pool_label(pool)} {best.first.number} and {best.second.number} have the most similar outputs "
-            f"(mean cosine {best.outputs:.2f}, CKA {best.cka:.2f})"
+            f"(mean cosine {best.outputs:z.2f}, CKA {best.cka:.2f})"
         )
     return f"Heat maps of the similarity of modules. {'; '.join(parts)}."
 
@@ -191,8 +191,8 @@ def describe_removal(removal: Removal, tolerance: float) -> str:
     most, least = (find(removal.alone, key=removal.alone.__getitem__) for find in (max, min))
     text = (
         f"Bars and a curve of the loss without modules. Alone, {most} costs most "
-        f"({removal.alone[most] - removal.loss:+.3f} nats) and {least} least "
-        f"({removal.alone[least] - removal.loss:+.3f})."
+        f"({removal.alone[most] - removal.loss:+z.3f} nats) and {least} least "
+        f"({removal.alone[least] - removal.loss:+z.3f})."
     )
     if removal.greedy:
         text += f" In greedy order, {len(removal.droppable(tolerance))} can be removed for at most {tolerance:g} nats."

@@ -58,7 +58,7 @@ def similarity(
                 for (first, second), value in np.ndenumerate(table):
                     color = "black" if value > 0.55 else "white"
                     axis.text(
-                        second, first, f"{value:.2f}", ha="center", va="center", color=color, fontsize=9
+                        second, first, f"{value:z.2f}", ha="center", va="center", color=color, fontsize=9
                     )
         row[0].set_ylabel("module")
     for axis in axes[-1]:

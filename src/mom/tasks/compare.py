@@ -118,7 +118,7 @@ def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list
         for index in comparison.baseline:
             means[index] = "baseline"
         intervals = [
-            None if paired is None or paired.low is None else f"{paired.low:+.4f} … {paired.high:+.4f}"
+            None if paired is None or paired.low is None else f"{paired.low:+z.4f} … {paired.high:+z.4f}"
             for paired in differences
         ]
         columns += [("difference", means), (f"{task.confidence:.0%} interval", intervals)]

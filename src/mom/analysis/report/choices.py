@@ -62,7 +62,7 @@ def choice_figures(choices: Choices, run: str) -> dict[str, ReportFigure]:
 
 def _describe_values(choices: Choices) -> str:
     parts = [
-        f"{_pool(value.kind)} {value.replacement}: {value.increase:+.4f}"
+        f"{_pool(value.kind)} {value.replacement}: {value.increase:+z.4f}"
         for value in choices.values
         if value.round is None
     ]
@@ -74,7 +74,7 @@ def _value_table(rows: Rows, num_windows: int) -> Table:
     for row in rows:
         if row["round"] is None:
             error = "" if row["error"] is None else f" ± {row['error']:.4f}"
-            cells.setdefault(row["kind"], {})[row["replacement"]] = f"{row['increase']:+.4f}{error}"
+            cells.setdefault(row["kind"], {})[row["replacement"]] = f"{row['increase']:+z.4f}{error}"
     meanings = "; ".join(f"{name}: {meaning}" for name, meaning in REPLACEMENTS.items())
     return Table(
         "Value of the choice",
@@ -91,7 +91,7 @@ def _regret_table(rows: Rows) -> Table:
         ("steps", _number("swaps", "{:,}")),
         ("better exists", _number("better", "{:.1%}")),
         ("regret", _number("regret", "{:.4f}")),
-        ("other choice", _number("change", "{:+.4f}")),
+        ("other choice", _number("change", "{:+z.4f}")),
         ("too shallow", _number("too_shallow", "{:.1%}")),
         ("too deep", _number("too_deep", "{:.1%}")),
         ("wrong module", _number("wrong_module", "{:.1%}")),
@@ -133,9 +133,9 @@ def _dependence_table(rows: Rows, facts: Mapping[str, float]) -> Table:
         ("pool", lambda row: _pool(row["kind"])),
         ("attribute", lambda row: row["attribute"].replace("_", " ")),
         ("entropy", _number("entropy", "{:.3f}")),
-        ("information", _number("information", "{:.3f}")),
+        ("information", _number("information", "{:z.3f}")),
         ("by chance", _number("chance", "{:.3f}")),
-        ("share", _number("share", "{:.1%}")),
+        ("share", _number("share", "{:z.1%}")),
         ("fixed choice", _number("fixed", "{:.1%}")),
         ("most frequent", _number("constant", "{:.1%}")),
     ]

@@ -93,7 +93,7 @@ def _choice(choices: Choices) -> Headline:
     ]
     if better:
         note += f" In hindsight, another choice was better in {' and '.join(better)}."
-    return Headline(f"{value.increase:+.4f}{error} nats", "value of the choice", note)
+    return Headline(f"{value.increase:+z.4f}{error} nats", "value of the choice", note)
 
 
 def _skip(facts: Mapping[str, Any], header: Header) -> Headline:
