@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from omegaconf import DictConfig
 
 from mom.config import RunConfig
 from mom.errors import UsageError
@@ -46,6 +48,37 @@ def test_numbers_that_are_not_finite_are_wrong_requests(
     line = the_line(capsys)
     assert line.startswith(given.partition("=")[0].removeprefix("+")) and " must be " in line
     assert left_behind() == []
+
+
+@pytest.mark.parametrize("given", [["model.d_model=130"], ["nonsense=1"], ["top_k=1", "hydra.mode=RUN"]])
+def test_a_wrong_request_is_composed_once(
+    given: list[str], launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    composed: list[list[str]] = []
+    load = ConfigLoaderImpl.load_configuration
+
+    def counted(self: ConfigLoaderImpl, config_name: str, overrides: list[str], **options: Any) -> DictConfig:
+        composed.append(overrides)
+        return load(self, config_name, overrides, **options)
+
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+
+    assert launch(*given) == 2
+    assert len(composed) == 1
+
+
+@pytest.mark.parametrize("flag", ["--config-dir=own", "hydra.searchpath=[file://own]"])
+def test_a_file_of_users_may_set_hydras_mode(
+    flag: str, launch: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("own/experiment").mkdir(parents=True)
+    Path("own/experiment/all.yaml").write_text("# @package _global_\nhydra: {mode: MULTIRUN}\n")
+
+    assert (
+        launch(flag.replace("//own", f"//{Path('own').resolve()}"), "experiment=all", "model.d_model=130,131")
+        == 2
+    )
+    assert the_line(capsys).endswith("got 130")
 
 
 def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..., int]) -> None:

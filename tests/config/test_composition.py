@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mom.config.composition import composed, explain, is_composition_error
 
@@ -75,3 +76,24 @@ def test_an_error_nobody_foresaw_is_still_one_line() -> None:
     message = str(explain(ValueError("one\n  two"), CONF, []))
 
     assert message == "cannot compose the configuration: one"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "end"),
+    [
+        (["model=mom_small", "seed=1", "model.topk=2"], "did you mean model.top_k?"),
+        (["callbacks.figures=null", "callbacks.figures.dp=1"], "did you mean callbacks.figures.dpi?"),
+        (["~callbacks.figures", "callbacks.figures.dp=1"], "did you mean callbacks.figures.dpi?"),
+    ],
+)
+def test_other_overrides_do_not_hide_the_option_that_was_meant(overrides: list[str], end: str) -> None:
+    with pytest.raises(Exception) as raised:
+        composed(CONF, overrides)
+
+    assert str(explain(raised.value, CONF, overrides)).endswith(end)  # type: ignore[arg-type]
+
+
+def test_no_file_of_ours_sets_the_mode_that_the_command_line_tells() -> None:
+    for name in (path.read_text() for path in CONF.rglob("*.yaml")):
+        hydra = (yaml.safe_load(name) or {}).get("hydra")
+        assert not isinstance(hydra, dict) or "mode" not in hydra

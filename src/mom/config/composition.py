@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
+from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +29,7 @@ from mom.runs.program import typed
 CONFIG_NAME = "config"
 
 _SEARCH_PATH = "hydra.searchpath="
+_MODES = {f"hydra.mode={mode.name}": mode for mode in RunMode}
 _FILE_URL = re.compile(r"file://([^\"]+)")
 
 
@@ -39,6 +43,29 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
     prepare_composition(config_dir, overrides)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
+
+
+@contextlib.contextmanager
+def mode_from_command_line(config_dir: Path) -> Iterator[None]:
+    """Keep Hydra from composing each request twice, the first time only to read ``hydra.mode``.
+
+    No file in ``config_dir`` sets the mode, so the overrides tell it. Where files of users may, Hydra composes twice.
+    """
+    compose_for_mode = Hydra.get_mode
+
+    def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+        given = [override for override in overrides if "hydra." in override]
+        sources = hydra.config_loader.get_sources()
+        folders = [source.path for source in sources if source.provider in ("main", "command-line")]
+        if set(given) <= set(_MODES) and folders == [str(config_dir)]:
+            return _MODES[given[-1]] if given else None
+        return compose_for_mode(hydra, config_name, overrides)
+
+    Hydra.get_mode = get_mode  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        Hydra.get_mode = compose_for_mode  # type: ignore[method-assign]
 
 
 def help_text(config_dir: Path, overrides: Sequence[str]) -> str:
@@ -90,7 +117,7 @@ def explain(error: Exception, config_dir: Path, overrides: Sequence[str]) -> Usa
         # The unknown key may be inside a mapping that the override assigns; only OmegaConf reports it then.
         inner = getattr(error.__cause__, "full_key", None) or ""
         key = inner if inner.startswith(f"{found[1]}.") else found[1]
-        return _unknown(key, config_dir, overrides)
+        return _unknown(key, error, config_dir, overrides)
     if found := re.search(r"Error merging override (.*)", message):
         return UsageError(f"cannot apply {found[1]}: {as_written(first_line(error.__cause__ or error))}")
     if found := re.match(r"Could not append to config\. An item is already at '([^']*)'", message):
@@ -165,7 +192,7 @@ def _unparsable(override: str) -> UsageError:
     )
 
 
-def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageError:
+def _unknown(option: str, error: Exception, config_dir: Path, overrides: Sequence[str]) -> UsageError:
     if (message := renamed(option)) is not None:
         return UsageError(message)
     if (message := _old_schedule(option, overrides)) is not None:
@@ -173,7 +200,7 @@ def _unknown(option: str, config_dir: Path, overrides: Sequence[str]) -> UsageEr
     if (message := _option_of_other_task(option)) is not None:
         return UsageError(message)
     unknown = f"unknown option {option}"
-    known = _options(config_dir, overrides)
+    known = _options(error, option, config_dir, overrides)
     parent, _, name = option.rpartition(".")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     close = nearest(name, siblings)
@@ -217,8 +244,29 @@ def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:
     return replacement(node, options) if group == "callbacks" else None
 
 
-def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
+def _options(error: Exception, option: str, config_dir: Path, overrides: Sequence[str]) -> list[str]:
     """Return the dotted names of all options, for the chosen groups or, if they are invalid, the default ones."""
+    if (config := _composed_before(error, option, config_dir, overrides)) is None:
+        config = _composed_for_groups(config_dir, overrides)
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return [*_dotted({name: node for name, node in plain.items() if name != "hydra"}), "experiment"]
+
+
+def _composed_before(
+    error: Exception, option: str, config_dir: Path, overrides: Sequence[str]
+) -> DictConfig | None:
+    """Return the configuration that misses an unknown option; None if overrides may have changed its siblings."""
+    node = getattr(error.__cause__, "parent_node", None)
+    nodes = {override.lstrip("+~").partition("=")[0] for override in overrides} - {*_groups(config_dir)}
+    if node is None or any(option.startswith(f"{name}.") for name in nodes):
+        return None
+    root = node._get_root()
+    return root if isinstance(root, DictConfig) else None
+
+
+def _composed_for_groups(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
+    """Return the configuration of the chosen groups alone or, if they are invalid, of the default ones."""
     groups = _groups(config_dir)
     chosen = [
         override
@@ -226,14 +274,9 @@ def _options(config_dir: Path, overrides: Sequence[str]) -> list[str]:
         if override.partition("=")[0] in groups or override.startswith(_SEARCH_PATH)
     ]
     for attempt in (chosen, []):
-        try:
-            config = composed(config_dir, attempt)
-        except (HydraException, OmegaConfBaseException, ValueError):
-            continue
-        plain = OmegaConf.to_container(config, resolve=False)
-        assert isinstance(plain, dict)
-        return [*_dotted(plain), "experiment"]
-    return []
+        with contextlib.suppress(HydraException, OmegaConfBaseException, ValueError):
+            return composed(config_dir, attempt)
+    return OmegaConf.create()
 
 
 def _dotted(node: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:

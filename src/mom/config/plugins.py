@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Sequence
-from importlib.metadata import entry_points
+from importlib import metadata
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -26,6 +26,12 @@ BUILT_IN = ("mom.data.controls",)
 
 
 _loaded: set[str] = set()
+
+
+@functools.cache
+def entry_points(group: str) -> metadata.EntryPoints:
+    """Return the entry points of a group; a process reads those of its installed packages once."""
+    return metadata.entry_points(group=group)
 
 
 def load_plugins(names: Iterable[str]) -> None:
