@@ -64,7 +64,8 @@ def test_depth_by_loss_and_group_is_the_mean_of_the_tokens(tmp_path: Path):
     model = small_model(top_k=1)
     traces = recorded(tmp_path, model, np.arange(60).reshape(6, 10))
     group = np.arange(60) % 3 - 1
-    rows = depth_by_difficulty(traces, {"third": Groups(group, ["a", "b"])})
+    longer = np.append(group, [0, 1])  # a source knows the groups of all its tokens, recorded or not
+    rows = depth_by_difficulty(traces, {"third": Groups(longer, ["a", "b"])})
     tokens = traces.tokens().to_pandas()
     assert [row.group for row in rows if row.by == "third"] == ["a", "b"]
     for row, value in zip([row for row in rows if row.by == "third"], (0, 1), strict=True):

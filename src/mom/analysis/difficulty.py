@@ -16,7 +16,7 @@ NUM_QUANTILES = 10
 
 
 class Groups(NamedTuple):
-    """Groups of the recorded tokens: the group of each token, [tokens], -1 for none, and the names of the groups."""
+    """Groups of a source's tokens: the group of each token, [tokens], -1 for none, and the names of the groups."""
 
     group: NDArray[np.int64]
     names: Sequence[str]
@@ -39,7 +39,7 @@ def depth_by_difficulty(traces: Traces, groups: Mapping[str, Groups] | None = No
     rows = depth_by_group("loss", *quantile_groups(columns["loss"], NUM_QUANTILES), columns)
     predicted = ~np.isnan(columns["loss"])
     for name, given in (groups or {}).items():
-        group, names = given.group[:MAX_TOKENS], dict(enumerate(given.names))
+        group, names = given.group[: table.num_rows], dict(enumerate(given.names))
         rows += depth_by_group(name, names, group, columns)
         if predicted.mean() < 0.9:
             rows += depth_by_group(f"{name}, predicted", names, np.where(predicted, group, -1), columns)
