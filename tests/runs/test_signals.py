@@ -49,6 +49,21 @@ def test_every_signal_is_recorded_and_its_number_is_in_the_exit_code(
     assert not Path("here/run.lock").exists()
 
 
+def test_a_signal_before_the_task_is_recorded(
+    launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = RunDirectory.status
+
+    def then_stopped(self: RunDirectory, now: Any, error: Any = None) -> None:
+        record(self, now, error)
+        if now == "running":
+            signal.raise_signal(signal.SIGUSR1)
+
+    monkeypatch.setattr(RunDirectory, "status", then_stopped)
+    assert launch("run_dir=here", *SMALL) == 128 + signal.SIGUSR1
+    assert status("here")["state"] == "interrupted"
+
+
 def test_what_is_ignored_stays_ignored_and_sigterm_still_ends_the_run(launch: Callable[..., int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
