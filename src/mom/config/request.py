@@ -15,6 +15,7 @@ from mom.config.checks import conform, in_range, unknown_option
 from mom.config.cluster import ClusterConfig
 from mom.config.data import DataConfig, DataSection, data_section
 from mom.config.launcher import LauncherConfig, launcher_section
+from mom.config.machine import check_machine
 from mom.config.model import check_model, check_options, invalid_model
 from mom.config.nodes import NodeConfig
 from mom.config.optimizer import MuonConfig, OptimizerSection, optimizer_section
@@ -23,7 +24,7 @@ from mom.config.search import SearchConfig
 from mom.config.section import TaskConfig
 from mom.config.tasks import TASKS, task_section
 from mom.config.training import TrainerConfig
-from mom.errors import UsageError, as_written, either, first_line, unknown_choice
+from mom.errors import UsageError, as_written, either, first_line
 from mom.runs.directory import choose_run_dir, latest_checkpoint
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class RunConfig:
         Reads no data and builds no model.
 
         Args:
-            devices: whether to check that this machine has the trainer's devices.
+            devices: whether to check that this machine has the trainer's devices and is fit for the request.
 
         Raises:
             UsageError: for the first invalid option.
@@ -171,7 +172,7 @@ class RunConfig:
                 except ValueError as reason:
                     raise UsageError(f"{option}.{reason}") from reason
         if devices:
-            _check_devices(self.trainer)
+            check_machine(self.trainer, self.data)
 
 
 def bind(config: DictConfig | Mapping[str, Any]) -> RunConfig:
@@ -325,35 +326,3 @@ def _check_suitable(node: NodeConfig) -> None:
 def _moves_router_rate(callback: Any) -> bool:
     """Return whether a callback is an active schedule of the routers' learning rate."""
     return getattr(callback, "name", None) == "router_lr_multiplier" and getattr(callback, "is_active", False)
-
-
-def _check_devices(trainer: TrainerConfig) -> None:
-    """Reject an accelerator that this machine lacks, or more devices than it has."""
-    from lightning.pytorch.accelerators import AcceleratorRegistry
-    from lightning.pytorch.strategies import StrategyRegistry
-
-    # The other strategies copy this process, with its open files and locks.
-    copies = ("spawn", "fork", "notebook")
-    found = (name for name in StrategyRegistry.available_strategies() if not any(map(name.count, copies)))
-    strategies = sorted({"auto", *found})
-    if trainer.strategy not in strategies:
-        raise unknown_choice("trainer.strategy", trainer.strategy, strategies)
-    name = "cuda" if trainer.accelerator == "gpu" else trainer.accelerator
-    if name == "cpu" and trainer.devices == -1:
-        raise UsageError("trainer.devices must be at least 1 with trainer.accelerator=cpu, got -1")
-    if name in ("auto", "cpu"):
-        return
-    present = [
-        kind for kind in ("cuda", "mps", "tpu") if AcceleratorRegistry[kind]["accelerator"].is_available()
-    ]
-    if name not in present and not (trainer.accelerator == "gpu" and "mps" in present):
-        raise UsageError(
-            f"trainer.accelerator must be {either(['auto', 'cpu', *present])} on this machine, "
-            f"got {trainer.accelerator}"
-        )
-    count = AcceleratorRegistry[name]["accelerator"].auto_device_count() if name in present else 1
-    if isinstance(trainer.devices, int) and trainer.devices > count:
-        raise UsageError(
-            f"trainer.devices must be at most {count}, the number on this machine, or -1 for all, "
-            f"got {trainer.devices}"
-        )

@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from mom.config.launcher import JoblibConfig, LauncherConfig, SlurmConfig
+from mom.config.machine import check_parallel_jobs
 from mom.errors import UsageError
 from mom.runs.signals import handling_signals, notify
 from mom.sweeps.jobs import Job
@@ -35,6 +36,7 @@ def check_launcher(launcher: LauncherConfig) -> None:
         raise UsageError(
             f"launcher={launcher.name} requires {library}: pip install 'mixture-of-modules[sweep]'"
         )
+    check_parallel_jobs(launcher)
     if isinstance(launcher, JoblibConfig):
         _gpu_groups(launcher)
     if isinstance(launcher, SlurmConfig):
