@@ -46,9 +46,8 @@ def most_processes() -> int:
 def _check_number(option: str, number: int | None) -> None:
     if number is not None and number > most_processes():
         cores = os.cpu_count() or 1
-        raise UsageError(
-            f"{option} must be at most {most_processes()} on this machine of {cores} core{'s' * (cores > 1)}, got {number}"
-        )
+        here = f"this machine of {cores} core{'s' * (cores > 1)}"
+        raise UsageError(f"{option} must be at most {most_processes()} on {here}, got {number}")
 
 
 def _check_devices(trainer: TrainerConfig) -> None:
@@ -65,7 +64,7 @@ def _check_devices(trainer: TrainerConfig) -> None:
     present = [
         kind for kind in ("cuda", "mps", "tpu") if AcceleratorRegistry[kind]["accelerator"].is_available()
     ]
-    name = "cuda" if trainer.accelerator == "gpu" else trainer.accelerator
+    name: str = "cuda" if trainer.accelerator == "gpu" else trainer.accelerator
     if name == "auto":
         name = present[0] if present else "cpu"
     if name == "cpu":
@@ -102,8 +101,8 @@ def _check_speed(trainer: TrainerConfig) -> None:
     kind = {"16-true": "float16", "bf16-true": "bfloat16"}.get(str(trainer.precision))
     if kind is not None and (times := _slowdown(kind)) > _SLOWEST:
         raise UsageError(
-            f"trainer.precision={trainer.precision} requires a GPU: this CPU multiplies matrices {times:.0f} times slower "
-            f"in {kind} than in float32; choose 32-true"
+            f"trainer.precision={trainer.precision} requires a GPU: this CPU multiplies matrices {times:.0f} times "
+            f"slower in {kind} than in float32; choose 32-true"
         )
 
 
