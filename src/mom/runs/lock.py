@@ -1,4 +1,8 @@
-"""Locks on folders between processes. The system releases a lock when its last holder exits, even if killed."""
+"""Locks for which others wait: on folders of the cache while one is built, and on a sweep's job while it runs.
+
+The system releases a lock when its last holder exits, even if killed; the process of a job inherits it. A run directory
+has another, :mod:`mom.runs.owner`.
+"""
 
 from __future__ import annotations
 

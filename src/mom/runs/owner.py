@@ -1,6 +1,7 @@
-"""A run directory has one writer, named in a file there: its host, process, start time, and a heartbeat.
+"""The one writer of a run directory, which refuses a second at once: a file there names its host, process, and start.
 
-System locks (``flock``) are not used, because many shared file systems lack them.
+System locks (:mod:`mom.runs.lock`, for which others wait) do not serve here: many shared file systems lack them, and
+they do not say who holds them. The file's time of change is a heartbeat for other hosts.
 """
 
 from __future__ import annotations

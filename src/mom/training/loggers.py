@@ -215,12 +215,7 @@ class _MetricsWriter(_ExperimentWriter):
     def _mark(self) -> None:
         """Note the size of the complete file, and its columns."""
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with path.open(newline="", encoding="utf-8") as file:
-                names = next(csv.reader(file), [])
-            self._complete = path.stat().st_size, names
-        else:
-            self._complete = 0, []
+        self._complete = (path.stat().st_size, [*self.metrics_keys]) if path.is_file() else (0, [])
 
     def replace(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Replace the file with a header and these rows."""
