@@ -18,7 +18,7 @@ from pathlib import Path
 from mom.runs.directory import read_status
 from tests.helpers.glue_files import write_glue
 from tests.stress.compare import check_after_blow, check_equal
-from tests.stress.processes import Blow, load, run
+from tests.stress.processes import Blow, JobKiller, load, run
 
 SMALL = (
     "callbacks.figures=null",
@@ -26,6 +26,7 @@ SMALL = (
     "model.dropout=0.1",
     "trainer.accumulate_grad_batches=2",
 )
+JOB_FILES = ("config.yaml", "metrics.csv", "checkpoints/best.ckpt", "checkpoints/last.ckpt", "summary.json")
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -106,6 +107,18 @@ class Scenarios:
         check_equal(folder, self.folder / name)
         return ", ".join(told)
 
+    def strike_job(self, draw: random.Random, folder: Path) -> str:
+        """Kill the process of one of a sweep's jobs, go on with the sweep, and compare; return what was done."""
+        self.moments("sweep")
+        killer = JobKiller(folder / draw.choice("01"), draw.choice(JOB_FILES), draw.uniform(0, 1))
+        (end,) = run(self._line("sweep", folder), folder, watch=killer)
+        assert end.code in (0, int(killer.has_struck)), end.output[-3000:]  # 0: the job had recorded its end
+        (end,) = run(self._line("sweep", folder), folder)
+        assert end.code == 0, end.output[-3000:]
+        check_equal(folder, self.folder / "sweep")
+        when = f"{killer.delay:.1f} s after {killer.name}"
+        return f"SIGKILL to job {killer.job.name} {when}" if killer.has_struck else f"no job {when}"
+
     @staticmethod
     def _check_blow(blow: Blow, code: int, moments: int, folder: Path, world_size: int) -> None:
         """Check the exit code of the process that was struck, and its state."""
@@ -135,7 +148,7 @@ def main() -> int:
     os.environ["MOM_CACHE"] = str(folder / "cache")
     load()
     scenarios = Scenarios(folder)
-    names = given.only or list(scenarios.lines)
+    names = given.only or [*scenarios.lines, "jobs"]
     failed = 0
     for number in range(given.blows):
         name = names[number % len(names)]
@@ -143,7 +156,9 @@ def main() -> int:
         draw = random.Random(f"{given.seed} {number}")
         start = time.monotonic()
         try:
-            told = scenarios.strike(name, draw, struck)
+            told = (
+                scenarios.strike_job(draw, struck) if name == "jobs" else scenarios.strike(name, draw, struck)
+            )
         except (AssertionError, TimeoutError) as error:
             failed += 1
             print(f"{number + 1:3} {name}: FAILED (kept in {struck}): {error}", flush=True)

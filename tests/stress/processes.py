@@ -6,14 +6,18 @@ training step: all points between which a killed process leaves different files.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+
+from mom.runs.files import read_json
+from mom.runs.owner import LOCK
 
 ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT_SECONDS = 600
@@ -62,7 +66,39 @@ def load() -> None:
     assert mom.cli and mom.tasks.finetune and mom.tasks.pretrain
 
 
-def run(line: Sequence[str], folder: Path, blow: Blow | None = None, world_size: int = 1) -> list[End]:
+class JobKiller:
+    """Kills the process of a sweep's job a while after the job has written a file.
+
+    Args:
+        job: the job's run directory.
+        name: the file.
+        delay: seconds.
+    """
+
+    def __init__(self, job: Path, name: str, delay: float) -> None:
+        self.job, self.name, self.delay = job, name, delay
+        self.has_struck = False
+        self._due: float | None = None
+
+    def __call__(self) -> None:
+        """Strike if it is time and the job runs."""
+        if self.has_struck or not (self.job / self.name).exists():
+            return
+        self._due = self._due or time.monotonic() + self.delay
+        owner = read_json(self.job / LOCK)
+        if time.monotonic() >= self._due and "pid" in owner:
+            self.has_struck = True
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(owner["pid"], signal.SIGKILL)
+
+
+def run(
+    line: Sequence[str],
+    folder: Path,
+    blow: Blow | None = None,
+    world_size: int = 1,
+    watch: Callable[[], None] = lambda: None,
+) -> list[End]:
     """Run a request to its end, and return how each rank ended.
 
     Args:
@@ -70,6 +106,7 @@ def run(line: Sequence[str], folder: Path, blow: Blow | None = None, world_size:
         folder: the run directory; its name with a suffix is where output and moments are written.
         blow: strikes one of the ranks.
         world_size: number of processes, started as by torchrun.
+        watch: called again and again while they run.
     """
     from tests.distributed.launch import free_port
 
@@ -95,6 +132,7 @@ def run(line: Sequence[str], folder: Path, blow: Blow | None = None, world_size:
                 done, status = os.waitpid(child, os.WNOHANG)
                 if done:
                     codes[rank] = os.waitstatus_to_exitcode(status)
+        watch()
         time.sleep(0.05)
     for rank, child in enumerate(children):
         if rank not in codes:
