@@ -7,7 +7,7 @@ import pytest
 from mom.cost import trace
 from mom.cost.memory import measure_memory
 from mom.cost.trace import StepTrace, trace_step
-from mom.model import MoMConfig
+from mom.model import MoMConfig, weight_gradients
 from mom.training.optimizer import build_optimizer
 from tests.helpers.runs import OPTIMIZER
 
@@ -61,3 +61,14 @@ def test_operations_have_the_flops_of_the_model():
     assert traced.total(lambda operation: operation.flops) == pytest.approx(
         6 * 2 * 64 * (matmuls + attention), rel=0.05
     )
+
+
+@pytest.mark.parametrize("length", [12, 16, 20, 24, 32])
+def test_gradients_at_the_peak_are_some_of_all(length, monkeypatch):
+    # Rows then wait for two rounds, or not at all, before a product makes a gradient of them.
+    monkeypatch.setattr(weight_gradients, "MIN_WAITING", 0)
+    config = MoMConfig(**SHAPE, num_stages=1, num_bottom_blocks=2, num_rounds=8, top_k=2)
+    traced = trace_step(config, 2, length, "32-true")
+
+    assert 0 <= traced.gradients_at_peak <= traced.gradients
+    assert traced.activations_at_peak > 0

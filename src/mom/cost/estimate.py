@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from mom.cost.machine import matmul_dtype, weight_dtype
-from mom.cost.trace import trace_step
+from mom.cost.trace import contents, trace_step
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.layout import PoolLayout
 from mom.model.pools import PoolKind
@@ -90,10 +90,16 @@ class Flops:
 
 
 def num_parameters(config: MoMConfig) -> int:
-    """Count all parameters by building the model on the meta device; a tied head counts once."""
-    with torch.device("meta"):
-        model = MoMForCausalLM(config)
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Count all parameters by building the model on the meta device, once; a tied head counts once."""
+    key = contents(config)
+    if key not in _counts:
+        with torch.device("meta"):
+            model = MoMForCausalLM(config)
+        _counts[key] = sum(parameter.numel() for parameter in model.parameters())
+    return _counts[key]
+
+
+_counts: dict[str, int] = {}
 
 
 def num_active_parameters(config: MoMConfig, usage: Usage | None = None) -> float:

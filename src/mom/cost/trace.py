@@ -90,14 +90,18 @@ def trace_step(
         checkpointing: ``trainer.activation_checkpointing``.
     """
 
-    fields = json.dumps(config.to_dict(), sort_keys=True, default=str)
-    key = fields, batch_size, length, str(precision), checkpointing
+    key = contents(config), batch_size, length, str(precision), checkpointing
     if key not in _traces:
         _traces[key] = _extrapolated(config, batch_size, length, precision, checkpointing)
     return _traces[key]
 
 
 _traces: dict[tuple[Any, ...], StepTrace] = {}
+
+
+def contents(config: MoMConfig) -> str:
+    """Return all that a configuration holds, to remember by it what follows from it."""
+    return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
 def _extrapolated(
@@ -124,13 +128,19 @@ def _extrapolated(
     def extrapolated(value: Callable[[_Trace], float]) -> float:
         return value(base) + sum(more[name] * (value(trace) - value(base)) for name, trace in grown.items())
 
+    # Rounds share their modules, so gradients do not grow with them, but one more round can move the peak past them.
+    gradients_at_peak = base.gradient_bytes[at_peak] + sum(
+        (trace.aligned_gradients(base)[at_peak] - base.gradient_bytes[at_peak])
+        * (1 if name == "num_rounds" else more[name])
+        for name, trace in grown.items()
+    )
     groups = [(1.0 - sum(more.values()), tuple(base.operations))]
     groups += [(float(more[name]), tuple(trace.operations)) for name, trace in grown.items()]
     return StepTrace(
         gradients=extrapolated(lambda trace: trace.gradients),
         kept=extrapolated(lambda trace: trace.kept),
         peak=segments[at_peak],
-        gradients_at_peak=extrapolated(lambda trace: trace.aligned_gradients(base)[at_peak]),
+        gradients_at_peak=gradients_at_peak,
         groups=tuple(groups),
     )
 
