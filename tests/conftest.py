@@ -70,8 +70,8 @@ def own_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "WORLD_SIZE", "MOM_RUN_DIR"):
         monkeypatch.delenv(name, raising=False)
-    for name in ("HYDRA_FULL_ERROR", "HF_HUB_VERBOSITY"):
-        monkeypatch.setenv(name, os.environ.get(name, ""))
+    for name, value in {"HYDRA_FULL_ERROR": "", "HF_HUB_VERBOSITY": "", "TQDM_DELAY": "0"}.items():
+        monkeypatch.setenv(name, os.environ.get(name, value))
     yield
     GlobalHydra.instance().clear()
 

@@ -73,5 +73,7 @@ def test_from_own_text_to_an_export_that_loads_elsewhere(tmp_path, say):
         best = min(float(row["val/loss"]) for row in csv.DictReader(lines) if row["val/loss"])
     assert f"| val/loss | {best:.4f} |" in (folder / "README.md").read_text(encoding="utf-8")
     assert say(sys.executable, "-c", LOAD, str(folder)).startswith("The if statement")
-    assert list(loaded) == ["generate"]
+    assert (
+        list(loaded) == ["generate"] and loaded["generate"][-1] == "prompt=The"
+    )  # as the text that it learned
     say(*loaded["generate"])

@@ -54,6 +54,8 @@ def main(config_dir: Path) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # The Hub warns about every retry, which would bury our one-line error about a missing name.
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    # Libraries draw their progress bars even for what takes a moment.
+    os.environ.setdefault("TQDM_DELAY", "2")
     launch = _Launch()
     overrides: list[str] = []
     debug = False

@@ -15,7 +15,8 @@ from mom.config.composition import CONFIG_NAME
 from mom.config.overrides import without, written_overrides
 from mom.config.plugins import OPTION
 from mom.config.request import RunConfig
-from mom.runs.directory import CHECKPOINTS, CONFIG, MODEL_FOLDERS
+from mom.runs.describe import run_of_weights
+from mom.runs.directory import CHECKPOINTS, CONFIG, MODEL_FOLDERS, read_config
 from mom.runs.program import command_line, config_dir_flags
 
 IS_JOB = "hydra.mode=RUN"
@@ -72,8 +73,12 @@ def _use(config: RunConfig, composed: DictConfig) -> Iterator[str]:
 
 
 def _opening(config: RunConfig) -> str:
-    """Return a prompt in the language of the data."""
-    return "def main():" if getattr(config.data, "corpus", None) in _PYTHON else "The"
+    """Return a prompt in the language of the data that the model was trained on."""
+    corpus = getattr(config.data, "corpus", None)
+    if config.task.name == "export" and config.init is not None:
+        data = read_config(run_of_weights(config.init)).get("data")
+        corpus = data.get("corpus") if isinstance(data, Mapping) else None
+    return "def main():" if corpus in _PYTHON else "The"
 
 
 def _weights(config: RunConfig) -> Path | None:
