@@ -5,14 +5,8 @@ Nothing here imports PyTorch, Lightning or transformers before :meth:`RunConfig.
 
 from __future__ import annotations
 
-from mom.config.data import (
-    ClassificationConfig,
-    ControlSection,
-    DataConfig,
-    DataSection,
-    GlueConfig,
-    XsumConfig,
-)
+from mom.config.data import ControlSection
+from mom.config.labeled_data import ClassificationConfig, GlueConfig, XsumConfig
 from mom.config.nodes import NodeConfig
 from mom.config.optimizer import (
     AdafactorConfig,
@@ -38,6 +32,7 @@ from mom.config.tasks import (
     RunsConfig,
     UpcycleConfig,
 )
+from mom.config.text_data import DataConfig, DataSection
 from mom.config.training import TrainerConfig
 
 __all__ = [

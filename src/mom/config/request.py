@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from mom.config.checks import conform, in_range, unknown_option
 from mom.config.cluster import ClusterConfig
-from mom.config.data import DataConfig, DataSection, data_section
+from mom.config.data import data_section
 from mom.config.launcher import LauncherConfig, launcher_section
 from mom.config.machine import check_machine
 from mom.config.model import check_model, check_options, invalid_model
@@ -23,6 +23,7 @@ from mom.config.plugins import OPTION, load_plugins
 from mom.config.search import SearchConfig
 from mom.config.section import TaskConfig
 from mom.config.tasks import TASKS, task_section
+from mom.config.text_data import DataConfig, DataSection
 from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, either, first_line
 from mom.runs.directory import choose_run_dir, latest_checkpoint

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from mom.config.checks import in_range
-from mom.config.data import GlueName
+from mom.config.labeled_data import GlueName
 from mom.config.record_tasks import CompareConfig, DashboardConfig, RunsConfig
 from mom.config.section import TaskConfig, section_by_name
 from mom.errors import UsageError, as_written
