@@ -6,8 +6,8 @@ import functools
 import os
 import time
 
-from mom.config.data import DataConfig, DataSection
 from mom.config.launcher import JoblibConfig, LauncherConfig
+from mom.config.text_data import DataConfig, DataSection
 from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, either, unknown_choice
 
