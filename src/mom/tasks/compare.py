@@ -118,7 +118,8 @@ def _table(comparison: Comparison, task: CompareConfig) -> tuple[list[str], list
         for index in comparison.baseline:
             means[index] = "baseline"
         intervals = [
-            None if paired is None or paired.low is None else f"{paired.low:+z.4f} … {paired.high:+z.4f}"
+            # A bound keeps its sign where it rounds to 0, since the sign says whether the interval excludes 0.
+            None if paired is None or paired.low is None else f"{paired.low:+.4f} … {paired.high:+.4f}"
             for paired in differences
         ]
         columns += [("difference", means), (f"{task.confidence:.0%} interval", intervals)]
