@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from omegaconf import DictConfig
 
 from mom.config import RunConfig
 from mom.errors import UsageError
@@ -48,23 +46,6 @@ def test_numbers_that_are_not_finite_are_wrong_requests(
     line = the_line(capsys)
     assert line.startswith(given.partition("=")[0].removeprefix("+")) and " must be " in line
     assert left_behind() == []
-
-
-@pytest.mark.parametrize("given", [["model.d_model=130"], ["nonsense=1"], ["top_k=1", "hydra.mode=RUN"]])
-def test_a_wrong_request_is_composed_once(
-    given: list[str], launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    composed: list[list[str]] = []
-    load = ConfigLoaderImpl.load_configuration
-
-    def counted(self: ConfigLoaderImpl, config_name: str, overrides: list[str], **options: Any) -> DictConfig:
-        composed.append(overrides)
-        return load(self, config_name, overrides, **options)
-
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-
-    assert launch(*given) == 2
-    assert len(composed) == 1
 
 
 @pytest.mark.parametrize("flag", ["--config-dir=own", "hydra.searchpath=[file://own]"])

@@ -29,7 +29,6 @@ from mom.config.composition import (
     explain,
     help_text,
     is_composition_error,
-    mode_from_command_line,
     prepare_composition,
 )
 from mom.config.next_commands import next_commands
@@ -67,8 +66,7 @@ def main(config_dir: Path) -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(config_dir, overrides))
             return SUCCEEDED
-        with mode_from_command_line(config_dir):
-            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
+        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt as error:
         return exit_code(_signal_of(error) or signal.SIGINT)
     except JobsFailed:

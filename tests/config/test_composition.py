@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 
 from mom.config.composition import composed, explain, is_composition_error
 
@@ -91,9 +90,3 @@ def test_other_overrides_do_not_hide_the_option_that_was_meant(overrides: list[s
         composed(CONF, overrides)
 
     assert str(explain(raised.value, CONF, overrides)).endswith(end)  # type: ignore[arg-type]
-
-
-def test_no_file_of_ours_sets_the_mode_that_the_command_line_tells() -> None:
-    for name in (path.read_text() for path in CONF.rglob("*.yaml")):
-        hydra = (yaml.safe_load(name) or {}).get("hydra")
-        assert not isinstance(hydra, dict) or "mode" not in hydra

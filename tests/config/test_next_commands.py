@@ -36,11 +36,11 @@ def test_the_end_names_the_next_commands(
         f"python run.py task=analyze {init} {data}",
         f"python run.py task=export {init}",
     ]
-    Path("my_plugin.py").touch()
+    Path("listed_plugin.py").touch()
     monkeypatch.syspath_prepend(".")
-    lines = following("run_dir=plugin", "plugins=[my_plugin]", *text, code=0, task=task)
+    lines = following("run_dir=plugin", "plugins=[listed_plugin]", *text, code=0, task=task)
     assert lines[0] == (
-        "python run.py task=generate plugins='[my_plugin]' init=plugin/checkpoints/best.ckpt prompt=The"
+        "python run.py task=generate plugins='[listed_plugin]' init=plugin/checkpoints/best.ckpt prompt=The"
     )
     part = "{library: {corpus: python_stdlib, weight: 3}, notes: {corpus: text, path: notes/}}"
     mixed = "data.mixture='{library:{corpus:python_stdlib,weight:3},notes:{corpus:text,path:notes/}}'"

@@ -10,9 +10,7 @@ from typing import Any
 
 import yaml
 from hydra import compose, initialize_config_dir
-from hydra._internal.hydra import Hydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -29,7 +27,6 @@ from mom.runs.program import typed
 CONFIG_NAME = "config"
 
 _SEARCH_PATH = "hydra.searchpath="
-_MODES = {f"hydra.mode={mode.name}": mode for mode in RunMode}
 _FILE_URL = re.compile(r"file://([^\"]+)")
 
 
@@ -43,29 +40,6 @@ def composed(config_dir: Path, overrides: Sequence[str]) -> DictConfig:
     prepare_composition(config_dir, overrides)
     with initialize_config_dir(str(config_dir), version_base="1.3"):
         return compose(CONFIG_NAME, overrides=list(overrides))
-
-
-@contextlib.contextmanager
-def mode_from_command_line(config_dir: Path) -> Iterator[None]:
-    """Keep Hydra from composing each request twice, the first time only to read ``hydra.mode``.
-
-    No file in ``config_dir`` sets the mode, so the overrides tell it. Where files of users may, Hydra composes twice.
-    """
-    compose_for_mode = Hydra.get_mode
-
-    def get_mode(hydra: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-        given = [override for override in overrides if "hydra." in override]
-        sources = hydra.config_loader.get_sources()
-        folders = [source.path for source in sources if source.provider in ("main", "command-line")]
-        if set(given) <= set(_MODES) and folders == [str(config_dir)]:
-            return _MODES[given[-1]] if given else None
-        return compose_for_mode(hydra, config_name, overrides)
-
-    Hydra.get_mode = get_mode  # type: ignore[assignment, method-assign]
-    try:
-        yield
-    finally:
-        Hydra.get_mode = compose_for_mode  # type: ignore[method-assign]
 
 
 def help_text(config_dir: Path, overrides: Sequence[str]) -> str:
