@@ -65,6 +65,16 @@ def test_forced_modules_run_with_full_weight_and_removed_modules_leave_the_choic
     assert all((record.ffn.selected != 1).all() and (record.ffn.weights == 1).all() for record in routing)
 
 
+def test_a_step_without_modules_keeps_skip_open_also_where_none_may_skip():
+    model, ids = settling_model(skip_exploration=0.99, skip_trials=1.0).train(), tokens(8, 9)
+    settle_randomly(model)
+    router = model.model.stages[0].ffn.router
+    with router.without(range(router.layout.num_modules)):
+        output = model(ids, labels=ids, output_routing=True)
+    assert output.loss.isfinite() and not any(record.ffn.took_module.any() for record in output.routing)
+    assert all(record.ffn.scores.isfinite().all() for record in output.routing)
+
+
 def test_it_is_saved_and_loaded_and_token_ids_added_later_are_not_settled(tmp_path):
     model = settling_model().eval()
     settle_randomly(model)

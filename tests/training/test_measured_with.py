@@ -86,6 +86,11 @@ def test_training_resumes_with_the_configured_options(tmp_path):
     ("name", "changes", "message"),
     [
         ("num_rounds", {"ffn_schedule": "grouped"}, "num_rounds.* cannot be combined with a grouped pool"),
+        (
+            "num_rounds",
+            {"settle_steps": 9, "top_k": 1, "router": "linear"},
+            r"num_rounds cannot be combined with router\.settle_steps: choices settle per round",
+        ),
         ("top_k", {"top_k": "all", "schedule": "layerwise"}, "top_k .*must be between 1 and 2"),
     ],
 )

@@ -43,9 +43,7 @@ def evaluate_text(
         UsageError: the windows do not fit the model, or the tokenizer or the corpus cannot be used.
     """
     _check_windows(task, data, model.config)
-    load_model_tokenizer(
-        init, data.tokenizer, model.config
-    )  # checks the tokenizer before tokenizing a corpus
+    load_model_tokenizer(init, data.tokenizer, model.config)  # checks it before tokenizing a corpus
     given = dataclasses.replace(data, tokenizer=find_tokenizer(init, data.tokenizer))
     corpora = prepare_corpora(given)
     files = {

@@ -82,9 +82,8 @@ def _num_bytes(content: Any) -> int:
 
 def _keep(path: Path, name: Path) -> None:
     """Give the file a second name; without hard links in the file system, it loses the first."""
-    if name.exists() and name.samefile(
-        path
-    ):  # a process that kept it was killed before it replaced the first
+    # A process that kept it may have been killed before it replaced the first.
+    if name.exists() and name.samefile(path):
         return
     link = temporary_path(name)
     try:

@@ -55,9 +55,8 @@ class Embedding(RouterKind):
         layout, reachable = router.layout, router.reachable[:, : router.layout.num_modules]  # (H, N)
         logits = router.rows(F.rms_norm(embedded.detach(), embedded.shape[-1:], eps=1e-8))
         logits = logits.unflatten(-1, reachable.shape)  # (B, T, H, N)
-        least = torch.finfo(
-            logits.dtype
-        ).min  # not -inf, which is NaN after the subtraction where no module is left
+        # Not -inf, which is NaN after the subtraction where no module is left.
+        least = torch.finfo(logits.dtype).min
         among = logits.masked_fill(~reachable, least).logsumexp(dim=-1, keepdim=True)  # (B, T, H, 1)
         even = reachable.sum(dim=-1, keepdim=True).clamp_min(1).log()  # (H, 1)
         logits = (logits - among + even).masked_fill(~reachable, 0.0)

@@ -320,12 +320,15 @@ class Router(nn.Module):
         return top_share(odds, self.layout.capacity, candidates) if self.training else odds > 0
 
     def _without_skip(self, tokens: Tensor, slots: Tensor | None) -> Tensor:
-        """Close SKIP for the given tokens, boolean [B, T, 1] → [B, T, slots]; it stays open as the only choice."""
+        """Close SKIP for the given tokens, boolean [B, T, 1], in [slots] or [B, T, slots] → [B, T, slots].
+
+        It stays open as the only choice.
+        """
         slot = torch.arange(self.layout.num_slots, device=tokens.device)  # (slots,)
         closed = tokens & (slot >= self.layout.num_modules)
         if slots is None:
             return ~closed
-        return slots & ~(closed & slots[: self.layout.num_modules].any())
+        return slots & ~(closed & slots[..., : self.layout.num_modules].any(dim=-1, keepdim=True))
 
     def _open_forced(self, slots: Tensor | None, forced: Tensor) -> Tensor | None:
         """Make the forced modules of a token its only slots if it would choose among others, [B, T, slots].
