@@ -140,6 +140,7 @@ WAYS = {
     "one batch": {},
     "accumulation": ACCUMULATED,
     "packed": {"collator": DataCollatorWithFlattening()},
+    "packed, for flash attention": {"collator": DataCollatorWithFlattening(return_flash_attn_kwargs=True)},
     "packed, accumulation": {"collator": DataCollatorWithFlattening(), **ACCUMULATED},
     "grouped by length": {"train_sampling_strategy": "group_by_length", **ACCUMULATED},
     "activation checkpointing": {"gradient_checkpointing": True, **ACCUMULATED},
@@ -162,6 +163,15 @@ def test_loss_and_gradients_equal_those_of_a_plain_pass(model, way, tmp_path):
     for name, gradient in ours.items():
         wanted = expected[name.removeprefix("_orig_mod.")]
         torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-3, msg=name)
+
+
+def test_packing_for_flash_attention_requires_positions_and_knows_its_arguments():
+    model, ids = small_model(max_positions=64), tokens(1, 8)
+    starts = torch.tensor([0, 3, 8], dtype=torch.int32)
+    with pytest.raises(ValueError, match="cu_seq_lens_q, cu_seq_lens_k require position_ids"):
+        model(input_ids=ids, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'atention_mask'"):
+        model(input_ids=ids, atention_mask=torch.ones_like(ids))
 
 
 def test_auxiliary_losses_weigh_the_same_with_accumulation(tmp_path):

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import wraps
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import torch
 import torch._functorch.config as functorch_config
@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.generic import can_return_tuple
 
 from mom.model.assembly import Stage
-from mom.model.attention import AttentionContext, EagerAttention, real_tokens
+from mom.model.attention import AttentionContext, EagerAttention, Packing, check_packing, real_tokens
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import prepare
 from mom.model.choices import Choices, split_choices
@@ -135,6 +135,7 @@ class MoMModel(MoMPreTrainedModel):
         output_attentions: bool | None = None,
         output_routing: bool = False,
         choices: Choices | None = None,
+        **packed: Unpack[Packing],
     ) -> MoMModelOutput:
         """Compute hidden states.
 
@@ -153,6 +154,7 @@ class MoMModel(MoMPreTrainedModel):
             output_routing: return the routing records.
             choices: modules to run instead of the routers' choices, by pool, int64 [B, T, R, K]
                 (:mod:`mom.model.choices`).
+            packed: where packed sequences start; ``position_ids`` must tell it too.
 
         Raises:
             ValueError: not exactly one of IDs and embeddings is given, more tokens than ``max_positions``, a cache with
@@ -161,6 +163,7 @@ class MoMModel(MoMPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("specify exactly one of input_ids and inputs_embeds")
+        check_packing(packed, position_ids)
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if output_hidden_states is None:
@@ -340,6 +343,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         choices: Choices | None = None,
         output_logits: bool = True,
         logits_to_keep: int | Tensor = 0,
+        **packed: Unpack[Packing],
     ) -> MoMCausalLMOutput:
         """Predict the next token; the arguments of :meth:`MoMModel.forward` and:
 
@@ -368,6 +372,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
             output_routing=True,
             choices=choices,
             return_dict=True,
+            **packed,
         )
         hidden = output.last_hidden_state  # (B, T, D)
         logits = None
