@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_flash_attention_utils import FlashAttentionKwargs
 
 from mom.model.components import rotated, rotation
 from mom.model.configuration import MoMConfig
@@ -215,23 +214,3 @@ class StepContext:
             states = x[:, None]  # (B, 1, T, width), as keys; there are no values
             x = self.sequence.cache.update(states, states[..., :0], self.layer_index)[0][:, 0, -total:]
         return F.pad(x, (0, 0, total - x.shape[1], 0))
-
-
-class Packing(FlashAttentionKwargs, total=False):
-    """Where packed sequences start, as data collators tell flash attention and state space models."""
-
-    seq_idx: Tensor | None
-
-
-def check_packing(packed: Mapping[str, object], position_ids: Tensor | None) -> None:
-    """Check what tells others where packed sequences start; our attention learns it from the positions.
-
-    Raises:
-        TypeError: another argument is among them.
-        ValueError: there are no positions.
-    """
-    unknown = sorted(packed.keys() - Packing.__optional_keys__)
-    if unknown:
-        raise TypeError(f"forward() got an unexpected keyword argument '{unknown[0]}'")
-    if position_ids is None and any(value is not None for value in packed.values()):
-        raise ValueError(f"{', '.join(packed)} require position_ids, which start anew with each sequence")

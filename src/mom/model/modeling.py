@@ -21,7 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils.generic import can_return_tuple
 
 from mom.model.assembly import Stage
-from mom.model.attention import AttentionContext, EagerAttention, Packing, check_packing, real_tokens
+from mom.model.attention import AttentionContext, EagerAttention, real_tokens
 from mom.model.blocks import Block, ResidualProjection
 from mom.model.cache import prepare
 from mom.model.choices import Choices, split_choices
@@ -31,6 +31,7 @@ from mom.model.cross_entropy import head_cross_entropy
 from mom.model.losses import routing_losses, window_share
 from mom.model.outputs import MoMCausalLMOutput, MoMModelOutput
 from mom.model.pools.pool import Pool
+from mom.model.positions import Packing, check_packing, check_positions, token_positions
 from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting
 from mom.model.steps import Step, run_eagerly
@@ -109,8 +110,6 @@ class MoMModel(MoMPreTrainedModel):
         # Read here, because `torch.compile` cannot read how options are declared.
         self._first_top_layer = config.num_attentions - config.num_top_blocks
         self._cache_layers = config.num_cache_layers, config.num_attentions
-        pools = config.pools() if config.num_stages else ()
-        self._streaming = [layout.name for layout in pools if layout.kind.streams]
         self.norm = build_norm(config)
         self.steps = nn.ModuleList(Step() for _ in range(config.graph_depth))
         self.post_init()
@@ -178,7 +177,7 @@ class MoMModel(MoMPreTrainedModel):
             if self.training and self.is_activation_checkpointing:
                 raise ValueError("use_cache must be false in training with activation checkpointing")
             prepare(past_key_values, *self._cache_layers)
-        positions = self._positions(embedded, attention_mask, position_ids, past_key_values)
+        positions = token_positions(self.config, embedded, attention_mask, position_ids, past_key_values)
         attend_with: Callable[..., Tensor] = F.scaled_dot_product_attention
         if output_attentions or self.config._attn_implementation == "eager":
             attend_with = EagerAttention(keeps_weights=output_attentions)
@@ -233,59 +232,6 @@ class MoMModel(MoMPreTrainedModel):
             elif isinstance(module, Stage):
                 module.compile_rounds(fullgraph=True, **options)
 
-    def _positions(
-        self,
-        embedded: Tensor,
-        attention_mask: Tensor | None,
-        given: Tensor | None,
-        cache: Cache | None,
-    ) -> Tensor:
-        """Return the positions of the T tokens, [B, T] or [1, T]."""
-        length = embedded.shape[1]
-        past = cache.get_seq_length() if cache is not None else 0
-        if given is not None:
-            self.check_positions(given)
-            if self._streaming and not past and attention_mask is None:
-                self._check_one_sequence(given)
-            return given
-        if attention_mask is not None and attention_mask.dim() == 2:
-            counted = (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
-            positions = counted[:, -length:]
-        else:
-            positions = torch.arange(length, device=embedded.device)[None] + past
-        # Reading positions makes a GPU wait, so they are read only if there may be too many.
-        if not torch.compiler.is_compiling() and past + length > self.config.max_positions:
-            self.check_positions(positions)
-        return positions
-
-    def check_positions(self, positions: Tensor) -> None:
-        """Check that positions exist, unless they cannot be read because the model is being compiled.
-
-        A GPU checks them without making the host wait, and fails later.
-
-        Raises:
-            ValueError: a position is beyond ``max_positions``.
-        """
-        if torch.compiler.is_compiling() or not positions.numel():
-            return
-        most = self.config.max_positions
-        if positions.device.type != "cpu":
-            torch._assert_async((positions < most).all(), f"positions must be below max_positions ({most})")
-            return
-        last = int(positions.max())
-        if last >= most:
-            raise ValueError(f"the sequence must have at most max_positions ({most}) tokens, got {last + 1}")
-
-    def _check_one_sequence(self, positions: Tensor) -> None:
-        """Check that each row is one sequence, for pools that see the tokens before a token in its row."""
-        if torch.compiler.is_compiling() or positions.device.type == "meta":
-            return
-        if (positions.diff(dim=-1) != 1).any():
-            names = " and ".join(self._streaming)
-            raise ValueError(
-                f"position_ids must not start anew within a row: the pool {names} streams over it"
-            )
-
 
 def _discard(x: Tensor) -> None:
     """Discard the residual stream, so that its memory is freed."""
@@ -322,7 +268,7 @@ class MoMForCausalLM(MoMPreTrainedModel, GenerationMixin):
         inputs = super().prepare_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
         cache, positions = inputs.get("past_key_values"), inputs.get("position_ids")
         if cache is not None and cache.is_compileable and positions is not None:
-            self.model.check_positions(positions)
+            check_positions(self.config, positions)
         return inputs
 
     @can_return_tuple
