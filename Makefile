@@ -59,7 +59,7 @@ check: lint ## Lint, and check that code and notebooks are formatted
 docs: install ## Build the documentation into site/, warnings being errors (ARGS=-v for more)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict $(ARGS)
 
-bench: install ## Time models against GPT-2, a dense stack, and a matmul (ARGS="--size small")
+bench: install ## Measure speed, in twenty minutes, and write the table of docs/performance.md (ARGS=--resume)
 	$(BIN)/python -m benchmarks.bench $(ARGS)
 
 bench-gpu: install ## Measure a GPU, in ten minutes, and write the table of docs/performance.md

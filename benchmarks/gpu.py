@@ -8,95 +8,104 @@ A measurement that fails, as for lack of memory, or that would begin after the t
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
+import dataclasses
 import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from benchmarks.bench import Bench, machine
-from benchmarks.setting import SIZES, Size
+from benchmarks.decoding import greedy
+from benchmarks.report import DOCS, Line, Measured, machine, table, today, write_docs
+from benchmarks.setting import SIZES, Setting, Size
+from benchmarks.steps import pool_growth
+from benchmarks.timing import ratios, timed
 from mom.config import OptimizerConfig
-from mom.cost.estimate import flops_per_token
 from mom.cost.machine import peak_flops, peak_memory, synchronize
 from mom.errors import first_line
-from mom.model import MoMConfig, MoMForCausalLM
+from mom.model import MoMForCausalLM
+from mom.runs.files import write_json_atomic
 from mom.training.optimizer import build_optimizer
 
-BEGIN, END = "<!-- make bench-gpu: begin -->", "<!-- make bench-gpu: end -->"
-DOCS = Path("docs/performance.md")
 LIMIT_SECONDS = 540.0
 """Time after which no measurement begins."""
 
-ROWS: tuple[tuple[str, str, str, str], ...] = (
-    ("mfu", "MFU of a training step, bfloat16", "{:.2f}", "≥ 0.50"),
-    ("mfu_compiled", "the same with `trainer.compile=true`", "{:.2f}", "≥ 0.50"),
-    ("step_ms", "step (ms)", "{:,.0f}", ""),
-    ("step_compiled_ms", "step, compiled (ms)", "{:,.0f}", ""),
-    ("to_dense", "step ÷ dense stack with equal FLOPs", "{:.2f}", "≤ 1.20"),
-    ("to_dense_compiled", "the same, both compiled", "{:.2f}", "≤ 1.20"),
-    ("pool_growth", "step with 64 modules in each pool ÷ with 4", "{:.2f}", "≤ 1.25"),
-    ("peak_gb", "peak memory of a step (GB)", "{:.1f}", ""),
-    ("peak_checkpointed_gb", "the same with `trainer.activation_checkpointing=true`", "{:.1f}", ""),
-    ("decode_1", "decoding with a cache, batch 1 (tokens/s)", "{:,.0f}", ""),
-    ("decode_many", "decoding with a cache, batch 16 (tokens/s)", "{:,.0f}", ""),
-    ("host_syncs", "host synchronizations in a training step", "{:.0f}", "0"),
-    ("float32_difference", "loss and gradient norm, GPU float32 against CPU float32", "{:.1e}", "≤ 1e-4"),
-    ("bfloat16_difference", "loss and gradient norm, GPU bfloat16 against CPU float32", "{:.1e}", "≤ 0.05"),
+LINES = (
+    Line("mfu", "MFU of a training step, bfloat16", "{:.2f}", at_least=0.50),
+    Line("mfu_compiled", "the same with `trainer.compile=true`", "{:.2f}", at_least=0.50),
+    Line("step_ms", "step", "{:,.0f} ms"),
+    Line("step_compiled_ms", "step, compiled", "{:,.0f} ms"),
+    Line("to_dense", "step ÷ dense stack with equal FLOPs", "{:.2f}", at_most=1.20),
+    Line("to_dense_compiled", "the same, both compiled", "{:.2f}", at_most=1.20),
+    Line("pool_growth", "step with 64 modules in each pool ÷ with 4", "{:.2f}", at_most=1.25),
+    Line("peak_gb", "peak memory of a step", "{:.1f} GB"),
+    Line("peak_checkpointed_gb", "the same with `trainer.activation_checkpointing=true`", "{:.1f} GB"),
+    Line("decode_1", "decoding with a cache, batch 1", "{:,.0f} tokens/s"),
+    Line("decode_many", "decoding with a cache, batch 16", "{:,.0f} tokens/s"),
+    Line("host_syncs", "host synchronizations in a training step", "{:.0f}", at_most=0),
+    Line(
+        "float32_difference",
+        "loss and gradient norm, GPU float32 against CPU float32",
+        "{:.1e}",
+        at_most=1e-4,
+    ),
+    Line(
+        "bfloat16_difference",
+        "loss and gradient norm, GPU bfloat16 against CPU float32",
+        "{:.1e}",
+        at_most=0.05,
+    ),
 )
-"""Name, label, format, and goal of each row."""
 
 
-class GPUBench(Bench):
-    """The measurements of a card, each of which returns some of the rows."""
+class GPUBench(Setting):
+    """The measurements of a card, each of which returns some of the lines."""
 
-    def step(self) -> dict[str, float]:
+    def __init__(self, size: Size, dtype: torch.dtype, device: str, repeats: int) -> None:
+        super().__init__(size, dtype, device)
+        self.repeats = repeats
+
+    def timed(self, contenders: Mapping[str, Callable[[], object]]) -> dict[str, list[float]]:
+        """Return each contender's seconds; they run in turn."""
+        return timed(contenders, self.repeats, device=self.device)
+
+    def step(self) -> dict[str, Measured]:
         """Time a step of this model and of a dense stack with its FLOPs, in turn, not compiled and compiled."""
         mom = self.model(self.size.config())
         flops = self.flops(mom.config, self.usage(mom))
-        one, two = (self.flops(_dense(self.size, layers)) for layers in (1, 2))
-        dense = self.model(_dense(self.size, max(1, round((flops - one) / (two - one)) + 1)))
-        share = flops / self.flops(dense.config)
+        dense = self.model(self.plain_with_flops(flops))
+        share = self.flops(dense.config) / flops
         peak, _ = peak_flops(torch.device(self.device), self.dtype)
-        found: dict[str, float] = {}
+        found: dict[str, Measured] = {}
         for suffix in ("", "_compiled"):
             if suffix:
                 for model in (mom, dense):
                     model.model.compile_layers()
-            seconds = self.timed({"mom": self.training(mom), "dense": self.training(dense)})
-            ours, theirs = (statistics.median(seconds[name]) for name in ("mom", "dense"))
+            seconds = self.timed({"mom": self.mom_training(mom), "dense": self.mom_training(dense)})
             found |= {
-                f"mfu{suffix}": flops / ours / peak,
-                f"step{suffix}_ms": 1e3 * ours,
-                f"to_dense{suffix}": ours / theirs / share,
+                f"mfu{suffix}": Measured.of(flops / time_ / peak for time_ in seconds["mom"]),
+                f"step{suffix}_ms": Measured.of(1e3 * time_ for time_ in seconds["mom"]),
+                f"to_dense{suffix}": Measured.of(ratios(seconds, "mom", "dense", share)),
             }
         return found
 
-    def pool_size(self) -> dict[str, float]:
+    def pool_size(self) -> dict[str, Measured]:
         """Time a step with few and with many modules, in turn."""
-        work = {
-            count: self.training(
-                self.model(self.size.config(num_attention_modules=count, num_ffn_modules=count))
-            )
-            for count in (4, 64)
-        }
-        seconds = self.timed({str(count): step for count, step in work.items()})
-        return {"pool_growth": statistics.median(seconds["64"]) / statistics.median(seconds["4"])}
+        return {"pool_growth": pool_growth(self.dtype, self.size, self.repeats, self.device)}
 
-    def memory(self) -> dict[str, float]:
+    def memory(self) -> dict[str, Measured]:
         """Measure the peak of a step with weights and gradients."""
         model = self.model(self.size.config())
         weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
-        found = {"peak_gb": (weights + peak_memory(self.training(model), self.device)) / 1e9}
-        model.gradient_checkpointing_enable()
-        found["peak_checkpointed_gb"] = (weights + peak_memory(self.training(model), self.device)) / 1e9
+        found = {}
+        for name in ("peak_gb", "peak_checkpointed_gb"):
+            peak = weights + peak_memory(self.mom_training(model), self.device)
+            found[name] = Measured.of([peak / 1e9])
+            model.gradient_checkpointing_enable()
         return found
 
-    def decode(self) -> dict[str, float]:
+    def decode(self) -> dict[str, Measured]:
         """Time greedy decoding with a cache after 16 tokens."""
         size, start = self.size, min(16, self.size.length)
         new = min(size.new_tokens, size.length - start) or size.new_tokens
@@ -104,23 +113,18 @@ class GPUBench(Bench):
         found = {}
         for name, sequences in (("decode_1", 1), ("decode_many", 16)):
             prompt = torch.randint(size.vocab_size, (sequences, start), device=self.device)
-
-            def generate(prompt: torch.Tensor = prompt) -> None:
-                length = {"max_new_tokens": new, "min_new_tokens": new}
-                with torch.no_grad(), self.autocast():
-                    model.generate(prompt, do_sample=False, pad_token_id=0, **length)
-
-            seconds = self.timed({name: generate})[name]
-            found[name] = sequences * new / statistics.median(seconds)
+            with self.autocast():
+                seconds = self.timed({name: greedy(model, prompt, new)})[name]
+            found[name] = Measured.of(sequences * new / time_ for time_ in seconds)
         return found
 
-    def host_syncs(self) -> dict[str, float]:
+    def host_syncs(self) -> dict[str, Measured]:
         """Run a training step with clipping and AdamW in which waiting for the GPU is an error."""
         model = self.model(self.size.config())
         adamw = build_optimizer(model, vars(OptimizerConfig()), fused=True)
 
         def step() -> None:
-            self.backward(model)
+            self.backward(model, output_logits=False)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             adamw.step()
             adamw.zero_grad()
@@ -134,16 +138,9 @@ class GPUBench(Bench):
         finally:
             if self.device == "cuda":
                 torch.cuda.set_sync_debug_mode("default")
-        return {"host_syncs": 0.0}
+        return {"host_syncs": Measured.of([0.0])}
 
-    def backward(self, model: MoMForCausalLM) -> torch.Tensor:
-        """Run the forward and backward pass of a batch; return the loss."""
-        with self.autocast():
-            loss = model(input_ids=self.ids, labels=self.ids, output_logits=False).loss
-        loss.backward()
-        return loss.detach()
-
-    def agreement(self) -> dict[str, float]:
+    def agreement(self) -> dict[str, Measured]:
         """Compare the loss and the gradient's norm of a small model with those on the CPU in float32."""
         small = SIZES["smallest"]
         torch.manual_seed(0)
@@ -160,36 +157,27 @@ class GPUBench(Bench):
             copy = MoMForCausalLM(small.config()).train()
             copy.load_state_dict(model.state_dict())
             copy.to(device)
-            loss = setting.backward(copy)
+            loss = setting.backward(copy, output_logits=False)
             gradients = [p.grad.float() for p in copy.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(gradients)
             numbers[name] = (float(loss), float(norm))
         return {
-            f"{name}_difference": max(
-                abs(here - there) / abs(there)
-                for here, there in zip(numbers[name], numbers["cpu"], strict=True)
+            f"{name}_difference": Measured.of(
+                [max(abs(a - b) / abs(b) for a, b in zip(numbers[name], numbers["cpu"], strict=True))]
             )
             for name in ("float32", "bfloat16")
         }
 
-    def flops(self, config: MoMConfig, usage: Mapping[str, float] | None = None) -> float:
-        """Return the useful FLOPs of a training step on this batch."""
-        return flops_per_token(config, self.ids.shape[1], usage).training * self.ids.numel()
-
-
-def _dense(size: Size, layers: int) -> MoMConfig:
-    return size.config(num_stages=0, num_bottom_blocks=layers, num_top_blocks=0)
-
 
 def measure_all(
     size: Size, device: str, repeats: int, limit: float = LIMIT_SECONDS
-) -> tuple[dict[str, float], dict[str, str]]:
+) -> tuple[dict[str, Measured], dict[str, str]]:
     """Run every measurement; return the rows' numbers, and why others are missing."""
     began = time.perf_counter()
     bench = GPUBench(size, torch.bfloat16, device, repeats)
-    found: dict[str, float] = {}
+    found: dict[str, Measured] = {}
     missing: dict[str, str] = {}
-    parts: tuple[Callable[[], dict[str, float]], ...] = (
+    parts: tuple[Callable[[], dict[str, Measured]], ...] = (
         bench.host_syncs,
         bench.agreement,
         bench.memory,
@@ -212,29 +200,6 @@ def measure_all(
     return found, missing
 
 
-def table(
-    found: Mapping[str, float], missing: Mapping[str, str], about: Mapping[str, Any], shape: str
-) -> str:
-    """Return the table of all rows in Markdown."""
-    lines = [f"{about['device']}, PyTorch {about['torch']}, {about['date']}; {shape}.", ""]
-    lines += ["| | measured | goal |", "|---|--:|---|"]
-    for name, label, form, goal in ROWS:
-        value = form.format(found[name]) if name in found else "–"
-        lines.append(f"| {label} | {value} | {goal} |")
-    if missing:
-        reasons = "; ".join(f"{name.replace('_', ' ')}: {reason}" for name, reason in missing.items())
-        lines += ["", f"Not measured: {reasons}."]
-    return "\n".join(lines)
-
-
-def write_docs(docs: Path, text: str) -> None:
-    """Replace the table between the two marks of a document."""
-    before, begin, rest = docs.read_text(encoding="utf-8").partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin and end, f"{docs} has no marks for the table"
-    docs.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Measure, print, and write; return the exit code."""
     parser = argparse.ArgumentParser(prog="make bench-gpu ARGS=", description=__doc__.splitlines()[0])
@@ -253,16 +218,17 @@ def report(size: str, device: str, repeats: int, out: Path, docs: Path) -> int:
     """Measure a size, and write the numbers and the table."""
     found, missing = measure_all(SIZES[size], device, repeats)
     about, shape = machine(device), SIZES[size]
-    text = table(
-        found,
-        missing,
-        about,
-        f"width {shape.d_model}, {shape.batch} × {shape.length} tokens, 4 + 4 modules, {repeats} repetitions",
+    heading = (
+        f"{about['device']}, PyTorch {about['torch']}, {today()}; width {shape.d_model}, "
+        f"{shape.batch} × {shape.length} tokens, 4 + 4 modules, {repeats} repetitions"
     )
+    text = table(LINES, found, missing, heading)
     out.parent.mkdir(parents=True, exist_ok=True)
-    record = {"machine": about, "size": size, "results": found, "missing": missing}
-    out.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    write_docs(docs, text)
+    numbers = {name: dataclasses.asdict(measured) for name, measured in found.items()}
+    write_json_atomic(
+        out, {"machine": about, "date": today(), "size": size, "results": numbers, "missing": missing}
+    )
+    write_docs(docs, "make bench-gpu", text)
     print(f"\n{text}\n\nWritten to {out} and {docs}")
     return 1 if missing else 0
 

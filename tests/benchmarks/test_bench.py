@@ -1,85 +1,113 @@
-"""The benchmark at its smallest size: its output, and ratios computed from its measurements."""
+"""The benchmark's record: rows are kept as they are measured, and its table is written into the documentation."""
 
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.bench import main, ratios
-from benchmarks.callbacks import overheads
-from benchmarks.naive import naive_loss
-from mom.cost.estimate import flops_per_token
-from tests.helpers.models import small_model, tokens
+from benchmarks import bench
+from benchmarks.report import Measured
 
-CONTENDERS = ("mom", "dense", "gpt2", "matmul", "gpt2_default_allocator")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "performance.md"
 
 
-def test_the_naive_variant_is_the_same_model():
-    model, ids = small_model(), tokens(2, 16)
-    ours = model(input_ids=ids, labels=ids, output_logits=False)
-    ours.lm_loss.backward()
-    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    loss = naive_loss(model, ids)
-    loss.backward()
-    assert loss.item() == pytest.approx(ours.lm_loss.item(), rel=1e-5)
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-5)
+def one() -> Measured:
+    return Measured.of([1.0, 2.0, 4.0], {"step": [1.0, 2.0, 4.0]})
 
 
-def test_ratios_are_of_medians():
-    seconds = {"mom": [2.0, 9.0, 2.0], "dense": [1.0, 1.0, 8.0], "gpt2": [4.0] * 3, "matmul": [0.5] * 3}
-    found = ratios(seconds, {"mom": 12.0, "dense": 9.0, "gpt2": 6.0, "matmul": 5.0})
-    assert found["mom/seconds"] == 2 and found["mom/slowest"] == 9
-    assert found["ratio/of_matmul_rate"] == (12 / 2) / (5 / 0.5)
-    assert found["ratio/to_gpt2_per_step"] == 2 / 4
-    assert found["ratio/to_gpt2_per_flop"] == (2 / 4) / (12 / 6)
-    assert found["ratio/to_dense_per_flop"] == (2 / 1) / (12 / 9)
+def threads() -> Measured:
+    return Measured.of([torch.get_num_threads()])
 
 
-def test_a_run_of_the_smallest_size(tmp_path, capsys):
-    out = tmp_path / "bench.json"
-    line = ["--size", "smallest", "--repeats", "1", "--out", str(out)]
-    results = main([*line, "--precision", "float32", "bfloat16", "--measure", "step", "decode", "memory"])
-    assert json.loads(out.read_text()) == results
-    assert set(results["results"]) == {"smallest, float32", "smallest, bfloat16"}
-    measured = results["results"]["smallest, float32"]
-    seconds = {name: [measured[f"{name}/seconds"]] for name in CONTENDERS}
-    again = ratios(seconds, {name: measured[f"{name}/flops"] for name in seconds})
-    assert again == {name: measured[name] for name in again}
-    assert measured["memory/ours_over_naive"] == measured["memory/ours"] / measured["memory/naive"] < 1
-    assert measured["cached/tokens_per_second"] == 4 * 16 / measured["cached/seconds"]
-    usage = {name: measured[f"usage/{name}"] for name in ("attention", "ffn")}
-    config = small_model(vocab_size=64).config
-    assert usage["ffn"] <= config.top_k and flops_per_token(config, 16, usage).total > 0
-    assert "ratio/of_matmul_rate" in capsys.readouterr().out
+def row(name: str, measure: Callable[[], Measured] = one, **options: int) -> bench.Row:
+    return bench.Row(name, name, "{:.1f}", measure=measure, **options)
 
 
-def test_growth_measures_every_point(tmp_path):
-    line = ["--size", "smallest", "--repeats", "1", "--out", str(tmp_path / "bench.json")]
-    measured = main([*line, "--measure", "growth"])["results"]["smallest, float32"]
-    points = ["tokens/32", "tokens/64", "tokens/128", "rounds/4", "rounds/8", "rounds/16"]
-    points += ["modules/4", "modules/16", "modules/64"]
-    assert [name.removesuffix("/seconds") for name in measured if name.endswith("/seconds")] == points
+def names(path: Path) -> list[str]:
+    return list(json.loads(path.read_text())["rows"])
 
 
-def test_overheads_are_of_neighboring_steps():
-    seconds = {"none": [1.0, 2.0, 1.0], "basic": [1.1, 2.2, 1.3], "detailed": [1.5, 2.5, 1.7]}
-    found = overheads(seconds)
-    assert found["overhead/basic"] == pytest.approx(0.2)
-    assert found["overhead/detailed"] == pytest.approx(0.5)
-    assert found["overhead/amortized"] == pytest.approx(0.1 * 0.2 + 0.01 * 0.3)
+def test_a_killed_run_keeps_its_rows_and_goes_on(tmp_path, capsys):
+    path, ran = tmp_path / "bench.json", []
+
+    def run(row: bench.Row, killed_at: str = "") -> Measured:
+        if row.name == killed_at:
+            raise KeyboardInterrupt
+        ran.append(row.name)
+        return row.measure()
+
+    rows = [row("a"), row("b"), row("c")]
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure_all(rows, path, resume=False, run=partial(run, killed_at="b"))
+    assert names(path) == ["a"]
+    assert bench.measure_all(rows, path, resume=True, run=run) == {}
+    assert names(path) == ran == ["a", "b", "c"]
+    assert "c: 2.0 (1.5 to 3.0), target –" in capsys.readouterr().out
 
 
-def test_callbacks_are_measured_in_turn(tmp_path):
-    line = ["--size", "smallest", "--repeats", "2", "--out", str(tmp_path / "bench.json")]
-    measured = main([*line, "--measure", "callbacks"])["results"]["smallest, float32"]
-    assert measured["detailed/seconds"] > 0 and measured["none/seconds"] > 0
-    assert set(measured) > {"overhead/basic", "overhead/detailed", "overhead/amortized"}
+def test_rows_are_measured_again_and_others_kept(tmp_path):
+    path = tmp_path / "bench.json"
+    bench.measure_all([row("a"), row("b")], path, resume=False, run=lambda row: row.measure())
+    bench.measure_all([row("a", threads)], path, resume=False, run=lambda row: row.measure())
+    rows = json.loads(path.read_text())["rows"]
+    assert rows["a"]["value"] == torch.get_num_threads() and rows["b"]["value"] == 2
+    assert rows["b"]["seconds"] == {"step": [1.0, 2.0, 4.0]}
 
 
-def test_the_profile_names_operators(capsys):
-    main(["--size", "smallest", "--profile"])
-    assert "_GroupedLinear" in capsys.readouterr().out
+def test_a_row_that_starts_anew_is_not_resumed(tmp_path):
+    path = tmp_path / "bench.json"
+    bench.measure_all([row("a"), row("b")], path, resume=False, run=lambda row: row.measure())
+
+    def killed(row: bench.Row) -> Measured:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.measure_all([row("a"), row("b")], path, resume=False, run=killed)
+    assert names(path) == []
+
+
+def test_a_row_whose_process_dies_does_not_stop_the_others(tmp_path):
+    path = tmp_path / "bench.json"
+    rows = [row("dies", partial(os._exit, 3)), row("threads", threads, threads=3)]
+    missing = bench.measure_all(rows, path, resume=False, run=bench.run_row)
+    assert list(missing) == ["dies"] and missing["dies"].startswith("BrokenProcessPool")
+    assert json.loads(path.read_text())["rows"]["threads"]["value"] == 3
+
+
+def test_the_record_of_another_machine_is_refused(tmp_path, capsys):
+    path = tmp_path / "bench.json"
+    bench.measure_all([], path, resume=False, run=bench.run_row)
+    record = json.loads(path.read_text())
+    record["machine"]["torch"] = "1.0"
+    path.write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        bench.main(["--rows", "help", "--out", str(path)])
+    assert "has the rows of another machine" in capsys.readouterr().err
+
+
+def test_the_table_has_all_rows_and_nothing_else_changes(tmp_path, monkeypatch):
+    docs = tmp_path / "performance.md"
+    docs.write_text(DOCS.read_text(encoding="utf-8"), encoding="utf-8")
+    monkeypatch.setattr(bench, "run_row", lambda row: one())
+    line = ["--out", str(tmp_path / "bench.json"), "--docs", str(docs)]
+    assert bench.main(["--rows", "decode", "skip", *line]) == 0
+    before, _, rest = docs.read_text(encoding="utf-8").partition("<!-- make bench: begin -->")
+    written, _, after = rest.partition("<!-- make bench: end -->")
+    table = [line for line in written.split("\n") if line.startswith("|")]
+    assert table[0] == "| what | reached | target | met |" and len(table) == 2 + len(bench.ROWS)
+    assert sum("| – |" not in line for line in table[2:]) == 2
+    assert f"| {bench.ROWS['decode'].what} | 2.00 (1.50 to 3.00) | ≤ 1.10 | no |" in table
+    assert torch.__version__ in written and "threads" in written
+    original = DOCS.read_text(encoding="utf-8")
+    assert original.startswith(before) and original.endswith(after)
+
+
+def test_every_row_has_a_target_and_its_own_name():
+    assert all(row.target != "–" and row.name == name for name, row in bench.ROWS.items())
+    assert len({row.what for row in bench.ROWS.values()}) == len(bench.ROWS)
