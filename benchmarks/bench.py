@@ -17,8 +17,8 @@ import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -164,18 +164,38 @@ ROWS: dict[str, Row] = {
 
 
 def run_row(row: Row) -> Measured:
-    """Measure a row in a new process."""
+    """Measure a row in a new process.
+
+    Raises:
+        RuntimeError: it failed, or its process died.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__spec__.name])  # the libraries, imported once
-    with ProcessPoolExecutor(1, mp_context=context, initializer=_prepare, initargs=(row,)) as process:
-        return process.submit(row.measure).result()
+    result, pipe = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(row, pipe))
+    process.start()
+    pipe.close()
+    try:
+        found = result.recv()
+    except EOFError:
+        process.join()
+        found = f"its process ended with exit code {process.exitcode}"
+    process.join()
+    if isinstance(found, str):
+        raise RuntimeError(found)
+    return found
 
 
-def _prepare(row: Row) -> None:
+def _measure(row: Row, pipe: Connection) -> None:
+    """Send the measurement, or the first line of an error."""
     if row.threads is not None:
         torch.set_num_threads(row.threads)
     if row.keeps_freed_memory:
         keep_freed_memory()
+    try:
+        pipe.send(row.measure())
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {first_line(error)}")
 
 
 def read_record(path: Path) -> dict[str, Any]:
@@ -200,7 +220,7 @@ def measure_all(
         rows: what to measure; their earlier numbers are removed first.
         path: the file.
         resume: keep earlier numbers, and skip their rows.
-        run: measures a row.
+        run: measures a row, or raises ``RuntimeError``.
 
     Returns:
         Why rows could not be measured, by name.
@@ -217,8 +237,8 @@ def measure_all(
         began = time.perf_counter()
         try:
             found = run(row)
-        except Exception as error:  # the other rows can still be measured
-            missing[row.name] = f"{type(error).__name__}: {first_line(error)}"
+        except RuntimeError as error:  # the other rows can still be measured
+            missing[row.name] = str(error)
             print(f"{row.name}: {missing[row.name]}", flush=True)
             continue
         wall = time.perf_counter() - began

@@ -25,6 +25,10 @@ def threads() -> Measured:
     return Measured.of([torch.get_num_threads()])
 
 
+def fail() -> Measured:
+    raise ValueError("no\nreally")
+
+
 def row(name: str, measure: Callable[[], Measured] = one, **options: int) -> bench.Row:
     return bench.Row(name, name, "{:.1f}", measure=measure, **options)
 
@@ -72,11 +76,13 @@ def test_a_row_that_starts_anew_is_not_resumed(tmp_path):
     assert names(path) == []
 
 
-def test_a_row_whose_process_dies_does_not_stop_the_others(tmp_path):
+def test_a_row_that_fails_does_not_stop_the_others(tmp_path):
     path = tmp_path / "bench.json"
-    rows = [row("dies", partial(os._exit, 3)), row("threads", threads, threads=3)]
-    missing = bench.measure_all(rows, path, resume=False, run=bench.run_row)
-    assert list(missing) == ["dies"] and missing["dies"].startswith("BrokenProcessPool")
+    rows = [row("fails", fail), row("dies", partial(os._exit, 3)), row("threads", threads, threads=3)]
+    assert bench.measure_all(rows, path, resume=False, run=bench.run_row) == {
+        "fails": "ValueError: no",
+        "dies": "its process ended with exit code 3",
+    }
     assert json.loads(path.read_text())["rows"]["threads"]["value"] == 3
 
 
