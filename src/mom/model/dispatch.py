@@ -45,6 +45,11 @@ def even_groups() -> Iterator[None]:
         _evenly.reset(token)
 
 
+def reads_no_values() -> bool:
+    """Return whether tensors may have no values that could be read (:func:`even_groups`)."""
+    return _evenly.get()
+
+
 class Dispatch(NamedTuple):
     """Rows of computation sorted by group.
 

@@ -31,7 +31,8 @@ def token_positions(
     past = cache.get_seq_length() if cache is not None else 0
     if given is not None:
         check_positions(config, given)
-        if not past and attention_mask is None:
+        # Compiling reads neither the positions nor, with a static cache, the number of earlier tokens.
+        if not torch.compiler.is_compiling() and not past and attention_mask is None:
             _check_one_sequence(config, given)
         return given
     if attention_mask is not None and attention_mask.dim() == 2:
@@ -66,11 +67,9 @@ def check_positions(config: MoMConfig, positions: Tensor) -> None:
 
 def _check_one_sequence(config: MoMConfig, positions: Tensor) -> None:
     """Check that each row is one sequence, for pools that see the tokens before a token in its row."""
-    if torch.compiler.is_compiling() or positions.device.type == "meta":  # neither can read them
-        return
     pools = config.pools() if config.num_stages else ()
     streaming = [layout.name for layout in pools if layout.kind.streams]
-    if streaming and (positions.diff(dim=-1) != 1).any():
+    if streaming and positions.device.type != "meta" and (positions.diff(dim=-1) != 1).any():
         names = " and ".join(streaming)
         raise ValueError(f"position_ids must not start anew within a row: the pool {names} streams over it")
 

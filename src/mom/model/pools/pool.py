@@ -18,7 +18,14 @@ from torch import Tensor, nn
 from mom.model.components import normalized
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
-from mom.model.pools.rows import AllRows, Folded, SortedRows, should_run_all_modules
+from mom.model.pools.rows import (
+    AllRows,
+    Folded,
+    SingleRows,
+    SortedRows,
+    should_run_all_modules,
+    should_run_one_by_one,
+)
 from mom.model.routing import Routing
 from mom.model.weight_gradients import with_summed_gradients
 
@@ -111,12 +118,14 @@ class Pool(nn.Module):
 
     def rows(
         self, x: Tensor, routing: Routing, folded: Folded, *, sorts: bool = False
-    ) -> SortedRows | AllRows:
-        """Return the rows of computation of a step on x, [B, T, D], in the cheaper of two forms.
+    ) -> SortedRows | AllRows | SingleRows:
+        """Return the rows of computation of a step on x, [B, T, D], in the cheapest form.
 
         ``sorts`` always sorts the rows by module.
         """
         normal = self.normalized(x).flatten(0, 1)  # (tokens, D)
+        if not sorts and should_run_one_by_one(normal):
+            return SingleRows(self.config, normal, routing, folded)
         if not sorts and should_run_all_modules(len(normal), folded.in_weight.numel()):
             return AllRows(self.config, normal, routing, folded)
         return SortedRows(self.config, normal, routing, folded)

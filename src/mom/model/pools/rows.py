@@ -1,19 +1,21 @@
 """The rows of computation of a step: a row for each module that a token runs.
 
 :class:`SortedRows` sorts them by module. With very few tokens, as in decoding with a cache, even sorting costs more
-than the matmuls; then :class:`AllRows` runs every module for every token and sums them with a table of weights, which
-are 0 for modules that were not chosen, in a single matmul.
+than the matmuls. Then :class:`AllRows` runs every module for every token and sums them with a table of weights, which
+are 0 for modules that were not chosen, in a single matmul. For one token on the CPU, :class:`SingleRows` reads which
+modules it chose and runs these alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mom.model.components import activated
-from mom.model.dispatch import FEW_NUMBERS, grouped_linear, sort_by_group, sum_choices
+from mom.model.dispatch import FEW_NUMBERS, grouped_linear, reads_no_values, sort_by_group, sum_choices
 from mom.model.options import ModelOptions
 from mom.model.routing import Routing
 
@@ -132,8 +134,67 @@ class AllRows:
         return sum_modules(rows, self._weights, self._folded.out_weight, self._folded.out_bias)
 
 
+class SingleRows:
+    """The modules of one token, one by one; the methods are those of :class:`SortedRows`, with rows [K, columns]."""
+
+    def __init__(self, config: ModelOptions, normal: Tensor, routing: Routing, folded: Folded) -> None:
+        self._config, self.normal, self._folded = config, normal, folded
+        self._modules: list[int] = routing.selected.flatten().tolist()
+        self._num_modules = routing.num_modules
+        self._weight = routing.weights.view(-1, 1)  # (K, 1)
+
+    def project_in(self) -> Tensor:
+        folded = self._folded
+        rows = [
+            self._scaled(module) if module < self._num_modules else self.normal for module in self._modules
+        ]
+        return self._project(rows, folded.in_weight, folded.in_bias)
+
+    def _scaled(self, module: int) -> Tensor:
+        """Apply the part of a module's norm that is not folded into its first projection, [1, D]."""
+        if self._folded.norm_weight is None or self._folded.norm_bias is None:
+            return self.normal
+        return torch.addcmul(self._folded.norm_bias[module], self.normal, self._folded.norm_weight[module])
+
+    def sum_projected_in(self, *, weighted: bool) -> Tensor:
+        return self._sum(self.project_in(), weighted)
+
+    def sum_projected_out(self, rows: Tensor, *, activate: bool = False) -> Tensor:
+        rows = activated(self._config, rows) if activate else rows
+        return self._project_out(rows.split(1))
+
+    def sum_projected_out_of_tokens(self, x: Tensor) -> Tensor:
+        return self._project_out([x] * len(self._modules))
+
+    def _project_out(self, rows: Sequence[Tensor]) -> Tensor:
+        return self._sum(self._project(rows, self._folded.out_weight, self._folded.out_bias), weighted=True)
+
+    def _project(self, rows: Sequence[Tensor], weight: Tensor, bias: Tensor) -> Tensor:
+        """Apply each row's module to it, [1, D_in] each → [K, D_out]; rows of SKIP are 0."""
+        products = [
+            torch.addmm(bias[module], row.to(weight.dtype), weight[module])
+            if module < self._num_modules
+            else weight.new_zeros(1, weight.shape[-1])
+            for module, row in zip(self._modules, rows, strict=True)
+        ]
+        return products[0] if len(products) == 1 else torch.cat(products)
+
+    def _sum(self, rows: Tensor, weighted: bool) -> Tensor:
+        rows = rows * self._weight.to(rows.dtype) if weighted else rows
+        return rows if len(rows) == 1 else rows.sum(dim=0, keepdim=True)
+
+
 ALL_MODULES_MAX_TOKENS = 32
 ALL_MODULES_MAX_WEIGHTS = 2**19
+
+
+def should_run_one_by_one(normal: Tensor) -> bool:
+    """Return whether to run the modules of a token, [1, D], one by one; for decoding, so only without gradients.
+
+    Reading which modules these are would make a GPU wait, and cannot be compiled.
+    """
+    reads = normal.device.type == "cpu" and not torch.compiler.is_compiling() and not reads_no_values()
+    return len(normal) == 1 and reads and not torch.is_grad_enabled()
 
 
 def should_run_all_modules(num_tokens: int, num_weights: int) -> bool:
