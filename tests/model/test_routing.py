@@ -225,3 +225,47 @@ def test_router_state_starts_at_zero_in_each_stage():
     entering = output.hidden_states[3]  # after embedding, bottom, one round, anchor
     again = stages[1].attention.router(entering, None, 0)[0].scores
     torch.testing.assert_close(output.routing[1].attention.scores, again)
+
+
+def test_hashed_prior_starts_as_the_random_router_and_is_learned_away():
+    ids = tokens(2, 16)
+    options = {"top_k": 1, "skip": False, "num_rounds": 2}
+    prior = {"router": "linear", "router_prior": "hashed", "temperature": 0.5}
+    strong = small_model(**options, **prior, router_prior_strength=50.0).eval()
+    fixed = small_model(**options, router="random").eval()
+    weak = small_model(**options, **prior, router_prior_strength=1e-3).eval()
+    rounds = {
+        name: model(input_ids=ids, output_routing=True).routing
+        for name, model in {"strong": strong, "fixed": fixed, "weak": weak}.items()
+    }
+    for name in ("attention", "ffn"):
+        for strong_round, fixed_round in zip(rounds["strong"], rounds["fixed"], strict=True):
+            assert torch.equal(getattr(strong_round, name).selected, getattr(fixed_round, name).selected)
+        chosen = getattr(rounds["weak"][0], name)
+        assert not torch.equal(chosen.selected, getattr(rounds["fixed"][0], name).selected)
+    router = strong.model.stages[0].ffn.router
+    expected = router.output(torch.zeros(1, 1, 16)) / 0.5  # the linear layer's bias
+    expected[0, 0, router.hashed[1, 7]] += 50.0  # in units of the temperature
+    found, _ = router(torch.zeros(1, 1, 16), None, 1, torch.tensor([[7]]))
+    torch.testing.assert_close(found.logits[..., :-1], expected[..., :-1])  # without SKIP
+
+
+def test_hashed_prior_ignores_ids_that_were_added_and_requires_ids():
+    router = small_model(router_prior="hashed", router="linear").model.stages[0].ffn.router
+    x = torch.zeros(1, 1, 16)
+    later, _ = router(x, None, 0, torch.tensor([[router.config.vocab_size]]))
+    torch.testing.assert_close(later.logits, router.output(x) / router.config.temperature)
+    with pytest.raises(ValueError, match=r"router\.router_prior=hashed requires input_ids"):
+        router(x, None, 0, None)
+
+
+def test_hashed_prior_leaves_alone_rounds_with_one_module_and_modules_that_choose():
+    layerwise = small_model(router_prior="hashed", schedule="layerwise").model.stages[0].ffn.router
+    assert (layerwise.hashed == -1).all()
+    choosing = small_model(router_prior="hashed", capacity=0.5, top_k=1).model.stages[0].ffn.router
+    assert (choosing.hashed == -1).all()
+    halves = small_model(
+        router_prior="hashed", schedule="grouped", num_ffn_modules=4, num_attention_modules=4, num_rounds=2
+    )
+    table = halves.model.stages[0].ffn.router.hashed
+    assert [sorted(set(row)) for row in table.tolist()] == [[0, 1], [2, 3]]

@@ -119,8 +119,11 @@ class PriorStrength(Scalar):
     starts_as_configured = True
 
     def check_model(self, config: MoMConfig) -> None:
-        if config.router_prior == "none" or config.router_prior_strength == 0:
-            raise ValueError("name=prior_strength requires a router.router_prior with a strength above 0")
+        if config.router_prior in ("none", "hashed") or config.router_prior_strength == 0:
+            raise ValueError(
+                "name=prior_strength requires a learned router.router_prior (cyclic, ordered, or looped) with a "
+                "strength above 0"
+            )
 
     def configured(self, config: MoMConfig) -> float:
         return float(config.router_prior_strength)

@@ -82,6 +82,13 @@ class PoolLayout:
         """Return whether any round chooses among modules, not only between a module and SKIP."""
         return any(len(self.modules_of(h)) > 1 for h in range(self.num_rounds))
 
+    def prefers(self, round_index: int) -> bool:
+        """Return whether a weak prior on one module suits a round.
+
+        It only weakens SKIP in rounds with one module and in pools whose modules choose their tokens (``capacity``).
+        """
+        return self.capacity is None and len(self.modules_of(round_index)) > 1
+
     def modules_per_token(self, round_index: int) -> float:
         """Return the most modules that a token of a stage runs in a round, averaged over tokens."""
         share = 1.0 if self.capacity is None else self.capacity
@@ -126,8 +133,8 @@ class PoolLayout:
         """Return the initial preference of each round, [H][slots], in units of the temperature.
 
         ``cyclic`` gives ``strength`` to the modules i with i = h modulo N or H, whichever is less, in round h, and 0 to
-        everything else. It leaves alone rounds with one module and modules that choose their tokens (``capacity``),
-        where it would only weaken SKIP.
+        everything else, in rounds that it suits (:meth:`prefers`). ``hashed`` depends on the token and is not in this
+        table.
 
         With the other kinds, module h gets ``2 * strength`` and SKIP ``strength`` in round h < N. In later rounds, SKIP
         gets ``2 * strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a
@@ -136,10 +143,13 @@ class PoolLayout:
         if kind == "cyclic":
             period = min(self.num_modules, self.num_rounds)
             rounds = range(self.num_rounds)
-            applies = [self.capacity is None and len(self.modules_of(h)) > 1 for h in rounds]
-            preferred = [range(h % period, self.num_modules if applies[h] else 0, period) for h in rounds]
+            preferred = [
+                range(h % period, self.num_modules if self.prefers(h) else 0, period) for h in rounds
+            ]
             return [[strength * (slot in chosen) for slot in range(self.num_slots)] for chosen in preferred]
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]
+        if kind in ("none", "hashed"):
+            return table
         skip_slots = list(range(self.num_modules, self.num_slots))
         for round_index, row in enumerate(table):
             grouped = self.schedule == "grouped"

@@ -153,10 +153,10 @@ class ModelOptions:
         group="router",
     )
     straight_through: bool = option(False, "use sign(weight), with the weight's gradient", group=None)
-    router_prior: Literal["none", "cyclic", "ordered", "looped"] = option(
+    router_prior: Literal["none", "cyclic", "ordered", "looped", "hashed"] = option(
         "cyclic",
         "learned bias per round that starts by preferring: cyclic: the modules in turn; ordered, looped: module h, "
-        "then SKIP, as a plain transformer",
+        "then SKIP, as a plain transformer; hashed: a fixed bias for a random module per token ID and round",
         group="router",
     )
     router_prior_strength: float = option(

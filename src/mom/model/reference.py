@@ -154,8 +154,10 @@ class Router:
     def __call__(self, h: int, x: Tensor, ids: Tensor, exited: list[bool]) -> list[Choice]:
         """Choose for every token in round h, from the residual stream (T, D) without a norm."""
         route = ROUTERS[self.config.router]
-        # Each token's logits (N + 1,) and what it can reach, best first
-        routes = {t: route(self, h, t, x[t], int(ids[t])) for t in range(len(x)) if not exited[t]}
+        routes = {}  # token → its logits (N + 1,) and what it can reach, best first
+        for t, self.token_id in enumerate(ids.tolist()):
+            if not exited[t]:
+                routes[t] = route(self, h, t, x[t], self.token_id)
         if "settled" in self.weights:
             kept = self.weights["settled"][h, ids].tolist()  # (T,)
             routes = {t: self.settle(h, t, kept[t], *routes[t]) for t in routes}
@@ -238,6 +240,11 @@ class Router:
         if "prior" in self.weights:
             logits = logits + self.weights["prior"][h]  # (N + 1,)
         reachable = self.reachable(h)
+        modules = [i for i in reachable if i != self.skip]
+        if self.config.router_prior == "hashed" and self.capacity is None and len(modules) > 1:
+            preferred = max(modules, key=lambda i: hashed(self, h, self.token_id, i))
+            bonus = self.config.router_prior_strength * self.config.temperature
+            logits = logits + bonus * torch.eye(self.skip + 1)[preferred]  # (N + 1,)
         allowed = torch.full_like(logits, -torch.inf)
         allowed[reachable] = logits[reachable] / self.config.temperature  # (N + 1,)
         # The balance bias affects which modules are chosen, not their weights. The logits decide between equal sums:
@@ -256,6 +263,14 @@ class Router:
             first, last = h * n // rounds, (h + 1) * n // rounds
             modules = list(range(first, max(last, first + 1)))
         return modules + [self.skip] * self.may_skip
+
+
+def hashed(router: Router, h: int, token_id: int, i: int) -> int:
+    """Hash token id, round, slot, and pool to a number that is as good as random."""
+    value = (((token_id * 1_000_003 + h) * 8_191 + i) * 131 + router.salt) & 0x7FFFFFFF
+    for multiplier in (0x45D9F3B, 0x119DE1F3, 0x45D9F3B):
+        value = ((value ^ (value >> 15)) * multiplier) & 0x7FFFFFFF
+    return value ^ (value >> 16)
 
 
 def gru(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
@@ -302,16 +317,9 @@ def sequential(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tupl
 
 def random(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:
     """Choose by a hash of token id and round, uniformly: a fixed baseline that learns nothing."""
-
-    def hashed(i: int) -> int:
-        value = (((token_id * 1_000_003 + h) * 8_191 + i) * 131 + router.salt) & 0x7FFFFFFF
-        for multiplier in (0x45D9F3B, 0x119DE1F3, 0x45D9F3B):
-            value = ((value ^ (value >> 15)) * multiplier) & 0x7FFFFFFF
-        return value ^ (value >> 16)
-
     reachable = router.reachable(h)
     chances = torch.eye(router.skip + 1)[reachable].mean(0)  # (N + 1,)
-    return chances.log(), sorted(reachable, key=hashed, reverse=True)
+    return chances.log(), sorted(reachable, key=lambda i: hashed(router, h, token_id, i), reverse=True)
 
 
 def oracle(router: Router, h: int, t: int, x: Tensor, token_id: int) -> tuple[Tensor, list[int]]:

@@ -7,6 +7,7 @@ from typing import Any
 from mom.model.layout import PoolLayout
 from mom.model.options import ModelOptions
 from mom.model.registry import register_router
+from mom.model.routers.hashing import hashed_ranking
 from mom.model.routers.kind import RouterKind
 
 
@@ -27,8 +28,7 @@ class Random(RouterKind):
             )
         reachable = router.reachable[round_index]  # (slots,)
         slots = reachable.long().fill_(1).cumsum(0) - 1
-        key = (token_ids[..., None] * 1_000_003 + round_index) * 8_191 + slots  # (B, T, slots), int64
-        ranking = _hash_to_unit(key * 131 + router.salt)
+        ranking = hashed_ranking(token_ids, round_index, slots, router.salt)  # (B, T, slots)
         return (
             (ranking * 0).masked_fill(~reachable, float("-inf")),
             None,
@@ -37,12 +37,3 @@ class Random(RouterKind):
 
     def flops(self, options: ModelOptions, layout: PoolLayout) -> int:
         return 0
-
-
-def _hash_to_unit(key: Any) -> Any:
-    """Hash integers to floats in [0, 1) by multiplications, shifts, and xors within 31 bits, exact on every device."""
-    mask = 0x7FFFFFFF
-    value = key & mask
-    for multiplier in (0x45D9F3B, 0x119DE1F3, 0x45D9F3B):
-        value = ((value ^ (value >> 15)) * multiplier) & mask
-    return (value ^ (value >> 16)).float() / (mask + 1.0)
