@@ -177,8 +177,16 @@ def test_invalid_arguments_are_rejected(given, message):
             {"router": "sequential"},
             "name=temperature requires a router that learns",
         ),
-        (Schedule("prior_strength", end=0.0), {"router_prior": "none"}, "requires a learned router.router_prior"),
-        (Schedule("prior_strength", end=0.0), {"router_prior": "hashed"}, "requires a learned router.router_prior"),
+        (
+            Schedule("prior_strength", end=0.0),
+            {"router_prior": "none"},
+            "requires a learned router.router_prior",
+        ),
+        (
+            Schedule("prior_strength", end=0.0),
+            {"router_prior": "hashed"},
+            "requires a learned router.router_prior",
+        ),
         (
             Schedule("prior_strength", 1.0, 0.0),
             {"router_prior": "ordered", "router_prior_strength": 2.0},
