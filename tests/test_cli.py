@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
 
 from mom.config import RunConfig
 from mom.errors import UsageError
@@ -60,6 +61,42 @@ def test_a_file_of_users_may_set_hydras_mode(
         == 2
     )
     assert the_line(capsys).endswith("got 130")
+
+
+def test_a_single_request_is_composed_once(
+    launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydra.main", lambda **_: pytest.fail("composes twice"))
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        assert HydraConfig.get().runtime.choices["model"] == "gpt2_tiny"
+        assert HydraConfig.get().runtime.output_dir == os.getcwd()
+        return {}
+
+    assert launch("run_dir=here", "model=gpt2_tiny", "hydra.mode=RUN", task=task) == 0
+    assert launch("model.d_model=130") == 2
+
+
+@pytest.mark.parametrize("in_a_file", [False, True])
+def test_hydras_own_settings_still_hold(
+    in_a_file: bool, launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GIVEN", raising=False)
+    given = ["hydra.output_subdir=records", "+hydra.job.env_set.GIVEN=yes"]
+    if in_a_file:
+        Path("own/experiment").mkdir(parents=True)
+        lines = "{output_subdir: records, job: {env_set: {GIVEN: 'yes'}}}"
+        Path("own/experiment/mine.yaml").write_text(f"# @package _global_\nhydra: {lines}\n")
+        given = [f"hydra.searchpath=[file://{Path('own').resolve()}]", "experiment=mine"]
+    seen: list[str | None] = []
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, Any]:
+        seen.append(os.environ.get("GIVEN"))
+        return {}
+
+    assert launch("run_dir=here", *SMALL, *given, task=task) == 0
+    assert seen == ["yes"]
+    assert Path("records/overrides.yaml").is_file()
 
 
 def test_a_run_leaves_its_request_its_summary_and_its_status(launch: Callable[..., int]) -> None:

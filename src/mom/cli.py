@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 import hydra
+from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import configure_log
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from mom.config import RunConfig, bind
 from mom.config.composition import (
@@ -31,7 +35,7 @@ from mom.config.composition import (
     is_composition_error,
     prepare_composition,
 )
-from mom.config.next_commands import next_commands
+from mom.config.next_commands import IS_JOB, next_commands
 from mom.config.overrides import as_typed, without_stages
 from mom.errors import JobsFailed, RunFailed, UsageError, first_line
 from mom.runs.console_log import CONSOLE_LOG, kept
@@ -66,7 +70,8 @@ def main(config_dir: Path) -> int:
         if {"-h", "--help"} & set(sys.argv[1:]):
             print(help_text(config_dir, overrides))
             return SUCCEEDED
-        hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
+        if not _is_alone(overrides) or not _run_composed(config_dir, overrides, launch):
+            hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt as error:
         return exit_code(_signal_of(error) or signal.SIGINT)
     except JobsFailed:
@@ -99,6 +104,41 @@ class _Launch:
             self.exit_code = _run(composed_config)
         finally:
             os.environ.pop(RUN_DIR_VARIABLE, None)
+
+
+def _is_alone(overrides: list[str]) -> bool:
+    """Return whether the command line has no flags and asks for no sweep, which a file may turn on too."""
+    if sys.argv[1:] != overrides:
+        return False
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    modes = {override.input_line for override in parsed if override.key_or_group == "hydra.mode"}
+    return modes <= {IS_JOB} and not any(override.is_sweep_override() for override in parsed)
+
+
+def _run_composed(config_dir: Path, overrides: list[str], launch: _Launch) -> bool:
+    """Compose and run a single request, or return False if it changes Hydra's own settings.
+
+    ``hydra.main`` composes every request twice, first only to learn ``hydra.mode``, which takes a third of a refusal.
+    """
+    with initialize_config_dir(str(config_dir), job_name=Path(__file__).stem, version_base="1.3"):
+        config = compose(CONFIG_NAME, overrides=overrides, return_hydra_config=True)
+        settings = config.hydra
+        changed = (
+            settings.mode not in (None, RunMode.RUN),
+            settings.output_subdir is not None,
+            settings.run.dir != ".",
+            settings.job.chdir,
+            settings.job.env_set,
+            settings.callbacks,
+        )
+        if any(changed):
+            return False
+        with read_write(settings.runtime), open_dict(settings.runtime):
+            settings.runtime.output_dir = os.getcwd()
+        HydraConfig.instance().set_config(config)
+        configure_log(settings.job_logging, settings.verbose)
+        launch.run(OmegaConf.masked_copy(config, [str(name) for name in config if name != "hydra"]))
+    return True
 
 
 def _run(composed_config: DictConfig) -> int:

@@ -125,6 +125,44 @@ def test_a_large_batch_gives_its_first_sequences_to_depth_by_loss(tmp_path, monk
     assert drawn["depth_by_loss"][0]["effective"].tokens.sum() == 2 * 7
 
 
+@pytest.mark.parametrize("has_logits", [False, True])
+def test_depth_by_loss_needs_another_pass_only_without_logits_and_never_a_loss(
+    tmp_path, monkeypatch, has_logits
+):
+    drawn: dict = {}
+    keep(monkeypatch, drawn, "depth_by_loss")
+    monkeypatch.setattr(callback, "MAX_LOGITS", 2 * 8 * 61)  # two of the three sequences
+    module, batch = small_module(skip_rule="first"), token_batch(1, rows=3)
+    labels: list[object] = []
+    run_model, validate = module.run_model, module.validation_step
+
+    def running(given, **options):
+        labels.append(given["labels"])
+        return run_model(given, **options)
+
+    def validating(given, *rest):
+        logits = run_model(given, output_logits=True).logits
+        return {**validate(given, *rest), **({"logits": logits} if has_logits else {})}
+
+    module.validation_step = validating
+    trainer = plain_trainer(tmp_path, [RoutingFigures(dpi=30)], max_steps=1, val_check_interval=1)
+    module.run_model = running
+    trainer.fit(module, datamodule=FixedBatches([token_batch(0)], [batch]))
+
+    steps, again = labels[:2], labels[2:]  # the training step and the validation, then the figure's own pass
+    assert all(given is not None for given in steps)
+    assert again == ([] if has_logits else [None])
+    with torch.no_grad():
+        logits = module.model(input_ids=batch["input_ids"][:2]).logits
+    loss = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), batch["labels"][:2, 1:], reduction="none"
+    )
+    counts = drawn["depth_by_loss"][0]["effective"].tokens
+    edges = torch.tensor(callback.LOSS_EDGES)
+    wanted = torch.bucketize(loss.flatten(), edges[1:-1], right=True).bincount(minlength=len(edges) - 1)
+    assert counts.tolist() == wanted.tolist()
+
+
 def test_choices_are_drawn_by_rule_for_the_tokens_that_answer(tmp_path, monkeypatch):
     drawn = {}
 

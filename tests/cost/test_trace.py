@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from mom.config import bind
+from mom.config.composition import composed
 from mom.cost import trace
 from mom.cost.memory import measure_memory
 from mom.cost.trace import StepTrace, trace_step
@@ -11,6 +15,8 @@ from mom.model import MoMConfig, weight_gradients
 from mom.training.optimizer import build_optimizer
 from tests.helpers.runs import OPTIMIZER
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
+PRESETS = sorted(path.stem for path in (CONF / "model").glob("*.yaml"))
 SHAPE = {"vocab_size": 512, "d_model": 64, "num_heads": 2, "max_positions": 64}
 PLAIN = {"num_stages": 0, "num_bottom_blocks": 5, "num_top_blocks": 0}
 DEEP = {"num_stages": 2, "num_bottom_blocks": 4, "num_rounds": 6, "top_k": 2, "router": "gru"}
@@ -72,3 +78,14 @@ def test_gradients_at_the_peak_are_some_of_all(length, monkeypatch):
 
     assert 0 <= traced.gradients_at_peak <= traced.gradients
     assert traced.activations_at_peak > 0
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_part_of_a_presets_step_is_negative(preset):
+    config = bind(composed(CONF, ["task=cost", f"model={preset}"])).model_config(512)
+    traced = trace_step(config, 4, 128, "32-true")
+
+    assert 0 <= traced.gradients_at_peak <= traced.gradients
+    assert 0 < traced.activations_at_peak < traced.peak
+    assert traced.gradients_at_peak + traced.activations_at_peak == pytest.approx(traced.peak)
+    assert traced.kept > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from mom.interop import load_model
 from mom.metrics.names import SPECIALIZATION
 from mom.runs.directory import RunDirectory
 from mom.tasks import evaluate, pretrain
+from mom.training.controls import ControlModule
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 SMALL = (
@@ -164,3 +166,21 @@ def test_a_plain_transformer_has_no_alignment(tmp_path: Path) -> None:
     summary = train_on_rules(tmp_path / "plain", "arm=plain")
 
     assert not [name for name in summary if "alignment" in name]
+
+
+def test_figures_use_the_logits_of_a_controls_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[bool] = []
+    run_model = ControlModule.run_model
+
+    def running(module: ControlModule, *batch: Any, **options: Any) -> Any:
+        runs.append(module.training)
+        return run_model(module, *batch, **options)
+
+    monkeypatch.setattr(ControlModule, "run_model", running)
+    figures = "callbacks.figures={_target_: mom.callbacks.RoutingFigures, dpi: 30}"
+    limits = ("trainer.max_steps=1", "trainer.val_check_interval=1", "trainer.limit_val_batches=2")
+    train(tmp_path / "run", "data.batch_size=4", *limits, "trainer.num_sanity_val_steps=0", figures)
+
+    assert runs == [True, False, False]

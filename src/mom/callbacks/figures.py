@@ -57,8 +57,8 @@ class RoutingFigures(Callback):
     whose right modules are known). :mod:`mom.plots.routing`, :mod:`mom.plots.depth`, and :mod:`mom.plots.rules`
     describe them. Tokens of all ranks count, padding does not. A plain transformer has no routing.
 
-    Validation computes no loss per token, so for depth by loss, with language models only, the first ``loss_batches``
-    batches go through the model once more.
+    Validation of text keeps no logits, so for depth by loss, with language models only, the first ``loss_batches``
+    batches go through the model once more; that of a control has them.
 
     Args:
         every_n_steps: also draw after the first validation in every ``every_n_steps`` optimizer steps; ``None`` draws
@@ -95,7 +95,7 @@ class RoutingFigures(Callback):
         measured = self._measure(pl_module, outputs, batch)
         if hasattr(pl_module.model, "lm_head") and self.loss_batches:
             is_used = batch_idx < self.loss_batches and dataloader_idx == 0
-            measured |= self._measure_by_loss(trainer, pl_module, batch if is_used else None)
+            measured |= self._measure_by_loss(trainer, pl_module, outputs, batch if is_used else None)
         self._sums = add(self._sums, measured)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -141,8 +141,13 @@ class RoutingFigures(Callback):
                 sums[f"{pool}/by_rule"] = choices_by_rule(records, right, mask & answers)
         return sums | prefixed("depth", bins) | prefixed("type", by_type)
 
-    def _measure_by_loss(self, trainer: Trainer, pl_module: LightningModule, batch: Any | None) -> Sums:
-        """Sum up depths by the loss of the next token, in another forward pass; zeros without a batch."""
+    def _measure_by_loss(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Mapping[str, Any], batch: Any | None
+    ) -> Sums:
+        """Sum up depths by the loss of the next token, in another forward pass if there are no logits.
+
+        Zeros without a batch.
+        """
         number = len(LOSS_EDGES) - 1
         if batch is None:
             nothing = torch.zeros(1, 1, device=pl_module.device)
@@ -151,15 +156,21 @@ class RoutingFigures(Callback):
         # Every rank has to run the model equally often, because a sharded model runs on all of them together.
         vocab_size = get_model_config(pl_module).vocab_size
         rows = slice(max(1, MAX_LOGITS // (batch["input_ids"].shape[1] * vocab_size)))
-        part = apply_to_collection(dict(batch), torch.Tensor, lambda values: values[rows])
-        with trainer.precision_plugin.forward_context():
-            output = cast(Any, pl_module).run_model(part, output_logits=True)
+        part, routing = apply_to_collection(
+            (dict(batch), outputs["routing"]), Tensor, lambda values: values[rows]
+        )
+        if "logits" in outputs:
+            logits = outputs["logits"][rows]
+        else:
+            with trainer.precision_plugin.forward_context():
+                output = cast(Any, pl_module).run_model({**part, "labels": None}, output_logits=True)
+            logits, routing = output.logits, output.routing
         labels = part["labels"][:, 1:]  # (B, T-1)
         loss = torch.nn.functional.cross_entropy(
-            output.logits[:, :-1].float().transpose(1, 2), labels, reduction="none"
+            logits[:, :-1].float().transpose(1, 2), labels, reduction="none"
         )  # (B, T-1); 0 where the label is -100, which the mask excludes
         loss_bin = torch.bucketize(loss, torch.tensor(LOSS_EDGES[1:-1], device=loss.device), right=True)
-        depths = {name: depth[:, :-1] for name, depth in _depths(pl_module, output.routing).items()}
+        depths = {name: depth[:, :-1] for name, depth in _depths(pl_module, routing).items()}
         return prefixed("loss", moments_by(loss_bin, depths, labels != -100, number=number))
 
     def _draw(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -42,6 +42,8 @@ STYLE: Any = {  # matplotlib types every key by name
     "axes.grid": False,
     "figure.titlesize": 11.5,
     "figure.facecolor": "white",
+    "figure.autolayout": False,
+    "figure.constrained_layout.use": False,
     "legend.frameon": False,
     "legend.fontsize": 9,
     "svg.fonttype": "path",
@@ -163,7 +165,18 @@ def write_figure(figure: Figure, path: str | Path, dpi: int = 120) -> Path:
     """Write ``path``, a PNG file, and the same as ``.svg`` next to it, creating their directory; return ``path``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _lay_out(figure, dpi)
     for target, content in ((path, png(figure, dpi)), (path.with_suffix(".svg"), svg(figure))):
         with atomic_file(target) as temporary:
             temporary.write_bytes(content)
     return path
+
+
+def _lay_out(figure: Figure, dpi: int) -> None:
+    """Place the panels for good; otherwise every file would lay the figure out again and draw it twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None and figure.axes:
+        figure.dpi = dpi  # that of the PNG file, in whose pixels text is measured
+        with matplotlib.rc_context(STYLE):
+            engine.execute(figure)
+            figure.set_layout_engine(None)

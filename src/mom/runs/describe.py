@@ -15,7 +15,7 @@ def describe_run(folder: str | Path) -> str:
     config, of_run = read_config(folder), folder
     if "task" not in config and "phase" in config:  # a phase, whose data is that of the run
         of_run = folder.parent
-    request = read_config(of_run)
+    request = config if of_run == folder else read_config(of_run)
     name = of_run.name if of_run == folder else f"{of_run.name}, {config['phase']}"
     titles = [
         str(request["name"]) if request.get("name") else "",

@@ -24,6 +24,9 @@ OUTPUT = "output.txt"
 
 _POLL_SECONDS = 0.1
 
+_PLOTS = [f"mom.plots.{name}" for name in ("depth", "routing", "rules", "training")]
+"""Modules that jobs with figures import at their end."""
+
 Process = subprocess.Popen[bytes] | ForkedProcess
 
 
@@ -113,6 +116,8 @@ def _start(job: Job, line: list[str], output: IO[bytes] | None, kept_open: tuple
     is_program = line[0] == sys.executable and (line[1] == "-m" or Path(line[1]).is_file())
     if output is not None and is_program and "forkserver" in multiprocessing.get_all_start_methods():
         imports = [f"mom.tasks.{job.config['task']['name']}"] if "task" in job.config else []
+        if job.config.get("callbacks", {}).get("figures"):
+            imports += _PLOTS
         return ForkedProcess(line[1:], output.fileno(), os.environ | devices, kept_open, imports)
     return subprocess.Popen(
         line,

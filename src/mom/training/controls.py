@@ -62,12 +62,12 @@ class ControlModule(LanguageModelingModule):
     def validation_step(
         self, batch: Mapping[str, Any], batch_idx: int, dataloader_idx: int = 0
     ) -> dict[str, Any]:
-        """Measure one validation batch; return :func:`step_outputs`."""
+        """Measure one validation batch; return :func:`step_outputs` and ``logits`` [B, T, V]."""
         output = self.run_model(batch, output_logits=True)
         self._val_loss.update(output.lm_loss, self.count_targets(batch))
         self._exact_match.update(exact_matches(output.logits, batch["labels"]), batch["bucket"])
         self._add_choices(output.routing, batch)
-        return step_outputs(output, batch)
+        return {**step_outputs(output, batch), "logits": output.logits}
 
     def _add_choices(self, routing: Sequence[Any], batch: Mapping[str, Any]) -> None:
         """Count the choices of the tokens that predict an answer."""
