@@ -170,7 +170,7 @@ def run_row(row: Row) -> Measured:
         RuntimeError: it failed, or its process died.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__spec__.name])  # the libraries, imported once
+    context.set_forkserver_preload([steps.__name__, loop.__name__])  # the libraries, imported once
     result, pipe = context.Pipe(duplex=False)
     process = context.Process(target=_measure, args=(row, pipe))
     process.start()
