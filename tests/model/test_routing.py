@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mom.model import MoMForCausalLM
 from mom.model.layout import PoolLayout
 from mom.model.pools import Attention
 from mom.model.routers import GRU
@@ -245,27 +246,38 @@ def test_hashed_prior_starts_as_the_random_router_and_is_learned_away():
         assert not torch.equal(chosen.selected, getattr(rounds["fixed"][0], name).selected)
     router = strong.model.stages[0].ffn.router
     expected = router.output(torch.zeros(1, 1, 16)) / 0.5  # the linear layer's bias
-    expected[0, 0, router.hashed[1, 7]] += 50.0  # in units of the temperature
     found, _ = router(torch.zeros(1, 1, 16), None, 1, torch.tensor([[7]]))
+    expected[0, 0, found.selected.item()] += 50.0  # in units of the temperature
     torch.testing.assert_close(found.logits[..., :-1], expected[..., :-1])  # without SKIP
 
 
-def test_hashed_prior_ignores_ids_that_were_added_and_requires_ids():
+def test_hashed_prior_requires_ids():
     router = small_model(router_prior="hashed", router="linear").model.stages[0].ffn.router
-    x = torch.zeros(1, 1, 16)
-    later, _ = router(x, None, 0, torch.tensor([[router.config.vocab_size]]))
-    torch.testing.assert_close(later.logits, router.output(x) / router.config.temperature)
     with pytest.raises(ValueError, match=r"router\.router_prior=hashed requires input_ids"):
-        router(x, None, 0, None)
+        router(torch.zeros(1, 1, 16), None, 0, None)
 
 
-def test_hashed_prior_leaves_alone_rounds_with_one_module_and_modules_that_choose():
-    layerwise = small_model(router_prior="hashed", schedule="layerwise").model.stages[0].ffn.router
-    assert (layerwise.hashed == -1).all()
-    choosing = small_model(router_prior="hashed", capacity=0.5, top_k=1).model.stages[0].ffn.router
-    assert (choosing.hashed == -1).all()
-    halves = small_model(
-        router_prior="hashed", schedule="grouped", num_ffn_modules=4, num_attention_modules=4, num_rounds=2
-    )
-    table = halves.model.stages[0].ffn.router.hashed
-    assert [sorted(set(row)) for row in table.tolist()] == [[0, 1], [2, 3]]
+def test_hashed_prior_is_the_same_after_the_vocabulary_grows(tmp_path):
+    model = small_model(router_prior="hashed", router_prior_strength=5.0).eval()
+    model.resize_token_embeddings(model.config.vocab_size + 8)
+    ids = torch.arange(model.config.vocab_size - 16, model.config.vocab_size)[None]
+    model.save_pretrained(tmp_path)
+    again = MoMForCausalLM.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize("changes", [{"schedule": "layerwise"}, {"capacity": 0.5, "top_k": 1}], ids=str)
+def test_hashed_prior_leaves_alone_rounds_with_one_module_and_modules_that_choose(changes):
+    options = {"router": "linear", "temperature": 1.0, "router_prior_strength": 5.0, **changes}
+    router = small_model(router_prior="hashed", **options).model.stages[0].ffn.router
+    x = torch.randn(1, 4, 16)
+    reached = router.reachable[1]
+    found = router(x, None, 1, tokens(1, 4))[0].logits
+    torch.testing.assert_close(found[..., reached], router.output(x)[..., reached])
+
+
+def test_hashed_prior_prefers_a_module_that_the_round_reaches():
+    options = {"schedule": "grouped", "num_ffn_modules": 4, "num_attention_modules": 4, "num_rounds": 2}
+    model = small_model(router_prior="hashed", router_prior_strength=50.0, top_k=1, **options).eval()
+    routing = model(input_ids=tokens(2, 16), output_routing=True).routing
+    assert [set(step.ffn.selected.flatten().tolist()) for step in routing] == [{0, 1}, {2, 3}]

@@ -46,7 +46,6 @@ class Router(nn.Module):
     prior: nn.Parameter | None
     balance_bias: Tensor | None
     settled: Tensor | None
-    hashed: Tensor | None
     noise_scale: Tensor
     temperature: Tensor | None
 
@@ -78,9 +77,6 @@ class Router(nn.Module):
         table = layout.prior(config.router_prior, config.router_prior_strength)  # [H][slots]
         has_prior = learns and any(map(any, table))
         self.register_parameter("prior", nn.Parameter(self.initial_prior()) if has_prior else None)
-        # The module that a round prefers for a token ID, [H, V]; -1 where it prefers none.
-        is_hashed = config.router_prior == "hashed" and learns
-        self.register_buffer("hashed", self.hashed_modules() if is_hashed else None, persistent=False)
         # For each module and SKIP, [N+1]; a buffer, since it is updated by a rule instead of a gradient.
         bias = torch.zeros(layout.num_modules + 1, dtype=torch.float32)
         self.register_buffer("balance_bias", bias if config.balance_bias_rate else None)
@@ -135,16 +131,6 @@ class Router(nn.Module):
         table = self.layout.prior(self.config.router_prior, self.config.router_prior_strength)
         return torch.tensor(table) * self.config.temperature
 
-    def hashed_modules(self) -> Tensor:
-        """Return the module that each round prefers for each token ID with ``router_prior: hashed``, int32 [H, V]."""
-        ids, modules = torch.arange(self.config.vocab_size), self.layout.num_modules
-        preferred = torch.full((self.layout.num_rounds, len(ids)), -1, dtype=torch.int32)
-        for h, reachable in enumerate(torch.tensor(self.layout.reachable())[:, :modules]):
-            if self.layout.prefers(h):
-                ranking = hashed_ranking(ids, h, torch.arange(modules), self.salt)  # (V, N)
-                preferred[h] = ranking.masked_fill(~reachable, -1.0).argmax(dim=-1)
-        return preferred
-
     def reset_tables(self, copy: Callable[[Tensor, Tensor], object]) -> None:
         """Initialize buffers, the prior, and SKIP's bias by ``copy(destination, source)``; layers come first."""
         self.kind.reset(self, copy)
@@ -152,8 +138,6 @@ class Router(nn.Module):
         copy(self.noise_scale, torch.zeros(()))
         if self.prior is not None:
             copy(self.prior, self.initial_prior())
-        if self.hashed is not None:
-            copy(self.hashed, self.hashed_modules())
         if self.balance_bias is not None:
             copy(self.balance_bias, torch.zeros(self.layout.num_modules + 1))
         if self.settled is not None:
@@ -279,11 +263,8 @@ class Router(nn.Module):
         logits = outputs.float()  # (B, T, slots)
         if self.prior is not None:
             logits = logits + self.prior[round_index]
-        if self.hashed is not None:
-            preferred = self._module_of(self.hashed[round_index], token_ids, "router_prior=hashed")  # (B, T)
-            slot = torch.arange(self.layout.num_slots, device=preferred.device)  # (slots,)
-            strength = self.config.router_prior_strength * self.config.temperature
-            logits = logits + strength * (slot == preferred[..., None])
+        if learns and self.config.router_prior == "hashed" and self.layout.prefers(round_index):
+            logits = logits + self._hashed_prior(round_index, token_ids)
         if learns and (self.temperature is not None or self.config.temperature != 1):
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
         reachable = self.kind.open_slots(self, round_index)
@@ -320,7 +301,12 @@ class Router(nn.Module):
         self, slots: Tensor | None, settled: Tensor, token_ids: Tensor | None, forced: Tensor | None
     ) -> Tensor:
         """Close all modules but the one that a token ID keeps in this round, unless it was removed, [B, T, slots]."""
-        kept = self._module_of(settled, token_ids, "settle_steps")  # (B, T)
+        if token_ids is None:
+            raise ValueError(
+                "router.settle_steps requires input_ids: choices settle per token id, got inputs_embeds"
+            )
+        known = token_ids < len(settled)  # false for IDs that were added to the vocabulary later
+        kept = torch.where(known, settled[token_ids * known], -1)  # (B, T)
         if forced is not None:
             kept = torch.where(forced[..., 0] >= 0, -1, kept)
         slot = torch.arange(self.layout.num_slots, device=kept.device)  # (slots,)
@@ -329,14 +315,18 @@ class Router(nn.Module):
             return is_kept | is_skip | (kept < 0)[..., None]
         return slots & (is_kept | is_skip | ~(is_kept & slots).any(dim=-1, keepdim=True))
 
-    def _module_of(self, table: Tensor, token_ids: Tensor | None, option: str) -> Tensor:
-        """Look up each token's module in a table of token IDs, [V] → [B, T]; -1 for IDs that were added later."""
+    def _hashed_prior(self, round_index: int, token_ids: Tensor | None) -> Tensor:
+        """Return the bias for the module that ``router=random`` would take without SKIP, [B, T, slots]."""
         if token_ids is None:
             raise ValueError(
-                f"router.{option} requires input_ids: it depends on token ids, got inputs_embeds"
+                "router.router_prior=hashed requires input_ids: it depends on token ids, got inputs_embeds"
             )
-        known = token_ids < len(table)
-        return torch.where(known, table[token_ids * known], -1)
+        slots = torch.arange(self.layout.num_slots, device=token_ids.device)
+        modules = slots[: self.layout.num_modules]
+        ranking = hashed_ranking(token_ids, round_index, modules, self.salt)  # (B, T, N)
+        ranking = ranking.masked_fill(~self.reachable[round_index, : len(modules)], -1.0)
+        preferred = slots == ranking.argmax(dim=-1, keepdim=True)  # (B, T, slots)
+        return preferred * (self.config.router_prior_strength * self.config.temperature)
 
     def _taken(self, logits: Tensor, candidates: Tensor | None) -> Tensor | None:
         """Return the modules that take each token, boolean [B, T, N]; ``None`` without a capacity."""
