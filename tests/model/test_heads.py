@@ -250,10 +250,6 @@ def test_keywords_that_nothing_reads_are_refused(kind, place):
     model = place(head(kind))
     with pytest.raises(TypeError, match="output_rooting"):
         model(input_ids=tokens(1, 4), output_rooting=True)
-    with pytest.raises(
-        TypeError, match="output_rooting"
-    ):  # beside what data collators add to packed sequences
-        model(input_ids=tokens(1, 4), output_rooting=None, position_ids=torch.arange(4)[None])
 
 
 def test_labels_may_be_shifted_by_the_caller(place):
