@@ -3,6 +3,7 @@
     make bench-gpu
 
 A measurement that fails, as for lack of memory, or that would begin after the time limit, leaves a dash and its reason.
+Each one's numbers are in the output file as soon as it ends.
 """
 
 from __future__ import annotations
@@ -170,9 +171,13 @@ class GPUBench(Setting):
 
 
 def measure_all(
-    size: Size, device: str, repeats: int, limit: float = LIMIT_SECONDS
+    size: Size,
+    device: str,
+    repeats: int,
+    keep: Callable[[dict[str, Measured], dict[str, str]], None],
+    limit: float = LIMIT_SECONDS,
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Run every measurement; return the rows' numbers, and why others are missing."""
+    """Run every measurement; return the rows' numbers, and why others are missing. ``keep`` gets them after each one."""
     began = time.perf_counter()
     bench = GPUBench(size, torch.bfloat16, device, repeats)
     found: dict[str, Measured] = {}
@@ -182,8 +187,8 @@ def measure_all(
         bench.agreement,
         bench.memory,
         bench.pool_size,
-        bench.decode,
         bench.step,
+        bench.decode,
     )
     for part in parts:
         name = part.__name__
@@ -195,6 +200,7 @@ def measure_all(
             found |= part()
         except Exception as error:  # the other rows can still be measured
             missing[name] = f"{type(error).__name__}: {first_line(error)}"
+        keep(found, missing)
         if device == "cuda":
             torch.cuda.empty_cache()
     return found, missing
@@ -216,18 +222,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 def report(size: str, device: str, repeats: int, out: Path, docs: Path) -> int:
     """Measure a size, and write the numbers and the table."""
-    found, missing = measure_all(SIZES[size], device, repeats)
     about, shape = machine(device), SIZES[size]
+    out.parent.mkdir(parents=True, exist_ok=True)
+
+    def keep(found: dict[str, Measured], missing: dict[str, str]) -> None:
+        results = {name: dataclasses.asdict(measured) for name, measured in found.items()}
+        record = {
+            "machine": about,
+            "date": today(),
+            "size": size,
+            "results": results,
+            "missing": missing,
+        }
+        write_json_atomic(out, record)
+
+    found, missing = measure_all(shape, device, repeats, keep)
     heading = (
         f"{about['device']}, PyTorch {about['torch']}, {today()}; width {shape.d_model}, "
         f"{shape.batch} × {shape.length} tokens, 4 + 4 modules, {repeats} repetitions"
     )
     text = table(LINES, found, missing, heading)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    numbers = {name: dataclasses.asdict(measured) for name, measured in found.items()}
-    write_json_atomic(
-        out, {"machine": about, "date": today(), "size": size, "results": numbers, "missing": missing}
-    )
     write_docs(docs, "make bench-gpu", text)
     print(f"\n{text}\n\nWritten to {out} and {docs}")
     return 1 if missing else 0

@@ -50,10 +50,13 @@ def test_what_fails_or_has_no_time_is_named(monkeypatch):
         monkeypatch.setattr(gpu.GPUBench, name, fail)
     # A replaced method has the name of its replacement.
     fail.__name__ = "step"
-    found, missing = gpu.measure_all(gpu.SIZES["smallest"], "cpu", 1)
+    kept = []
+    keep = lambda found, missing: kept.append((dict(found), dict(missing)))  # noqa: E731
+    found, missing = gpu.measure_all(gpu.SIZES["smallest"], "cpu", 1, keep)
+    assert kept[1][0] == found and kept[-1] == (found, missing)
     assert set(found) == {"float32_difference", "bfloat16_difference"}
     assert missing == {"step": "OutOfMemoryError: out of memory"}
-    assert gpu.measure_all(gpu.SIZES["smallest"], "cpu", 1, limit=-1)[0] == {}
+    assert gpu.measure_all(gpu.SIZES["smallest"], "cpu", 1, keep, limit=-1)[0] == {}
 
 
 @pytest.mark.parametrize("mark", [BEGIN, END])

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from mom.model import dispatch as dispatch_module
@@ -143,3 +144,41 @@ def test_operator_is_well_formed():
     bias, row_weight = torch.randn(2, 8, requires_grad=True), torch.rand(6, requires_grad=True)
     arguments = (x, weight, bias, row_weight, dispatch.token, dispatch.ends, dispatch.row, True, True, True)
     torch.library.opcheck(torch.ops.mom.grouped_linear.default, arguments)
+
+
+class SumsInFloat32(TorchFunctionMode):
+    """What autocast on CUDA does to sums that are not given a dtype, and autocast on the CPU does not."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.sum and "dtype" not in (kwargs or {}):
+            args = args[0].float(), *args[1:]
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("num_choices", [1, 2])
+def test_autocast_on_a_gpu_leaves_the_output_in_bfloat16(num_choices):
+    with torch.device("meta"), SumsInFloat32():  # on the CPU, other operations sum
+        dispatch = sort_by_group(torch.zeros(6, num_choices, dtype=torch.long), 4)
+        how = dispatch.token, dispatch.ends, dispatch.row, True, True, False
+        x, weight, bias = (torch.ones(shape).bfloat16() for shape in ((6, 8), (4, 8, 16), (4, 16)))
+        y = dispatch_module.forward_by_grouped_mm(x, weight, bias, torch.ones(6 * num_choices), *how)
+    assert y.dtype == torch.bfloat16
+
+
+def test_compiled_into_the_graph_it_has_the_values_and_gradients_of_the_loop():
+    generator = torch.Generator().manual_seed(0)
+    dispatch = sort_by_group(torch.randint(4, (12, 2), generator=generator), 3)  # group 3 is SKIP
+    how = dispatch.token, dispatch.ends, dispatch.row, True, True, True
+    shapes = (12, 8), (3, 8, 16), (3, 16), (24,)
+    leaves = [torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    compiled = torch.compile(dispatch_module._GroupedMatmul.apply, backend="aot_eager", fullgraph=True)
+    grad = torch.randn(12, 16, generator=generator).bfloat16()
+    results = []
+    for function in (dispatch_module._GroupedMatmul.apply, compiled):
+        y = function(*leaves, *how)
+        results.append((y, *torch.autograd.grad(y, leaves, grad)))
+    y = dispatch_module._GroupedLinear.apply(*leaves, how)
+    results.append((y, *torch.autograd.grad(y, leaves, grad)))
+    for eager, compiled_, loop in zip(*results, strict=True):
+        torch.testing.assert_close(compiled_, eager, rtol=0, atol=0)
+        torch.testing.assert_close(eager.float(), loop.float(), rtol=0.03, atol=0.1)

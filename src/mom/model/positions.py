@@ -87,7 +87,7 @@ def check_packing(packed: Mapping[str, object], position_ids: Tensor | None) -> 
         TypeError: another argument is among them.
         ValueError: there are no positions.
     """
-    unknown = sorted(packed.keys() - Packing.__optional_keys__)
+    unknown = [name for name in packed if name not in Packing.__optional_keys__]
     if unknown:
         raise TypeError(f"forward() got an unexpected keyword argument '{unknown[0]}'")
     if position_ids is None and any(value is not None for value in packed.values()):

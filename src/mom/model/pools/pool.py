@@ -139,5 +139,5 @@ def worth_folding(num_rows: int, num_columns: int) -> bool:
 def product_dtype(tensor: Tensor) -> torch.dtype:
     """Return the dtype that matmuls run in: autocast's if it is on, else the tensor's own."""
     device = tensor.device.type
-    is_on = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    is_on = not tensor.is_meta and torch.is_autocast_enabled(device)
     return torch.get_autocast_dtype(device) if is_on else tensor.dtype

@@ -293,8 +293,10 @@ class Router(nn.Module):
             **self._rules,
         )
         if trials is not None:
-            weights = routing.weights * try_skip(run, trials, self.config.skip_price)
-            routing = routing._replace(weights=weights)
+            scores, selected, weights, logits = routing
+            # Not `_replace`, which PyTorch 2.11 cannot compile.
+            weights = weights * try_skip(run, trials, self.config.skip_price)
+            routing = Routing(scores, selected, weights, logits)
         return routing, state
 
     def _only_settled(
