@@ -177,7 +177,7 @@ def measure_all(
     keep: Callable[[dict[str, Measured], dict[str, str]], None],
     limit: float = LIMIT_SECONDS,
 ) -> tuple[dict[str, Measured], dict[str, str]]:
-    """Run every measurement; return the rows' numbers and why others are missing, which ``keep`` gets after each one."""
+    """Run every measurement; return the rows' numbers and why others are missing; ``keep`` gets both after each."""
     began = time.perf_counter()
     bench = GPUBench(size, torch.bfloat16, device, repeats)
     found: dict[str, Measured] = {}
