@@ -42,6 +42,21 @@ def test_equals_cross_entropy_in_value_and_gradient(num_tokens, ignored, chunk, 
         torch.testing.assert_close(grad, wanted, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("vocab_size", [29, 32])
+def test_a_padded_vocabulary_changes_neither_the_loss_nor_a_gradient(vocab_size, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(19, 8, generator=generator).requires_grad_()
+    weight = (torch.randn(vocab_size, 8, generator=generator) - 5).requires_grad_()  # logits of 0 would win
+    labels = torch.randint(vocab_size, (19,), generator=generator)
+    expected = F.cross_entropy(hidden @ weight.t(), labels)
+    monkeypatch.setattr(loss_module, "_blocks", lambda hidden: (5, 16))  # as on a GPU
+    ours = chunked_cross_entropy(hidden, weight, labels)
+    torch.testing.assert_close(ours, expected)
+    wanted = torch.autograd.grad(expected, (hidden, weight))
+    for grad, other in zip(torch.autograd.grad(ours, (hidden, weight)), wanted, strict=True):
+        torch.testing.assert_close(grad, other, atol=1e-5, rtol=1e-4)
+
+
 def test_no_label_that_counts_gives_nan_as_in_pytorch():
     labels = torch.full((3,), -100)
     assert torch.isnan(chunked_cross_entropy(torch.randn(3, 4), torch.randn(5, 4), labels))

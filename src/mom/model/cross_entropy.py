@@ -19,6 +19,13 @@ from mom.model.pools.pool import product_dtype
 CHUNK_TOKENS = 256
 """Tokens whose logits are in memory at a time; larger chunks were no faster (docs/performance.md)."""
 
+GPU_CHUNK_TOKENS = 1024
+"""The same on a GPU, where the gradient of the head is read and written once per chunk."""
+
+GPU_VOCAB_MULTIPLE = 64
+"""On a GPU, matmuls are several times slower if the vocabulary is not a multiple of 8 entries of 16 bits; see NVIDIA's
+"Matrix Multiplication Background User's Guide"."""
+
 
 def head_cross_entropy(
     head: nn.Module,
@@ -78,6 +85,11 @@ def _sum_dtype(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
+def _blocks(hidden: Tensor) -> tuple[int, int]:
+    """Return the tokens of a chunk, and of which number the head's matmuls make the vocabulary a multiple."""
+    return (GPU_CHUNK_TOKENS, GPU_VOCAB_MULTIPLE) if hidden.is_cuda else (CHUNK_TOKENS, 1)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Computes the gradients in the forward pass, chunk by chunk, while the chunk's logits are in memory.
 
@@ -97,29 +109,34 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     ) -> Tensor:
         counted = labels != ignore_index  # (M,)
         divisor = counted.sum() if num_items is None else num_items
+        chunk, multiple = _blocks(hidden)
+        vocab_size = weight.shape[0]
         matrix = weight.to(hidden.dtype)
+        if vocab_size % multiple:
+            matrix = F.pad(matrix, (0, 0, 0, -vocab_size % multiple))  # (V', D), V' from V on: never predicted
         grad_hidden = torch.empty_like(hidden) if with_grad and hidden.requires_grad else None
         grad_weight = (
-            torch.zeros_like(weight, dtype=_sum_dtype(weight)) if with_grad and weight.requires_grad else None
+            torch.zeros_like(matrix, dtype=_sum_dtype(weight)) if with_grad and weight.requires_grad else None
         )
         # Allocate once: on a CPU, new memory for every chunk costs as much as the arithmetic.
-        size = min(CHUNK_TOKENS, hidden.shape[0])
-        logits_buffer = hidden.new_empty(size, weight.shape[0])
+        size = min(chunk, hidden.shape[0])
+        logits_buffer = hidden.new_empty(size, matrix.shape[0])
         sum_buffer = torch.empty_like(logits_buffer, dtype=_sum_dtype(hidden))
         total = sum_buffer.new_zeros(())
-        for start in range(0, hidden.shape[0], CHUNK_TOKENS):
-            rows = slice(start, min(start + CHUNK_TOKENS, hidden.shape[0]))
-            logits = logits_buffer[: rows.stop - start]  # (m, V)
+        for start in range(0, hidden.shape[0], chunk):
+            rows = slice(start, min(start + chunk, hidden.shape[0]))
+            logits = logits_buffer[: rows.stop - start]  # (m, V')
             log_probabilities = sum_buffer[: rows.stop - start]
             target = torch.where(counted[rows], labels[rows], 0)[:, None]  # (m, 1)
             torch.mm(hidden[rows], matrix.t(), out=logits)
+            logits[:, vocab_size:] = float("-inf")
             torch.log_softmax(logits, -1, dtype=sum_buffer.dtype, out=log_probabilities)
             total -= (log_probabilities.gather(1, target) * counted[rows, None]).sum()
             if grad_hidden is None and grad_weight is None:
                 continue
             error = log_probabilities.exp_()
             error.scatter_add_(1, target, torch.full_like(target, -1, dtype=error.dtype))
-            error = logits.copy_(error)  # (m, V): probabilities minus the label
+            error = logits.copy_(error)  # (m, V'): probabilities minus the label
             if grad_hidden is not None:
                 torch.mm(error, matrix, out=grad_hidden[rows])
             if grad_weight is not None:
@@ -128,6 +145,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     grad_weight.addmm_(error.t(), inputs)
                 else:
                     grad_weight += error.t() @ inputs
+        grad_weight = None if grad_weight is None else grad_weight[:vocab_size]
         ctx.save_for_backward(grad_hidden, grad_weight, counted, divisor)
         ctx.weight_dtype = weight.dtype
         return total / divisor

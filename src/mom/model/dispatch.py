@@ -6,16 +6,15 @@ For every row m of a dispatch, with group g(m)::
 
 Rows are sorted by group and the groups' ends are given as offsets, so shapes do not depend on the routing and
 nothing is sent to the host on a GPU. Rows after the last end (SKIP) are not computed. On the CPU, the map loops over
-groups; elsewhere it calls `torch.nn.functional.grouped_mm`. It is an autograd function, but where the compiler cannot
-look inside, as into the loop: there it is a custom operator, a single node with static shapes.
+groups; elsewhere it calls `torch.nn.functional.grouped_mm`. Compiled or on a GPU it is a custom operator, so that
+`torch.compile` sees a single node with static shapes; otherwise it is an autograd function, which costs less per call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -109,13 +108,9 @@ def grouped_linear(
         [tokens, D_out] if ``scatter``, else [M, D_out] in dispatch order, where SKIP rows are 0.
     """
     how = dispatch.token, dispatch.ends, dispatch.row, gather, scatter, gelu
-    compiling = torch.compiler.is_compiling()
-    if x.device.type == "cpu" and not compiling:
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
         # Without the operator, whose overhead counts at small widths.
         return _GroupedLinear.apply(x, weight, bias, row_weight, how)
-    # PyTorch before 2.13 traces grouped matmuls in bfloat16 only.
-    if x.is_cuda and (x.dtype == torch.bfloat16 or not compiling):
-        return _GroupedMatmul.apply(x, weight, bias, row_weight, *how)
     return _grouped_linear(x, weight, bias, row_weight, *how)
 
 
@@ -269,22 +264,19 @@ def _grouped_linear_backward_fake(*arguments: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias), grad_row_weight
 
 
-def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None) -> None:
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     *tensors, ctx.gather, ctx.scatter, ctx.gelu = inputs
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate_by(
-    backward: Callable[..., tuple[Tensor, ...]], ctx: Any, grad: Tensor
-) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # read only once, because checkpointing recomputes them at each read
-    *grads, grad_row_weight = backward(grad.contiguous(), *saved, ctx.gather, ctx.scatter, ctx.gelu)
+    flags = ctx.gather, ctx.scatter, ctx.gelu
+    *grads, grad_row_weight = _grouped_linear_backward(grad.contiguous(), *saved, *flags)
     return *grads, None if saved[3] is None else grad_row_weight, *(None,) * 6
 
 
-_grouped_linear.register_autograd(
-    partial(_differentiate_by, _grouped_linear_backward), setup_context=_save_for_backward
-)
+_grouped_linear.register_autograd(_differentiate, setup_context=_save_for_backward)
 
 
 class _GroupedLinear(torch.autograd.Function):
@@ -306,19 +298,6 @@ class _GroupedLinear(torch.autograd.Function):
         grad_x, grad_row_weight = _backward_by_loop(gradients or own, grad.contiguous(), *saved, *ctx.how)
         grad_weight, grad_bias = (None if own is None else own.take()) or (None, None)
         return grad_x, grad_weight, grad_bias, None if row_weight is None else grad_row_weight, None
-
-
-class _GroupedMatmul(torch.autograd.Function):
-    """The grouped matmuls with their gradients, for a GPU. The compiler sees into it and fuses what is around them."""
-
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save_for_backward(ctx, inputs, None)
-        return forward_by_grouped_mm(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _differentiate_by(backward_by_grouped_mm, ctx, grad)
 
 
 @register_flop_formula(torch.ops.mom.grouped_linear, get_raw=True)
