@@ -116,9 +116,8 @@ def test_a_configuration_of_version_0_1_loads_with_all_its_values():
     assert (config.temperature, config.router_prior, config.router_dim) == (1.0, "none", 8)
     assert MoMConfig().balance_coefficient != config.balance_coefficient == 0.01
     removed = {"module_dropout", "module_dropout_per"}
-    assert {
-        name for name, value in config.to_dict().items() if name in fields and value != fields[name]
-    } == set()
+    different = {name for name, value in config.to_dict().items() if name in fields and value != fields[name]}
+    assert different <= {"transformers_version"}
     assert fields.keys() - config.to_dict().keys() == removed
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.accelerators import CUDAAccelerator
 
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
@@ -244,6 +245,7 @@ def test_lightning_is_quiet(tmp_path, capfd, recwarn, monkeypatch):
     monkeypatch.setattr("mom.training.fit.print_table", lambda table: None)  # the model's summary is ours
     train(tmp_path, "first")  # prepares the corpus, which shows a progress bar
     capfd.readouterr()
+    monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: True))  # a GPU that is not used
     train(tmp_path)
     captured = capfd.readouterr()
     assert captured.out == ""

@@ -26,7 +26,7 @@ _OWN_OPTIONS = ("on_nonfinite", "activation_checkpointing", "compile", "keep_fre
 _PROFILERS = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
 
 # Advice of Lightning that does not apply: we manage the run directory, reduce statistics over ranks before logging,
-# and need no loader processes for windows of a memory-mapped file.
+# need no loader processes for windows of a memory-mapped file, and train small models on the CPU on purpose.
 _IRRELEVANT_ADVICE = (
     r".*does not have many workers.*",
     r".*Experiment logs directory .* exists and is not empty.*",
@@ -36,6 +36,7 @@ _IRRELEVANT_ADVICE = (
     r".*You requested to overfit but enabled.*",
     r".*The dirpath has changed from.*",
     r".*isinstance\(treespec, LeafSpec\).*",
+    r".*GPU available but not used.*",
     r".*You're using the WeightAveraging callback with a model that overrides the configure_model.*",
 )
 
