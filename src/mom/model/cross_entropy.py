@@ -113,7 +113,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size = weight.shape[0]
         matrix = weight.to(hidden.dtype)
         if vocab_size % multiple:
-            matrix = F.pad(matrix, (0, 0, 0, -vocab_size % multiple))  # (V', D), V' from V on: never predicted
+            matrix = F.pad(
+                matrix, (0, 0, 0, -vocab_size % multiple)
+            )  # (V', D), V' from V on: never predicted
         grad_hidden = torch.empty_like(hidden) if with_grad and hidden.requires_grad else None
         grad_weight = (
             torch.zeros_like(matrix, dtype=_sum_dtype(weight)) if with_grad and weight.requires_grad else None
