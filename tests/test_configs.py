@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from mom.config import (
     DataConfig,
@@ -17,6 +17,7 @@ from mom.config import (
     bind,
 )
 from mom.config.composition import added_config_dir, composed
+from mom.config.tasks import TASKS
 from mom.model.options import options_of
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
@@ -133,6 +134,14 @@ def test_top_level_keys() -> None:
         "tags",
         "notes",
     }
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_takes_its_options_at_the_top(name: str) -> None:
+    config = composed(CONF, [f"task={name}"])
+
+    for option in TASKS[name].top_level:
+        assert option in config and OmegaConf.is_interpolation(config.task, option), option
 
 
 def test_many_loggers_are_the_single_ones() -> None:

@@ -28,8 +28,9 @@ DOCS = ROOT / "docs"
 # The notebook's commands are records of their day; those of the cards are in tests/test_cards.py.
 RECORDS = {DOCS / "lab-notebook.md", DOCS / "withdrawn-studies.md"}
 PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - RECORDS)]
-# Not requests by themselves: the reader's own plugin, the beginning of a line left out, and a search over an interval.
-OTHERS = re.compile(r"plugins=\[my_|^…|interval\(")
+# Not requests by themselves: the reader's own plugin, the beginning of a line left out, a search over an interval, the
+# help, and what is refused in as little time as possible.
+OTHERS = re.compile(r"plugins=\[my_|^…|interval\(|^--help|d_model=130|nonsense=1")
 TUTORIAL = DOCS / "tutorial.md"
 NAMING = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("variants/*.md"))]
 

@@ -14,13 +14,14 @@ from mom.config.overrides import as_typed
 
 ROOT = Path(__file__).resolve().parents[2]
 _COMMAND = re.compile(r"^    (?:\S+=\S+ )?(?:\S*python run\.py|mom)(?= |$)((?:.*\\\n)*.*)$", re.MULTILINE)
+_INLINE = re.compile(r"`(?:python run\.py|mom) ([^`\n]*=[^`\n]*)`")
 _PLACEHOLDER = re.compile(r"…|<\w+>")
 
 
 def commands(page: Path) -> list[str]:
-    """Return what follows ``python run.py`` in each indented command of a page."""
+    """Return what follows ``python run.py`` in each command of a page: indented ones, then those within a line."""
     text = page.read_text(encoding="utf-8")
-    return [found.replace("\\\n", " ").strip() for found in _COMMAND.findall(text)]
+    return [found.replace("\\\n", " ").strip() for found in _COMMAND.findall(text)] + _INLINE.findall(text)
 
 
 def request(command: str) -> DictConfig:

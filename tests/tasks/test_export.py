@@ -289,9 +289,9 @@ def test_a_folder_is_pushed_in_one_commit(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("repo", "token", "message"),
     [
-        ("model", "x", "task.push_to_hub must be user/name, got model"),
-        ("a//b", "x", "task.push_to_hub must be user/name, got a//b"),
-        ("me/model", None, "task.push_to_hub requires a token of the Hub"),
+        ("model", "x", "push_to_hub must be user/name, got model"),
+        ("a//b", "x", "push_to_hub must be user/name, got a//b"),
+        ("me/model", None, "push_to_hub requires a token of the Hub"),
     ],
 )
 def test_a_push_that_cannot_work_is_refused_before_any_work(tmp_path, monkeypatch, repo, token, message):

@@ -117,12 +117,12 @@ def check_push(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         raise UsageError(
-            f"task.push_to_hub must be user/name, got {repo} ({first_line(error)[:160]})"
+            f"push_to_hub must be user/name, got {repo} ({first_line(error)[:160]})"
         ) from error
     if "/" not in repo:
-        raise UsageError(f"task.push_to_hub must be user/name, got {repo}")
+        raise UsageError(f"push_to_hub must be user/name, got {repo}")
     if get_token() is None:
-        raise UsageError("task.push_to_hub requires a token of the Hub: run `hf auth login`, or set HF_TOKEN")
+        raise UsageError("push_to_hub requires a token of the Hub: run `hf auth login`, or set HF_TOKEN")
 
 
 def push(folder: Path, repo: str, *, private: bool) -> str:
