@@ -116,9 +116,7 @@ def check_push(repo: str) -> None:
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
-        raise UsageError(
-            f"push_to_hub must be user/name, got {repo} ({first_line(error)[:160]})"
-        ) from error
+        raise UsageError(f"push_to_hub must be user/name, got {repo} ({first_line(error)[:160]})") from error
     if "/" not in repo:
         raise UsageError(f"push_to_hub must be user/name, got {repo}")
     if get_token() is None:
