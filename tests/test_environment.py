@@ -67,6 +67,14 @@ def test_the_container_copies_what_exists_and_is_not_ignored() -> None:
     assert all((ROOT / name).exists() for name in copied)
 
 
+def test_ci_lints_builds_and_starts_the_container() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    steps = [step["run"] for step in jobs["container"]["steps"] if "run" in step]
+
+    assert [line.split()[1] for line in steps] == ["run", "build", "run"]
+    assert "hadolint < Dockerfile" in steps[0] and steps[2] == "docker run --rm mom --version"
+
+
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_shell_scripts_parse(script: Path) -> None:
     subprocess.run(["bash", "-n", str(script)], check=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mom.config.composition import composed, explain, is_composition_error
+from mom.config.renamed import ELSEWHERE
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -21,6 +22,14 @@ EXPLAINED = [
     (["modl=mom_tiny"], "unknown option modl; did you mean model?"),
     (["experiments=smoke"], "unknown option experiments; did you mean experiment?"),
     (["lr=1"], "unknown option lr; did you mean optimizer.lr?"),
+    (["epochs=3"], "unknown option epochs; did you mean task.epochs with task=finetune?"),
+    (["stride=5"], "unknown option stride; did you mean task.stride with task=evaluate?"),
+    (["top_k=2"], "unknown option top_k; did you mean model.top_k?"),
+    (["model.hidden_size=64"], "unknown option model.hidden_size; did you mean model.d_model?"),
+    (
+        ["trainer.max_epochs=3"],
+        "unknown option trainer.max_epochs; did you mean trainer.max_steps, or task.epochs with task=finetune?",
+    ),
     (["modl.d_model=1"], "unknown option modl.d_model; did you mean model.d_model?"),
     (["zzz=1"], "unknown option zzz; the options are model, "),
     (["data.zzz=1"], "unknown option data.zzz; the options of data are "),
@@ -69,6 +78,17 @@ def test_a_wrong_line_names_the_option_what_was_given_and_what_is_allowed(
     message = str(explain(raised.value, CONF, overrides))  # type: ignore[arg-type]
     assert message.startswith(start) and message.endswith(end)
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_what_other_libraries_call_otherwise_exists_here(name: str) -> None:
+    config = composed(CONF, ["task=finetune"])
+    meant = [word.strip(",") for word in ELSEWHERE[name].split() if "." in word]
+
+    assert meant
+    for option in meant:
+        group, key = option.split(".")
+        assert key in config[group] and name.partition(".")[2] not in config[group]
 
 
 def test_an_error_nobody_foresaw_is_still_one_line() -> None:

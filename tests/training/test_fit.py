@@ -11,7 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.accelerators import CUDAAccelerator
+from omegaconf import OmegaConf
 
+from mom.config.composition import composed
 from mom.data.language_modeling import LanguageModelingDataModule
 from mom.model import MoMForCausalLM
 from mom.model.modeling import MoMModel
@@ -21,6 +23,7 @@ from mom.training import fit, trainer
 from mom.training.checkpoint import read_checkpoint
 from mom.training.fit import fit_phase
 from tests.helpers.runs import tiny_request
+from tests.test_configs import CONF
 
 
 class AtStep(Callback):
@@ -59,6 +62,24 @@ def train(folder: Path, name: str = "run", resume: Path | None = None, **changes
         max_steps=config.trainer.max_steps,
         resume=None if resume is None else read_checkpoint(resume),
     )
+
+
+def test_csv_and_tensorboard_have_the_same_names(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    loggers = composed(CONF, ["logger=many", "~logger.wandb"]).logger
+    train(tmp_path, logger=OmegaConf.to_container(loggers), trainer={"max_steps": 2, "val_check_interval": 2})
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    names = {*curve(tmp_path / "run"), "epoch"}
+    assert "val/loss" in names and set(events.Tags()["scalars"]) == names
+
+
+def test_a_profiled_run_leaves_its_report_and_starts_with_the_parts_of_the_model(tmp_path, capsys):
+    train(tmp_path, trainer={"max_steps": 1, "val_check_interval": 1, "profiler": "simple"})
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("embeddings", "routers", "FLOPs per token", "blocks deep"))
+    (report,) = (tmp_path / "run").glob("*profile*")
+    assert "run_training_batch" in report.read_text()
 
 
 def curve(folder: Path) -> dict[str, list[tuple[int, str]]]:

@@ -18,7 +18,7 @@ from mom.config.data import store_controls
 from mom.config.model import store_groups
 from mom.config.old_schedules import replacement
 from mom.config.plugins import load_plugins, plugins_in
-from mom.config.renamed import renamed
+from mom.config.renamed import ELSEWHERE, renamed
 from mom.config.tasks import TASKS
 from mom.errors import UsageError, as_written, either, first_line, nearest, unknown_choice
 from mom.model.registry import routers
@@ -174,8 +174,16 @@ def _unknown(option: str, error: Exception, config_dir: Path, overrides: Sequenc
     if (message := _option_of_other_task(option)) is not None:
         return UsageError(message)
     unknown = f"unknown option {option}"
+    if option in ELSEWHERE:
+        return UsageError(f"{unknown}; did you mean {ELSEWHERE[option]}?")
     known = _options(error, option, config_dir, overrides)
     parent, _, name = option.rpartition(".")
+    # The name of an option in a group (lr for optimizer.lr), or in the group of another task.
+    same = next((other for other in known if other.rpartition(".")[2] == name), None)
+    tasks = _tasks_with(name)
+    if not parent and (same is not None or tasks):
+        meant = same or f"task.{name} with {either(tasks)}"
+        return UsageError(f"{unknown}; did you mean {meant}?")
     siblings = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     close = nearest(name, siblings)
     if close is not None:
@@ -186,8 +194,7 @@ def _unknown(option: str, error: Exception, config_dir: Path, overrides: Sequenc
     exists = any(other == node or other.startswith(f"{node}.") for other in known)
     if not exists and (others := _choices_with(option, config_dir)):
         return UsageError(f"{option} requires {either(others)}")
-    # Either the name exists in another group (lr for optimizer.lr), or the group is misspelled.
-    same = next((other for other in known if other.rpartition(".")[2] == name), None)
+    # Either the name exists in another group, or the group is misspelled.
     if same is None and not siblings:
         same = nearest(option, known)
     if same is not None:
@@ -201,10 +208,15 @@ def _option_of_other_task(option: str) -> str | None:
     """Return the error message for an option of tasks that were not chosen; None for other options."""
     group, _, name = option.rpartition(".")
     if group == "task":
-        tasks = [task for task, section in TASKS.items() if name in section.__dataclass_fields__]
+        tasks = _tasks_with(name)
     else:
-        tasks = [task for task, section in TASKS.items() if option in section.top_level]
-    return f"{option} requires {either([f'task={task}' for task in tasks])}" if tasks else None
+        tasks = [f"task={task}" for task, section in TASKS.items() if option in section.top_level]
+    return f"{option} requires {either(tasks)}" if tasks else None
+
+
+def _tasks_with(name: str) -> list[str]:
+    """Return the tasks, as ``task=name``, that have an option of this name."""
+    return [f"task={task}" for task, section in TASKS.items() if name in section.__dataclass_fields__]
 
 
 def _old_schedule(option: str, overrides: Sequence[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""Renamed options: the error for an old name gives the new one."""
+"""Options by other names: old ones of ours, and those that other libraries have."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ RENAMED: Mapping[str, str] = {
     "task.harness_shots": "task.num_fewshot",
 }
 """Old dotted names and their new ones. Add every option that you rename."""
+
+ELSEWHERE: Mapping[str, str] = {
+    "model.hidden_size": "model.d_model",
+    "model.n_embd": "model.d_model",
+    "model.num_attention_heads": "model.num_heads",
+    "model.num_key_value_heads": "model.num_heads",
+    "model.n_head": "model.num_heads",
+    "model.intermediate_size": "model.d_ffn",
+    "model.max_position_embeddings": "model.max_positions",
+    "model.num_hidden_layers": "model.num_bottom_blocks, model.num_rounds, or model.num_top_blocks",
+    "model.num_layers": "model.num_bottom_blocks, model.num_rounds, or model.num_top_blocks",
+    "model.n_layer": "model.num_bottom_blocks, model.num_rounds, or model.num_top_blocks",
+    "trainer.max_epochs": "trainer.max_steps, or task.epochs with task=finetune",
+    "trainer.gpus": "trainer.devices with trainer=gpu",
+}
+"""Names in transformers and Lightning, and the options that do the same here."""
 
 
 def renamed(option: str) -> str | None:
