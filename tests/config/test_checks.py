@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytest
 
 from mom.config.checks import conform, describe, in_range, is_plain, known_names
-from mom.config.renamed import RENAMED
+from mom.config.renamed import RENAMED, VALUES_ELSEWHERE
+from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, did_you_mean, either, nearest, unknown_choice
 
 FITTING: list[tuple[Any, Any, Any]] = [
@@ -173,3 +174,12 @@ def test_an_old_name_is_answered_with_the_new_one(old: str, new: str) -> None:
 
     with pytest.raises(UsageError, match=rf"^{old} was renamed to {new}$"):
         known_names(group, {name: 1}, ["other"])
+
+
+@pytest.mark.parametrize(("option", "name"), VALUES_ELSEWHERE)
+def test_a_value_by_another_name_is_answered_with_ours(option: str, name: str) -> None:
+    meant = VALUES_ELSEWHERE[option, name]
+    _, field = option.split(".")
+    with pytest.raises(UsageError, match=rf"got {name}; did you mean {meant}\?$"):
+        TrainerConfig(**{field: name})
+    assert getattr(TrainerConfig(**{field: meant}), field) == meant

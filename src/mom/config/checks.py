@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
-from mom.config.renamed import renamed
+from mom.config.renamed import VALUES_ELSEWHERE, renamed
 from mom.errors import UsageError, as_written, did_you_mean, either, nearest
 from mom.model.declaration import is_finite
 
@@ -33,7 +33,10 @@ def conform(option: str, value: Any, hint: Any) -> Any:
     check_finite(option, value)
     converted = _converted(value, hint)
     if converted is _REJECTED:
-        hints = did_you_mean(value, map(str, _choices(hint))) if isinstance(value, str) else ""
+        hints = ""
+        if isinstance(value, str):
+            meant = VALUES_ELSEWHERE.get((option, value))
+            hints = f"; did you mean {meant}?" if meant else did_you_mean(value, map(str, _choices(hint)))
         raise UsageError(f"{option} must be {describe(hint)}, got {as_written(value)}{hints}")
     return converted
 

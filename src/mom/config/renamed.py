@@ -33,6 +33,16 @@ ELSEWHERE: Mapping[str, str] = {
 }
 """Names in transformers and Lightning, and the options that do the same here."""
 
+VALUES_ELSEWHERE: Mapping[tuple[str, str], str] = {
+    ("trainer.precision", "fp16"): "16-mixed",
+    ("trainer.precision", "float16"): "16-mixed",
+    ("trainer.precision", "half"): "16-mixed",
+    ("trainer.precision", "bfloat16"): "bf16-mixed",
+    ("trainer.precision", "fp32"): "32-true",
+    ("trainer.precision", "float32"): "32-true",
+}
+"""Values by other names, whose closest spelling here means something else."""
+
 
 def renamed(option: str) -> str | None:
     """Return the error message for an option's old name, or ``None`` if it is not an old name."""
