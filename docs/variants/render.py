@@ -17,22 +17,22 @@ NOTE = "<!-- Written by docs/variants/render.py from cards.yaml: change that fil
 INDEX = """\
 # Reproduction cards
 
-What each variant is, how it differs from the paper it is named after, which tests prove that it computes what the card
-says, and what it was measured to reach. [Presets](../presets.md) compares their sizes and costs.
+Each card says what a variant is, how it differs from the paper it is named after, which tests check that it computes what
+the card says, and what was measured. [Presets](../presets.md) compares sizes and costs.
 
 | card | after | laptop scale |
 |---|---|---|
 {rows}
 
 - **Deviations** are those known to us. Each card says what of the paper it was checked against.
-- **Tests** compare with an independent implementation, or check the definition. Every change has to pass them, so the
+- **Tests** compare with an independent implementation, or check the definition. Every change must pass them, so the
   known-good version is the one that this page belongs to: `mom.__version__` {version}.
 - **Paper scale** is that of the Mixture-of-Modules paper: 12 layers of GPT-2 small's width, 1,024 tokens, OpenWebText,
-  524,288 tokens in a step ([recipe](../scaling.md#the-papers-recipe)). It needs GPUs. None of these runs has been made
-  here.
+  524,288 tokens per step ([recipe](../scaling.md#the-papers-recipe)). It needs GPUs. None of these runs has been done
+  yet.
 - **Laptop scale** is `experiment=from_scratch`: 8 layers of width 32 on Python's standard library, 3,000 steps, three
   to ten minutes a run on one core ([results](../results.md#text)).
-- **Earlier records** are listed because nothing else was measured of a variant, not because they say how good it is.
+- **Earlier records** are listed because nothing else was measured for a variant, not because they show how good it is.
   Most are from studies that are [withdrawn](../results.md#what-was-withdrawn-and-why) as evidence about routing.
 """
 
@@ -68,15 +68,13 @@ def page(card: dict[str, Any]) -> str:
         NOTE,
         f"# {card['title']}",
         filled(f"After {authors}, [{title}]({card['link']}). Checked against: {card['read']}"),
-        filled(
-            f"Known-good version: `mom.__version__` {mom.__version__}, whose suite contains the tests below."
-        ),
+        filled(f"Known-good version: `mom.__version__` {mom.__version__}, which passes the tests below."),
         "## The paper's rule",
         filled(card["rule"]),
         textwrap.indent(card["equation"].rstrip(), "    "),
         "## What this code does",
         filled(card["code"]),
-        "## Deviations known to us",
+        "## Known deviations",
         "\n".join(filled(f"- {text}", "  ") for text in card["deviations"]),
         "## Tests",
         *tests(card),
