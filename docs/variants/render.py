@@ -17,8 +17,8 @@ NOTE = "<!-- Written by docs/variants/render.py from cards.yaml: change that fil
 INDEX = """\
 # Reproduction cards
 
-Each card says what a variant is, how it differs from the paper it is named after, which tests check that it computes what
-the card says, and what was measured. [Presets](../presets.md) compares sizes and costs.
+Each card says what a variant is, how it differs from the paper it is named after, which tests check that it computes
+what the card says, and what was measured. [Presets](../presets.md) compares sizes and costs.
 
 | card | after | laptop scale |
 |---|---|---|
