@@ -117,7 +117,7 @@ class LastCheckpoint(StepCallback, Checkpoint):
 
 
 def _has_ended(trainer: Trainer) -> bool:
-    """Return whether training has taken its last step, or was told to stop."""
+    """Return whether training has taken its last step, or a stop was requested."""
     return trainer.should_stop or trainer.global_step >= trainer.max_steps > 0
 
 

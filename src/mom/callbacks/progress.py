@@ -15,7 +15,7 @@ from mom.runs.progress import SECONDS_BEFORE, ProgressLine, track
 
 T = TypeVar("T")
 
-SHOWN = (  # the most important first: those without room on the line are dropped
+SHOWN = (  # the most important first, because those that do not fit on the line are dropped
     ("val/loss", "val {:.3f}"),
     ("throughput/tokens_per_second", "{:,.0f} tok/s"),
     ("depth/effective", "depth {:.2f}"),
@@ -45,9 +45,8 @@ class StepProgressBar(ProgressBar):
         self._loss = 0.0
         self._weight = 0.0
         self._logged_step = -1
-        self._begun: tuple[float, int] | None = (
-            None  # when the first step of this process had ended, and that step
-        )
+        # When this process's first step ended, and which step it was. Its own time includes warm-up, so it is not used.
+        self._begun: tuple[float, int] | None = None
         self._validation_seconds = 0.0
         self._validations = 0
         self._validation_start = 0.0

@@ -73,7 +73,7 @@ class RankAgreement(Callback):
 
 
 _DEATH_SECONDS = 2.0
-"""The connections of a process that is killed are closed a moment before it has ended."""
+"""Time to wait for a killed process to end, because its connections close slightly earlier."""
 
 
 def _flat(node: Any, prefix: str = "") -> dict[str, str]:

@@ -48,7 +48,7 @@ class RoutingPaths(WindowedStatistics):
         self.every_n_steps = every_n_steps
         # For the training window (True) and the validation window (False), which may overlap.
         self._remainder: dict[bool, Tensor] = {}
-        self._ids: Tensor | None = None  # of the validation batch that is measured, [B, T]
+        self._ids: Tensor | None = None  # token IDs of the measured validation batch, [B, T]
 
     def is_due(self, trainer: Trainer) -> bool:
         """Return whether the current step is the first logged one in its interval."""

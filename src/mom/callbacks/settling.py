@@ -24,8 +24,8 @@ class SettleChoices(StepCallback):
     """
 
     def __init__(self) -> None:
-        self._step: list[Tensor] = []  # of this rank, in the current optimizer step
-        self._total: list[Tensor] = []  # of all ranks, in the steps before
+        self._step: list[Tensor] = []  # this rank's counts in the current optimizer step
+        self._total: list[Tensor] = []  # all ranks' counts in earlier steps
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts so far, so that a resumed run settles as an undisturbed one."""

@@ -51,5 +51,5 @@ class StepMean:
         divided_by = trainer.world_size * trainer.accumulate_grad_batches
         targets = sum_over_ranks(trainer, total).clamp_min(1)
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        if gradients:  # also by 1, which changes nothing: to read the factor would make a GPU wait
+        if gradients:  # even if the factor is 1, because reading it would make a GPU wait
             torch._foreach_mul_(gradients, divided_by * unit / targets)

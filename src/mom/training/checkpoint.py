@@ -82,7 +82,7 @@ def _num_bytes(content: Any) -> int:
 
 def _keep(path: Path, name: Path) -> None:
     """Give the file a second name; without hard links in the file system, it loses the first."""
-    # A process that kept it may have been killed before it replaced the first.
+    # A process killed after linking the file, but before replacing it, leaves both names on the same file.
     if name.exists() and name.samefile(path):
         return
     link = temporary_path(name)

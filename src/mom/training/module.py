@@ -196,7 +196,7 @@ class TrainingModule(LightningModule):
             if isinstance(callback, Schedule)
         ]
         checkpoint[MEASURED_WITH] = {}
-        for schedule in schedules:  # of several schedules of a scalar, the last wins
+        for schedule in schedules:  # the last of several schedules of a scalar wins
             checkpoint[MEASURED_WITH] |= schedule.model_options(self.model.config)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
