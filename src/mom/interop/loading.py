@@ -22,15 +22,13 @@ from mom.interop.weights import (
     without_code,
 )
 from mom.model import MoMConfig, MoMForCausalLM, MoMForSequenceClassification
-from mom.runs.directory import CHECKPOINTS
+from mom.runs.sources import SOURCES, check_source
 
 Model = TypeVar("Model", MoMForCausalLM, MoMForSequenceClassification)
 
 _PREFIX = "model."  # prefix of the model's weights in a Lightning checkpoint
 CLASSIFIER = f"{_PREFIX}score.weight"
 """Name of the weights that only checkpoints of classifiers have."""
-_USUAL = ("last.ckpt", "best.ckpt")
-_ALLOWED = "a checkpoint (.ckpt) of a run, an exported folder, a GPT-2, Llama or Qwen3 folder, or a Hub id"
 
 
 def load_model(source: str | Path, option: str = "init", *, as_measured: bool = True) -> MoMForCausalLM:
@@ -52,16 +50,7 @@ def load_model(source: str | Path, option: str = "init", *, as_measured: bool = 
     path = Path(source)
     if path.is_file():
         return _from_lightning(path, option, as_measured)
-    if path.is_dir() and not (path / "config.json").is_file():
-        found = next(
-            (path / CHECKPOINTS / name for name in _USUAL if (path / CHECKPOINTS / name).is_file()), None
-        )
-        hint = (
-            "the folder has no config.json" if found is None else f"a run directory; its weights are {found}"
-        )
-        raise UsageError(f"{option} must be {_ALLOWED}, got {source}: {hint}")
-    if not path.is_dir() and (path.suffix == ".ckpt" or path.is_absolute() or str(source).startswith(".")):
-        raise UsageError(f"{option} must be {_ALLOWED}, got {source}: no such file or folder")
+    check_source(source, option)
     return _from_hugging_face(source, option)
 
 
@@ -183,7 +172,7 @@ def _from_hugging_face(source: str | Path, option: str) -> MoMForCausalLM:
         if config.model_type in LLAMA_FAMILIES:
             kind = LlamaForCausalLM if config.model_type == "llama" else Qwen3ForCausalLM
             return from_llama(read_pretrained(kind, source, config, option))
-    raise UsageError(f"{option} must be {_ALLOWED}, got {source}: a model of type {config.model_type}")
+    raise UsageError(f"{option} must be {SOURCES}, got {source}: a model of type {config.model_type}")
 
 
 def _not_a_language_model(source: str | Path, option: str) -> UsageError:
