@@ -35,6 +35,21 @@ REFUSED: list[tuple[type[Section], dict[str, Any], str]] = [
     (DataConfig, {"max_bytes": 0}, "data.max_bytes must be at least 1, got 0"),
     (DataConfig, {"corpus": "text"}, "data=text requires data.path: a file or directory"),
     (DataConfig, {"path": "a.txt"}, "data.path cannot be combined with data=python_stdlib"),
+    (
+        DataConfig,
+        {"streaming": True},
+        "data.streaming cannot be combined with data=python_stdlib, only with data=datasets",
+    ),
+    (
+        DataConfig,
+        {"corpus": "text", "path": "a.txt", "split": "test"},
+        "data.split cannot be combined with data=text, only with data=datasets",
+    ),
+    (
+        DataConfig,
+        {"corpus": "mixture", "mixture": {"a": {"subset": "b"}}},
+        "data.mixture.a: data.subset cannot be combined with data=python_stdlib, only with data=datasets",
+    ),
     (DataConfig, {"corpus": "text", "path": "a", "text_column": ""}, "data.text_column must be the name"),
     (OptimizerConfig, {"lr": 0}, "optimizer.lr must be greater than 0, got 0.0"),
     (OptimizerConfig, {"lr": float("nan")}, "optimizer.lr must be a finite number, got nan"),

@@ -125,6 +125,11 @@ class DataConfig(TextSection):
             raise UsageError(
                 f"data.path cannot be combined with data={self.corpus}; use data=text to read {self.path}"
             )
+        for name, default in _OF_DATASETS.items():
+            if self.corpus not in ("datasets", "mixture") and getattr(self, name) != default:
+                raise UsageError(
+                    f"data.{name} cannot be combined with data={self.corpus}, only with data=datasets"
+                )
         if self.corpus == "token_files" and self.tokenizer is None:
             raise UsageError(
                 "data=token_files requires data.tokenizer: the tokenizer of the token files, such as gpt2"
@@ -161,6 +166,8 @@ class DataConfig(TextSection):
             known_names(option, options, _OPTIONS_OF_A_PART)
             own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
             own |= {"corpus": "python_stdlib", "path": None, "mixture": None}
+            if options.get("corpus") != "datasets":
+                own |= _OF_DATASETS
             try:
                 found[str(name)] = MixturePart(DataConfig(**(own | options)), weight)
             except UsageError as error:
@@ -194,4 +201,5 @@ class MixturePart(NamedTuple):
 
 # Metrics of a corpus are val/<name>/loss, beside these groups.
 _GROUPS_OF_METRICS = ("depth", "routing", "compute")
+_OF_DATASETS = {"subset": None, "split": "train", "streaming": False}
 _OPTIONS_OF_A_PART = ("corpus", "path", "text_column", "subset", "split", "streaming", "max_bytes", "weight")
