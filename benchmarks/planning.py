@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mom.config import OptimizerConfig, TrainerConfig
 from mom.config.cluster import ClusterConfig
-from mom.cost.machine import matmul_rate, peak_memory
+from mom.cost.machine import keep_freed_memory, matmul_rate, peak_memory
 from mom.cost.plan import Planner
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.training.optimizer import build_optimizer
@@ -65,6 +65,8 @@ def measure(rank: int, ranks: int, port: str, name: str, steps: int, results: st
     _, batch, length = SIZES[name]
     model = MoMForCausalLM(config_of(name)).train()
     ids = torch.randint(model.config.vocab_size, (batch, length))
+    if steps:
+        keep_freed_memory()  # as the trainer does by default
     weights = sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
     seconds: list[float] = []
 
@@ -137,7 +139,6 @@ def this_machine(ranks: int) -> ClusterConfig:
         memory_gb=64.0,
         memory_bandwidth=2 * source.nbytes / best(lambda: target.copy_(source)) / 1e9,
         bandwidth_within_node=rate / 1e9,
-        efficiency=1.0,
         operation_microseconds=1e6 * best(lambda: [small + 1 for _ in range(1000)]) / 1000,
     )
 
