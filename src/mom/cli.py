@@ -45,6 +45,7 @@ from mom.runs.files import disk_full, is_disk_full
 from mom.runs.program import typed
 from mom.runs.provenance import start_of_run
 from mom.runs.signals import Interrupted, exit_code, handle_signals, ignore_signals, interrupt
+from mom.runs.sources import check_source
 
 log = logging.getLogger(__name__)
 
@@ -156,6 +157,8 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
         _check_single(composed_config)
         config = bind(composed_config)
         _check_run_dir(config)
+        if config.init is not None:
+            check_source(config.init)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
         if not config.task.keeps_record:

@@ -27,7 +27,6 @@ from mom.config.text_data import DataConfig, DataSection
 from mom.config.training import TrainerConfig
 from mom.errors import UsageError, as_written, either, first_line
 from mom.runs.directory import choose_run_dir, latest_checkpoint
-from mom.runs.sources import check_source
 
 if TYPE_CHECKING:
     from mom.model import MoMConfig
@@ -141,16 +140,13 @@ class RunConfig:
         Reads no data and builds no model.
 
         Args:
-            devices: whether to check that this machine has the weights and the trainer's devices, and is fit for the
-                request.
+            devices: whether to check that this machine has the trainer's devices and is fit for the request.
 
         Raises:
             UsageError: for the first invalid option.
         """
         if not self.task.computes:
             return
-        if devices and self.init is not None:
-            check_source(self.init)
         from lightning.pytorch.callbacks import Callback
         from lightning.pytorch.loggers import Logger
 
