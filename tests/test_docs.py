@@ -62,6 +62,10 @@ def test_a_command_of_a_page_is_a_request(command: str, monkeypatch: pytest.Monk
     assert bind(request(command)).run_dir
 
 
+def test_the_readme_fits_two_screens() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 100
+
+
 def test_the_commands_are_found() -> None:
     assert len(commands(TUTORIAL)) >= 4
     assert len(commands(DOCS / "extending.md")) >= 5
