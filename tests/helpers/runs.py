@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import yaml
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -182,6 +184,28 @@ def write_record(
     error = None if state == "succeeded" else {"type": "ValueError", "message": "loss\nis NaN"}
     (folder / "status.json").write_text(json.dumps({"state": state, "error": error}))
     (folder / "summary.json").write_text(json.dumps(summary))
+
+
+def write_grid(root: Path, seeds: int = 3) -> pd.DataFrame:
+    """Write runs of two routers (one with its own prior), two values of K, and some seeds; return them as a table."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for router in ("gru", "mlp"):
+        for top_k in (1, 2):
+            for seed in range(seeds):
+                plain, gain = 4 + 0.1 * seed, draw.normal(0.1 * top_k, 0.03)
+                row = {"router": router, "top_k": top_k, "seed": seed, "loss": plain - gain, "plain": plain}
+                prior = {"gru": "none", "mlp": "looped"}[router]
+                options = {
+                    "router.router": router,
+                    "router.router_prior": prior,
+                    "model.top_k": top_k,
+                    "seed": seed,
+                }
+                summary = {"val/loss": row["loss"], "baseline/val/loss": plain}
+                write_record(root / str(len(rows)), options, summary)
+                rows.append(row)
+    return pd.DataFrame(rows)
 
 
 SCHEDULE = {"_target_": "mom.callbacks.Schedule"}
