@@ -130,9 +130,9 @@ def test_every_option_is_written_to_config_json(tmp_path):
 def test_options_are_checked_without_pytorch():
     code = (
         "import sys, mom.model.pools, mom.model.routers\n"
-        "from mom.model.options import ModelOptions, options_table\n"
-        "ModelOptions.from_mapping({'top_k': 3, 'router': 'mlp'}), options_table()\n"
-        "try:\n    ModelOptions.from_mapping({'top_k': 99})\n"
+        "from mom.model.options import options_table\nfrom mom.model.rules import options_from\n"
+        "options_from({'top_k': 3, 'router': 'mlp'}), options_table()\n"
+        "try:\n    options_from({'top_k': 99})\n"
         "except ValueError as error:\n    print(error)\n"
         "print([name for name in ('torch', 'transformers') if name in sys.modules])"
     )

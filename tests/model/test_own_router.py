@@ -10,7 +10,8 @@ import torch
 
 from mom.cost.estimate import flops_per_token
 from mom.model import MoMConfig, MoMForCausalLM, registry
-from mom.model.options import ModelOptions, options_of, options_table
+from mom.model.options import options_of, options_table
+from mom.model.rules import options_from
 from tests.helpers.models import small_model, tokens
 
 
@@ -45,4 +46,4 @@ def test_its_option_and_cost_follow_from_its_declaration() -> None:
     assert "bilinear_rank" in options_of("router") and "`router.bilinear_rank` | 32" in options_table()
     for value in (0, 2.5, "many"):
         with pytest.raises(ValueError, match=f"^bilinear_rank must be an integer of at least 1, got {value}"):
-            ModelOptions.from_mapping({"router": "bilinear", "bilinear_rank": value})
+            options_from({"router": "bilinear", "bilinear_rank": value})

@@ -12,7 +12,7 @@ from mom.callbacks.scalars import SCALARS
 from mom.callbacks.window import StepCallback, get_model_config, skipped_in_a_row
 from mom.errors import UsageError, did_you_mean
 from mom.model import MoMConfig
-from mom.model.options import ModelOptions
+from mom.model.rules import options_from
 
 CURVES: Mapping[str, Callable[[float], float]] = {
     "constant": lambda progress: 0.0,
@@ -110,7 +110,7 @@ class Schedule(StepCallback):
                 raise ValueError(f"{argument} must be at most {self.scalar.most(config):g}, got {value:g}")
             # A checkpoint must be able to hold the value.
             options = {**config.as_mapping(), **self.scalar.options(config, value)}
-            ModelOptions.from_mapping(options)
+            options_from(options)
         if self.scalar.starts_as_configured and self.first_step == 0 and start != configured:
             raise ValueError(f"start must be {configured:g}, the model's configured value, got {start:g}")
         if self.scalar.ends_as_configured and same_name[-1:] in ([], [self]):

@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 from mom.config.checks import conform, known_names
 from mom.errors import UsageError, as_written
 from mom.model import pools, registry, routers
-from mom.model.options import ModelOptions, options_of
+from mom.model.options import options_of
+from mom.model.rules import options_from
 
 GROUPS = ("model", "router")
 BUILT_IN = (routers, pools)
@@ -77,7 +78,7 @@ def check_model(model: Mapping[str, Any], router: Mapping[str, Any], sequence_le
         UsageError: for the first invalid option.
     """
     try:
-        options = ModelOptions.from_mapping({**model, **router, "vocab_size": model.get("vocab_size") or 1})
+        options = options_from({**model, **router, "vocab_size": model.get("vocab_size") or 1})
     except ValueError as reason:
         raise invalid_model(reason) from reason
     if sequence_length > options.max_positions:

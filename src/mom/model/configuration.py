@@ -11,6 +11,7 @@ from mom.model.options import ModelOptions
 from mom.model.pools import PoolKind  # noqa: F401 (registers the built-in kinds)
 from mom.model.registry import InvalidOption
 from mom.model.routers import RouterKind  # noqa: F401 (as above)
+from mom.model.rules import check_options
 
 
 class MoMConfig(ModelOptions, PreTrainedConfig):
@@ -66,7 +67,7 @@ class MoMConfig(ModelOptions, PreTrainedConfig):
         if (pools := kwargs.pop("pools", None)) is not None:  # null means the default, as in a request
             self.pool_specs = pools
         PreTrainedConfig.__post_init__(self, **kwargs)
-        self.check_options()
+        check_options(self)
 
     # The names of other libraries for sizes that follow from the options.
 

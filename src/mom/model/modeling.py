@@ -34,6 +34,7 @@ from mom.model.pools.pool import Pool
 from mom.model.positions import Packing, check_packing, check_positions, token_positions
 from mom.model.routers.router import Router
 from mom.model.routing import RoundRouting
+from mom.model.rules import check_options
 from mom.model.steps import Step, run_eagerly
 
 
@@ -51,7 +52,7 @@ class MoMPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = True  # `Trainer` passes num_items_in_batch
 
     def __init__(self, config: MoMConfig) -> None:
-        config.check_options()  # its fields may have been set since it was made
+        check_options(config)  # its fields may have been set since it was made
         if config.balance_bias_rate:
             self._keep_in_fp32_modules_strict = {"balance_bias"}
         super().__init__(config)

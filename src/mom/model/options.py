@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from mom.model.declaration import Declared, declared, option
 from mom.model.layout import (
@@ -19,11 +19,10 @@ from mom.model.layout import (
     PoolLayout,
     Schedule,
     TopK,
-    check_entries,
     entries_as_list,
     named_entries,
 )
-from mom.model.registry import InvalidOption, as_yaml, one_of
+from mom.model.registry import as_yaml
 from mom.model.registry import pools as pool_kinds
 from mom.model.registry import routers as router_kinds
 
@@ -58,7 +57,7 @@ routed = partial(option, routed=True)
 
 @dataclass(kw_only=True, repr=False)
 class ModelOptions:
-    """The options of a model, checked by :meth:`check_options`."""
+    """The options of a model, which :func:`mom.model.rules.check_options` checks."""
 
     vocab_size: int = option(50257, "tokens in the vocabulary", ge=1)
     max_positions: int = option(1024, "positions: the longest sequence, in tokens", ge=1)
@@ -184,24 +183,6 @@ class ModelOptions:
         1.0, "weight of the penalty on the distance to depth_target", group="router", ge=0
     )
 
-    @classmethod
-    def from_mapping(cls, given: Mapping[str, Any]) -> Self:
-        """Build and check options from a mapping as users write it, including options of router kinds.
-
-        Raises:
-            InvalidOption: for the first option that is unknown or invalid.
-        """
-        names = {"pools" if name == "pool_specs" else name for name in declared(ModelOptions)}
-        known = [*sorted(names), *kind_options()]
-        for name, value in given.items():
-            if name not in known:
-                raise InvalidOption(name, value, f"is not an option: it {one_of(name, known)}")
-        options = cls()
-        for name, value in given.items():
-            setattr(options, "pool_specs" if name == "pools" else name, value)
-        options.check_options()
-        return options
-
     # Sizes that follow from the options.
 
     @property
@@ -300,118 +281,6 @@ class ModelOptions:
         names = [*declared(ModelOptions), *declared(router_kinds.find(self.router))]
         values = {name: getattr(self, name) for name in names}
         return values | {"pools": entries_as_list(values.pop("pool_specs"))}
-
-    # Checks, in the order of the options.
-
-    def check_options(self) -> None:
-        """Check all options; raise :class:`InvalidOption` if one is invalid."""
-        for name, declaration in declared(ModelOptions).items():
-            declaration.check(getattr(self, name), "pools" if name == "pool_specs" else "")
-        for name, declaration in declared(router_kinds.find(self.router)).items():
-            if not hasattr(self, name):
-                setattr(self, name, declaration.default)
-        for name, declaration in kind_options().items():
-            if hasattr(self, name):
-                declaration.check(getattr(self, name))
-        if self.d_model % self.num_heads:
-            rule = f"must be a multiple of num_heads ({self.num_heads})"
-            raise InvalidOption("d_model", self.d_model, rule)
-        if self.components.rotary and self.d_model // self.num_heads % 2:
-            rule = f"must be an even multiple of num_heads ({self.num_heads}) for rotary positions"
-            raise InvalidOption("d_model", self.d_model, rule)
-        check_entries(self.pool_specs)
-        if self.num_stages:
-            self._check_routing()
-
-    def _check_routing(self) -> None:
-        layouts = self.pools()
-        for layout in layouts:
-            most = layout.most_choices()
-            if isinstance(layout.top_k, int) and layout.top_k > most:
-                rule = (
-                    f"must be between 1 and {most}, the choices that every round of the {layout.name} pool has "
-                    f"({layout.num_modules} modules, schedule {layout.schedule}, "
-                    f"{'with' if layout.skip else 'without'} SKIP), or all"
-                )
-                raise InvalidOption(self._top_k_option(layout), layout.top_k, rule)
-        if self.absorbing_skip and not any(layout.may_skip() for layout in layouts):
-            rule = (
-                "must be false if every token runs a module in every step: it requires skip, and a top_k of 1 or "
-                "skip_rule first"
-            )
-            raise InvalidOption("absorbing_skip", True, rule)
-        if not self.router_kind.learns:
-            unlearned = {
-                "router_prior": "none",
-                "settle_steps": None,
-                "balance_bias_rate": 0,
-                "depth_target": None,
-            }
-            defaults = declared(ModelOptions)
-            for name, allowed in unlearned.items():
-                if getattr(self, name) not in (allowed, defaults[name].default):
-                    rule = f"must be {as_yaml(allowed)} with router {self.router}, which does not learn"
-                    raise InvalidOption(name, getattr(self, name), rule)
-        if self.score_function == "identity" and self.normalize_weights is True and self.router_kind.learns:
-            rule = "must be auto or false with score_function identity, whose scores can sum to 0"
-            raise InvalidOption("normalize_weights", True, rule)
-        if self.settle_steps is not None and any(layout.num_selected() > 1 for layout in layouts):
-            rule = "must be null with a top_k above 1, since a token ID keeps one module"
-            raise InvalidOption("settle_steps", self.settle_steps, rule)
-        self._check_capacity(layouts)
-        if self.depth_target is not None:
-            self._check_depth_target(self.depth_target, layouts)
-
-    def _check_capacity(self, layouts: tuple[PoolLayout, ...]) -> None:
-        entries = dict(named_entries(self.pool_specs))
-        own = {f"pools.{name}.capacity": entry.get("capacity") for name, entry in entries.items()}
-        given = [
-            (name, value) for name, value in ({"capacity": self.capacity} | own).items() if value is not None
-        ]
-        if not given:
-            return
-        if not self.router_kind.learns:
-            raise InvalidOption(*given[0], f"must be null with router {self.router}, which does not learn")
-        if all(layout.capacity is None for layout in layouts):
-            rule = "must be null without skip: tokens that no module takes choose SKIP"
-            raise InvalidOption(*given[0], rule)
-        excluded = {
-            "normalize_weights": (True, "must be auto or false", "a module's weight is its probability"),
-            "balance_bias_rate": (
-                self.balance_bias_rate or None,
-                "must be 0",
-                "modules take equally many tokens",
-            ),
-            "settle_steps": (self.settle_steps, "must be null", "modules choose their tokens"),
-            "depth_target": (self.depth_target, "must be null", "the capacity sets the depth"),
-        }
-        for name, (value, rule, reason) in excluded.items():
-            if value is not None and getattr(self, name) == value:
-                raise InvalidOption(name, value, f"{rule} with a capacity: {reason}")
-
-    def _top_k_option(self, layout: PoolLayout) -> str:
-        """Return the option that sets a pool's K."""
-        if dict(named_entries(self.pool_specs))[layout.name].get("top_k") is not None:
-            return f"pools.{layout.name}.top_k"
-        flat = f"{layout.kind.name}_top_k"
-        return "top_k" if getattr(self, flat, None) is None else flat
-
-    def _check_depth_target(self, target: float, layouts: tuple[PoolLayout, ...]) -> None:
-        skipping = [layout.position for layout in layouts if layout.may_skip()]
-        always = self.skip_rule == "share" and all(layout.num_selected() > 1 for layout in layouts)
-        if not skipping and always:
-            rule = (
-                f"must be null with top_k {self.top_k} and skip_rule share, with which every token runs a module in "
-                "every step"
-            )
-            raise InvalidOption("depth_target", target, rule)
-        steps = self.num_rounds * len(skipping)
-        if self.absorbing_skip:  # a token that exits in the first step that allows it runs none after it
-            steps = self.num_rounds * len(layouts) - skipping[0]
-        least = self.graph_depth - self.num_stages * steps / len(layouts)
-        if not least <= target <= self.graph_depth:
-            rule = f"must be between {least:g} and {self.graph_depth}, or null"
-            raise InvalidOption("depth_target", target, rule)
 
 
 def kind_options() -> dict[str, Declared]:
