@@ -82,10 +82,10 @@ class PoolLayout:
         """Return whether any round chooses among modules, not only between a module and SKIP."""
         return any(len(self.modules_of(h)) > 1 for h in range(self.num_rounds))
 
-    def prefers(self, round_index: int) -> bool:
-        """Return whether a weak prior on one module suits a round.
+    def has_weak_prior(self, round_index: int) -> bool:
+        """Return whether a round may start with a weak preference for one module (``cyclic``, ``hashed``).
 
-        It only weakens SKIP in rounds with one module and in pools whose modules choose their tokens (``capacity``).
+        It would only weaken SKIP in rounds with one module and in pools whose modules choose their tokens (``capacity``).
         """
         return self.capacity is None and len(self.modules_of(round_index)) > 1
 
@@ -133,7 +133,7 @@ class PoolLayout:
         """Return the initial preference of each round, [H][slots], in units of the temperature.
 
         ``cyclic`` gives ``strength`` to the modules i with i = h modulo N or H, whichever is less, in round h, and 0 to
-        everything else, in rounds that it suits (:meth:`prefers`). ``hashed`` depends on the token and is not in this
+        everything else, in rounds that it suits (:meth:`has_weak_prior`). ``hashed`` depends on the token and is not in this
         table.
 
         With the other kinds, module h gets ``2 * strength`` and SKIP ``strength`` in round h < N. In later rounds, SKIP
@@ -144,7 +144,7 @@ class PoolLayout:
             period = min(self.num_modules, self.num_rounds)
             rounds = range(self.num_rounds)
             preferred = [
-                range(h % period, self.num_modules if self.prefers(h) else 0, period) for h in rounds
+                range(h % period, self.num_modules if self.has_weak_prior(h) else 0, period) for h in rounds
             ]
             return [[strength * (slot in chosen) for slot in range(self.num_slots)] for chosen in preferred]
         table = [[0.0] * self.num_slots for _ in range(self.num_rounds)]

@@ -263,7 +263,7 @@ class Router(nn.Module):
         logits = outputs.float()  # (B, T, slots)
         if self.prior is not None:
             logits = logits + self.prior[round_index]
-        if learns and self.config.router_prior == "hashed" and self.layout.prefers(round_index):
+        if learns and self.config.router_prior == "hashed" and self.layout.has_weak_prior(round_index):
             logits = logits + self._hashed_prior(round_index, token_ids)
         if learns and (self.temperature is not None or self.config.temperature != 1):
             logits = logits / (self.config.temperature if self.temperature is None else self.temperature)
