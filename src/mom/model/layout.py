@@ -85,7 +85,7 @@ class PoolLayout:
     def has_weak_prior(self, round_index: int) -> bool:
         """Return whether a round may start with a weak preference for one module (``cyclic``, ``hashed``).
 
-        It would only weaken SKIP in rounds with one module and in pools whose modules choose their tokens (``capacity``).
+        It would only weaken SKIP in rounds with one module and in pools whose modules choose tokens (``capacity``).
         """
         return self.capacity is None and len(self.modules_of(round_index)) > 1
 
@@ -133,8 +133,8 @@ class PoolLayout:
         """Return the initial preference of each round, [H][slots], in units of the temperature.
 
         ``cyclic`` gives ``strength`` to the modules i with i = h modulo N or H, whichever is less, in round h, and 0 to
-        everything else, in rounds that it suits (:meth:`has_weak_prior`). ``hashed`` depends on the token and is not in this
-        table.
+        everything else, in rounds that have it (:meth:`has_weak_prior`). ``hashed`` depends on the token and is not in
+        this table.
 
         With the other kinds, module h gets ``2 * strength`` and SKIP ``strength`` in round h < N. In later rounds, SKIP
         gets ``2 * strength`` and, for ``looped``, module h mod N gets ``strength``. Everything else gets 0. In a
