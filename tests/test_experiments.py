@@ -133,6 +133,7 @@ def test_every_experiment_runs_a_step_at_reduced_size(name: str, tmp_path: Path,
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_job_of_a_grid_binds_and_builds(name: str) -> None:
+    """Seeds do not matter for this: one is enough."""
     given = [f"{key}={value}" for key, value in GRIDS[name]["params"].items()]
     if name.startswith("study/search"):
         jobs = drawn(given)
@@ -144,7 +145,7 @@ def test_every_job_of_a_grid_binds_and_builds(name: str) -> None:
             else [str(one.input_line)]
             for one in parsed
         ]
-        jobs = list(itertools.product(*values))
+        jobs = list(itertools.product(*(one[:1] if one[0].startswith("seed=") else one for one in values)))
 
     assert jobs
     for job in jobs:
