@@ -21,7 +21,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, page in PAGES.items():
         text = (top / name).read_text(encoding="utf-8").replace("](docs/", "](")
         for target, moved in PAGES.items():
-            text = text.replace(f"]({target})", f"]({moved})")
+            text = re.sub(rf"\]\({re.escape(target)}(#[^)]*)?\)", rf"]({moved}\1)", text)
         text = re.sub(
             r"\[([^]]+)\]\(([^)#:]+)\)", lambda link: link[1] if (top / link[2]).exists() else link[0], text
         )
