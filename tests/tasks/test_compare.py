@@ -42,12 +42,13 @@ def test_the_task_writes_its_table_in_every_form(
 
     out = capsys.readouterr().out
     best = compare(find_runs(["runs"]), "val/loss", reference_metric="baseline/val/loss").groups[0]
-    assert f"{best.mean:.4f}" in out and f"{best.difference.mean:+.4f}" in out  # type: ignore[union-attr]
+    assert best.difference is not None
+    assert f"{best.mean:.4f}" in out and f"{best.difference.mean:+.4f}" in out
     assert "router.router changes together with router.router_prior" in out
     with Path("out/comparison.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mean"]) for row in rows] == sorted(float(row["mean"]) for row in rows)
-    assert float(rows[0]["difference"]) == best.difference.mean  # type: ignore[union-attr]
+    assert float(rows[0]["difference"]) == best.difference.mean
     assert Path("out/comparison.md").read_text().count(f" {best.mean:.4f} |") == 1
     assert r"\toprule" in Path("out/comparison.tex").read_text()
     assert Path("out/comparison.png").read_bytes().startswith(b"\x89PNG")

@@ -1,4 +1,4 @@
-"""Rules between the options of a model, checked without PyTorch."""
+"""The checks of a model's options: each by itself, and the rules between them; without PyTorch."""
 
 from __future__ import annotations
 
