@@ -149,11 +149,11 @@ def test_every_step_has_a_layer_of_the_cache_to_itself() -> None:
     }
     config = small_config(pools=pools, num_stages=2, num_rounds=3, num_bottom_blocks=2)
     steps = [
-        config.cache_layer(stage, h, layout)
+        layer
         for stage in range(2)
-        for h in range(3)
         for layout in config.pools()
         if layout.kind.attends or layout.kind.streams
+        for layer in config.cache_layers(stage, layout)
     ]
     anchors = [config.anchor_layer(stage) for stage in range(2)]
     plain = [0, 1, config.num_attentions - 1]  # bottom and top

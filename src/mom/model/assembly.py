@@ -47,7 +47,7 @@ class RoutedPool(nn.Module):
         self.layout = layout
         self.router = Router(config, layout, salt=stage_index * len(config.pools()) + layout.position)
         self.pool = Pool(config, layout)
-        self.cache_layers = [config.cache_layer(stage_index, h, layout) for h in range(config.num_rounds)]
+        self.cache_layers = config.cache_layers(stage_index, layout)
         # Bound here, because PEFT replaces the pool by a wrapper that can only be called.
         self._run = self.pool.run
 

@@ -222,16 +222,20 @@ class ModelOptions:
         """Return the cache layer of a stage's anchor; without anchors, that of the last attention in the stage."""
         return self.num_bottom_blocks + (stage + 1) * self._attentions_per_stage() - 1
 
-    def cache_layer(self, stage: int, round_index: int, layout: PoolLayout) -> int:
-        """Return the cache layer of a step: first those of attentions in order, then those of pools that stream."""
+    def cache_layers(self, stage: int, layout: PoolLayout) -> list[int]:
+        """Return the cache layer of each step of a pool in a stage.
+
+        The first layers are those of attentions in order, the others those of pools that stream.
+        """
         kinds = [pool.kind for pool in self.pools()]
         before = kinds[: layout.position]
         if layout.kind.attends:
-            first = self.num_bottom_blocks + stage * self._attentions_per_stage()
-            attending = round_index * sum(kind.attends for kind in kinds)
-            return first + attending + sum(kind.attends for kind in before)
-        steps = (stage * self.num_rounds + round_index) * sum(kind.streams for kind in kinds)
-        return self.num_attentions + steps + sum(kind.streams for kind in before)
+            per_round = sum(kind.attends for kind in kinds)
+            first = self.num_bottom_blocks + stage * self._attentions_per_stage() + sum(kind.attends for kind in before)
+        else:
+            per_round = sum(kind.streams for kind in kinds)
+            first = self.num_attentions + stage * self.num_rounds * per_round + sum(kind.streams for kind in before)
+        return [first + h * per_round for h in range(self.num_rounds)]
 
     @property
     def num_cache_layers(self) -> int:
