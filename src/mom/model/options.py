@@ -227,15 +227,14 @@ class ModelOptions:
 
         The first layers are those of attentions in order, the others those of pools that stream.
         """
-        kinds = [pool.kind for pool in self.pools()]
-        before = kinds[: layout.position]
-        if layout.kind.attends:
-            per_round = sum(kind.attends for kind in kinds)
-            first = self.num_bottom_blocks + stage * self._attentions_per_stage() + sum(kind.attends for kind in before)
+        attends = layout.kind.attends
+        layers = [pool.kind.attends if attends else pool.kind.streams for pool in self.pools()]
+        if attends:
+            start = self.num_bottom_blocks + stage * self._attentions_per_stage()
         else:
-            per_round = sum(kind.streams for kind in kinds)
-            first = self.num_attentions + stage * self.num_rounds * per_round + sum(kind.streams for kind in before)
-        return [first + h * per_round for h in range(self.num_rounds)]
+            start = self.num_attentions + stage * self.num_rounds * sum(layers)
+        first = start + sum(layers[: layout.position])
+        return [first + h * sum(layers) for h in range(self.num_rounds)]
 
     @property
     def num_cache_layers(self) -> int:
