@@ -12,6 +12,8 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from tests.helpers import processes
+
 LOAD = """
 import sys
 sys.modules["mom"] = None  # importing it fails
@@ -29,17 +31,41 @@ BRIEF = ["task.num_tokens=500", "task.ablation=none", "task.value_tokens=0", "ta
 
 
 @pytest.fixture
-def say(tmp_path):
+def variables(tmp_path):
+    """Return the environment variables of the walk."""
+    hub = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    return {"MOM_CACHE": str(tmp_path / "cache"), "COLUMNS": "80", **hub}
+
+
+@pytest.fixture
+def say(tmp_path, variables):
     """Run a command line in the empty folder, and return what it printed."""
-    environment = {**os.environ, "MOM_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"COLUMNS": "80", "HF_HOME": str(tmp_path / "hf")}
 
     def run(*line: str) -> str:
         done = subprocess.run(
-            line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=600
+            line,
+            cwd=tmp_path,
+            env=os.environ | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
         )
         assert done.returncode == 0, f"{shlex.join(line)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
+
+    return run
+
+
+@pytest.fixture
+def say_forked(tmp_path, variables):
+    """Run a command line in a process that need not import the libraries, and return what it printed."""
+
+    def run(*line: str) -> str:
+        assert line[:3] == (sys.executable, "-m", "mom")
+        done = processes.run(line[1:], tmp_path, tmp_path / "output.txt", **variables)
+        assert done.code == 0, f"{shlex.join(line)}\n{done.output}"
+        return done.output
 
     return run
 
@@ -50,7 +76,7 @@ def commands(printed: str) -> dict[str, list[str]]:
     return {line[3].removeprefix("task="): line for line in lines}
 
 
-def test_from_own_text_to_an_export_that_loads_elsewhere(tmp_path, say):
+def test_from_own_text_to_an_export_that_loads_elsewhere(tmp_path, say, say_forked):
     (tmp_path / "mine").mkdir()
     for name, text in list(topics.items())[:40]:
         (tmp_path / "mine" / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -61,9 +87,9 @@ def test_from_own_text_to_an_export_that_loads_elsewhere(tmp_path, say):
     figures = {path.name for path in (tmp_path / "first" / "figures").glob("*.png")}
     assert figures
 
-    assert "The" in say(*following["generate"])
-    say(*following["evaluate"])
-    say(*following["analyze"], *BRIEF)
+    assert "The" in say_forked(*following["generate"])
+    say_forked(*following["evaluate"])
+    say_forked(*following["analyze"], *BRIEF)
     (report,) = Path(tmp_path).glob("outputs/analyze/*/report.html")
     assert report.stat().st_size > 10_000
 

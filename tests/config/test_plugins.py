@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint
@@ -19,8 +17,9 @@ from mom.config.composition import composed
 from mom.config.plugins import load_plugins, plugins_in
 from mom.errors import UsageError
 from mom.model import registry
+from tests.helpers import processes
+from tests.helpers.processes import ROOT, Ended
 
-ROOT = Path(__file__).resolve().parents[2]
 ROUTER = """
 from mom.model.registry import register_router
 from mom.model.options import option
@@ -111,16 +110,9 @@ def test_installed_packages_bring_plugins_as_entry_points(mine: str, monkeypatch
         load_plugins([])
 
 
-def run(folder: Path, *line: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *line: str) -> Ended:
     """Run the command line in its own process."""
-    return subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), *line],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
-    )
+    return processes.run([str(ROOT / "run.py"), *line], folder, folder / "output.txt")
 
 
 SMOKE = ("experiment=smoke", "task.plain_steps=0", "task.baseline=false", "callbacks=none", "logger=none")
@@ -130,29 +122,29 @@ def test_a_router_of_your_own_trains_and_needs_its_plugin_to_load(tmp_path: Path
     line = ("plugins=[examples.bilinear_router]", "router=bilinear", "router.bilinear_rank=4")
     done = run(tmp_path, *line, *SMOKE, "router.router_dim=null", "run_dir=run")
 
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.output
     written = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert (written["plugins"], written["router"]["bilinear_rank"]) == (["examples.bilinear_router"], 4)
     weights = next((tmp_path / "run").rglob("last.ckpt"))
     load = ("task=generate", f"init={weights}", "prompt=x", "task.max_new_tokens=2")
     failed = run(tmp_path, *load)
-    assert failed.returncode == 2
-    assert failed.stderr.startswith(f"error: cannot load init={weights}: router must be one of ")
-    assert failed.stderr.endswith(
+    assert failed.code == 2
+    assert failed.output.startswith(f"error: cannot load init={weights}: router must be one of ")
+    assert failed.output.endswith(
         "got bilinear; if a plugin registers it, import that with plugins=[my_package.my_module]\n"
     )
-    assert run(tmp_path, *load, line[0]).returncode == 0
+    assert run(tmp_path, *load, line[0]).code == 0
 
 
 def test_a_third_pool_through_hydra(tmp_path: Path) -> None:
     pools = "{attention: {}, conv: {kind: causal_conv, num_modules: 2, top_k: 1, kernel_size: 3}, ffn: {}}"
     line = ("plugins=[examples.causal_conv]", f"model.pools={pools}")
     done = run(tmp_path, *line, *SMOKE, "run_dir=run")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.output
 
-    assert run(tmp_path, *line, "task=cost", "task.measure_memory=false", "run_dir=cost").returncode == 0
+    assert run(tmp_path, *line, "task=cost", "task.measure_memory=false", "run_dir=cost").code == 0
     two = json.loads((tmp_path / "cost" / "summary.json").read_text())["parameters"]
-    assert run(tmp_path, "task=cost", "task.measure_memory=false", "run_dir=plain").returncode == 0
+    assert run(tmp_path, "task=cost", "task.measure_memory=false", "run_dir=plain").code == 0
     assert two > json.loads((tmp_path / "plain" / "summary.json").read_text())["parameters"]
 
 
@@ -160,7 +152,7 @@ def test_a_sweep_passes_its_plugins_to_its_jobs(tmp_path: Path) -> None:
     line = ("-m", "plugins=[examples.bilinear_router]", "router=bilinear,linear", "router.router_dim=null")
     done = run(tmp_path, *line, *SMOKE, "hydra.sweep.dir=s")
 
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.code == 0, done.output
     assert "val/loss" in json.loads((tmp_path / "s" / "0" / "summary.json").read_text())
 
 

@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@dataclasses.dataclass(frozen=True)
-class Ended:
-    """Exit code (negative: the signal) and output of one rank."""
-
-    code: int
-    output: str
+from tests.helpers.processes import ROOT, Ended, start, wait_for_all
 
 
 def free_port() -> int:
@@ -42,38 +30,20 @@ def launch(
     Returns:
         The result of each rank, in order.
     """
-    port = free_port()
-    shared = os.environ | {
+    shared = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "GROUP_RANK": "0",
         "TORCHELASTIC_RUN_ID": "test",
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join((str(ROOT / "src"), str(ROOT))),
     }
-    command = [sys.executable, "-m", "tests.distributed.scenarios", scenario, str(folder), *arguments]
-    processes = []
+    line = ["-m", "tests.distributed.scenarios", scenario, str(folder), *arguments]
+    processes = {}
     for rank in range(world_size):
-        environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        output = (folder / f"{scenario}-{rank}.txt").open("w+b")
-        processes.append(
-            (subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output), output)
-        )
-    try:
-        for process, _ in processes:
-            process.wait(timeout)
-    finally:
-        for process, _ in processes:
-            process.kill()
-            process.wait()
-    ended = []
-    for process, output in processes:
-        output.seek(0)
-        ended.append(Ended(process.returncode, output.read().decode(errors="replace")))
-        output.close()
-    return ended
+        output = folder / f"{scenario}-{rank}.txt"
+        processes[output] = start(line, ROOT, output, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+    return wait_for_all(processes, timeout)
 
 
 def launch_all(scenario: str, folder: Path, *arguments: str, world_size: int = 2) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 
 from mom.callbacks.non_finite import NonFiniteError
 from mom.config import bind
@@ -304,4 +305,7 @@ def _pretrain(folder: Path, name: str, extra: Callable[[str], list[Callback]]) -
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    rank_zero_only.rank = int(
+        os.environ["RANK"]
+    )  # which Lightning reads when it is imported, before the fork
     globals()[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])

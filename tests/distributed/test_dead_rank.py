@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +11,7 @@ import pytest
 from mom.callbacks import RankAgreement
 from mom.errors import RankDied
 from mom.runs.owner import Process
-from tests.distributed.launch import ROOT
+from tests.helpers.processes import ROOT, run
 
 
 @pytest.mark.parametrize(("mine", "dead", "records"), [(0, 1, False), (1, 0, True), (2, 0, False)])
@@ -54,16 +51,11 @@ print(json.dumps([[end.code, end.output] for end in ends]))
 def test_the_survivor_prints_one_line_and_the_status_is_failed(
     tmp_path: Path, rank: int, moment: int
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path), str(rank), str(moment)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr
-    ends = json.loads(done.stdout.splitlines()[-1])
+    program = tmp_path / "killed.py"
+    program.write_text(KILLED, encoding="utf-8")
+    done = run([str(program), str(tmp_path), str(rank), str(moment)], ROOT, tmp_path / "output.txt")
+    assert done.code == 0, done.output
+    ends = json.loads(done.output.splitlines()[-1])
     assert ends[rank][0] == -signal.SIGKILL
     code, output = ends[1 - rank]
     lines = [one for one in output.splitlines() if one.startswith("error: ")]

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.distributed.launch import ROOT, free_port
+from tests.distributed.launch import free_port
+from tests.helpers.processes import ROOT
 
 REQUEST = (
     "experiment=smoke",
     "task.plain_steps=0",
     "logger=many",
+    "callbacks.figures=null",
+    "callbacks.samples=null",
     "trainer=ddp",
     "trainer.accelerator=cpu",
     "trainer.devices=2",
