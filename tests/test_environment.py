@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -82,10 +84,11 @@ def test_shell_scripts_parse(script: Path) -> None:
 
 @pytest.mark.parametrize("linter", ["shellcheck", "hadolint"])
 def test_linters_find_nothing(linter: str) -> None:
-    if shutil.which(linter) is None:
+    program = shutil.which(linter, path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
         pytest.skip(f"{linter} is not installed, so its files are NOT LINTED")
     files = SCRIPTS if linter == "shellcheck" else [ROOT / "Dockerfile"]
-    subprocess.run([linter, *map(str, files)], check=True)
+    subprocess.run([program, *map(str, files)], check=True)
 
 
 def test_the_slurm_script_starts_one_process_per_task_and_goes_back_to_the_queue(tmp_path: Path) -> None:
