@@ -24,7 +24,7 @@ from tests.helpers.reduced import REDUCED
 from tests.helpers.runs import write_record
 from tests.helpers.texts import some_texts
 from tests.helpers.xsum_files import articles
-from tests.test_docs import OTHERS, PAGES, without_plugins  # noqa: F401 (a fixture)
+from tests.test_docs import DOCS, OTHERS, PAGES, without_plugins  # noqa: F401 (a fixture)
 
 # What is not run here: where it is, or what it needs.
 ELSEWHERE = {
@@ -34,7 +34,7 @@ ELSEWHERE = {
     r"trainer=ddp": "tests/distributed/test_launchers.py",
     r"harness=": "tests/evaluation/test_harness.py",
     r"push_to_hub=": "tests/tasks/test_export.py, with a server of its own",
-    r"data=openwebtext|init=gpt2|data=glue data.name=mrpc$": "it downloads",
+    r"init=gpt2|data=glue data.name=mrpc$": "it downloads",
     r"data=datasets data\.path=…": "tests/data/test_corpora.py",
     r"mlflow|my_package": "a package of the reader's",
 }
@@ -82,7 +82,10 @@ def left_out(command: str) -> bool:
 
 # One command of those that ask for the same.
 COMMANDS = {
-    options(command): (command, page) for page in PAGES for command in commands(page) if not left_out(command)
+    options(command): (command, page)
+    for page in [*PAGES, *sorted(DOCS.glob("variants/*.md"))]
+    for command in commands(page)
+    if not left_out(command)
 }
 
 
@@ -131,6 +134,8 @@ def reduced(config: DictConfig, root: Path, run_dir: Path) -> DictConfig:
     changes["data"] = SMALL_DATA[data]
     if data == "language_modeling":
         changes["data"] = changes["data"] | {"cache_dir": str(root / "cache"), "validation_fraction": 0.3}
+        if config.data.corpus == "datasets":  # what would be downloaded
+            changes["data"] |= {"corpus": "text", "path": str(root / "my_texts"), "tokenizer": None}
     if data == "control":
         changes["model"] = REDUCED["model"] | {"max_positions": config.model.max_positions}
     if config.init is not None:
