@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
-from mom.cost.machine import is_mixed, matmul_dtype, weight_dtype
+from mom.cost.machine import is_mixed, matmul_dtype, unified_precision, weight_dtype
 from mom.model import MoMConfig, MoMForCausalLM
 from mom.model.assembly import Stage
 from mom.model.blocks import Block
@@ -90,7 +90,7 @@ def trace_step(
         checkpointing: ``trainer.activation_checkpointing``.
     """
 
-    key = contents(config), batch_size, length, str(precision), checkpointing
+    key = contents(config), batch_size, length, unified_precision(precision), checkpointing
     if key not in _traces:
         _traces[key] = _extrapolated(config, batch_size, length, precision, checkpointing)
     return _traces[key]
