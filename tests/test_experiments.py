@@ -66,7 +66,7 @@ def test_every_experiment_runs_a_step_at_reduced_size(name: str, tmp_path: Path,
     if name == "study/universal":  # it starts from a model of its own kind, made of one layer of phase 1
         reduced = bind(reduce(compose(name), tmp_path, start)).model_config(VOCABULARY)
         start = write_run(tmp_path / "one_layer", MoMForCausalLM(reduced), small_tokenizer())
-    config = bind(reduce(compose(name), tmp_path, start))
+    config = bind(reduce(compose(name), tmp_path, start, figures=name == "smoke"))
     task = importlib.import_module(f"mom.tasks.{config.task.name}")
 
     summary = task.run(config, RunDirectory(config.run_dir))

@@ -36,7 +36,7 @@ def start(line: Sequence[str], folder: Path, output: Path, **variables: str) -> 
         return ForkedProcess(list(line), file.fileno(), environment, imports=["mom.tasks.pretrain"])
 
 
-def wait_for_all(processes: Mapping[Path, ForkedProcess], timeout: float = 300) -> list[Ended]:
+def wait_for_all(processes: Mapping[Path, ForkedProcess], timeout: float = 600) -> list[Ended]:
     """Wait for processes, given by the files of their output, and return how they ended.
 
     Raises:

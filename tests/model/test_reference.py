@@ -148,9 +148,12 @@ def assert_equals_the_reference(model):
         )
 
 
-@pytest.mark.parametrize("block", ["gpt2", "llama"])
+@pytest.mark.parametrize(
+    ("router", "block"),
+    [(router, "gpt2") for router in ("gru", "mlp", "linear", "embedding", "sequential", "random")]
+    + [(router, "llama") for router in ("gru", "random")],
+)
 @pytest.mark.parametrize("skipped_kv", ["zero", "mask"])
-@pytest.mark.parametrize("router", ["gru", "mlp", "linear", "embedding", "sequential", "random"])
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padded_rows_equal_the_reference_of_the_unpadded(router, skipped_kv, side, block):
     model = small_model(router=router, skipped_kv=skipped_kv, top_k=1, block=block)

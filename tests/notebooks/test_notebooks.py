@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+
+from tests.helpers import processes
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -23,10 +23,9 @@ PATHS = os.pathsep.join([str(ROOT / "src"), *filter(None, [os.environ.get("PYTHO
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with every part of a quickstart's, trained for three steps each."""
     folder = tmp_path_factory.mktemp("smoke") / "run"
-    command = [sys.executable, "run.py", "experiment=smoke", f"run_dir={folder}"]
-    subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": PATHS}, check=True, capture_output=True
-    )
+    line = ["run.py", "experiment=smoke", f"run_dir={folder}"]
+    done = processes.run(line, ROOT, folder.with_suffix(".txt"))
+    assert done.code == 0, done.output
     return folder
 
 
