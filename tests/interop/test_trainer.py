@@ -153,6 +153,8 @@ WAYS = {
 def test_loss_and_gradients_equal_those_of_a_plain_pass(model, way, tmp_path):
     if way == "compiled" and isinstance(model, peft.PeftModel):
         pytest.skip("takes minutes, and the model alone is compiled")
+    if way == "compiled" and isinstance(model, GPT2LMHeadModel):
+        pytest.skip("tests nothing of ours, and the control goes every other way")
     loss, expected = plain(model)
     found, ours = first_step(model, tmp_path, **WAYS[way])
     tolerance = 0.05 if way == "bfloat16" else 1e-4
