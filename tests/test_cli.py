@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -126,6 +127,28 @@ def test_hydras_name_of_the_run_directory_is_honored(launch: Callable[..., int])
 
     assert status("here/3")["state"] == "succeeded"
     assert sorted(path.name for path in Path().iterdir()) == ["here"]
+
+
+@pytest.mark.parametrize(
+    "line", [["seed=1"], ["seed=1", "hydra.run.dir=elsewhere"]], ids=["composed once", "by Hydra"]
+)
+def test_the_collector_that_the_imports_did_without_runs_again(
+    line: list[str], launch: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frozen: list[bool] = []
+    seen: list[bool] = []
+
+    def task(config: RunConfig, run: RunDirectory) -> dict[str, float]:
+        seen.append(gc.isenabled())
+        return {"val/loss": 1.0}
+
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(True))
+    gc.disable()
+    try:
+        assert launch(*line, task=task) == 0
+    finally:
+        gc.enable()
+    assert seen == [True] and frozen == [True]
 
 
 def test_what_a_run_prints_is_in_its_log(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
@@ -41,9 +42,14 @@ def _main(arguments: list[str]) -> int:
 
         print(yaml.safe_load((conf() / "hydra/help/mom.yaml").read_text(encoding="utf-8"))["template"])
         return 0
-    from mom.cli import main
+    # Importing the libraries makes hundreds of thousands of objects that stay; going through them takes a second.
+    gc.disable()
+    try:
+        from mom.cli import main
 
-    return main(conf())
+        return main(conf())
+    finally:
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gc
 import importlib
 import logging
 import os
@@ -72,6 +73,7 @@ def main(config_dir: Path) -> int:
             print(help_text(config_dir, overrides))
             return SUCCEEDED
         if not _is_alone(overrides) or not _run_composed(config_dir, overrides, launch):
+            _collect_garbage_again()
             hydra.main(version_base="1.3", config_path=str(config_dir), config_name=CONFIG_NAME)(launch.run)()
     except KeyboardInterrupt as error:
         return exit_code(_signal_of(error) or signal.SIGINT)
@@ -85,6 +87,13 @@ def main(config_dir: Path) -> int:
         _print_error(usage_error, debug)
         return INVALID_REQUEST
     return launch.exit_code
+
+
+def _collect_garbage_again() -> None:
+    """Turn the garbage collector on again after the imports, and let it skip what they made."""
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
 
 
 class _Launch:
@@ -161,6 +170,7 @@ def _run_and_record(composed_config: DictConfig, stack: contextlib.ExitStack) ->
             check_source(config.init)
         config.check_buildable()
         task = importlib.import_module(f"mom.tasks.{config.task.name}")
+        _collect_garbage_again()
         if not config.task.keeps_record:
             with explained():
                 task.run(config)
