@@ -122,7 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def end_of_input(*_: object) -> str:
-    """Stand in for a reader who ends a dialogue at once."""
+    """Stand in for a reader who ends a dialog at once."""
     raise EOFError
 
 
