@@ -19,6 +19,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from mom.cli import main
+from mom.model import registry
 from mom.runs.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,18 @@ def signals_of_this_test_only():
     for number, handler in before.items():
         if signal.getsignal(number) is not handler:
             signal.signal(number, handler)
+
+
+@pytest.fixture
+def without_plugins(monkeypatch):
+    """Unregister the kinds that a test registers."""
+    for name in [name for name in sys.modules if name.startswith("examples.")]:
+        monkeypatch.delitem(sys.modules, name)
+    kinds = dict(registry.routers), dict(registry.pools)
+    yield
+    for registered, before in zip((registry.routers, registry.pools), kinds, strict=True):
+        for name in set(registered) - set(before):
+            del registered[name]
 
 
 @pytest.fixture

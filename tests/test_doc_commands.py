@@ -24,7 +24,7 @@ from tests.helpers.reduced import REDUCED
 from tests.helpers.runs import write_record
 from tests.helpers.texts import some_texts
 from tests.helpers.xsum_files import articles
-from tests.test_docs import DOCS, OTHERS, PAGES, without_plugins  # noqa: F401 (a fixture)
+from tests.test_docs import DOCS, OTHERS, PAGES
 
 # What is not run here: where it is, or what it needs.
 ELSEWHERE = {

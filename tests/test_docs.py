@@ -6,7 +6,6 @@ import dataclasses
 import pydoc
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,6 @@ from mom.config.optimizer import OptimizerSection
 from mom.config.search import SearchConfig
 from mom.config.tasks import TASKS
 from mom.config.training import TrainerConfig
-from mom.model import registry
 from mom.model.options import options_of
 from tests.helpers.commands import ROOT, commands, request
 
@@ -33,18 +31,6 @@ PAGES = [ROOT / "README.md", *sorted(set(DOCS.glob("*.md")) - RECORDS)]
 OTHERS = re.compile(r"plugins=\[my_|^…|interval\(|^--help|d_model=130|nonsense=1")
 TUTORIAL = DOCS / "tutorial.md"
 NAMING = [*PAGES, ROOT / "CONTRIBUTING.md", *sorted(DOCS.glob("variants/*.md"))]
-
-
-@pytest.fixture
-def without_plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Unregister the kinds that a test registers."""
-    for name in [name for name in sys.modules if name.startswith("examples.")]:
-        monkeypatch.delitem(sys.modules, name)
-    kinds = dict(registry.routers), dict(registry.pools)
-    yield
-    for registered, before in zip((registry.routers, registry.pools), kinds, strict=True):
-        for name in set(registered) - set(before):
-            del registered[name]
 
 
 @pytest.mark.usefixtures("without_plugins")

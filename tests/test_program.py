@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import mom
+from mom import __main__, cli
 from mom.__main__ import conf
 from mom.runs import program
 
@@ -162,3 +164,17 @@ def test_the_command_on_the_path_needs_no_folder(tmp_path: Path, monkeypatch: py
         "mom run_dir='a b' prompt=\"it's\" seed=1"
     )
     assert program.restart() == (sys.executable, "-m", "mom")
+
+
+def test_the_libraries_are_imported_without_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    during: list[bool] = []
+
+    def main(config_dir: Path) -> int:
+        during.append(gc.isenabled())
+        return 2
+
+    monkeypatch.setattr(cli, "main", main)
+    monkeypatch.setattr(sys, "argv", ["mom", "seed=1"])
+
+    assert __main__.main() == 2
+    assert during == [False] and gc.isenabled()
